@@ -1,0 +1,66 @@
+# Every target works on a fresh clone with nothing but Python 3.10+ and a C++ compiler.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST ?=
+# Here a C++ error is an error; `make MISHKIT_REQUIRE_KERNELS= …` goes on without the kernels.
+export MISHKIT_REQUIRE_KERNELS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PY := .venv/bin/python
+LIBRARY := src/mishkit/_kernels.so
+CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.PHONY: help venv kernels demo test check bench accuracy format clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: .venv/installed ## the environment in .venv: torch, then mishkit with everything it can use
+
+kernels: $(LIBRARY) ## the C++ kernels, where csrc has changed
+
+demo: kernels ## mish beside its peers on this machine
+	@.venv/bin/mishkit compare
+
+test: kernels ## the tests; PYTEST="-k mish" passes options on
+	@$(PY) -m pytest $(PYTEST)
+
+check: kernels ## style, types, and everything generated or declared by hand against its source
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@$(PY) tools/check_torch_c.py
+	@$(PY) tools/fit_df_y.py --check
+	@$(PY) tools/make_stubs.py --check
+
+bench: kernels ## time the kernels
+	@.venv/bin/mishkit bench
+
+accuracy: kernels ## measure the error of the kernels
+	@.venv/bin/mishkit accuracy
+
+format: .venv/installed ## put the Python files into shape
+	@.venv/bin/ruff check --fix
+	@.venv/bin/ruff format
+
+clean: ## remove what was built; .venv stays
+	@rm -rf build dist $(LIBRARY) src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find src tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/torch:
+	@echo "venv: $(TORCH)"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install -qq "$(TORCH)"
+	@touch $@
+
+# torch is named again so that no other package can move it: pip would fail instead. The library
+# is left to the next rule, which builds it without an environment of its own.
+.venv/installed: pyproject.toml setup.py .venv/torch
+	@echo "venv: mishkit[lab,test,dev]"
+	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" -e ".[lab,test,dev]"
+	@touch $@
+
+$(LIBRARY): $(CSRC) .venv/installed
+	@$(PY) setup.py -q build_ext --inplace
+	@touch -c $@

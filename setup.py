@@ -1,0 +1,194 @@
+"""Builds mishkit/_kernels.so, the CPU kernels; the rest of the metadata is in pyproject.toml.
+
+The library speaks PyTorch's stable C ABI and is loaded by torch.ops.load_library, so building it
+needs neither torch nor Python's headers: a C++17 compiler is enough, and one wheel serves every
+Python and every torch from 2.10 on. Without a compiler the package installs all the same and
+works through plain torch.
+
+Environment: CXX, CXXFLAGS and LDFLAGS as usual; MISHKIT_REQUIRE_KERNELS=1 makes a failed build
+of the kernels an error; MISHKIT_NO_KERNELS=1 leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+NAME = "mishkit._kernels"
+BIND, KERNELS = "csrc/bind.cpp", "csrc/kernels.cpp"
+HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+X86: dict[str, list[str]] = {
+    "baseline": [],
+    "avx2": AVX2,
+    "avx512": [*AVX512, "-mprefer-vector-width=512"],
+}
+ARM: dict[str, list[str]] = {"neon": []}
+ISAS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+
+COMMON = shlex.split(
+    "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math"
+    " -ffp-contract=off -DNDEBUG -Wall -Wextra"
+)
+# GCC's own AVX-512 headers trip this warning (its bug 105593).
+QUIET = ["-Wno-maybe-uninitialized"]
+# Software-pipelined loops gain from scheduling before register allocation, which GCC leaves off
+# on x86; clang has no such flags.
+SCHEDULE = ["-fschedule-insns", "-fsched-pressure"]
+
+
+class BuildError(Exception):
+    """The kernels cannot be built here; the message says why in one line."""
+
+
+class Compiler:
+    """The C++ compiler, asked rather than guessed about: target, flags."""
+
+    def __init__(self) -> None:
+        found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+        self.command = shlex.split(os.environ.get("CXX", found or ""))
+        if not self.command:
+            raise BuildError("no C++ compiler found (set CXX to name one)")
+        # "x86_64-linux-gnu", "arm64-apple-darwin23.1.0": right under cross-compilation too.
+        self.triple = self.run(["-dumpmachine"]).strip()
+        self.machine = self.triple.partition("-")[0]
+        self.is_mac = "darwin" in self.triple
+        if not (self.is_mac or "linux" in self.triple) or self.machine not in ISAS:
+            raise BuildError(f"there are no kernels for {self.triple or self.command[0]}")
+
+    def run(self, args: Sequence[str]) -> str:
+        command = [*self.command, *args]
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True, capture_output=True)
+        except OSError as error:
+            raise BuildError(f"{command[0]} does not start ({error.strerror})") from None
+        sys.stderr.write(done.stderr)  # warnings too
+        if done.returncode:
+            raise BuildError(f"{shlex.join(self.command)} failed with status {done.returncode}")
+        return done.stdout
+
+    def accepts(self, flags: Sequence[str]) -> bool:
+        # -Werror because clang merely warns about an optimisation flag that it does not know.
+        probe = ["-Werror", *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
+        return not subprocess.run([*self.command, *probe], capture_output=True).returncode
+
+    @cached_property
+    def isas(self) -> dict[str, list[str]]:
+        """The instruction sets to build, each with its flags."""
+        isas = {isa: flags for isa, flags in ISAS[self.machine].items() if self.accepts(flags)}
+        extra = QUIET * self.accepts(QUIET)
+        extra += SCHEDULE * (ISAS[self.machine] is X86 and self.accepts(SCHEDULE))
+        return {isa: flags + extra for isa, flags in isas.items()}
+
+    def compile(self, source: str, target: Path, flags: Sequence[str]) -> bool:
+        """Compiles unless the object is up to date; says whether it did."""
+        args = [*COMMON, *flags, *shlex.split(os.environ.get("CXXFLAGS", "")), "-c", source]
+        recipe = target.with_suffix(".cmd")  # a change of flags or compiler rebuilds as well
+        command = shlex.join([*self.command, *args])
+        needs = [source, __file__, *HEADERS]
+        fresh = target.exists() and recipe.exists() and recipe.read_text() == command
+        if fresh and target.stat().st_mtime >= max(os.path.getmtime(need) for need in needs):
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        self.run([*args, "-o", str(target)])
+        recipe.write_text(command)
+        return True
+
+    def link(self, objects: Sequence[Path], target: Path, scratch: Path) -> None:
+        # libstdc++ and libgcc stay dynamic. An error is a C++ exception that unwinds through
+        # torch's frames, and two copies of the unwinder abort the process; torch has loaded the
+        # shared ones anyway.
+        if self.is_mac:
+            torch = ["-undefined", "dynamic_lookup"]
+        else:
+            # The library must name libtorch_cpu.so as needed, but torch is not here. A stub with
+            # that soname will do: at run time the torch already loaded answers to it.
+            stub = scratch / "libtorch_cpu.so"
+            soname = f"-Wl,-soname,{stub.name}"
+            self.run(["-shared", "-nostdlib", soname, "-x", "c++", os.devnull, "-o", str(stub)])
+            torch = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-shared", *map(str, objects), *torch, *shlex.split(os.environ.get("LDFLAGS", ""))]
+        self.run([*flags, "-o", str(target)])
+
+
+def build(target: Path, scratch: Path) -> str:
+    """Builds the library at target and returns a line that says what was done."""
+    if os.environ.get("MISHKIT_NO_KERNELS", "0") not in ("", "0"):
+        raise BuildError("MISHKIT_NO_KERNELS is set")
+    compiler = Compiler()
+    jobs = [
+        (KERNELS, scratch / f"kernels-{isa}.o", [f"-DMISHKIT_ISA={isa}", *flags])
+        for isa, flags in compiler.isas.items()
+    ]
+    jobs += [(BIND, scratch / "bind.o", [f"-DMISHKIT_HAS_{isa.upper()}" for isa in compiler.isas])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = sum(pool.map(lambda job: compiler.compile(*job), jobs))
+    if compiled or not target.exists():
+        compiler.link([job[1] for job in jobs], target, scratch)
+    what = f"{target.name} ({', '.join(compiler.isas)})"
+    return f"built {what} with {compiler.command[0]}" if compiled else f"{what} is up to date"
+
+
+class BuildKernels(build_ext):
+    """build_ext for a library that is not a Python module, and that may be missing."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        try:
+            print("mishkit:", build(target, Path(self.build_temp)), flush=True)
+        except BuildError as error:
+            target.unlink(missing_ok=True)  # one left by an earlier build would be stale
+            if os.environ.get("MISHKIT_REQUIRE_KERNELS", "0") not in ("", "0"):
+                raise SystemExit(f"mishkit: the kernels were not built: {error}") from None
+            print(f"mishkit: {error}: going on without the kernels, on plain torch", flush=True)
+
+    def copy_extensions_to_source(self) -> None:
+        build_py = self.get_finalized_command("build_py")
+        for ext in self.extensions:
+            inplace, built = self._get_inplace_equivalent(build_py, ext)
+            if not os.path.exists(built):
+                Path(inplace).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
+
+class Wheel(bdist_wheel):
+    """py3-none-<platform> with the library, py3-none-any without: no Python ABI in either."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        library = Path(self.get_finalized_command("build_ext").get_ext_fullpath(NAME))
+        self.root_is_pure = not library.exists()
+        if self.root_is_pure:
+            return super().get_tag()
+        platform = super().get_tag()[2]
+        if not self.plat_name_supplied:
+            compiler = Compiler()
+            if compiler.is_mac:  # built for one machine, even where Python serves two
+                platform = platform.replace("universal2", compiler.machine)
+            else:
+                platform = f"linux_{compiler.machine}"
+        return "py3", "none", platform
+
+
+setup(
+    # optional: where there is no library, there is none to copy beside the sources either
+    ext_modules=[Extension(NAME, [BIND, KERNELS], depends=HEADERS, language="c++", optional=True)],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+)
