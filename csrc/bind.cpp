@@ -1,0 +1,516 @@
+// The binding: registers the kernels of the best instruction set for torch's CPU tensors.
+//
+// The operators' schemas, their fakes and their plain-torch forms are defined in Python (ops.py);
+// this file adds what the dispatcher calls for CPU tensors. Results have the strides that
+// torch.empty_like gives, as the fakes predict.
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "functions/table.h"
+#include "kernels.h"
+#include "torch_c.h"
+
+namespace mishkit {
+
+#define MISHKIT_DECLARE(isa)                 \
+  namespace isa {                            \
+  extern const InstructionSet instruction_set; \
+  }
+#if defined(MISHKIT_HAS_BASELINE)
+MISHKIT_DECLARE(baseline)
+#endif
+#if defined(MISHKIT_HAS_AVX2)
+MISHKIT_DECLARE(avx2)
+#endif
+#if defined(MISHKIT_HAS_AVX512)
+MISHKIT_DECLARE(avx512)
+#endif
+#if defined(MISHKIT_HAS_NEON)
+MISHKIT_DECLARE(neon)
+#endif
+
+namespace {
+
+// ---- the instruction set -------------------------------------------------------------------------
+
+constexpr int most_sets = 4;
+
+// Those that this library has and this CPU runs; the best one last.
+struct Sets {
+  const InstructionSet* set[most_sets];
+  int count = 0;
+
+  Sets() {
+#if defined(MISHKIT_HAS_BASELINE)
+    set[count++] = &baseline::instruction_set;
+#endif
+#if defined(MISHKIT_HAS_AVX2)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2"))
+      set[count++] = &avx2::instruction_set;
+#endif
+#if defined(MISHKIT_HAS_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      set[count++] = &avx512::instruction_set;
+#endif
+#if defined(MISHKIT_HAS_NEON)
+    set[count++] = &neon::instruction_set;
+#endif
+  }
+};
+const Sets& sets() {
+  static const Sets s;
+  return s;
+}
+std::atomic<const InstructionSet*> chosen{nullptr};
+
+// ---- tensors -------------------------------------------------------------------------------------
+
+// Raises RuntimeError; torch throws, so that what unwinds is torch's own exception.
+[[noreturn]] __attribute__((cold)) void fail(const std::string& message) {
+  aoti_torch_check(false, "", __FILE__, __LINE__, message.c_str());
+  __builtin_unreachable();
+}
+[[noreturn]] __attribute__((cold)) void fail_in(const char* expression) {
+  std::string message = std::string("mishkit: ") + expression + " failed";
+  if (torch_exception_get_what_without_backtrace)
+    message += std::string(": ") + torch_exception_get_what_without_backtrace();
+  fail(message);
+}
+#define MISHKIT_CALL(expression)                  \
+  do {                                            \
+    if ((expression) != 0) fail_in(#expression);  \
+  } while (false)
+
+struct Codes {
+  int32_t dtype[dtype_count] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
+                                aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
+  int32_t uint8 = aoti_torch_dtype_uint8();
+  int32_t cpu = aoti_torch_device_type_cpu();
+};
+const Codes& codes() {
+  static const Codes c;
+  return c;
+}
+
+int element_size(int32_t dtype) {
+  return dtype == codes().dtype[(int)Dtypes::float64]   ? 8
+         : dtype == codes().dtype[(int)Dtypes::float32] ? 4
+         : dtype == codes().uint8                       ? 1
+                                                        : 2;
+}
+
+// Memory fresh from the system costs a page fault every 4 KiB, many times the kernel itself; with
+// pages of 2 MiB nearly nothing. Only whole huge pages are asked for, so none is wasted.
+void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  static const bool wanted = [] {
+    const char* setting = getenv("MISHKIT_HUGE_PAGES");
+    return !setting || strcmp(setting, "0") != 0;
+  }();
+  if (bytes < int64_t{2 * page} || !wanted) return;
+  auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) & ~(page - 1);
+  auto end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(page - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+// A tensor that is owned here, with what it says about itself.
+class Tensor {
+ public:
+  Tensor() = default;
+  explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
+    MISHKIT_CALL(aoti_torch_get_dim(handle, &dim));
+    MISHKIT_CALL(aoti_torch_get_numel(handle, &numel));
+    MISHKIT_CALL(aoti_torch_get_sizes(handle, &sizes));
+    MISHKIT_CALL(aoti_torch_get_strides(handle, &strides));
+    MISHKIT_CALL(aoti_torch_get_dtype(handle, &dtype));
+  }
+  Tensor(Tensor&& other) { *this = static_cast<Tensor&&>(other); }
+  Tensor& operator=(Tensor&& other) {
+    AtenTensorHandle mine = handle_;
+    dim = other.dim, numel = other.numel, sizes = other.sizes, strides = other.strides;
+    dtype = other.dtype, handle_ = other.handle_;
+    other.handle_ = mine;
+    return *this;
+  }
+  ~Tensor() {
+    if (handle_) aoti_torch_delete_tensor_object(handle_);
+  }
+
+  static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+    AtenTensorHandle handle;
+    MISHKIT_CALL(
+        aoti_torch_empty_strided(dim, sizes, strides, dtype, codes().cpu, 0, &handle));
+    return Tensor(handle);
+  }
+  static Tensor bytes(int64_t count) {
+    const int64_t one = 1;
+    return empty(1, &count, &one, codes().uint8);
+  }
+  // A dense copy, with the strides of torch.empty_like.
+  Tensor clone() const {
+    AtenTensorHandle handle;
+    MISHKIT_CALL(aoti_torch_clone(handle_, &handle));
+    return Tensor(handle);
+  }
+  // Uninitialised, with this one's (dense) layout: a result.
+  Tensor empty_like() const {
+    Tensor t = empty(dim, sizes, strides, dtype);
+    advise_huge_pages(t.mutable_data(), numel * element_size(dtype));
+    return t;
+  }
+  // A copy in the (dense) layout of another tensor of the same shape.
+  Tensor laid_out_as(const Tensor& other) const {
+    Tensor copy = empty(dim, sizes, other.strides, dtype);
+    copy.copy(*this);
+    return copy;
+  }
+  void copy(const Tensor& from) { MISHKIT_CALL(aoti_torch_copy_(handle_, from.handle_, 0)); }
+
+  const void* data() const {
+    const void* p;
+    MISHKIT_CALL(torch_get_const_data_ptr(handle_, &p));
+    return p;
+  }
+  void* mutable_data() const {
+    void* p;
+    MISHKIT_CALL(torch_get_mutable_data_ptr(handle_, &p));
+    return p;
+  }
+  StableIValue release() {
+    auto handle = handle_;
+    handle_ = nullptr;
+    StableIValue slot = 0;
+    memcpy(&slot, &handle, sizeof handle);
+    return slot;
+  }
+
+  // Its elements fill one run of memory without gaps, in whichever order of the dimensions.
+  bool dense() const {
+    int64_t run = 1;
+    int i = (int)dim - 1;
+    while (i >= 0 && (sizes[i] == 1 || strides[i] == run)) run *= sizes[i--];
+    return i < 0 || numel < 2 || dense_in_some_order();
+  }
+  bool same_strides(const Tensor& other) const {
+    for (int64_t i = 0; i < dim; i++)
+      if (sizes[i] != 1 && strides[i] != other.strides[i]) return false;
+    return true;
+  }
+  bool same_sizes(const Tensor& other) const {
+    return dim == other.dim && memcmp(sizes, other.sizes, dim * sizeof *sizes) == 0;
+  }
+  // Two of its elements share memory for certain: an expanded dimension.
+  bool overlaps_itself() const {
+    for (int64_t i = 0; i < dim; i++)
+      if (sizes[i] > 1 && strides[i] == 0) return true;
+    return false;
+  }
+
+  int64_t dim, numel;
+  int64_t *sizes, *strides;
+  int32_t dtype;
+
+ private:
+  bool dense_in_some_order() const {
+    constexpr int most = 64;
+    if (dim > most) return false;
+    int order[most], count = 0;
+    for (int i = 0; i < dim; i++) {
+      if (sizes[i] == 1) continue;
+      int at = count++;
+      for (; at > 0 && strides[order[at - 1]] > strides[i]; at--) order[at] = order[at - 1];
+      order[at] = i;
+    }
+    int64_t run = 1;
+    for (int k = 0; k < count; k++) {
+      if (strides[order[k]] != run) return false;
+      run *= sizes[order[k]];
+    }
+    return true;
+  }
+
+  AtenTensorHandle handle_ = nullptr;
+};
+
+Tensor take(StableIValue slot) {
+  AtenTensorHandle handle;
+  memcpy(&handle, &slot, sizeof handle);
+  return Tensor(handle);
+}
+
+// ---- running a kernel ----------------------------------------------------------------------------
+
+// Elements that one thread should have at least: below it, waking another costs more.
+constexpr int64_t thread_grain = 16384;
+// Bytes of output from which writing past the caches pays: no last-level cache would keep it.
+constexpr int64_t streaming_bytes = int64_t{32} << 20;
+constexpr uintptr_t streaming_alignment = 64;
+
+struct Job {
+  Kernel kernel;
+  Arguments arguments;
+  int64_t numel;
+};
+
+void run(const Job& job) {
+  if (job.numel <= thread_grain) {
+    job.kernel(job.arguments, 0, job.numel);
+    return;
+  }
+  // Whole grains, so that no two threads share a byte of sides.
+  constexpr int64_t unit = kernel_grain;
+  auto part = [](int64_t begin, int64_t end, void* context) {
+    const Job& job = *static_cast<const Job*>(context);
+    int64_t last = end * unit;
+    job.kernel(job.arguments, begin * unit, last < job.numel ? last : job.numel);
+  };
+  MISHKIT_CALL(torch_parallel_for(0, (job.numel + unit - 1) / unit, thread_grain / unit, part,
+                                  const_cast<Job*>(&job)));
+}
+
+constexpr const char* names[] = {
+#define X(name, Class) #name,
+    MISHKIT_FUNCTIONS(X)
+#undef X
+};
+constexpr int function_count = sizeof names / sizeof *names;
+
+// One call of one operator: takes the tensors off the stack, checks them, runs a kernel.
+class Call {
+ public:
+  Call(int function, Bodies body, StableIValue* stack, int tensors)
+      : function_(chosen.load(std::memory_order_relaxed)->functions[function]),
+        body_(body),
+        name_(names[function]) {
+    for (int i = 0; i < function_.parameter_count; i++)
+      memcpy(&parameters_[i], &stack[tensors + i], sizeof(double));
+    job_.arguments.parameters = parameters_;
+  }
+
+  // The tensor that decides dtype and layout: dense, or made so.
+  Tensor leading(StableIValue slot) {
+    Tensor x = take(slot);
+    dtype_ = -1;
+    for (int i = 0; i < dtype_count; i++)
+      if (codes().dtype[i] == x.dtype) dtype_ = i;
+    if (dtype_ < 0) refuse("expected a tensor of float32, float64, bfloat16 or float16");
+    return x.dense() ? static_cast<Tensor&&>(x) : x.clone();
+  }
+  // Another input: brought to the layout of the leading one.
+  Tensor following(StableIValue slot, const Tensor& leading) {
+    Tensor t = take(slot);
+    if (t.dtype != leading.dtype || !t.same_sizes(leading))
+      refuse("the tensors differ in dtype or shape");
+    return t.same_strides(leading) ? static_cast<Tensor&&>(t) : t.laid_out_as(leading);
+  }
+  Tensor side_for(const Tensor& x) {
+    return Tensor::bytes(function_.has_turn ? (x.numel + 7) / 8 : 0);
+  }
+  Tensor side_of(StableIValue slot, const Tensor& y) {
+    Tensor side = take(slot);
+    bool fits = side.dtype == codes().uint8 && side.numel == (y.numel + 7) / 8 && side.dense();
+    if (function_.has_turn && !fits)
+      refuse("the side must be a row of one bit an element, packed in uint8");
+    return side;
+  }
+
+  void run(int64_t numel) {
+    job_.kernel = function_.kernels[dtype_][(int)body_];
+    job_.numel = numel;
+    mishkit::run(job_);
+  }
+  // Not for in-place work, whose lines are in the cache already.
+  void allow_streaming(const Tensor& out) {
+    int64_t bytes = out.numel * element_size(out.dtype);
+    auto address = reinterpret_cast<uintptr_t>(job_.arguments.out[0]);
+    job_.arguments.streaming = bytes >= streaming_bytes && address % streaming_alignment == 0;
+  }
+  Arguments& arguments() { return job_.arguments; }
+  [[noreturn]] void refuse(const char* why) const {
+    fail(std::string("mishkit.") + name_ + ": " + why);
+  }
+
+ private:
+  const FunctionKernels& function_;
+  Bodies body_;
+  const char* name_;
+  double parameters_[max_parameters];
+  Job job_{};
+  int dtype_ = -1;
+};
+
+// ---- the operators, by the endings of ops.py ------------------------------------------------------
+
+template <int function> struct Operators {
+  using Stack = StableIValue*;
+
+  static void forward(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::forward, stack, 1);
+    Tensor x = call.leading(stack[0]);
+    Tensor y = x.empty_like();
+    call.arguments().in[0] = x.data();
+    call.arguments().out[0] = y.mutable_data();
+    call.allow_streaming(y);
+    call.run(x.numel);
+    stack[0] = y.release();
+  }
+
+  static void forward_packed(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::forward_packed, stack, 1);
+    Tensor x = call.leading(stack[0]);
+    Tensor y = x.empty_like(), side = call.side_for(x);
+    call.arguments().in[0] = x.data();
+    call.arguments().out[0] = y.mutable_data();
+    call.arguments().side_out = static_cast<uint8_t*>(side.mutable_data());
+    call.run(x.numel);
+    stack[0] = y.release();
+    stack[1] = side.release();
+  }
+
+  // `out` may be the input itself. Where it has another layout, or is not dense, it is filled by
+  // a copy.
+  static void write(Call& call, StableIValue input, StableIValue output, Tensor* side) {
+    Tensor out = take(output);
+    if (out.overlaps_itself())
+      call.refuse("several elements of the output share one place in memory; clone() it");
+    Tensor x = call.leading(input);
+    if (out.dtype != x.dtype || !out.same_sizes(x))
+      call.refuse("out must have the input's shape and dtype");
+    const bool direct = out.same_strides(x) && out.dense();
+    Tensor fresh = direct ? Tensor() : x.empty_like();
+    call.arguments().in[0] = x.data();
+    call.arguments().out[0] = (direct ? out : fresh).mutable_data();
+    if (direct) {
+      check_overlap(call, x.numel * element_size(x.dtype));
+      if (call.arguments().in[0] != call.arguments().out[0]) call.allow_streaming(out);
+    }
+    if (side) {
+      *side = call.side_for(x);
+      call.arguments().side_out = static_cast<uint8_t*>(side->mutable_data());
+    }
+    call.run(x.numel);
+    if (!direct) out.copy(fresh);
+  }
+  static void check_overlap(Call& call, uintptr_t bytes) {
+    auto in = reinterpret_cast<uintptr_t>(call.arguments().in[0]);
+    auto out = reinterpret_cast<uintptr_t>(call.arguments().out[0]);
+    if (in != out && in < out + bytes && out < in + bytes)
+      call.refuse("out and the input overlap in part; clone() one of them");
+  }
+  static void forward_out(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::forward, stack, 2);
+    write(call, stack[0], stack[1], nullptr);
+  }
+  static void forward_packed_out(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::forward_packed, stack, 2);
+    Tensor side;
+    write(call, stack[0], stack[1], &side);
+    stack[0] = side.release();
+  }
+
+  static void backward(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::backward, stack, 2);
+    Tensor x = call.leading(stack[1]);
+    Tensor grad = call.following(stack[0], x), result = x.empty_like();
+    call.arguments().in[0] = grad.data();
+    call.arguments().in[1] = x.data();
+    call.arguments().out[0] = result.mutable_data();
+    call.run(x.numel);
+    stack[0] = result.release();
+  }
+
+  static void backward_packed(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::backward_packed, stack, 3);
+    Tensor y = call.leading(stack[1]);
+    Tensor grad = call.following(stack[0], y), side = call.side_of(stack[2], y);
+    Tensor result = y.empty_like();
+    call.arguments().in[0] = grad.data();
+    call.arguments().in[1] = y.data();
+    call.arguments().side_in = static_cast<const uint8_t*>(side.data());
+    call.arguments().out[0] = result.mutable_data();
+    call.run(y.numel);
+    stack[0] = result.release();
+  }
+
+  static void double_backward(Stack stack, uint64_t, uint64_t) {
+    Call call(function, Bodies::double_backward, stack, 3);
+    Tensor x = call.leading(stack[2]);
+    Tensor grad_grad = call.following(stack[0], x), grad = call.following(stack[1], x);
+    Tensor to_grad = x.empty_like(), to_x = x.empty_like();
+    call.arguments().in[0] = grad_grad.data();
+    call.arguments().in[1] = grad.data();
+    call.arguments().in[2] = x.data();
+    call.arguments().out[0] = to_grad.mutable_data();
+    call.arguments().out[1] = to_x.mutable_data();
+    call.run(x.numel);
+    stack[0] = to_grad.release();
+    stack[1] = to_x.release();
+  }
+
+  static void add_to(TorchLibraryHandle library) {
+    add(library, "", forward);
+    add(library, "_out", forward_out);
+    add(library, "_packed", forward_packed);
+    add(library, "_packed_out", forward_packed_out);
+    add(library, "_backward", backward);
+    add(library, "_backward_packed", backward_packed);
+    add(library, "_double_backward", double_backward);
+    if constexpr (function + 1 < function_count) Operators<function + 1>::add_to(library);
+  }
+  using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
+  static void add(TorchLibraryHandle library, const char* ending, Boxed kernel) {
+    constexpr uint64_t slots_as_of = uint64_t{2} << 56 | uint64_t{10} << 48;  // torch 2.10
+    std::string name = std::string(names[function]) + ending;
+    MISHKIT_CALL(torch_library_impl(library, name.c_str(), kernel, slots_as_of));
+  }
+};
+
+struct Registration {
+  Registration() {
+    chosen = sets().set[sets().count - 1];
+    TorchLibraryHandle library;
+    MISHKIT_CALL(
+        aoti_torch_library_init_impl("mishkit", "CPU", __FILE__, __LINE__, &library));
+    Operators<0>::add_to(library);
+  }
+};
+const Registration registration;
+
+}  // namespace
+}  // namespace mishkit
+
+// ---- what Python asks (backends/cpu.py) -----------------------------------------------------------
+
+#define MISHKIT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The instruction sets to choose from, separated by spaces; the best one last.
+MISHKIT_EXPORT const char* mishkit_isas() {
+  static const std::string list = [] {
+    std::string text;
+    for (int i = 0; i < mishkit::sets().count; i++)
+      text += (i ? " " : "") + std::string(mishkit::sets().set[i]->name);
+    return text;
+  }();
+  return list.c_str();
+}
+
+MISHKIT_EXPORT const char* mishkit_isa() { return mishkit::chosen.load()->name; }
+
+// Switches to one of them; anything else is ignored.
+MISHKIT_EXPORT void mishkit_use_isa(const char* name) {
+  for (int i = 0; i < mishkit::sets().count; i++)
+    if (strcmp(mishkit::sets().set[i]->name, name) == 0) mishkit::chosen = mishkit::sets().set[i];
+}

@@ -1,0 +1,28 @@
+// What every function class has. A class `Name` of Name.h is a template on the vector V that it
+// computes in, and says
+//
+//   has_turn, turn          whether it falls to a minimum, and where
+//   parameter_count         how many doubles its constructor reads (0: derive from Parameterless)
+//   Stage, start(x)         the part with the exponential, in one place for f, f' and f''
+//   f, df, d2f (stage)      the function and its derivatives
+//   Output<S>               the derivative from the output, which was stored as S:
+//                             Stage, start(y, right), df(stage)
+//
+// No finite x gives a NaN, ±inf gives the limit, NaN gives NaN.
+#pragma once
+#include "../math.h"
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+struct Parameterless {
+  static constexpr int parameter_count = 0;
+  explicit Parameterless(const double*) {}
+};
+struct Monotone {
+  static constexpr bool has_turn = false;
+  static constexpr double turn = 0;
+};
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit

@@ -1,0 +1,56 @@
+// H-Mish: (x/2)·min(2, max(0, x + 2)).
+#pragma once
+#include "inverse.h"
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+template <class V, Accuracy accuracy> struct HMish : Parameterless {
+  using T = typename V::Scalar;
+  using Parameterless::Parameterless;
+  static constexpr bool has_turn = true;
+  static constexpr double turn = -1.0;
+
+  struct Stage {
+    V x;
+  };
+  MISHKIT_INLINE_MEMBER Stage start(V x) const { return {max(V(-2.0), x)}; }
+  MISHKIT_INLINE_MEMBER V f(Stage s) const {
+    return s.x * V(0.5) * min(V(2.0), s.x + V(2.0));
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+    return select(less(V(-2.0), s.x), min(V(0.0), s.x) + V(1.0), (s.x + V(2.0)));
+  }
+  MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
+    V inside = select(less(V(-2.0), s.x), V(1.0), s.x + V(2.0));
+    return select(less(V(0.0), s.x), V(0.0), inside);
+  }
+
+  // ±√(2y + 1) on the quadratic part, where `least` centres the gradients that share y = −½.
+  template <class S> struct Output : Parameterless {
+    using Parameterless::Parameterless;
+    struct Stage {
+      V y, square;
+      Mask<T> right;
+    };
+    MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
+      return {y, min(V(1.0), max(V(least<S>()), fma(y, V(2.0), V(1.0)))), right};
+    }
+    MISHKIT_INLINE_MEMBER V df(Stage s) const {
+      V size = sqrt(s.square);
+      V left = select(less(s.y, V(0.0)), -size, s.y);
+      return select(s.right, size, left);
+    }
+  };
+
+ private:
+  template <class S> static constexpr double least() {
+    if constexpr (__is_same(S, BFloat16)) return df_y::HMishLeast::bfloat16;
+    else if constexpr (__is_same(S, Float16)) return df_y::HMishLeast::float16;
+    else if constexpr (__is_same(S, float)) return df_y::HMishLeast::float32;
+    else return 0;
+  }
+};
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit

@@ -1,0 +1,93 @@
+// The derivative from the output, for functions whose inverse has no closed form.
+//
+// float, BFloat16 and Float16 outputs meet the polynomials of df_y_tables.h, which says how they
+// are made up; tools/fit_df_y.py makes them. double outputs are inverted by Newton's method.
+#pragma once
+#include "df_y_tables.h"
+#include "function.h"
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+template <class Fit> struct Fitted : Parameterless {
+  using Parameterless::Parameterless;
+  using V = Vec<float>;
+  struct Stage {
+    V t;  // less the centre of its piece
+    V::Ints piece;
+  };
+
+  MISHKIT_INLINE_MEMBER Stage start(V y, Mask<float> right) const {
+    V above = min(V(Fit::y_max), y) + V(Fit::y_min_hi);
+    if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
+    const Mask<float> tail = and_not(less(V(Fit::y_tail), y), right);
+    V root = sqrt(select(tail, abs(y), max(V(Fit::least), above)));
+    // The piece is chosen by y: choosing it by t would put the root before the tables.
+    V::Ints piece = plus_where(V::Ints{} + 1, tail, -1);
+    piece = plus_where(piece, right & less(V(Fit::break1), y), 1);
+    piece = plus_where(piece, right & less(V(Fit::break2), y), 1);
+    return {select(right, root, -root) - lookup4(Fit::center, piece), piece};
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+    V p = lookup4(Fit::coefficient[Fit::degree], s.piece);
+    MISHKIT_UNROLL for (int i = Fit::degree - 1; i >= 0; i--)
+      p = fma(p, s.t, lookup4(Fit::coefficient[i], s.piece));
+    return p;
+  }
+};
+
+// Newton's method between brackets that close by bisection where it strays.
+template <class Function> struct Inverted {
+  using V = Vec<double>;
+  Function function;
+  explicit Inverted(const double* parameters) : function(parameters) {}
+  struct Stage {
+    typename Function::Stage at;
+  };
+
+  MISHKIT_INLINE_MEMBER Stage start(V y, Mask<double> right) const {
+    const V turn = Function::turn;
+    // Every function of this family is at least x − 1, and on the right past 1 before x = 3.
+    V low = select(right, turn, V(-800.0));
+    V high = select(right, max(V(0.0), y) + V(3.0), turn);
+    V x = select(right, max(turn + V(1.0), y), turn - V(1.0));
+    for (int step = 0; step < 64; step++) {
+      auto at = function.start(x);
+      V excess = function.f(at) - y;
+      V rising = select(right, excess, -excess);
+      Mask<double> below = less(rising, V(0.0));
+      low = select(below, x, low);
+      high = select(below, high, x);
+      V newton = x - excess / function.df(at);
+      Mask<double> above_low = less(low, newton), below_high = less(newton, high);
+      V middle = (low + high) * V(0.5);
+      V next = select(above_low, select(below_high, newton, middle), middle);
+      bool settled = !to_bits(less(abs(x) * V(0x1p-52), abs(next - x)));
+      x = next;
+      if (settled) break;
+    }
+    return {function.start(select(less(y, y + V(1.0)), x, y))};
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return function.df(s.at); }
+};
+
+// The decoder for outputs that were stored as S.
+template <class Function, class ForFloat, class ForBFloat16, class ForFloat16, class S>
+struct Decoder;
+template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, double> {
+  using type = Inverted<Function>;
+};
+template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, float> {
+  using type = Fitted<F>;
+};
+template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, BFloat16> {
+  using type = Fitted<B>;
+};
+template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, Float16> {
+  using type = Fitted<H>;
+};
+template <class Function, class F, class B, class H, class S>
+using FromOutput = typename Decoder<Function, F, B, H, S>::type;
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit

@@ -1,0 +1,50 @@
+// Mish: x·tanh(ln(1 + eˣ)) = x·n/(n + 2), e = eˣ, n = e(e + 2).
+#pragma once
+#include "inverse.h"
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+template <class V, Accuracy accuracy> struct Mish : Parameterless {
+  using T = typename V::Scalar;
+  using Parameterless::Parameterless;
+  static constexpr bool has_turn = true;
+  static constexpr double turn = df_y::MishFloat32::turn;
+  // Above it n/(n + 2) rounds to 1, in double too; e is a power of two there, so that n·(1/n) is 1.
+  static constexpr double near = 19.40812110900879;
+
+  struct Stage {
+    V x, e;
+  };
+  MISHKIT_INLINE_MEMBER Stage start(V x) const {
+    V at_least = max(V(exp_floor<T>), x);
+    return {at_least, exp<accuracy>(min(V(near), at_least))};
+  }
+  MISHKIT_INLINE_MEMBER V f(Stage s) const {
+    V n = s.e * (s.e + V(2.0));
+    // The quotient first: x·n overflows where x is large.
+    return s.x * (n / (n + V(2.0)));
+  }
+  // n/(n + 2) + 4x(e² + e)/(n + 2)²
+  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+    V n = s.e * (s.e + V(2.0));
+    V r = V(1.0) / (n + V(2.0));
+    V growth = min(V(near), s.x) * fma(s.e, s.e, s.e);
+    return r * fma(growth * r, V(4.0), n);
+  }
+  // 4e(1 + e)/(n + 2)²·[2 + x(1 − σ(1 + 2t))]
+  MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
+    V n = s.e * (s.e + V(2.0));
+    V r = V(1.0) / (n + V(2.0));
+    V sigma = s.e / (s.e + V(1.0));
+    V t = n * r;
+    V bend = fma(min(V(near), s.x), fnma(sigma, fma(t, V(2.0), V(1.0)), V(1.0)), V(2.0));
+    return fma(s.e, s.e, s.e) * V(4.0) * r * r * bend;
+  }
+  template <class S>
+  using Output =
+      FromOutput<Mish, df_y::MishFloat32, df_y::MishBFloat16, df_y::MishFloat16, S>;
+};
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit

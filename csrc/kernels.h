@@ -1,0 +1,41 @@
+// What bind.cpp knows of the kernels: plain data, the same for every instruction set.
+#pragma once
+#include <cstdint>
+
+namespace mishkit {
+
+enum class Bodies { forward, forward_packed, backward, backward_packed, double_backward };
+constexpr int body_count = 5;
+enum class Dtypes { float32, float64, bfloat16, float16 };
+constexpr int dtype_count = 4;
+constexpr int max_parameters = 4;
+
+// The streams of a call, in the order of the operator's schema: every tensor is one dense run of
+// elements in the same memory order.
+struct Arguments {
+  const void* in[3];
+  void* out[2];
+  const uint8_t* side_in;
+  uint8_t* side_out;
+  const double* parameters;
+  bool streaming;  // out[0] is aligned to a vector, and is not to be left in the cache
+};
+
+// Computes elements [begin, end); begin is a multiple of kernel_grain.
+using Kernel = void (*)(const Arguments&, int64_t begin, int64_t end);
+constexpr int64_t kernel_grain = 64;
+
+struct FunctionKernels {
+  const char* name;
+  bool has_turn;
+  int parameter_count;
+  Kernel kernels[dtype_count][body_count];
+};
+
+// One instruction set: its name and the kernels of every function, in the order of the table.
+struct InstructionSet {
+  const char* name;
+  const FunctionKernels* functions;
+};
+
+}  // namespace mishkit

@@ -1,0 +1,299 @@
+// The five bodies, each written once for every function and storage type, and the one loop that
+// drives them. A function (functions/*.h) computes in two steps:
+//
+//   Stage start(V x)      the part with the exponential
+//   V f/df/d2f(Stage)     the part with the division
+//
+// and the loop starts the next block before it finishes this one, so that the two overlap.
+#pragma once
+#include "kernels.h"
+#include "math.h"
+#include "vec.h"
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+// The type that formulas compute in, and how exactly.
+template <class S> struct Computed {
+  using type = float;
+  static constexpr Accuracy accuracy = Accuracy::half;
+};
+template <> struct Computed<float> {
+  using type = float;
+  static constexpr Accuracy accuracy = Accuracy::full;
+};
+template <> struct Computed<double> {
+  using type = double;
+  static constexpr Accuracy accuracy = Accuracy::full;
+};
+
+// Vectors started together: pairs of them, since memory is touched in pairs.
+constexpr int block_pairs = 2;
+
+template <class S> struct Block {
+  using V = Vec<typename Computed<S>::type>;
+  static constexpr int pairs = block_pairs;
+  static constexpr int vectors = 2 * pairs;
+  static constexpr int pair_elements = 2 * V::lanes;
+  static constexpr int elements = pairs * pair_elements;
+  static_assert(elements % 8 == 0 && elements <= 64, "the sides of a block are whole bytes, one word");
+};
+
+// Where one block is: pointers to its elements in every stream.
+template <class S> struct Cursor {
+  const S* in[3];
+  S* out[2];
+  const uint8_t* side_in;
+  uint8_t* side_out;
+
+  Cursor(const Arguments& a, int64_t begin)
+      : in{(const S*)a.in[0] + begin, (const S*)a.in[1] + begin, (const S*)a.in[2] + begin},
+        out{(S*)a.out[0] + begin, (S*)a.out[1] + begin},
+        side_in(a.side_in + begin / 8),
+        side_out(a.side_out + begin / 8) {}
+
+  MISHKIT_INLINE_MEMBER void advance() {
+    constexpr int n = Block<S>::elements;
+    for (auto& p : in) p += n;
+    for (auto& p : out) p += n;
+    side_in += n / 8;
+    side_out += n / 8;
+  }
+};
+
+template <class S> using Vectors = typename Block<S>::V[Block<S>::vectors];
+
+template <class S> MISHKIT_INLINE void load_block(const S* p, Vectors<S>& v) {
+  MISHKIT_UNROLL for (int i = 0; i < Block<S>::pairs; i++)
+    load(p + i * Block<S>::pair_elements, v[2 * i], v[2 * i + 1]);
+}
+template <Store how, class S> MISHKIT_INLINE void store_block(S* p, const Vectors<S>& v) {
+  MISHKIT_UNROLL for (int i = 0; i < Block<S>::pairs; i++)
+    store<how>(p + i * Block<S>::pair_elements, v[2 * i], v[2 * i + 1]);
+}
+
+// ---- bodies: start reads the inputs of a block, finish writes its outputs ----------------------
+
+template <class Function, class S> struct Forward {
+  static constexpr int inputs = 1, outputs = 1;
+  static constexpr bool may_stream = true;
+  static constexpr bool reads_side = false, writes_side = false;
+  using Storage = S;
+  using V = typename Block<S>::V;
+  struct State {
+    typename Function::Stage stage[Block<S>::vectors];
+  };
+  Function function;
+  explicit Forward(const double* parameters) : function(parameters) {}
+
+  MISHKIT_INLINE_MEMBER void start(const Cursor<S>& at, State& state) const {
+    Vectors<S> x;
+    load_block(at.in[0], x);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) state.stage[i] = function.start(x[i]);
+  }
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> y;
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) y[i] = function.f(state.stage[i]);
+    store_block<how>(at.out[0], y);
+  }
+};
+
+// Forward, and the side of each element.
+template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
+  using Base = Forward<Function, S>;
+  using typename Base::V;
+  static constexpr bool writes_side = Function::has_turn;
+  using Base::Base;
+  struct State : Base::State {
+    uint64_t side;
+  };
+
+  MISHKIT_INLINE_MEMBER void start(const Cursor<S>& at, State& state) const {
+    Vectors<S> x;
+    load_block(at.in[0], x);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
+      state.stage[i] = this->function.start(x[i]);
+    state.side = 0;
+    if constexpr (writes_side)
+      MISHKIT_UNROLL for (int i = 0; i < Block<S>::pairs; i++) {
+        const V turn = Function::turn;
+        uint64_t bits = pair_bits<S>(less(turn, x[2 * i]), less(turn, x[2 * i + 1]));
+        state.side |= bits << (i * Block<S>::pair_elements);
+      }
+  }
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Base::template finish<how>(at, state);
+    if constexpr (writes_side) memcpy(at.side_out, &state.side, Block<S>::elements / 8);
+  }
+};
+
+// grad·f'(x)
+template <class Function, class S> struct Backward : Forward<Function, S> {
+  using Base = Forward<Function, S>;
+  static constexpr bool may_stream = false;
+  static constexpr int inputs = 2;
+  using Base::Base;
+  using State = typename Base::State;
+
+  MISHKIT_INLINE_MEMBER void start(Cursor<S> at, State& state) const {
+    at.in[0] = at.in[1];
+    Base::start(at, state);
+  }
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> grad;
+    load_block(at.in[0], grad);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
+      grad[i] = grad[i] * this->function.df(state.stage[i]);
+    store_block<how>(at.out[0], grad);
+  }
+};
+
+// grad_grad·f'(x) and grad_grad·grad·f''(x)
+template <class Function, class S> struct DoubleBackward : Forward<Function, S> {
+  using Base = Forward<Function, S>;
+  static constexpr bool may_stream = false;
+  static constexpr int inputs = 3, outputs = 2;
+  using Base::Base;
+  using State = typename Base::State;
+
+  MISHKIT_INLINE_MEMBER void start(Cursor<S> at, State& state) const {
+    at.in[0] = at.in[2];
+    Base::start(at, state);
+  }
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> grad_grad, grad;
+    load_block(at.in[0], grad_grad);
+    load_block(at.in[1], grad);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) {
+      grad[i] = grad_grad[i] * grad[i] * this->function.d2f(state.stage[i]);
+      grad_grad[i] = grad_grad[i] * this->function.df(state.stage[i]);
+    }
+    store_block<how>(at.out[0], grad_grad);
+    store_block<how>(at.out[1], grad);
+  }
+};
+
+// grad·f'(x) from y and the side
+template <class Function, class S> struct BackwardPacked {
+  static constexpr bool may_stream = false;
+  static constexpr int inputs = 2, outputs = 1;
+  static constexpr bool reads_side = Function::has_turn, writes_side = false;
+  using Storage = S;
+  using V = typename Block<S>::V;
+  using Output = typename Function::template Output<S>;
+  struct State {
+    typename Output::Stage stage[Block<S>::vectors];
+  };
+  Output output;
+  explicit BackwardPacked(const double* parameters) : output(parameters) {}
+
+  MISHKIT_INLINE_MEMBER void start(const Cursor<S>& at, State& state) const {
+    Vectors<S> y;
+    load_block(at.in[1], y);
+    uint64_t side = 0;
+    if constexpr (reads_side) memcpy(&side, at.side_in, Block<S>::elements / 8);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::pairs; i++) {
+      Mask<typename V::Scalar> a, b;
+      constexpr uint64_t all = ((uint64_t)1 << Block<S>::pair_elements) - 1;
+      split_bits<S>((uint32_t)(side >> (i * Block<S>::pair_elements) & all), a, b);
+      state.stage[2 * i] = output.start(y[2 * i], a);
+      state.stage[2 * i + 1] = output.start(y[2 * i + 1], b);
+    }
+  }
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> grad;
+    load_block(at.in[0], grad);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
+      grad[i] = grad[i] * output.df(state.stage[i]);
+    store_block<how>(at.out[0], grad);
+  }
+};
+
+// ---- the loop ----------------------------------------------------------------------------------
+
+template <Store how, class Body, class S>
+MISHKIT_INLINE void whole_blocks(const Body& body, Cursor<S> at, int64_t blocks) {
+  typename Body::State state;
+  body.start(at, state);
+  for (int64_t i = 1; i < blocks; i++) {
+    typename Body::State next;
+    Cursor<S> after = at;
+    after.advance();
+    // In this order, so that writing over an input is safe: the next block is read first.
+    body.start(after, next);
+    body.template finish<how>(at, state);
+    state = next;
+    at = after;
+  }
+  body.template finish<how>(at, state);
+}
+
+// Fewer elements than a block: through buffers, so that every element meets the same instructions.
+template <class Body, class S>
+MISHKIT_INLINE void tail(const Body& body, const Cursor<S>& at, int count) {
+  constexpr int size = Block<S>::elements;
+  alignas(64) S in[Body::inputs][size] = {}, out[Body::outputs][size];
+  alignas(8) uint8_t side_in[8] = {}, side_out[8] = {};
+  Cursor<S> buffer = at;
+  for (int i = 0; i < Body::inputs; i++) {
+    memcpy(in[i], at.in[i], count * sizeof(S));
+    buffer.in[i] = in[i];
+  }
+  for (int i = 0; i < Body::outputs; i++) buffer.out[i] = out[i];
+  if constexpr (Body::reads_side) memcpy(side_in, at.side_in, (count + 7) / 8);
+  buffer.side_in = side_in;
+  buffer.side_out = side_out;
+  whole_blocks<Store::cached>(body, buffer, 1);
+  for (int i = 0; i < Body::outputs; i++) memcpy(at.out[i], out[i], count * sizeof(S));
+  if constexpr (Body::writes_side) {
+    if (count % 8) side_out[count / 8] &= (uint8_t)((1 << count % 8) - 1);
+    memcpy(at.side_out, side_out, (count + 7) / 8);
+  }
+}
+
+// Elements [begin, end) of the arguments; begin is a multiple of 8.
+template <class Body> void run(const Arguments& arguments, int64_t begin, int64_t end) {
+  using S = typename Body::Storage;
+  const Body body(arguments.parameters);
+  Cursor<S> at(arguments, begin);
+  constexpr int size = Block<S>::elements;
+  int64_t blocks = (end - begin) / size;
+  int rest = (int)((end - begin) % size);
+  if (blocks) {
+    bool streaming = false;
+    if constexpr (Body::may_stream) streaming = arguments.streaming;
+    if constexpr (Body::may_stream)
+      if (streaming) {
+        whole_blocks<Store::streaming>(body, at, blocks);
+        fence();
+      }
+    if (!streaming) whole_blocks<Store::cached>(body, at, blocks);
+  }
+  if (rest) tail(body, Cursor<S>(arguments, begin + blocks * size), rest);
+}
+
+// ---- the table's entry ---------------------------------------------------------------------------
+
+template <template <class, Accuracy> class Function, class S>
+constexpr void fill(Kernel (&by_body)[body_count]) {
+  using F = Function<Vec<typename Computed<S>::type>, Computed<S>::accuracy>;
+  by_body[(int)Bodies::forward] = run<Forward<F, S>>;
+  by_body[(int)Bodies::forward_packed] = run<ForwardPacked<F, S>>;
+  by_body[(int)Bodies::backward] = run<Backward<F, S>>;
+  by_body[(int)Bodies::backward_packed] = run<BackwardPacked<F, S>>;
+  by_body[(int)Bodies::double_backward] = run<DoubleBackward<F, S>>;
+}
+
+template <template <class, Accuracy> class Function>
+constexpr FunctionKernels kernels_of(const char* name) {
+  using F = Function<Vec<float>, Accuracy::full>;
+  FunctionKernels k{name, F::has_turn, F::parameter_count, {}};
+  fill<Function, float>(k.kernels[(int)Dtypes::float32]);
+  fill<Function, double>(k.kernels[(int)Dtypes::float64]);
+  fill<Function, BFloat16>(k.kernels[(int)Dtypes::bfloat16]);
+  fill<Function, Float16>(k.kernels[(int)Dtypes::float16]);
+  return k;
+}
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit

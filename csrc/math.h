@@ -1,0 +1,206 @@
+// Elementary functions on Vec<float> and Vec<double>: no branches, one pass.
+// Each states its range and its largest error in units in the last place (ULP).
+#pragma once
+#include "math_tables.h"
+#include "vec.h"
+
+extern "C" double erfc(double) noexcept;  // <cmath> would share inline code between builds
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+// c[0] + c[1]·x + c[2]·x² + …
+template <class T, class C, int n> MISHKIT_INLINE Vec<T> polynomial(Vec<T> x, const C (&c)[n]) {
+  Vec<T> p = (double)c[n - 1];
+  MISHKIT_UNROLL for (int i = n - 2; i >= 0; i--) p = fma(p, x, Vec<T>((double)c[i]));
+  return p;
+}
+
+// a·b − ab, for ab = a·b rounded: what the rounding took away.
+template <class T> MISHKIT_INLINE Vec<T> product_rest(Vec<T> a, Vec<T> b, Vec<T> ab) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return fma(a, b, -ab);
+#else
+  // Veltkamp's and Dekker's: halves of the factors have exact products.
+  const Vec<T> splitter = sizeof(T) == 4 ? 4097.0 : 134217729.0;
+  Vec<T> ca = splitter * a, cb = splitter * b;
+  Vec<T> ah = ca - (ca - a), bh = cb - (cb - b);
+  Vec<T> al = a - ah, bl = b - bh;
+  return al * bl - (((ab - ah * bh) - al * bh) - ah * bl);
+#endif
+}
+
+// 1 − a·b for a·b near 1, the product not rounded.
+template <class T> MISHKIT_INLINE Vec<T> one_less_product(Vec<T> a, Vec<T> b) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return fnma(a, b, Vec<T>(1.0));
+#else
+  Vec<T> ab = a * b;
+  return (Vec<T>(1.0) - ab) - product_rest(a, b, ab);
+#endif
+}
+
+// How exact a formula must be: to the last places of float32 (float64), or so that nothing shows
+// once the result is rounded to 16 bits (relative error 2⁻¹⁷).
+enum class Accuracy { full, half };
+
+// ---- the exponential -----------------------------------------------------------------------------
+// exp(x) = 2^k·(1 + p): k in steps of 1/8 for float32, whose fraction comes from a table, and in
+// steps of 1 for float64. All return NaN for NaN.
+
+// Where exp and expm1 begin: there exp is exactly 0. With AVX-512, which scales by a power of two
+// in one instruction, subnormal results come before; elsewhere 0 follows on the least normal one.
+#if defined(__AVX512F__)
+template <class T> constexpr double exp_floor = -104.5;
+template <> constexpr double exp_floor<double> = -746.0;
+constexpr auto& eighths = powers_of_two;
+// v·2^floor(k)
+MISHKIT_INLINE Vec<float> scale_down(Vec<float> v, Vec<float> k) {
+  return _mm512_scalef_ps(v.v, k.v);
+}
+MISHKIT_INLINE Vec<double> scale_down(Vec<double> v, Vec<double> k) {
+  return _mm512_scalef_pd(v.v, k.v);
+}
+#else
+template <class T> constexpr double exp_floor = -87.34;
+template <> constexpr double exp_floor<double> = -708.4;
+constexpr auto& eighths = powers_of_two_for_addition;
+#endif
+
+template <class T> struct Reduced {
+  Vec<T> k, p;
+  Vec<T> fraction;             // 2^(k − floor(k)); without AVX-512, less what `bits` has too much
+  typename Vec<T>::Ints bits;  // k in the exponent's place, its fraction below
+};
+
+template <Accuracy accuracy, bool corrected>
+MISHKIT_INLINE Reduced<float> reduce(Vec<float> x, Vec<float> low) {
+  using V = Vec<float>;
+  const V magic = 1.5 * (1 << 20);  // adding it rounds to eighths, which are its lowest bits
+  V t = fma(x, V(1.44269504088896341), magic);
+  V k = t - magic;
+  V r, p;
+  if constexpr (accuracy == Accuracy::full) {
+    r = fnma(k, V(ln2_low), fnma(k, V(ln2_high), x));
+    if constexpr (corrected) r = r + (low + lookup8(eighths_rest, bits_of(t)));
+    p = fma(r * r, fma(r, V(exp_remainder[1]), V(exp_remainder[0])), r);
+  } else {
+    r = fnma(k, V(0.69314718055994531), x);
+    p = fma(r * V(exp_remainder_half[0]), r, r);
+  }
+  return {k, p, lookup8(eighths, bits_of(t)), bits_of(t) << 20};
+}
+
+template <Accuracy, bool corrected>
+MISHKIT_INLINE Reduced<double> reduce(Vec<double> x, Vec<double> low) {
+  using V = Vec<double>;
+  const V magic = 6755399441055744.0;  // 1.5·2⁵²
+  V t = fma(x, V(1.44269504088896341), magic);
+  V k = t - magic;
+  V r = fnma(k, V(ln2_low_double), fnma(k, V(ln2_high_double), x));
+  if constexpr (corrected) r = r + low;
+  // The Taylor series: its first left-out term is below 2⁻⁵⁷ for |r| ≤ ln 2/2.
+  static constexpr double c[] = {1.0 / 2,         1.0 / 6,         1.0 / 24,        1.0 / 120,
+                                 1.0 / 720,       1.0 / 5040,      1.0 / 40320,     1.0 / 362880,
+                                 1.0 / 3628800,   1.0 / 39916800,  1.0 / 479001600, 1.0 / 6227020800,
+                                 1.0 / 87178291200};
+  return {k, fma(polynomial(r, c), r * r, r), V(1.0), bits_of(t) << 52};
+}
+
+template <Accuracy accuracy, bool corrected, class T>
+MISHKIT_INLINE Vec<T> exp_of(Vec<T> x, Vec<T> low) {
+  auto [k, p, fraction, bits] = reduce<accuracy, corrected>(x, low);
+#if defined(__AVX512F__)
+  (void)bits;
+  return scale_down(fma(fraction, p, fraction), k);
+#else
+  constexpr double lowest = sizeof(T) == 4 ? -87.33654 : -708.396;  // of normal results
+  Vec<T> s = from_bits<T>(bits_of(fraction) + bits);
+  return from_bits<T>(~less(x, Vec<T>(lowest)).m & bits_of(fma(s, p, s)));
+#endif
+}
+
+// exp(x) for exp_floor ≤ x ≤ 88 (709); 1.2 ULP.
+template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x) {
+  return exp_of<accuracy, false>(x, x);
+}
+// exp(x + low): x to more digits than fit in one number; |low| ≤ 2⁻¹⁴, dropped at Accuracy::half.
+// 0.6 ULP of float32, since the rounding of the table is made good too.
+template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x, Vec<T> low) {
+  return exp_of<accuracy, true>(x, low);
+}
+// exp(x) − 1 in the same range; relative error 3e−7 (4e−16) at most, near x = 0 too.
+template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> expm1(Vec<T> x) {
+  auto [k, p, fraction, bits] = reduce<accuracy, false>(x, x);
+#if defined(__AVX512F__)
+  (void)bits;
+  Vec<T> s = scale_down(fraction, k);
+#else
+  Vec<T> s = from_bits<T>(bits_of(fraction) + bits);
+#endif
+  return fma(s, p, s - Vec<T>(1.0));
+}
+
+// ---- logarithm and normal law --------------------------------------------------------------------
+
+// ln(1 + a) for 0 ≤ a ≤ 1; 1.5 ULP.
+template <Accuracy accuracy> MISHKIT_INLINE Vec<float> log1p(Vec<float> a) {
+  if constexpr (accuracy == Accuracy::full) return a * polynomial(a, log1p_ratio);
+  else return a * polynomial(a, log1p_ratio_half);
+}
+template <Accuracy> MISHKIT_INLINE Vec<double> log1p(Vec<double> a) {
+  // 2·artanh(z), z = a/(2 + a) ≤ 1/3: the series' first left-out term is below 2⁻⁵⁹.
+  using V = Vec<double>;
+  static constexpr double c[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
+                                 1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23, 1.0 / 25,
+                                 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33, 1.0 / 35};
+  V z = a / (a + V(2.0));
+  V w = z * z;
+  V twice = z + z;
+  return fma(twice * w, polynomial(w, c), twice);
+}
+
+// From here on Φ(−t) and exp(−t²/2) are 0.
+#if defined(__AVX512F__)
+template <class T> constexpr double normal_end = 14.46;
+template <> constexpr double normal_end<double> = 38.63;
+#else
+template <class T> constexpr double normal_end = 13.2167;
+template <> constexpr double normal_end<double> = 37.6405;
+#endif
+
+// exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ normal_end; the two share their exponential.
+template <class T> struct Normal {
+  Vec<T> e, tail;
+};
+template <Accuracy accuracy> MISHKIT_INLINE Normal<float> normal(Vec<float> t) {
+  using V = Vec<float>;
+  V half = t * V(-0.5);
+  V square = half * t;
+  V scaled = t * V(normal_scale);
+  V d = scaled + V(1.0);
+  V z = V(1.0) / d;
+  if constexpr (accuracy == Accuracy::half) {
+    V e = exp<accuracy>(square);
+    return {e, e * (z * polynomial(z, normal_tail_half))};
+  } else {
+    // What rounding took from the square and from z goes into the exponential: the former would
+    // be magnified 90 times, the latter by the logarithmic slope of z·P(z), about 1.3·z + 1.
+    V z_rest = fnma(z, scaled - (d - V(1.0)), one_less_product(z, d));
+    V low = fma(z_rest, fma(z, V(1.3), V(1.0)), product_rest(half, t, square));
+    V e = exp<accuracy>(square, low);
+    return {e, e * (z * polynomial(z, normal_tail))};
+  }
+}
+template <Accuracy accuracy> MISHKIT_INLINE Normal<double> normal(Vec<double> t) {
+  using V = Vec<double>;
+  V half = t * V(-0.5);
+  V square = half * t;
+  Normal<double> n = {exp<accuracy>(square, product_rest(half, t, square)), t};
+  MISHKIT_UNROLL for (int i = 0; i < V::lanes; i++)
+    n.tail.v[i] = t.v[i] < normal_end<double> ? 0.5 * erfc(t.v[i] * 0.70710678118654752440) : 0;
+  return n;
+}
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit

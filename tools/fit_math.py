@@ -1,0 +1,228 @@
+"""Fit the polynomials of csrc/math.h: the exponential, log1p and the tail of the normal law.
+
+    python tools/fit_math.py           write csrc/math_tables.h
+    python tools/fit_math.py --check   fail if that file is not what would be written
+
+Each is a minimax fit of relative error by Lawson's iteration (least squares whose weights grow
+where the error is large), on Chebyshev nodes, with values from mpmath at 40 digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mpmath as mp
+import numpy as np
+from numpy.polynomial import Chebyshev, Polynomial
+
+TARGET = Path(__file__).parent.parent / "csrc" / "math_tables.h"
+NODES = 400
+mp.mp.dps = 40
+
+
+@dataclass(frozen=True)
+class Fit:
+    """g(t) ≈ Σ cₖ·tᵏ on [low, high], with the error of cost(t)·g weighed as relative to `scale`."""
+
+    name: str
+    meaning: str
+    g: Callable[[mp.mpf], mp.mpf]
+    weight: Callable[[mp.mpf], mp.mpf]
+    low: float
+    high: float
+    degree: int
+
+
+def mills(t: mp.mpf) -> mp.mpf:
+    """Φ(−t)·exp(t²/2)."""
+    return mp.erfc(t / mp.sqrt(2)) / 2 * mp.exp(t * t / 2)
+
+
+NORMAL_SCALE = 0.35
+"""z = 1/(1 + NORMAL_SCALE·t) maps the tail's t ∈ [0, 14] to a short interval."""
+
+
+FITS = [
+    Fit(
+        "exp_remainder",
+        "(exp(r) − 1 − r)/r² for |r| ≤ ln 2/16",
+        lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
+        lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
+        -0.0435,
+        0.0435,
+        1,
+    ),
+    Fit(
+        "exp_remainder_half",
+        "the same, for 16-bit results",
+        lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
+        lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
+        -0.0435,
+        0.0435,
+        0,
+    ),
+    Fit(
+        "log1p_ratio",
+        "ln(1 + a)/a for 0 ≤ a ≤ 1",
+        lambda a: mp.log1p(a) / a if a else mp.mpf(1),
+        lambda a: a / mp.log1p(a) if a else mp.mpf(1),
+        0.0,
+        1.0,
+        9,
+    ),
+    Fit(
+        "log1p_ratio_half",
+        "the same, for 16-bit results",
+        lambda a: mp.log1p(a) / a if a else mp.mpf(1),
+        lambda a: a / mp.log1p(a) if a else mp.mpf(1),
+        0.0,
+        1.0,
+        5,
+    ),
+    Fit(
+        "normal_tail",
+        f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14",
+        lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
+        lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
+        1 / (1 + NORMAL_SCALE * 14),
+        1.0,
+        8,
+    ),
+    Fit(
+        "normal_tail_half",
+        "the same, for 16-bit results",
+        lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
+        lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
+        1 / (1 + NORMAL_SCALE * 14),
+        1.0,
+        5,
+    ),
+]
+
+
+def fit(f: Fit, degree: int | None = None) -> tuple[list[float], float]:
+    """Coefficients from degree 0 up, rounded to float32, and the largest weighted error."""
+    degree = f.degree if degree is None else degree
+    k = np.arange(NODES)
+    unit = np.cos(np.pi * (2 * k + 1) / (2 * NODES))
+    t = (f.low + f.high) / 2 + (f.high - f.low) / 2 * unit
+    g = np.array([float(f.g(mp.mpf(float(v)))) for v in t])
+    weight = np.array([float(f.weight(mp.mpf(float(v)))) for v in t])
+    # Rounding one coefficient is made good by those below it, so each is fixed in turn, from the
+    # highest degree down, and the rest fitted again.
+    rounded: list[float] = []
+    for k in range(degree, -1, -1):
+        rest = g - sum(c * t ** (degree - i) for i, c in enumerate(rounded))
+        p = minimax(t, rest, weight, k, f.low, f.high)
+        rounded.append(float(np.float32(p[k])))
+    rounded.reverse()
+    return rounded, float(np.max(np.abs(np.polynomial.polynomial.polyval(t, rounded) - g) * weight))
+
+
+def minimax(
+    t: np.ndarray, g: np.ndarray, weight: np.ndarray, degree: int, low: float, high: float
+) -> np.ndarray:
+    """Power-basis coefficients of the polynomial of least greatest weighted error at the nodes."""
+    unit = (2 * t - low - high) / (high - low)
+    basis = np.polynomial.chebyshev.chebvander(unit, degree)
+    lawson = np.full(len(t), 1 / len(t))
+    best, best_error = np.zeros(degree + 1), np.inf
+    for _ in range(100):
+        root = np.sqrt(lawson) * weight
+        c, *_ = np.linalg.lstsq(basis * root[:, None], g * root, rcond=None)
+        error = np.abs(basis @ c - g) * weight
+        if error.max() < best_error:
+            best, best_error = c, error.max()
+        lawson *= error + error.max() * 1e-6
+        lawson /= lawson.sum()
+    p = Chebyshev(best, domain=[low, high]).convert(kind=Polynomial).coef
+    return np.pad(p, (0, degree + 1 - len(p)))
+
+
+def split(name: str, value: mp.mpf, bits: int) -> list[str]:
+    """C++ constants: the first `bits` bits of the value, and the rest."""
+    exponent = int(mp.floor(mp.log(value, 2)))
+    high = mp.floor(mp.ldexp(value, bits - 1 - exponent)) * mp.mpf(2) ** (exponent + 1 - bits)
+    return [
+        f"constexpr double {name.format('_high')} = {float(high).hex()};",
+        f"constexpr double {name.format('_low')} = {float(value - high).hex()};",
+    ]
+
+
+def eighths() -> np.ndarray:
+    """Powers of two in steps of an eighth."""
+    return np.array([float(mp.mpf(2) ** (mp.mpf(j) / 8)) for j in range(8)], np.float32)
+
+
+def less_index(powers: np.ndarray) -> np.ndarray:
+    """The powers, less the bits that adding a shifted index puts back."""
+    return (powers.view(np.uint32) - (np.arange(8, dtype=np.uint32) << 20)).view(np.float32)
+
+
+def rounding_of(powers: np.ndarray) -> np.ndarray:
+    """Logarithms of the ratios of the true powers to the rounded ones."""
+    exact = [mp.mpf(2) ** (mp.mpf(j) / 8) for j in range(8)]
+    return np.array([float(mp.log(e / mp.mpf(float(p)))) for e, p in zip(exact, powers, strict=True)], np.float32)
+
+
+def table(name: str, values: np.ndarray) -> list[str]:
+    return [
+        f"alignas(32) constexpr float {name}[8] = {{",
+        *(f"    {float(value).hex()}f," for value in values),
+        "};",
+    ]
+
+
+def render() -> str:
+    lines = [
+        "// Generated by tools/fit_math.py: do not edit.",
+        "#pragma once",
+        "",
+        "namespace mishkit {",
+        "",
+        f"constexpr double normal_scale = {NORMAL_SCALE};",
+        "",
+        "// ln 2 in two parts, the first of so few bits that its product with an exponent (in eighths",
+        "// for float32) is exact.",
+        *split("ln2{}", mp.log(2), 12),
+        *split("ln2{}_double", mp.log(2), 40),
+        "",
+        "// 2^(j/8), and bits(2^(j/8)) − (j << 20): adding k << 20 for k = 8·exponent + j to the",
+        "// latter leaves 2^(k/8).",
+        *table("powers_of_two", eighths()),
+        *table("powers_of_two_for_addition", less_index(eighths())),
+        "",
+        "// What the rounding of the powers took: ln(2^(j/8)/rounded).",
+        *table("eighths_rest", rounding_of(eighths())),
+    ]
+    for f in FITS:
+        coefficients, error = fit(f)
+        lines += [
+            "",
+            f"// {f.meaning}: error {error:.1e}; from degree 0 up.",
+            f"constexpr float {f.name}[] = {{",
+            *(f"    {c.hex()}f," for c in coefficients),
+            "};",
+        ]
+    return "\n".join([*lines, "", "}  // namespace mishkit", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    text = render()
+    if parser.parse_args().check:
+        if TARGET.read_text() != text:
+            print(f"{TARGET} is not what tools/fit_math.py makes")
+            return 1
+        return 0
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
