@@ -1,0 +1,77 @@
+"""The CPU kernels: finds the compiled library and loads it over the plain-torch operators."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).parent.parent / "_kernels.so"
+OLDEST_TORCH = (2, 10)
+"""The first release with every entry point of the stable C ABI that the library uses."""
+VARIABLE = "MISHKIT_CPU_ISA"
+"""The environment variable that forces an instruction set, or "none" for plain torch."""
+
+_handle: ctypes.CDLL | None = None
+
+
+def load() -> None:
+    """Load the library and choose its instruction set; warn once where plain torch must do."""
+    global _handle
+    wanted = os.environ.get(VARIABLE)
+    if wanted == "none":
+        return
+    reason = _unavailable()
+    if reason:
+        warnings.warn(
+            f"mishkit runs on plain torch, slowly: {reason}", RuntimeWarning, stacklevel=2
+        )
+        return
+    torch.ops.load_library(LIBRARY)
+    _handle = ctypes.CDLL(str(LIBRARY))
+    _handle.mishkit_isas.restype = _handle.mishkit_isa.restype = ctypes.c_char_p
+    if wanted:
+        use(wanted)
+
+
+def _unavailable() -> str | None:
+    if not LIBRARY.exists():
+        return "its kernels were not built (no C++ compiler was found at installation)"
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_TORCH:
+        return f"its kernels need torch 2.10 or later, this is {torch.__version__}"
+    return None
+
+
+def isas() -> list[str]:
+    """The instruction sets that this library has and this CPU runs, the best one last."""
+    return _handle.mishkit_isas().decode().split() if _handle else []
+
+
+def isa() -> str:
+    """The instruction set in use; "none" where plain torch does the work."""
+    return _handle.mishkit_isa().decode() if _handle else "none"
+
+
+def use(name: str) -> None:
+    """Switch to another instruction set, for every thread."""
+    if name not in isas():
+        raise ValueError(f"{VARIABLE}: this CPU has {', '.join(isas()) or 'none'}; not {name!r}")
+    assert _handle is not None
+    _handle.mishkit_use_isa(name.encode())
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Use an instruction set within a block."""
+    before = isa()
+    use(name)
+    try:
+        yield
+    finally:
+        use(before)

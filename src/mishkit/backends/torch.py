@@ -1,0 +1,115 @@
+"""The operators in plain torch: every device, every dtype, no kernels.
+
+It serves where nothing faster is registered, and it is what torch.compile fuses. The functions
+here are named as the operators, with `forward` for the bare name. Products begin with the
+derivative, so that results are laid out as the input and not as the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..activation import DTYPES, Activation
+
+
+def forward(a: Activation, x: Tensor, *parameters: float) -> Tensor:
+    """f(x)."""
+    return _as(a.f(_wide(a, x), *parameters), x)
+
+
+def forward_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> None:
+    """f(x), written into `out`."""
+    out.copy_(a.f(_wide(a, x), *parameters))
+
+
+def backward(a: Activation, grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
+    """grad·f'(x)."""
+    return _as(a.df(_wide(a, x), *parameters) * _wide(a, grad), x)
+
+
+def double_backward(
+    a: Activation, grad_grad: Tensor, grad: Tensor, x: Tensor, *parameters: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
+    wide, gg = _wide(a, x), _wide(a, grad_grad)
+    to_grad = a.df(wide, *parameters) * gg
+    to_x = a.d2f(wide, *parameters) * (gg * _wide(a, grad))
+    return _as(to_grad, x), _as(to_x, x)
+
+
+def forward_packed(a: Activation, x: Tensor, *parameters: float) -> tuple[Tensor, Tensor]:
+    """f(x) and the packed side (empty for a monotone function)."""
+    return forward(a, x, *parameters), _side(a, x)
+
+
+def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> Tensor:
+    """f(x), written into `out` (which may be x), and the packed side."""
+    side = _side(a, x)
+    forward_out(a, x, out, *parameters)
+    return side
+
+
+def backward_packed(
+    a: Activation, grad: Tensor, y: Tensor, side: Tensor, *parameters: float
+) -> Tensor:
+    """grad·f'(x), x being known by y and its packed side."""
+    right = y if a.turn is None else from_memory_order(unpack(side, y.numel()), y)
+    return backward_sided(a, grad, y, right, *parameters)
+
+
+def backward_sided(
+    a: Activation, grad: Tensor, y: Tensor, right: Tensor, *parameters: float
+) -> Tensor:
+    """grad·f'(x), x being known by y and its side (any tensor for a monotone function)."""
+    return _as(a.df_y(_wide(a, y), right, y.dtype, *parameters) * _wide(a, grad), y)
+
+
+def pack(bits: Tensor) -> Tensor:
+    """Eight bits to a byte, the first in the lowest bit; the last byte is filled up with zeros."""
+    padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.numel() % 8))
+    return (padded.view(-1, 8) << _places(bits)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """The first `count` bits of `pack`'s bytes, as bools."""
+    return ((packed.unsqueeze(1) >> _places(packed)) & 1).view(-1)[:count].to(torch.bool)
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """x's elements as one row, in the order of its strides."""
+    return x.permute(_order(x)).reshape(-1)
+
+
+def from_memory_order(row: Tensor, like: Tensor) -> Tensor:
+    """`row`, which is in the memory order of `like`, in the shape of `like`."""
+    order = _order(like)
+    inverse = [order.index(dim) for dim in range(like.dim())]
+    return row.view([like.shape[dim] for dim in order]).permute(inverse)
+
+
+def _order(x: Tensor) -> list[int]:
+    return sorted(range(x.dim()), key=lambda dim: (-x.stride(dim), dim))
+
+
+def _places(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)
+
+
+def _side(a: Activation, x: Tensor) -> Tensor:
+    if a.turn is None:
+        return x.new_empty(0, dtype=torch.uint8)
+    return pack(in_memory_order(torch.empty_like(x).copy_(x)) > a.turn)
+
+
+def _wide(a: Activation, x: Tensor) -> Tensor:
+    if x.dtype not in DTYPES:
+        raise RuntimeError(
+            f"mishkit.{a.name}: expected a tensor of float32, float64, bfloat16 or float16, "
+            f"got {str(x.dtype).removeprefix('torch.')}"
+        )
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+def _as(result: Tensor, x: Tensor) -> Tensor:
+    return result.to(x.dtype)

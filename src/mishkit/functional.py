@@ -1,0 +1,234 @@
+"""The functions: `mish(input)` and its brothers, with the names and arguments of torch's own.
+
+Every function takes, beside its input and its parameters,
+
+inplace : bool
+    Write the result over the input. Backward then uses the output and one bit an element, as with
+    ``save="output"``. A leaf that requires grad is refused.
+save : "input" or "output"
+    What is kept for backward: the input (the exact gradient, any number of derivatives), or the
+    output, which the next layer usually keeps anyway, and one bit an element (first derivative
+    only).
+out : Tensor, optional
+    Where to write the result, of the input's shape and dtype; not with autograd.
+
+The input is a tensor of float32, float64, bfloat16 or float16, of any shape and strides. The result
+has its dtype, shape and (where it is dense) strides. NaN gives NaN; ±inf gives the limit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .activation import Activation
+from .backends import torch as plain
+from .functions import ACTIVATIONS
+from .ops import RULES, are_transforms_active, fast_apply
+
+SAVE = ("input", "output")
+
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+
+
+class _Call:
+    """How one function is called: everything but the plainest case, which `_public` has."""
+
+    def __init__(self, a: Activation) -> None:
+        self.a = a
+        self.rules = RULES[a.name]
+        self.saving_output = fast_apply(self.rules.saving_output)
+        self.in_place = fast_apply(self.rules.in_place)
+
+    def traced(
+        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
+    ) -> Tensor:
+        """Under torch.compile or torch.export: plain torch, for the compiler to fuse."""
+        self.check(x, inplace, save, out)
+        if torch.compiler.is_exporting():
+            y = self.a.portable(x, *parameters)
+        elif (inplace or save == "output") and x.requires_grad and torch.is_grad_enabled():
+            y = self.rules.traced.apply(x, *parameters)
+        else:
+            y = plain.forward(self.a, x, *parameters)
+        target = x if inplace else out
+        return y if target is None else target.copy_(y)
+
+    def special(
+        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
+    ) -> Tensor:
+        """Eager calls with `inplace`, `out` or `save="output"`."""
+        self.check(x, inplace, save, out)
+        target = x if inplace else out
+        if are_transforms_active() or forward_ad._current_level >= 0:
+            # Transforms may ask for any derivative, in any mode: only the input answers that.
+            y = self.rules.saving_input.apply(x.clone() if inplace else x, *parameters)
+            return y if target is None else target.copy_(y)
+        if _is_grad_enabled() and x.requires_grad:
+            return (self.in_place if inplace else self.saving_output)(x, *parameters)
+        if target is None:
+            return self.rules.forward(x, *parameters)
+        self.rules.forward_out(x, target, *parameters)
+        # Autograd must know that what it may have saved is gone; inference tensors are never saved.
+        if not target.is_inference():
+            increment_version(target)
+        return target
+
+    def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> None:
+        name = f"mishkit.{self.a.name}"
+        if save not in SAVE:
+            raise ValueError(f'{name}: save must be "input" or "output", not {save!r}')
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: the input must be a tensor, not {type(x).__name__}")
+        needs_grad = _is_grad_enabled() and x.requires_grad
+        if inplace and out is not None:
+            raise ValueError(f"{name}: inplace=True and out= exclude each other")
+        if inplace and needs_grad and x.is_leaf:
+            raise RuntimeError(f"{name}: a leaf that requires grad can't be changed in place")
+        target = x if inplace else out
+        if target is not None and target.is_neg():
+            raise RuntimeError(
+                f"{name}: can't write over a lazily negated tensor; resolve_neg() it"
+            )
+        if out is None:
+            return
+        if needs_grad or (_is_grad_enabled() and out.requires_grad):
+            raise RuntimeError(f"{name}: out= doesn't support autograd; use torch.no_grad()")
+        if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+            raise ValueError(
+                f"{name}: out must be {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
+                f"not {out.dtype} of shape {tuple(out.shape)} on {out.device}"
+            )
+
+
+def _plain_function(a: Activation) -> Callable[..., Tensor]:
+    call = _Call(a)
+    rules = call.rules
+    forward, saving_input = rules.forward, fast_apply(rules.saving_input)
+    transformed = rules.saving_input.apply
+
+    def function(
+        input: Tensor, inplace: bool = False, *, save: str = "input", out: Tensor | None = None
+    ) -> Tensor:
+        if _is_compiling():
+            return call.traced(input, (), inplace, save, out)
+        if inplace or save != "input" or out is not None or not isinstance(input, Tensor):
+            return call.special(input, (), inplace, save, out)
+        if are_transforms_active():
+            return transformed(input)
+        if (input.requires_grad and _is_grad_enabled()) or forward_ad._current_level >= 0:
+            return saving_input(input)
+        return forward(input)
+
+    return function
+
+
+def _parametric_function(a: Activation) -> Callable[..., Tensor]:
+    call = _Call(a)
+    rules = call.rules
+    saving_input = fast_apply(rules.saving_input)
+    bind = inspect.Signature(_signature(a)[1:-3]).bind
+
+    def function(
+        input: Tensor,
+        *arguments: Any,
+        inplace: bool = False,
+        save: str = "input",
+        out: Tensor | None = None,
+        **named: float,
+    ) -> Tensor:
+        parameters = a.defaults
+        if arguments or named:
+            # Like torch's own, `inplace` may follow the parameters by position.
+            if len(arguments) == len(parameters) + 1:
+                *arguments, inplace = arguments
+            try:
+                bound = bind(*arguments, **named)
+            except TypeError as error:
+                raise TypeError(f"mishkit.{a.name}: {error}") from None
+            bound.apply_defaults()
+            parameters = tuple(float(value) for value in bound.args)
+            a.check(*parameters)
+        if _is_compiling():
+            return call.traced(input, parameters, inplace, save, out)
+        if inplace or save != "input" or out is not None or not isinstance(input, Tensor):
+            return call.special(input, parameters, inplace, save, out)
+        if are_transforms_active():
+            return rules.saving_input.apply(input, *parameters)
+        if (input.requires_grad and _is_grad_enabled()) or forward_ad._current_level >= 0:
+            return saving_input(input, *parameters)
+        return rules.forward(input, *parameters)
+
+    return function
+
+
+def _signature(a: Activation) -> list[inspect.Parameter]:
+    kind = inspect.Parameter
+    either, keyword = kind.POSITIONAL_OR_KEYWORD, kind.KEYWORD_ONLY
+    return [
+        kind("input", either, annotation=Tensor),
+        *(kind(p.name, either, default=p.default, annotation=float) for p in a.parameters),
+        kind("inplace", either, default=False, annotation=bool),
+        kind("save", keyword, default="input", annotation=str),
+        kind("out", keyword, default=None, annotation=Tensor | None),
+    ]
+
+
+def _document(a: Activation) -> str:
+    lines = [f"{a.formula}, elementwise.", "", f"Source: {a.source}."]
+    if a.parameters:
+        lines += ["", "Parameters", "----------"]
+        lines += [f"{p.name} : float, default {p.default:g}\n    {p.meaning}" for p in a.parameters]
+    shape = (
+        "monotone" if a.turn is None else f"falls to its minimum at x = {a.turn:.7g}, then rises"
+    )
+    lines += ["", f"The function is {shape}." if a.turn is None else f"The function {shape}."]
+    lines += ["See `mishkit.functional` for `inplace`, `save` and `out`."]
+    return "\n".join(lines)
+
+
+def _public(a: Activation) -> Callable[..., Tensor]:
+    function = (_parametric_function if a.parameters else _plain_function)(a)
+    function.__name__ = function.__qualname__ = a.name
+    function.__doc__ = _document(a)
+    function.__module__ = "mishkit"
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        _signature(a), return_annotation=Tensor
+    )
+    return function
+
+
+FUNCTIONS = {name: _public(a) for name, a in ACTIVATIONS.items()}
+"""The public functions by name; `mishkit.gelu` chooses between two of them."""
+
+_GELU = {"none": FUNCTIONS["gelu"], "tanh": FUNCTIONS["gelu_tanh"]}
+
+
+def gelu(
+    input: Tensor,
+    inplace: bool = False,
+    *,
+    approximate: str = "none",
+    save: str = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """x·Φ(x), elementwise; with ``approximate="tanh"``, its tanh form (`gelu_tanh`).
+
+    Source: Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415).
+
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+    if approximate not in _GELU:
+        raise ValueError(f'mishkit.gelu: approximate must be "none" or "tanh", not {approximate!r}')
+    return _GELU[approximate](input, inplace, save=save, out=out)
+
+
+FUNCTIONS["gelu"] = gelu
+globals().update(FUNCTIONS)

@@ -1,0 +1,67 @@
+"""GELU in its tanh form: x·σ(2u), u = √(2/π)·(x + 0.044715·x³)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import Activation
+from ._df_y_tables import TURNS
+from ._inverse import df_from_output
+
+FAR = 30.0
+"""σ(−2u(FAR)) is 0 in float64."""
+SCALE = 2 * math.sqrt(2 / math.pi)
+CUBIC = 0.044715
+
+
+def f(x: Tensor) -> Tensor:
+    x = x.clamp_min(-FAR)
+    c = x.clamp_max(FAR)
+    # x·σ(2u) is x/2·(1 + tanh u) without its cancellation for negative x.
+    return x * torch.sigmoid(_twice_u(c))
+
+
+def df(x: Tensor) -> Tensor:
+    x = x.clamp(-FAR, FAR)
+    w, dw = _twice_u(x), _twice_du(x)
+    return torch.sigmoid(w) * (1 + x * dw * torch.sigmoid(-w))
+
+
+def d2f(x: Tensor) -> Tensor:
+    x = x.clamp(-FAR, FAR)
+    w, dw = _twice_u(x), _twice_du(x)
+    d2w = 6 * SCALE * CUBIC * x
+    s, c = torch.sigmoid(w), torch.sigmoid(-w)
+    return s * c * (2 * dw + x * (d2w + dw * dw * (c - s)))
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    return df_from_output("gelu_tanh", f, df, y, right, saved)
+
+
+def _twice_u(x: Tensor) -> Tensor:
+    return SCALE * (x + CUBIC * x * x * x)
+
+
+def _twice_du(x: Tensor) -> Tensor:
+    return SCALE * (1 + 3 * CUBIC * x * x)
+
+
+def _portable(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+activation = Activation(
+    name="gelu_tanh",
+    module_name="GELUTanh",
+    formula="x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))",
+    source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=TURNS["gelu_tanh"][0],
+    portable=_portable,
+)

@@ -1,0 +1,46 @@
+"""H-Mish: (x/2)·min(2, max(0, x + 2))."""
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation
+from ._df_y_tables import H_MISH_LEAST
+
+
+def f(x: Tensor) -> Tensor:
+    x = x.clamp_min(-2)
+    return 0.5 * x * (x + 2).clamp_max(2)
+
+
+def df(x: Tensor) -> Tensor:
+    return torch.where(x <= -2, 0.0, x.clamp_max(0) + 1)
+
+
+def d2f(x: Tensor) -> Tensor:
+    return torch.where((x <= -2) | (x > 0), 0.0, torch.ones_like(x))
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    # y = ((x + 1)² − 1)/2 on the quadratic part; `least` centres the gradients that share y = −½.
+    # y = 0 on the left is the flat part.
+    least = H_MISH_LEAST.get(str(saved).removeprefix("torch."), 0.0)
+    size = torch.sqrt((2 * y + 1).clamp(least, 1))
+    return torch.where(right, size, torch.where(y == 0, 0.0, -size))
+
+
+def _portable(x: Tensor) -> Tensor:
+    return 0.5 * x * (x + 2).clamp(0, 2)
+
+
+activation = Activation(
+    name="h_mish",
+    module_name="HMish",
+    formula="x/2·min(2, max(0, x + 2))",
+    source="Misra 2019, H-Mish (github.com/digantamisra98/H-Mish)",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=-1.0,
+    portable=_portable,
+)

@@ -1,0 +1,56 @@
+"""Mish: x·tanh(ln(1 + eˣ)) = x·n/(n + 2) with e = eˣ, n = e(e + 2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import Activation
+from ._df_y_tables import TURNS
+from ._inverse import df_from_output
+from ._limits import FAR
+
+NEAR = 20.0
+"""Above it n/(n + 2) rounds to 1 in float64; clamping there keeps n finite in float32."""
+
+
+def f(x: Tensor) -> Tensor:
+    x = x.clamp_min(-FAR)
+    e = torch.exp(x.clamp_max(NEAR))
+    n = e * (e + 2)
+    return x * (n / (n + 2))
+
+
+def df(x: Tensor) -> Tensor:
+    x = x.clamp(-FAR, NEAR)
+    e = torch.exp(x)
+    n = e * (e + 2)
+    r = 1 / (n + 2)
+    return r * (n + 4 * x * (e * e + e) * r)
+
+
+def d2f(x: Tensor) -> Tensor:
+    x = x.clamp(-FAR, NEAR)
+    e = torch.exp(x)
+    n = e * (e + 2)
+    r = 1 / (n + 2)
+    s, t = e / (1 + e), n * r
+    return 4 * e * (1 + e) * r * r * (2 + x * (1 - s * (1 + 2 * t)))
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    return df_from_output("mish", f, df, y, right, saved)
+
+
+activation = Activation(
+    name="mish",
+    module_name="Mish",
+    formula="x·tanh(ln(1 + eˣ))",
+    source="Misra 2019, Mish: A Self Regularized Non-Monotonic Activation (arXiv:1908.08681)",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=TURNS["mish"][0],
+    portable=F.mish,
+    torch_function="mish",
+)

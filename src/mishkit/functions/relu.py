@@ -1,0 +1,38 @@
+"""ReLU, the baseline: max(0, x)."""
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation
+
+
+def f(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+def df(x: Tensor) -> Tensor:
+    # As torch does: 0 at 0, and a NaN lets the gradient through.
+    return torch.where(x <= 0, 0.0, 1.0).to(x.dtype)
+
+
+def d2f(x: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    return df(y)
+
+
+activation = Activation(
+    name="relu",
+    module_name="ReLU",
+    formula="max(0, x)",
+    source="Nair & Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=None,
+    portable=torch.relu,
+    torch_function="relu",
+)

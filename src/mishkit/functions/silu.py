@@ -1,0 +1,45 @@
+"""SiLU, also called swish: x·σ(x)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import Activation
+from ._df_y_tables import TURNS
+from ._inverse import df_from_output
+from ._limits import FAR
+
+
+def f(x: Tensor) -> Tensor:
+    return F.silu(x.clamp_min(-FAR))
+
+
+def df(x: Tensor) -> Tensor:
+    x = x.clamp(-FAR, FAR)
+    s = torch.sigmoid(x)
+    return s * (1 + x * torch.sigmoid(-x))
+
+
+def d2f(x: Tensor) -> Tensor:
+    x = x.clamp(-FAR, FAR)
+    s, c = torch.sigmoid(x), torch.sigmoid(-x)
+    return s * c * (2 + x * (c - s))
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    return df_from_output("silu", f, df, y, right, saved)
+
+
+activation = Activation(
+    name="silu",
+    module_name="SiLU",
+    formula="x·σ(x)",
+    source="Elfwing, Uchibe & Doya 2018, Sigmoid-Weighted Linear Units (arXiv:1702.03118)",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=TURNS["silu"][0],
+    portable=F.silu,
+    torch_function="silu",
+)

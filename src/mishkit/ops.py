@@ -1,0 +1,270 @@
+"""The operators and their autograd, for every function of the table in one loop.
+
+Operators of a function `name` (shown without its parameters, which follow as floats):
+
+    mishkit::name(input) -> output
+    mishkit::name_out(input, out!)
+    mishkit::name_backward(grad, input) -> grad_input
+    mishkit::name_double_backward(grad_grad, grad, input) -> (grad_grad_output, grad_input)
+    mishkit::name_packed(input) -> (output, side)
+    mishkit::name_packed_out(input, out!) -> side
+    mishkit::name_backward_packed(grad, output, side) -> grad_input
+
+Results have the strides of `torch.empty_like(input)`. `side` is a row of ceil(n/8) bytes in the
+memory order of the output, element 0 in the lowest bit; it is empty for a monotone function. The
+operators know nothing of autograd: the classes made by `_rules` do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .activation import Activation
+from .backends import cpu
+from .backends import torch as plain
+from .functions import ACTIVATIONS
+
+SCHEMAS = {
+    "": "(Tensor input{}) -> Tensor",
+    "_out": "(Tensor input, Tensor(a!) out{}) -> ()",
+    "_backward": "(Tensor grad, Tensor input{}) -> Tensor",
+    "_double_backward": "(Tensor grad_grad, Tensor grad, Tensor input{}) -> (Tensor, Tensor)",
+    "_packed": "(Tensor input{}) -> (Tensor, Tensor)",
+    "_packed_out": "(Tensor input, Tensor(a!) out{}) -> Tensor",
+    "_backward_packed": "(Tensor grad, Tensor output, Tensor side{}) -> Tensor",
+}
+"""The operators of a function: the ending of the name, and the schema."""
+
+are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The operators that a call needs, and the autograd functions around them."""
+
+    forward: Callable[..., Tensor]
+    forward_out: Callable[..., None]
+    forward_packed_out: Callable[..., Tensor]
+    saving_input: type[Function]
+    """apply(input, *parameters), keeping the input: differentiable to any order and in any mode."""
+    saving_output: type[Function]
+    """apply(input, *parameters), keeping the output and the side: differentiable once."""
+    in_place: type[Function]
+    """As `saving_output`, writing over the input."""
+    traced: type[Function]
+    """As `saving_output`, in plain torch operations for torch.compile."""
+
+
+def fast_apply(function: type[Function]) -> Callable[..., Tensor]:
+    """`function.apply` without its 30 µs of signature binding, which only functorch needs."""
+    return super(Function, function).apply  # type: ignore[misc]
+
+
+def _define(library: torch.library.Library, a: Activation) -> None:
+    parameters = "".join(f", float {parameter.name}" for parameter in a.parameters)
+    for ending, schema in SCHEMAS.items():
+        name = a.name + ending
+        library.define(name + schema.format(parameters), tags=torch.Tag.pt2_compliant_tag)
+        body = functools.partial(getattr(plain, _body(ending)), a)
+        library.impl(name, body, "CompositeExplicitAutograd")
+        fake = functools.partial(_FAKES[ending], a)
+        torch.library.register_fake(f"mishkit::{name}", fake, lib=library)
+
+
+def _body(ending: str) -> str:
+    return "forward" + ending if "backward" not in ending else ending.lstrip("_")
+
+
+def _side_like(a: Activation, x: Tensor) -> Tensor:
+    size = 0 if a.turn is None else (x.numel() + 7) // 8
+    return x.new_empty(size, dtype=torch.uint8)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "": lambda a, x, *_: torch.empty_like(x),
+    "_out": lambda a, x, out, *_: None,
+    "_backward": lambda a, grad, x, *_: torch.empty_like(x),
+    "_double_backward": lambda a, gg, g, x, *_: (torch.empty_like(x), torch.empty_like(x)),
+    "_packed": lambda a, x, *_: (torch.empty_like(x), _side_like(a, x)),
+    "_packed_out": lambda a, x, out, *_: _side_like(a, x),
+    "_backward_packed": lambda a, grad, y, side, *_: torch.empty_like(y),
+}
+
+
+def _rules(a: Activation) -> Rules:
+    operators = torch.ops.mishkit
+    forward = getattr(operators, a.name).default
+    forward_packed = getattr(operators, a.name + "_packed").default
+    forward_packed_out = getattr(operators, a.name + "_packed_out").default
+    backward = getattr(operators, a.name + "_backward").default
+    backward_packed = getattr(operators, a.name + "_backward_packed").default
+    double_backward = getattr(operators, a.name + "_double_backward").default
+    no_gradients = (None,) * len(a.parameters)
+
+    class Backward(Function):
+        """(grad, input) -> grad·f'(input)."""
+
+        @staticmethod
+        def forward(grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
+            return backward(grad, x, *parameters)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            grad, x, *ctx.parameters = inputs
+            ctx.save_for_backward(grad, x)
+            ctx.save_for_forward(grad, x)
+
+        @staticmethod
+        def backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
+            grad, x = ctx.saved_tensors
+            if torch.is_grad_enabled() or are_transforms_active():
+                # A third derivative is wanted: torch differentiates the plain formulas.
+                results = plain.double_backward(a, grad_grad, grad, x, *ctx.parameters)
+            else:
+                results = double_backward(grad_grad, grad, x, *ctx.parameters)
+            return *results, *no_gradients
+
+        @staticmethod
+        def jvp(
+            ctx: Any, grad_tangent: Tensor | None, x_tangent: Tensor | None, *_: None
+        ) -> Tensor:
+            grad, x = ctx.saved_tensors
+            tangent = torch.zeros_like(x)
+            if grad_tangent is not None:
+                tangent = tangent + plain.backward(a, grad_tangent, x, *ctx.parameters)
+            if x_tangent is not None:
+                by_x = plain.double_backward(a, x_tangent, grad, x, *ctx.parameters)[1]
+                tangent = tangent + by_x
+            return tangent
+
+        @staticmethod
+        def vmap(
+            info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, *parameters: float
+        ) -> tuple[Tensor, int]:
+            grad, x = (
+                t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+                for t, dim in zip((grad, x), in_dims, strict=False)
+            )
+            return Backward.apply(grad, x, *parameters), 0
+
+    class SavingInput(Function):
+        @staticmethod
+        def forward(x: Tensor, *parameters: float) -> Tensor:
+            return forward(x, *parameters)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            x, *ctx.parameters = inputs
+            ctx.save_for_backward(x)
+            ctx.save_for_forward(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            (x,) = ctx.saved_tensors
+            if torch.is_grad_enabled() or are_transforms_active():
+                gradient = Backward.apply(grad, x, *ctx.parameters)
+            else:
+                gradient = backward(grad, x, *ctx.parameters)
+            return (gradient, *no_gradients) if no_gradients else gradient
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return Backward.apply(tangent, x, *ctx.parameters)
+
+        @staticmethod
+        def vmap(
+            info: Any, in_dims: tuple[int | None, ...], x: Tensor, *parameters: float
+        ) -> tuple[Tensor, int | None]:
+            return SavingInput.apply(x, *parameters), in_dims[0]
+
+    class BackwardPacked(Function):
+        """The gradient of a gradient from the output: refused when it is asked for."""
+
+        @staticmethod
+        def forward(ctx: Any, grad: Tensor, y: Tensor, side: Tensor, *parameters: float) -> Tensor:
+            return backward_packed(grad, y, side, *parameters)
+
+        @staticmethod
+        def backward(ctx: Any, grad_grad: Tensor) -> Any:
+            raise RuntimeError(
+                f'mishkit.{a.name}: a second derivative needs save="input" and inplace=False; '
+                "the output and the side give the first alone"
+            )
+
+    def save(ctx: Any, y: Tensor, side: Tensor, parameters: tuple[float, ...]) -> None:
+        ctx.save_for_backward(y, side)
+        # The side is in y's memory order, which saved-tensor hooks may not preserve.
+        ctx.strides = y.stride()
+        ctx.parameters = parameters
+
+    def gradient_from_output(ctx: Any, grad: Tensor) -> Any:
+        y, side = ctx.saved_tensors
+        if y.stride() != ctx.strides:
+            y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype, device=y.device).copy_(y)
+        if are_transforms_active():  # a batch of gradients, which the operator doesn't take
+            gradient = plain.backward_packed(a, grad, y, side, *ctx.parameters)
+        else:
+            apply = BackwardPacked.apply if torch.is_grad_enabled() else backward_packed
+            gradient = apply(grad, y, side, *ctx.parameters)
+        return (gradient, *no_gradients) if no_gradients else gradient
+
+    class SavingOutput(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *parameters: float) -> Tensor:
+            y, side = forward_packed(x, *parameters)
+            save(ctx, y, side, parameters)
+            return y
+
+        backward = staticmethod(gradient_from_output)
+
+    class InPlace(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *parameters: float) -> Tensor:
+            side = forward_packed_out(x, x, *parameters)
+            ctx.mark_dirty(x)
+            save(ctx, x, side, parameters)
+            return x
+
+        backward = staticmethod(gradient_from_output)
+
+    class Traced(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *parameters: float) -> Tensor:
+            y = plain.forward(a, x, *parameters)
+            # In logical order: no other backend reads it, and Dynamo can't sort symbolic strides.
+            side = plain.pack(x.reshape(-1) > a.turn) if a.turn is not None else y
+            ctx.save_for_backward(y, side)
+            ctx.parameters = parameters
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            y, side = ctx.saved_tensors
+            right = y if a.turn is None else plain.unpack(side, y.numel()).view(y.shape)
+            gradient = plain.backward_sided(a, grad, y, right, *ctx.parameters)
+            return gradient, *no_gradients
+
+    return Rules(
+        forward=forward,
+        forward_out=getattr(operators, a.name + "_out").default,
+        forward_packed_out=forward_packed_out,
+        saving_input=SavingInput,
+        saving_output=SavingOutput,
+        in_place=InPlace,
+        traced=Traced,
+    )
+
+
+_library = torch.library.Library("mishkit", "DEF")
+for _activation in ACTIVATIONS.values():
+    _define(_library, _activation)
+cpu.load()
+RULES = {name: _rules(activation) for name, activation in ACTIVATIONS.items()}
