@@ -1,0 +1,186 @@
+"""The tables for f' from the output: evaluated here in plain float32, apart from what made them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mishkit.functions import ACTIVATIONS
+from mishkit.functions._branch_fit import BranchFit
+from mishkit.functions._df_y_tables import H_MISH_LEAST, TABLES, TURNS
+
+ROOT = Path(__file__).parent.parent
+NAMES = list(TABLES)
+HALVES = ["bfloat16", "float16"]
+
+FLOAT32_BAR = 2e-6
+HALF_BAR = 1.05
+
+
+def reference(name: str, which: str, x: np.ndarray) -> np.ndarray:
+    return getattr(ACTIVATIONS[name], which)(torch.from_numpy(np.asarray(x, float))).numpy()
+
+
+def evaluate(fit: BranchFit, y: np.ndarray, left: np.ndarray, fused: bool = True) -> np.ndarray:
+    f32 = np.float32
+    y = y.astype(f32)
+    tail = left & (y > f32(fit.y_tail))
+    above = (np.minimum(y, f32(fit.y_max)) + f32(fit.y_min_hi)) + f32(fit.y_min_lo)
+    root = np.sqrt(np.where(tail, np.abs(y), np.maximum(f32(fit.least), above)))
+    t = np.where(left, -root, root)
+    rising = (y > f32(fit.breaks[0])).astype(int) + (y > f32(fit.breaks[1]))
+    piece = np.where(tail, 0, np.where(left, 1, 1 + rising))
+    w = t - f32(fit.centers)[piece]
+    p = np.zeros_like(w)
+    for row in reversed(fit.coefficients):
+        # A product of two float32 is exact in float64, so this rounds once, as an FMA does.
+        product = p.astype(float) * w if fused else p * w
+        p = (product + f32(row)[piece]).astype(f32)
+    return p.astype(float)
+
+
+def gradient_of_output(name: str, y: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """f' at the x on the given side with f(x) = y, found by bisection in float64."""
+    turn, y_min = TURNS[name]
+    low = np.where(left, -800.0, turn)
+    high = np.where(left, turn, np.maximum(y, 0) + 2)
+    for _ in range(64):
+        middle = (low + high) / 2
+        rising = (reference(name, "f", middle) < y) != left
+        low, high = np.where(rising, middle, low), np.where(rising, high, middle)
+    at_a_limit = (y <= y_min) | (left & (y >= 0))
+    return np.where(at_a_limit, 0.0, reference(name, "df", (low + high) / 2))
+
+
+def outputs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """float32 outputs on both branches, dense at the minimum, in the tail and at the breaks."""
+    turn, y_min = TURNS[name]
+    fit = TABLES[name]["float32"]
+    tiny = -np.logspace(-45, -1, 5001)
+    steps = np.arange(-300, 301) * 2.0**-26
+    at_breaks = [(y + steps) for y in (y_min, *fit.breaks, fit.y_max)]
+    x_left = np.concatenate([np.linspace(-30, turn, 60_001), turn - np.logspace(-5, 0, 5001)])
+    x_right = np.concatenate([np.linspace(turn, 20, 60_001), turn + np.logspace(-5, 0, 5001)])
+    y_left = np.concatenate([reference(name, "f", x_left), tiny[tiny > y_min], y_min + steps])
+    y_left = np.concatenate([y_left, fit.y_tail + steps, [0.0, -0.0, -1e-45]])
+    y_right = np.concatenate([reference(name, "f", x_right), *at_breaks, [0.0, 1e3, 3e38]])
+    y = np.concatenate([y_left, y_right]).astype(np.float32)
+    return y, np.arange(len(y)) < len(y_left)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_error_is_bounded(name: str) -> None:
+    y, left = outputs(name)
+    truth = gradient_of_output(name, y.astype(float), left)
+    for fused in (True, False):
+        error = np.abs(evaluate(TABLES[name]["float32"], y, left, fused) - truth)
+        assert error.max() <= FLOAT32_BAR, (y[error.argmax()], left[error.argmax()], fused)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+@pytest.mark.parametrize("name", NAMES)
+def test_limits_are_exact(name: str, dtype: str) -> None:
+    fit = TABLES[name][dtype]
+    dead = evaluate(fit, np.array([0.0, -0.0]), np.array([True, True]))
+    live = evaluate(fit, np.array([fit.y_max, 100.0, np.inf]), np.zeros(3, bool))
+    assert (dead == 0).all()
+    assert (live == 1).all()
+    assert np.isnan(evaluate(fit, np.full(2, np.nan), np.array([True, False]))).all()
+
+
+# ---- every input of the 16-bit types ----
+
+
+def finite_inputs(dtype: str) -> np.ndarray:
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(getattr(torch, dtype))
+    values = bits.double().numpy()
+    return np.unique(values[np.isfinite(values)])
+
+
+def rounded(y: np.ndarray, dtype: str) -> np.ndarray:
+    """To nearest, in one step from float64 (torch goes through float32)."""
+    precision, least_exponent = {"bfloat16": (8, -126), "float16": (11, -14)}[dtype]
+    exponent = np.maximum(np.frexp(y)[1] - 1, least_exponent)
+    quantum = np.ldexp(1.0, exponent - precision + 1)
+    return np.rint(y / quantum) * quantum
+
+
+def normal_probabilities(x: np.ndarray) -> np.ndarray:
+    """Under N(0, 1), of what rounds to each x."""
+    edges = np.concatenate([[-np.inf], (x[1:] + x[:-1]) / 2, [np.inf]])
+    below = torch.special.ndtr(torch.from_numpy(-np.abs(edges))).numpy()
+    cumulative = np.where(edges < 0, below, 1 - below)
+    return np.where(edges[1:] <= 0, np.diff(below), np.diff(cumulative))
+
+
+def sizes(error: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.array([np.abs(error).max(), np.sqrt(np.sum(weights * error**2))])
+
+
+def middle_of_equal_outputs(y: np.ndarray, left: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The decoder with the least maximum: no other can know more than y and the side."""
+    decoded = np.empty_like(g)
+    for side in (left, ~left):
+        _, group = np.unique(y[side], return_inverse=True)
+        low, high = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
+        np.minimum.at(low, group, g[side])
+        np.maximum.at(high, group, g[side])
+        decoded[side] = ((low + high) / 2)[group]
+    return decoded
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_error_is_that_of_the_exact_inverse(name: str, dtype: str) -> None:
+    x = finite_inputs(dtype)
+    y, g, left = (
+        rounded(reference(name, "f", x), dtype),
+        reference(name, "df", x),
+        x <= TURNS[name][0],
+    )
+    weights = normal_probabilities(x)
+    exact = sizes(gradient_of_output(name, y, left) - g, weights)
+    for fused in (True, False):
+        table = sizes(evaluate(TABLES[name][dtype], y, left, fused) - g, weights)
+        assert (table <= HALF_BAR * exact).all(), table / exact
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_h_mish_is_near_the_floor(dtype: str) -> None:
+    x = finite_inputs(dtype)
+    y = rounded(reference("h_mish", "f", x), dtype)
+    g, left = reference("h_mish", "df", x), x <= -1
+    size = np.sqrt(np.clip(2 * y + 1, H_MISH_LEAST[dtype], 1))
+    decoded = np.where(left, np.where(y == 0, 0.0, -size), size)
+    weights = normal_probabilities(x)
+    floor = sizes(middle_of_equal_outputs(y, left, g) - g, weights)
+    # One number for both sides, whose gradients at the minimum differ by a step of the inputs.
+    assert (sizes(decoded - g, weights) <= 1.15 * floor).all()
+
+
+# ---- the generated files ----
+
+
+def test_cpp_and_python_tables_agree() -> None:
+    header = (ROOT / "csrc" / "functions" / "df_y_tables.h").read_text()
+    structs = {
+        name.lower(): [float.fromhex(x) for x in re.findall(r"-?0x[0-9a-f.]+p[+-]\d+", body)]
+        for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", header, re.DOTALL)
+    }
+    for name, by_dtype in TABLES.items():
+        for dtype, fit in by_dtype.items():
+            expected = [fit.y_min_hi, fit.y_min_lo, fit.least, fit.y_tail, fit.y_max, *fit.breaks]
+            expected += [*fit.centers, *(c for row in fit.coefficients for c in row)]
+            assert structs[name.replace("_", "") + dtype] == expected
+    assert structs["hmishleast"] == list(H_MISH_LEAST.values())
+
+
+def test_generated_files_are_current() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "fit_df_y.py"), "--check"]
+    subprocess.run(command, check=True, timeout=120)

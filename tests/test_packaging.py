@@ -1,0 +1,298 @@
+"""The wheel and the sdist: what is in them, and that they are built and used in bare places."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = "mishkit/_kernels.so"
+# What torch's own Linux wheels ask for (manylinux_2_28): ours must not ask for more.
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into ELF files")
+
+
+def run(
+    *command: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    # What a developer's shell or make says about the build must not leak into the builds here.
+    ours = ("MISHKIT_", "CXX", "LDFLAGS", "PYTHON")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**clean, **(env or {})},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def python(code: str, path: Path) -> str:
+    """Run code with the packages in path before all others, from a place without sources."""
+    script = path.parent / "script.py"
+    script.write_text(textwrap.dedent(code))
+    done = run(sys.executable, "-W", "error", script, env={"PYTHONPATH": str(path)})
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def copy_of_the_project(target: Path) -> Path:
+    made = (".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+    return shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*made))
+
+
+def wheel(project: Path, *options: str, **env: str) -> tuple[Path, str]:
+    """Build a wheel; return it and what the build said."""
+    dist = project.parent / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    done = run(
+        *(sys.executable, "-m", "pip", "wheel", project, "-w", dist, "-v", "--no-deps", *options),
+        env=env,
+    )
+    assert done.returncode == 0, done.stdout
+    (path,) = dist.iterdir()
+    return path, done.stdout
+
+
+def unpack(path: Path, target: Path) -> Path:
+    zipfile.ZipFile(path).extractall(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project and its wheel, built where there is no torch, and unpacked."""
+    folder = tmp_path_factory.mktemp("built")
+    project = copy_of_the_project(folder / "project")
+    # Isolated, as pip does by default: setuptools is all that the build can import.
+    path, _ = wheel(project, MISHKIT_REQUIRE_KERNELS="1", CXXFLAGS="-O1")
+    unpack(path, folder / "unpacked")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, without a compiler."""
+    folder = tmp_path_factory.mktemp("bare")
+    project = copy_of_the_project(folder / "project")
+    path, said = wheel(project, "--no-build-isolation", CXX="/bin/false")
+    assert len(re.findall("^ *mishkit: .*plain torch", said, re.MULTILINE)) == 1, said
+    unpack(path, folder / "unpacked")
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    unpacked = folder / "unpacked"
+    return {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+
+
+def test_the_wheel_has_everything(built: Path) -> None:
+    (path,) = (built / "dist").iterdir()
+    assert re.fullmatch(r"mishkit-[\w.]+-py3-none-(linux|macosx)_\w+\.whl", path.name)
+    sources = {
+        str(path.relative_to(ROOT / "src"))
+        for path in (ROOT / "src" / "mishkit").rglob("*")
+        if path.suffix in (".py", ".j2") or path.name == "py.typed"
+    }
+    inside = {name for name in names(built) if ".dist-info/" not in name}
+    assert inside == sources | {LIBRARY, "mishkit/py.typed"}
+
+
+def test_the_wheel_asks_for_torch_alone(built: Path) -> None:
+    (metadata,) = (built / "unpacked").glob("*.dist-info/METADATA")
+    needs = re.findall("^Requires-Dist: (.*)$", metadata.read_text(), re.MULTILINE)
+    assert [need for need in needs if "extra ==" not in need] == ["torch>=2.10"]
+
+
+def test_the_wheel_works(built: Path) -> None:
+    said = python(
+        """
+        import importlib.metadata
+        import mishkit as mk, torch
+        from mishkit.backends import cpu
+
+        x = torch.linspace(-9, 9, 101)
+        torch.testing.assert_close(mk.mish(x), torch.nn.functional.mish(x))
+        assert importlib.metadata.version("mishkit") == mk.__version__
+        assert cpu.isas()
+        print(mk.__file__)
+        """,
+        built / "unpacked",
+    )
+    assert said.strip() == str(built / "unpacked" / "mishkit" / "__init__.py")
+
+
+@linux
+def test_the_library_runs_elsewhere(built: Path) -> None:
+    """It needs torch, and a C and C++ runtime no newer than torch does; nothing of Python."""
+    said = run("readelf", "-d", "-V", "-W", built / "unpacked" / LIBRARY).stdout
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", said))
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if name.startswith(("libpython", "libtorch_python"))]
+    for runtime, version in re.findall(r"Name: ([A-Z]+)_([\d.]+)", said):
+        assert tuple(map(int, version.split("."))) <= NEWEST[runtime], f"{runtime} {version}"
+
+
+@linux
+def test_instruction_sets_share_no_code(built: Path) -> None:
+    """An inline function that two objects define is merged by the linker into one of the copies,
+    maybe the one for AVX-512: it would stop older machines. So no two may define the same."""
+    objects = sorted((built / "project" / "build").rglob("*.o"))
+    assert len(objects) >= 2
+    owners: dict[str, list[str]] = {}
+    for path in objects:
+        for line in run("nm", "--defined-only", path).stdout.splitlines():
+            _, kind, name = line.split()
+            if kind in "VWu":
+                owners.setdefault(name, []).append(path.name)
+    assert not {name: where for name, where in owners.items() if len(where) > 1}
+
+
+def test_without_a_compiler(bare: Path) -> None:
+    (path,) = (bare / "dist").iterdir()
+    assert path.name.endswith("-py3-none-any.whl")
+    assert LIBRARY not in names(bare)
+    said = python(
+        """
+        import warnings
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import mishkit as mk, torch
+            for _ in range(2):
+                x = torch.linspace(-9, 9, 101, requires_grad=True)
+                mk.mish(x).sum().backward()
+        torch.testing.assert_close(mk.mish(x), torch.nn.functional.mish(x))
+        for warning in caught:
+            print(warning.category.__name__, warning.message)
+        """,
+        bare / "unpacked",
+    )
+    assert re.fullmatch("(Runtime|User)Warning .*plain torch.*", said.strip()), said
+
+
+def test_the_command_without_the_lab(bare: Path) -> None:
+    """The console script exists without the extra, and says in one line how to get it."""
+    said = python(
+        """
+        import sys, warnings
+        sys.modules["typer"] = None  # what import sees where a package is missing
+        warnings.simplefilter("ignore")
+        from mishkit.cli import main
+        try:
+            main()
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code)
+            assert stop.code, "it must not look like success"
+        """,
+        bare / "unpacked",
+    )
+    assert "mishkit[lab]" in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_sdist(bare: Path) -> None:
+    project = bare / "project"
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist('dist')"
+    done = run(sys.executable, "-c", build, cwd=project)
+    assert done.returncode == 0, done.stdout
+    (path,) = (project / "dist").iterdir()
+    with tarfile.open(path) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = [*ROOT.glob("csrc/**/*.*"), *ROOT.glob("tools/*.py"), *ROOT.glob("tests/*.py")]
+    assert {str(path.relative_to(ROOT)) for path in wanted} <= inside
+    assert not [name for name in inside if name.endswith((".so", ".pyc"))]
+
+
+KERNELS = """
+#include "width.h"
+#define JOIN(a, b) a##b
+#define NAME(isa) JOIN(isa_, isa)
+namespace NAME(MISHKIT_ISA) { int width() { return WIDTH; } }
+"""
+BIND = """
+#if !defined MISHKIT_HAS_AVX2 && !defined MISHKIT_HAS_NEON && !defined MISHKIT_HAS_BASELINE
+#error no instruction set
+#endif
+"""
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Builds a tiny library in place, with the project's own setup.py."""
+    for name, text in {
+        "pyproject.toml": '[project]\nname = "mishkit"\nversion = "0"\n',
+        "setup.py": (ROOT / "setup.py").read_text(),
+        "src/mishkit/__init__.py": "",
+        "csrc/width.h": "#define WIDTH 8\n",
+        "csrc/kernels.cpp": KERNELS,
+        "csrc/bind.cpp": BIND,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def build(**env: str) -> subprocess.CompletedProcess[str]:
+        setup = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+        return run(*setup, cwd=tmp_path, env=env)
+
+    return build
+
+
+def test_builds_again_only_after_a_change(build: Callable, tmp_path: Path) -> None:
+    library = tmp_path / "src" / LIBRARY
+    assert "built" in build().stdout and library.exists()
+    assert "up to date" in build().stdout
+    (tmp_path / "csrc/width.h").write_text("#define WIDTH 16\n")
+    assert "built" in build().stdout
+    assert "built" in build(CXXFLAGS="-O0").stdout
+    (tmp_path / "csrc/width.h").write_text("#error broken\n")
+    assert "plain torch" in build().stdout
+    assert not library.exists(), "a library of older sources must not stay"
+
+
+@pytest.mark.parametrize("env", [{"CXX": "/bin/false"}, {"CXXFLAGS": "--no-such-flag"}])
+def test_kernels_can_be_required(build: Callable, env: dict[str, str]) -> None:
+    done = build(MISHKIT_REQUIRE_KERNELS="1", **env)
+    assert done.returncode and "kernels were not built" in done.stdout
+
+
+def test_kernels_can_be_left_out(build: Callable, tmp_path: Path) -> None:
+    assert build(MISHKIT_NO_KERNELS="1").returncode == 0
+    assert not (tmp_path / "src" / LIBRARY).exists()
+
+
+CHECK = ROOT / "tools" / "check_torch_c.py"
+
+
+def test_torch_c_fits_torch() -> None:
+    done = run(sys.executable, CHECK)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("aoti_torch_get_dim(AtenTensorHandle", "aoti_torch_get_dim(int64_t"),
+        ("int32_t aoti_torch_dtype_float32()", "int64_t aoti_torch_dtype_float32()"),
+        ("using StableIValue = uint64_t", "using StableIValue = int64_t"),
+        ("torch_parallel_for(", "torch_serial_for("),  # no such entry point
+        ("MISHKIT_SINCE(2, 13) ", ""),  # not there in 2.10
+    ],
+)
+def test_a_wrong_prototype_is_caught(right: str, wrong: str, tmp_path: Path) -> None:
+    header = (ROOT / "csrc" / "torch_c.h").read_text()
+    assert right in header
+    (tmp_path / "torch_c.h").write_text(header.replace(right, wrong))
+    done = run(sys.executable, CHECK, tmp_path / "torch_c.h")
+    assert done.returncode == 1 and "does not fit" in done.stdout
