@@ -31,6 +31,7 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@$(PY) tools/check_torch_c.py
+	@$(PY) tools/fit_math.py --check
 	@$(PY) tools/fit_df_y.py --check
 	@$(PY) tools/make_stubs.py --check
 

@@ -5,8 +5,8 @@ namespace mishkit {
 
 constexpr double normal_scale = 0.35;
 
-// ln 2 in two parts, the first of so few bits that its product with an exponent (in eighths
-// for float32) is exact.
+// ln 2 in two parts, the first of so few bits that its product with an exponent (in
+// eighths for float32) is exact.
 constexpr double ln2_high = 0x1.62e0000000000p-1;
 constexpr double ln2_low = 0x1.0bfbe8e7bcd5ep-15;
 constexpr double ln2_high_double = 0x1.62e42fefa2000p-1;

@@ -166,7 +166,10 @@ def less_index(powers: np.ndarray) -> np.ndarray:
 def rounding_of(powers: np.ndarray) -> np.ndarray:
     """Logarithms of the ratios of the true powers to the rounded ones."""
     exact = [mp.mpf(2) ** (mp.mpf(j) / 8) for j in range(8)]
-    return np.array([float(mp.log(e / mp.mpf(float(p)))) for e, p in zip(exact, powers, strict=True)], np.float32)
+    return np.array(
+        [float(mp.log(e / mp.mpf(float(p)))) for e, p in zip(exact, powers, strict=True)],
+        np.float32,
+    )
 
 
 def table(name: str, values: np.ndarray) -> list[str]:
@@ -186,8 +189,8 @@ def render() -> str:
         "",
         f"constexpr double normal_scale = {NORMAL_SCALE};",
         "",
-        "// ln 2 in two parts, the first of so few bits that its product with an exponent (in eighths",
-        "// for float32) is exact.",
+        "// ln 2 in two parts, the first of so few bits that its product with an exponent (in",
+        "// eighths for float32) is exact.",
         *split("ln2{}", mp.log(2), 12),
         *split("ln2{}_double", mp.log(2), 40),
         "",
@@ -212,7 +215,9 @@ def render() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     text = render()
     if parser.parse_args().check:
