@@ -1,0 +1,274 @@
+"""The command line: thin commands, each of which calls its part of the laboratory."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+INSTALL = 'pip install "mishkit[lab]"'
+LAB_PACKAGES = frozenset(
+    (
+        "jinja2",
+        "lightning_fabric",
+        "matplotlib",
+        "mlxtend",
+        "numpy",
+        "pandas",
+        "PIL",
+        "rich",
+        "sklearn",
+    )
+)
+
+try:
+    import typer
+except ModuleNotFoundError:
+    # The command is installed with the library, its dependencies with an extra.
+    def main() -> None:
+        """Says what is missing."""
+        sys.exit(f"mishkit: the command line needs more packages: {INSTALL}")
+
+else:
+    app = typer.Typer(
+        name="mishkit",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Smooth activation functions at ReLU's price, and the means to measure it.",
+    )
+
+    def _print_version(wanted: bool) -> None:
+        if wanted:
+            from mishkit import __version__
+
+            typer.echo(f"mishkit {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def _options(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", help="Show the version.", callback=_print_version, is_eager=True
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    @contextmanager
+    def one_line_errors() -> Iterator[None]:
+        """Turns what the user can mend into one line on stderr and exit status 1."""
+        from mishkit.lab import LabError
+
+        try:
+            yield
+        except LabError as error:
+            message = str(error)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in LAB_PACKAGES:
+                raise
+            message = f"{error.name} is not installed: {INSTALL}"
+        else:
+            return
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
+            typer.echo(f"mishkit: {message}", err=True)
+        raise typer.Exit(1)
+
+    @app.command()
+    def compare(
+        activation: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--activation",
+                "-a",
+                help="What to compare, once for each: a name, or anything importable "
+                "(torch.nn.GELU, package.module:function). An unknown name lists the names.",
+                show_default="ReLU in place, Mish by hand, torch's Mish, and mishkit's Mish, "
+                "Mish in place and HMish",
+            ),
+        ] = None,
+        data: Annotated[
+            str,
+            typer.Option(
+                help="mnist, digits, fashion-mnist, folder:PATH (a sub-folder a class) "
+                "or torchvision:CLASS."
+            ),
+        ] = "mnist",
+        data_root: Annotated[Path, typer.Option(help="Where torchvision keeps its data.")] = Path(
+            "data"
+        ),
+        download: Annotated[
+            bool, typer.Option("--download", help="Let torchvision download the data.")
+        ] = False,
+        image_size: Annotated[
+            int | None, typer.Option(help="Resize images to a square of so many pixels.", min=4)
+        ] = None,
+        train_samples: Annotated[
+            int | None, typer.Option(help="Train with so many images.", min=2, show_default="all")
+        ] = None,
+        test_samples: Annotated[
+            int | None, typer.Option(help="Test with so many images.", min=1, show_default="all")
+        ] = None,
+        channels: Annotated[int, typer.Option(help="Channels of every layer.", min=1)] = 16,
+        epochs: Annotated[int, typer.Option(min=1)] = 5,
+        seeds: Annotated[int, typer.Option(help="Trainings of each activation.", min=1)] = 3,
+        seed: Annotated[
+            int, typer.Option(help="The first seed; it also decides the train/test split.", min=0)
+        ] = 0,
+        batch_size: Annotated[
+            int, typer.Option(help="Images a step, over all devices.", min=1)
+        ] = 64,
+        lr: Annotated[float, typer.Option(help="The highest learning rate (AdamW).", min=0)] = 5e-3,
+        target: Annotated[
+            float, typer.Option(help="The test accuracy to reach, 0 to 1.", min=0, max=1)
+        ] = 0.93,
+        threads: Annotated[
+            int | None,
+            typer.Option(help="PyTorch's threads.", min=1, show_default="PyTorch's choice"),
+        ] = None,
+        precision: Annotated[
+            str, typer.Option(help="Fabric's, for instance bf16-mixed.")
+        ] = "32-true",
+        accelerator: Annotated[str, typer.Option(help="Fabric's: cpu, cuda, mps, auto.")] = "auto",
+        devices: Annotated[str, typer.Option(help="Fabric's: how many, or which.")] = "1",
+        strategy: Annotated[str, typer.Option(help="Fabric's: ddp, fsdp, auto.")] = "auto",
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="The folder for the report and the figures.")
+        ] = Path("mishkit-compare"),
+    ) -> None:
+        """Train a network on real data once per activation, and report what each one costs.
+
+        Prints time per step, bytes kept for backward, time per epoch, epochs and seconds to a
+        target accuracy, and final accuracy over several seeds; writes report.html, summary.csv,
+        epochs.csv, steps.csv and results.json. Ctrl-C keeps what is done.
+        """
+        with one_line_errors():
+            from mishkit.lab import compare as lab
+
+            settings = lab.Settings(
+                activations=tuple(activation) if activation else lab.Settings.activations,
+                data=data,
+                data_root=data_root,
+                download=download,
+                image_size=image_size,
+                train_samples=train_samples,
+                test_samples=test_samples,
+                channels=channels,
+                epochs=epochs,
+                seeds=seeds,
+                first_seed=seed,
+                batch_size=batch_size,
+                lr=lr,
+                target=target,
+                threads=threads,
+                precision=precision,
+                accelerator=accelerator,
+                devices=devices,
+                strategy=strategy,
+                output=output,
+            )
+            status = lab.main(settings, command=_command())
+        raise typer.Exit(status)
+
+    Function = Annotated[
+        list[str] | None,
+        typer.Option("--function", "-f", help="A function, once for each.", show_default="all"),
+    ]
+
+    @app.command()
+    def bench(
+        function: Function = None,
+        dtype: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--dtype",
+                help="float32, bfloat16, float16 or float64, once for each.",
+                show_default="float32, bfloat16",
+            ),
+        ] = None,
+        sizes: Annotated[str, typer.Option(help="Elements.")] = "64Ki,1Mi,16Mi",
+        threads: Annotated[str, typer.Option(help="PyTorch's threads.")] = "1,2",
+        device: Annotated[str, typer.Option(help="cpu; others are not available yet.")] = "cpu",
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Fewer samples: a fifth of the time.")
+        ] = False,
+        csv: Annotated[Path | None, typer.Option(help="Write every timing to this file.")] = None,
+        check: Annotated[
+            bool, typer.Option("--check", help="Exit with 1 where a bar is missed.")
+        ] = False,
+    ) -> None:
+        """Time every function beside torch's ReLU and torch's own, in turns.
+
+        Prints ns per element (minimum/median), the ratios, and the bars that one thread must
+        reach. Timings are noisy: a missed bar is an error with --check alone.
+        """
+        with one_line_errors():
+            from mishkit.lab import bench as lab
+
+            settings = lab.Settings(
+                functions=tuple(function or lab.Settings.functions),
+                dtypes=tuple(dtype or lab.Settings.dtypes),
+                sizes=lab.parse_numbers(sizes),
+                threads=lab.parse_numbers(threads),
+                device=device,
+                quick=quick,
+            )
+            status = lab.main(settings, csv)
+        raise typer.Exit(status if check else 0)
+
+    @app.command()
+    def accuracy(
+        function: Function = None,
+        dtype: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--dtype",
+                help="float32, bfloat16 or float16, once for each.",
+                show_default="all three",
+            ),
+        ] = None,
+        stride: Annotated[
+            int | None,
+            typer.Option(
+                help="Take every so many-th float32 by bit pattern; 1 for all.",
+                min=1,
+                show_default="509",
+            ),
+        ] = None,
+        isa: Annotated[
+            str | None,
+            typer.Option(help="The kernels' instruction set.", show_default="the best there is"),
+        ] = None,
+        backend: Annotated[
+            str, typer.Option(help="cpu (the kernels), or torch (the plain formulas).")
+        ] = "cpu",
+    ) -> None:
+        """Measure the errors of f and f' over all 16-bit inputs and a stride of float32.
+
+        Prints the largest errors, where they are, and the bars. Exits with 1 where one is missed.
+        """
+        with one_line_errors():
+            from mishkit.lab import accuracy as lab
+
+            settings = lab.Settings(
+                functions=tuple(function or lab.Settings.functions),
+                dtypes=tuple(dtype or lab.Settings.dtypes),
+                stride=stride or lab.STRIDE,
+                isa=isa,
+                backend=backend,
+            )
+            status = lab.main(settings)
+        raise typer.Exit(status)
+
+    def _command() -> str:
+        """The command as it was given."""
+        return shlex.join(["mishkit", *sys.argv[1:]])
+
+    def main() -> None:
+        """Runs the command line."""
+        app(prog_name="mishkit")

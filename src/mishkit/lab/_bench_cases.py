@@ -1,0 +1,173 @@
+"""What `mishkit bench` times: the same work by mishkit, by torch's ReLU and by torch's twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mishkit as mk
+from mishkit.activation import Activation
+
+from ._timing import Call
+
+SPREAD = 2.0
+"""Inputs are N(0, SPREAD): both branches and both tails of every function."""
+OPERATOR_LIMIT = 1 << 20
+"""From so many elements on a backward pass costs enough to be timed through autograd."""
+CALL_SIZES = (16, 1024)
+"""Elements at which a call's overhead is timed."""
+MOST_IN_PLACE = 16
+"""Applications to one's own output before it nears the denormal numbers."""
+
+OURS, RELU, TWIN = "mishkit", "relu", "torch"
+FORWARD, OUT, IN_PLACE, PACKED = "forward", "forward, out=", "in place", "forward, packed"
+BACKWARD, FROM_OUTPUT = "backward", "backward from output"
+CALL, CALL_BACKWARD = "call", "call and backward"
+CASES = (FORWARD, OUT, IN_PLACE, PACKED, BACKWARD, FROM_OUTPUT, CALL, CALL_BACKWARD)
+SAME_WORK = {PACKED: FORWARD, FROM_OUTPUT: BACKWARD}
+"""Cases of mishkit's alone, and what the others do instead."""
+
+Calls = dict[tuple[str, str], Call]
+"""By case and contender."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One function of torch's, in every form that torch has; None where it has none."""
+
+    forward: Callable[[Tensor], Tensor]
+    out: Callable[..., Tensor] | None
+    in_place: Callable[[Tensor], Tensor] | None
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(grad, input, output) -> grad_input, the operator."""
+
+
+def _peers() -> dict[str, Peer]:
+    aten = torch.ops.aten
+    return {
+        "relu": Peer(
+            F.relu,
+            lambda x, out: torch.clamp_min(x, 0, out=out),
+            torch.relu_,
+            lambda g, x, y: aten.threshold_backward(g, y, 0),
+        ),
+        "softplus": Peer(
+            F.softplus,
+            aten.softplus.out,
+            None,
+            lambda g, x, y: aten.softplus_backward(g, x, 1.0, 20.0),
+        ),
+        "silu": Peer(
+            F.silu,
+            aten.silu.out,
+            partial(F.silu, inplace=True),
+            lambda g, x, y: aten.silu_backward(g, x),
+        ),
+        "gelu": Peer(
+            F.gelu,
+            aten.gelu.out,
+            aten.gelu_,
+            lambda g, x, y: aten.gelu_backward(g, x),
+        ),
+        "gelu_tanh": Peer(
+            partial(F.gelu, approximate="tanh"),
+            partial(aten.gelu.out, approximate="tanh"),
+            partial(aten.gelu_, approximate="tanh"),
+            lambda g, x, y: aten.gelu_backward(g, x, approximate="tanh"),
+        ),
+        "mish": Peer(
+            F.mish,
+            aten.mish.out,
+            partial(F.mish, inplace=True),
+            lambda g, x, y: aten.mish_backward(g, x),
+        ),
+    }
+
+
+PEERS = _peers()
+"""Torch's functions, by mishkit's names for them."""
+
+
+def contenders(a: Activation) -> dict[str, Peer]:
+    """Who is timed beside mishkit: ReLU, and torch's own function unless that is ReLU itself."""
+    found = {RELU: PEERS["relu"]}
+    if a.name in PEERS and a.name != "relu":
+        found[TWIN] = PEERS[a.name]
+    return found
+
+
+def large(a: Activation, dtype: torch.dtype, size: int) -> Calls:
+    """Everything that is timed on `size` elements."""
+    x, grad = _normal(size, dtype, seed=0), _normal(size, dtype, seed=1)
+    return dict((*_forwards(a, x), *_backwards(a, x, grad)))
+
+
+def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
+    """The overhead of a call: without grad, and with the forward and the backward pass."""
+    x, grad = _normal(size, dtype, seed=0), _normal(size, dtype, seed=1)
+    leaf = x.clone().requires_grad_()
+
+    def both(function: Callable[[Tensor], Tensor]) -> Call:
+        return Call(lambda: torch.autograd.grad(function(leaf), leaf, grad))
+
+    functions = {OURS: mk.functional.FUNCTIONS[a.name]}
+    functions |= {name: peer.forward for name, peer in contenders(a).items()}
+    calls = {(CALL, name): Call(partial(f, x)) for name, f in functions.items()}
+    return calls | {(CALL_BACKWARD, name): both(f) for name, f in functions.items()}
+
+
+@lru_cache(maxsize=2)
+def _normal(size: int, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(size, generator=generator) * SPREAD).to(dtype)
+
+
+def _operator(a: Activation, ending: str) -> Callable[..., Any]:
+    return getattr(torch.ops.mishkit, a.name + ending).default
+
+
+def _forwards(a: Activation, x: Tensor) -> Iterator[tuple[tuple[str, str], Call]]:
+    ours, out, buffer = mk.functional.FUNCTIONS[a.name], torch.empty_like(x), torch.empty_like(x)
+    prepare = partial(buffer.copy_, x)
+
+    def in_place(function: Callable[[Tensor], Tensor]) -> Call:
+        return Call(partial(function, buffer), prepare, MOST_IN_PLACE)
+
+    yield (FORWARD, OURS), Call(partial(ours, x))
+    yield (OUT, OURS), Call(partial(ours, x, out=out))
+    yield (IN_PLACE, OURS), in_place(partial(ours, inplace=True))
+    if a.turn is not None:
+        yield (PACKED, OURS), Call(partial(_operator(a, "_packed"), x, *a.defaults))
+    for name, peer in contenders(a).items():
+        yield (FORWARD, name), Call(partial(peer.forward, x))
+        if peer.out is not None:
+            yield (OUT, name), Call(partial(peer.out, x, out=out))
+        if peer.in_place is not None:
+            yield (IN_PLACE, name), in_place(peer.in_place)
+
+
+def _backwards(a: Activation, x: Tensor, g: Tensor) -> Iterator[tuple[tuple[str, str], Call]]:
+    """At the operator for small tensors, through autograd on a retained graph from 1 Mi up."""
+    if x.numel() < OPERATOR_LIMIT:
+        y, side = _operator(a, "_packed")(x, *a.defaults)
+        yield (BACKWARD, OURS), Call(partial(_operator(a, "_backward"), g, x, *a.defaults))
+        from_output = partial(_operator(a, "_backward_packed"), g, y, side, *a.defaults)
+        yield (FROM_OUTPUT, OURS), Call(from_output)
+        for name, peer in contenders(a).items():
+            yield (BACKWARD, name), Call(partial(peer.backward, g, x, peer.forward(x)))
+        return
+    ours, leaf = mk.functional.FUNCTIONS[a.name], x.clone().requires_grad_()
+
+    def through_autograd(y: Tensor) -> Call:
+        return Call(partial(torch.autograd.grad, y, leaf, g, retain_graph=True))
+
+    yield (BACKWARD, OURS), through_autograd(ours(leaf))
+    yield (FROM_OUTPUT, OURS), through_autograd(ours(leaf, save="output"))
+    for name, peer in contenders(a).items():
+        yield (BACKWARD, name), through_autograd(peer.forward(leaf))

@@ -1,0 +1,128 @@
+"""Timing a call among others: round-robin, so that whatever slows the machine slows them all."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
+
+import torch
+
+SAMPLE_NS = 100_000
+"""A sample repeats its call for about so long: the clock's own cost then is below a thousandth."""
+MOST_CALLS = 2_000
+WARM_CALLS = 3
+WARM_NS = 4_000_000
+"""A shorter call is repeated at least `WARM_CALLS` times, after one that finds its caches cold."""
+
+
+@dataclass
+class Timing:
+    """Samples of one call, each a time per element (or per call) in nanoseconds."""
+
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def min(self) -> float:
+        """The fastest sample: what the code costs without its neighbours."""
+        return min(self.samples)
+
+    @property
+    def median(self) -> float:
+        """The sample in the middle."""
+        return statistics.median(self.samples)
+
+    def quantile(self, q: float) -> float:
+        """The sample that a share q of all falls below, linearly interpolated."""
+        ordered = sorted(self.samples)
+        place = q * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is timed."""
+
+    run: Callable[[], Any]
+    """The call; its result is dropped at once, as if it were a user's temporary."""
+    prepare: Callable[[], Any] | None = None
+    """Called before each sample, outside the time: restores what the call destroys."""
+    most_calls: int = MOST_CALLS
+    """How often a sample may repeat it before it must be prepared again."""
+
+    def sample(self, calls: int) -> float:
+        """Nanoseconds a call, over so many calls in a row; the first, colder one is not counted."""
+        run = self.run
+        if self.prepare is not None:
+            self.prepare()
+        if calls > 1:
+            run()
+        begin = time.perf_counter_ns()
+        for _ in repeat(None, calls):
+            run()
+        return (time.perf_counter_ns() - begin) / calls
+
+    def calls_a_sample(self) -> int:
+        """How many calls fill a sample."""
+        once = self.sample(1)
+        if once > 10 * WARM_NS:
+            return 1
+        once = min(self.sample(1) for _ in range(3))
+        least = WARM_CALLS if once < WARM_NS else 1
+        return max(least, min(self.most_calls, math.ceil(SAMPLE_NS / max(once, 1))))
+
+
+def round_robin(
+    calls: Mapping[Any, Call], *, seconds: float, least: int = 3, most: int = 200
+) -> dict[Any, Timing]:
+    """Time every call once a round, until the seconds are over; nanoseconds a call.
+
+    There are at least `least` rounds however long they take, and at most `most`. After the least a
+    call that has used up its equal share of the time sits out, so that slow ones don't starve
+    the others of samples.
+    """
+    timings = {key: Timing() for key in calls}
+    share = seconds * 1e9 / len(calls)
+    with _no_garbage_collection():
+        counts = {key: call.calls_a_sample() for key, call in calls.items()}
+        left = dict.fromkeys(calls, share)
+        for done in range(most):
+            playing = [key for key in calls if done < least or left[key] > 0]
+            if not playing:
+                break
+            for key in playing:
+                begin = time.perf_counter_ns()
+                timings[key].samples.append(calls[key].sample(counts[key]))
+                left[key] -= time.perf_counter_ns() - begin
+    return timings
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads within a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,251 @@
+"""The error bars of every kernel, and of the float64 references that they are measured against."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import mpmath
+import numpy as np
+import pytest
+import references
+import torch
+
+from mishkit.backends import cpu
+from mishkit.functions import ACTIVATIONS
+from mishkit.lab import LabError, accuracy
+from mishkit.lab._references import Reference
+
+NAMES = list(ACTIVATIONS)
+STRIDE = 4093
+"""A million values of float32 per function; `mishkit accuracy` takes more."""
+KINKS = {"relu": (0.0,), "h_mish": (-2.0, 0.0), "softplus": (20.0,)}
+
+
+def points() -> torch.Tensor:
+    """A few hundred float64 values: the curve, both tails, and every magnitude."""
+    random = np.random.default_rng(0)
+    parts = (
+        random.normal(0, 3, 150),
+        random.uniform(-110, 110, 100),
+        random.uniform(-14, -3, 50),
+        np.array([s * 10.0**e for e in range(-30, 31, 5) for s in (-1, 1)]),
+        np.array([a.turn for a in ACTIVATIONS.values() if a.turn is not None]),
+    )
+    return torch.from_numpy(np.concatenate(parts))
+
+
+# ---- the references ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_f(name: str) -> None:
+    x = points()
+    for at, value in zip(x.tolist(), Reference(ACTIVATIONS[name]).f(x).tolist(), strict=True):
+        true = references.f(name, at)
+        # A millionth of an ULP of float32, wherever float32 is not out of exponents.
+        assert abs(value - true) <= 1e-13 * abs(true) + 1e-45, at
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_df(name: str) -> None:
+    x = points()
+    x = x[x.abs() < 200]
+    for at, value in zip(x.tolist(), Reference(ACTIVATIONS[name]).df(x).tolist(), strict=True):
+        if at not in KINKS.get(name, ()):
+            assert abs(value - references.df(name, at)) <= 1e-14, at
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_inverse(name: str) -> None:
+    """Held against a root that mpmath finds; beside the minimum f' is the most sensitive."""
+    reference, turn = Reference(ACTIVATIONS[name]), ACTIVATIONS[name].turn
+    near = torch.tensor([-40.0, -7.3, -2.1, -1.21, -1.0, -0.3, 1e-3, 0.7, 2.5, 17.0, 60.0])
+    near = near.double()
+    y = reference.f(near) * (1 + 2e-8)
+    exact = reference.df_of_output(y, near)
+    for at, value, gradient in zip(near.tolist(), y.tolist(), exact.tolist(), strict=True):
+        if value == 0 or (turn is not None and value <= references.f(name, turn)):
+            assert gradient == 0
+            continue
+        with mpmath.workdps(references.DIGITS):
+            offset = mpmath.findroot(
+                lambda d, at=at, value=value: references.FUNCTIONS[name](at + d) - value,
+                (0, 1e-9 * (1 if turn is None else math.copysign(1, at - turn))),
+                solver="secant",
+                tol=1e-60,
+            )
+            x = float(at + offset)
+        assert abs(gradient - references.df(name, x)) <= 1e-7, at
+
+
+def test_reference_inverse_beyond_the_range() -> None:
+    reference = Reference(ACTIVATIONS["mish"])
+    y = torch.tensor([-0.4, -0.4, -0.0, 0.0], dtype=torch.float64)
+    near = torch.tensor([-1.1, -1.3, -90.0, -90.0], dtype=torch.float64)
+    assert reference.df_of_output(y, near).tolist() == [0, 0, 0, 0]
+
+
+# ---- the figures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "spacing"),
+    [
+        (1.0, "float32", 2.0**-23),
+        (-1.999, "float32", 2.0**-23),
+        (0.999, "bfloat16", 2.0**-8),
+        (65504.0, "float16", 32.0),
+        (0.0, "float16", 2.0**-24),
+        (1e-41, "float32", 2.0**-149),
+    ],
+)
+def test_ulp(value: float, dtype: str, spacing: float) -> None:
+    assert accuracy.ulp(np.array([value]), dtype) == spacing
+
+
+def test_a_nan_is_an_infinite_error() -> None:
+    errors = accuracy.Errors()
+    errors.add(np.array([0.5, math.nan, 0.1]), np.array([1.0, 2.0, 3.0]))
+    assert (errors.max, errors.at) == (math.inf, 2.0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_inputs_are_all_there(dtype: str) -> None:
+    (x,) = accuracy.inputs(dtype, stride=7)
+    info = torch.finfo(accuracy.DTYPES[dtype])
+    exponents = 2**5 if dtype == "float16" else 2**8
+    assert x.numel() == 65536 - 2 * 65536 // 2 // exponents  # without ±inf and the NaNs
+    assert x.max() == info.max and x.min() == info.min
+    assert x.view(torch.int16).unique().numel() == x.numel()
+
+
+def test_float32_inputs_stride_over_bit_patterns() -> None:
+    x = torch.cat(list(accuracy.inputs("float32", stride=65537)))
+    patterns = x.view(torch.int32).long() & 0xFFFFFFFF
+    assert (patterns % 65537 == 0).all()
+    assert x.numel() == pytest.approx(2**32 / 65537 * 255 / 256, rel=1e-3)
+
+
+# ---- the kernels ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=cpu.isas() or ["none"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "none":
+        pytest.skip("the kernels were not built")
+    with cpu.using(request.param):
+        yield request.param
+
+
+def assert_bars(result: accuracy.Accuracy) -> None:
+    missed = [f"{f.what} {f.bar}: {f.text}" for f in accuracy.findings(result) if not f.met]
+    assert not missed
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels(name: str, dtype: str, isa: str) -> None:
+    assert_bars(accuracy.measure(ACTIVATIONS[name], dtype, stride=STRIDE))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_kernels(name: str, isa: str) -> None:
+    """Against mpmath: float64 has no better reference, and needs no sweep of its own."""
+    x, a = points(), ACTIVATIONS[name]
+    kernels = accuracy.Kernels(a)
+    y, side = kernels.packed(x)
+    figures = (y, kernels.backward(x), kernels.backward_packed(y, side))
+    for at, value, gradient, decoded in zip(
+        x.tolist(), *(t.tolist() for t in figures), strict=True
+    ):
+        true = references.f(name, at)
+        # In gelu's tail a rounding of x² in the exponent grows by x²/2.
+        assert abs(value - true) <= 1e-12 * abs(true) + 1e-300, at
+        if abs(at) < 200 and at not in KINKS.get(name, ()):
+            slope = references.df(name, at)
+            assert abs(gradient - slope) <= 1e-14, at
+            # Rounding y costs √(f″·spacing) at the minimum, and next to nothing elsewhere.
+            assert abs(decoded - slope) <= (5e-8 if abs(slope) < 1e-6 else 1e-9), at
+
+
+# ---- the bars can be missed ----------------------------------------------------------------------
+
+
+class Off(accuracy.Kernels):
+    """Kernels with one flaw."""
+
+    flaw = ""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        if self.flaw == "f":
+            return torch.where(x.abs() < 3, y * (1 + 6 * torch.finfo(y.dtype).eps), y)
+        if self.flaw == "tail":
+            return torch.where(x < -87, y - 2e-36, y)
+        return y.abs() if self.flaw == "sign of zero" else y
+
+    def backward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().backward(x) + (1e-6 if self.flaw == "df" else 0)
+
+    def backward_packed(
+        self, y: torch.Tensor, side: torch.Tensor, grad: float = 1.0
+    ) -> torch.Tensor:
+        wrong = {"side": ~side, "df_y": side}.get(self.flaw, side)
+        g = super().backward_packed(y, wrong, grad)
+        return g * (1 + (2 if y.dtype == torch.float32 else 4) * 1e-3) if self.flaw == "df_y" else g
+
+
+@pytest.mark.parametrize(
+    ("flaw", "dtype", "bar"),
+    [
+        ("f", "float32", "f, maximum"),
+        ("f", "float16", "f, maximum"),
+        ("tail", "float32", "f in the tail, absolute"),
+        ("sign of zero", "bfloat16", "limits at ±inf and NaN"),
+        ("df", "float32", "df, absolute"),
+        ("df_y", "float32", "df_y beyond the rounding of y"),
+        ("df_y", "bfloat16", "decoder ÷ exact inverse, rms"),
+        ("df_y", "float16", "decoder ÷ exact inverse, rms"),
+        ("side", "float32", "df_y beyond the rounding of y"),
+        ("side", "bfloat16", "decoder ÷ exact inverse, maximum"),
+    ],
+)
+def test_a_flaw_is_found(flaw: str, dtype: str, bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "Kernels", Off)
+    monkeypatch.setattr(Off, "flaw", flaw)
+    result = accuracy.measure(ACTIVATIONS["mish"], dtype, stride=65537)
+    missed = [finding.what for finding in accuracy.findings(result) if not finding.met]
+    assert bar in missed
+    row = next(v for v in accuracy.verdicts([result]) if v.what == f"{dtype}: {bar}")
+    assert row.word == "MISSED" and "mish" in row.measured
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_exit_status(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = accuracy.Settings(functions=["relu"], dtypes=["bfloat16"], backend="torch")
+    assert accuracy.main(settings) == 0
+    said = capsys.readouterr().out
+    assert "bfloat16: f, maximum" in said and "met" in said and "MISSED" not in said
+    monkeypatch.setattr(accuracy, "BAR_F_MAX_ULP", {"bfloat16": -1.0})
+    assert accuracy.main(settings) == 1
+    assert "MISSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"functions": ["mush"]},
+        {"dtypes": ["int8"]},
+        {"isa": "mmx"},
+        {"backend": "cuda"},
+        {"backend": "torch", "isa": "avx2"},
+        {"stride": 0},
+    ],
+)
+def test_misuse(wrong: dict[str, object]) -> None:
+    with pytest.raises(LabError):
+        dataclasses.replace(accuracy.Settings(backend="torch"), **{"backend": "cpu", **wrong})

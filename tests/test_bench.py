@@ -1,0 +1,200 @@
+"""`mishkit bench` without its clock: rows come out, and ratios follow from given samples."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from mishkit.functions import ACTIVATIONS
+from mishkit.lab import LabError, _bench_bars, _bench_cases, bench
+from mishkit.lab._bench_bars import BARS, L2, L3, MEMORY
+from mishkit.lab._timing import Call, Timing, round_robin
+
+TINY = 64
+
+
+@pytest.fixture(scope="module")
+def measured() -> bench.Results:
+    """Every case of every function, on tensors too small to mean anything."""
+    found = bench.Results()
+    for name in ACTIVATIONS:
+        for is_small in (True, False):
+            group = bench.Group(name, "float32", TINY, 1, is_small)
+            found.timings.update(bench.time_group(group, share=1e-9))
+    return found
+
+
+def key(case: str, contender: str, function: str = "mish", size: int = L2) -> bench.Key:
+    return bench.Key(function, "float32", case, size, 1, contender)
+
+
+def test_timing() -> None:
+    timing = Timing([4.0, 1.0, 3.0, 2.0, 10.0])
+    assert (timing.min, timing.median) == (1, 3)
+    assert [timing.quantile(q) for q in (0, 0.25, 0.5, 0.6, 1)] == [1, 2, 3, pytest.approx(3.4), 10]
+
+
+def test_round_robin_takes_turns() -> None:
+    said: list[str] = []
+    calls = {
+        name: Call(lambda name=name: said.append(name), most_calls=1) for name in ("a", "b", "c")
+    }
+    timings = round_robin(calls, seconds=0, least=4)
+    assert [len(timing.samples) for timing in timings.values()] == [4, 4, 4]
+    rounds = [name for name, before in zip(said, [None, *said], strict=False) if name != before]
+    assert "".join(rounds).endswith("abcabcabcabc")
+
+
+def test_a_call_is_prepared_before_every_sample() -> None:
+    said: list[str] = []
+    call = Call(lambda: said.append("run"), lambda: said.append("prepare"), most_calls=5)
+    call.sample(2)
+    assert said == ["prepare", "run", "run", "run"]  # the first is not timed
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_case_comes_out(name: str, measured: bench.Results) -> None:
+    a = ACTIVATIONS[name]
+    ours = {k.case for k in measured.timings if k.function == name and k.contender == "mishkit"}
+    assert ours == set(_bench_cases.CASES) - (set() if a.turn else {_bench_cases.PACKED})
+    for case in ours:
+        mine = key(case, "mishkit", name, TINY)
+        assert measured.ratio(mine, mine._replace(contender="relu")) is not None
+        has_twin = measured.ratio(mine, mine._replace(contender="torch")) is not None
+        in_place_too = name != "softplus" or case != _bench_cases.IN_PLACE
+        assert has_twin == (name not in ("relu", "h_mish") and in_place_too)
+
+
+def test_the_peers_are_the_same_functions() -> None:
+    """A twin that computes something else would make any ratio worthless."""
+    x, g = (
+        _bench_cases._normal(TINY, torch.float32, 0),
+        _bench_cases._normal(TINY, torch.float32, 1),
+    )
+    for name, peer in _bench_cases.PEERS.items():
+        a = ACTIVATIONS[name]
+        y = a.f(x, *a.defaults)
+        torch.testing.assert_close(peer.forward(x), y)
+        torch.testing.assert_close(peer.backward(g, x, y), g * a.df(x, *a.defaults))
+        if peer.out is not None:
+            out = torch.empty_like(x)
+            peer.out(x, out=out)
+            torch.testing.assert_close(out, y)
+        if peer.in_place is not None:
+            over = x.clone()
+            peer.in_place(over)
+            torch.testing.assert_close(over, y)
+
+
+def test_backward_through_autograd() -> None:
+    """From 1 Mi on: the same gradient again and again, on a retained graph."""
+    a, size = ACTIVATIONS["mish"], _bench_cases.OPERATOR_LIMIT
+    calls = _bench_cases.large(a, torch.bfloat16, size)
+    # Beside the minimum the gradient from a bfloat16 output is off by up to 0.014 times grad.
+    for case in (_bench_cases.BACKWARD, _bench_cases.FROM_OUTPUT):
+        first, again = (calls[case, "mishkit"].run()[0] for _ in range(2))
+        torch.testing.assert_close(first, again)
+        torch.testing.assert_close(
+            first.float(), calls["backward", "torch"].run()[0].float(), atol=0.2, rtol=0.02
+        )
+
+
+def test_ratios() -> None:
+    found = bench.Results({key("forward", "mishkit"): Timing([1, 2, 9])})
+    found.timings[key("forward", "torch")] = Timing([8, 12, 12])
+    above, below = key("forward", "torch"), key("forward", "mishkit")
+    assert found.ratio(above, below) == 8
+    assert found.ratio(above, below, "median") == 6
+    assert found.ratio(above, key("forward", "relu")) is None
+
+
+def test_a_packed_forward_is_compared_with_a_forward() -> None:
+    found = bench.Results({key("forward, packed", "mishkit"): Timing([2])})
+    found.timings[key("forward", "relu")] = Timing([1])
+    mine = key("forward, packed", "mishkit")
+    assert found.ratio(mine, mine._replace(contender="relu")) == 2
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "word"), [(1, 18, "met"), (1, 17.9, "MISSED"), (1, None, "–")]
+)
+def test_a_bar_from_below(ours: float, theirs: float | None, word: str) -> None:
+    found = bench.Results({key("forward", "mishkit"): Timing([ours, 5])})
+    if theirs:
+        found.timings[key("forward", "torch")] = Timing([theirs, 80])
+    verdict = _bench_bars.faster(18, "forward", L2).verdict(found)
+    assert verdict.word == word
+    if word == "met":
+        assert verdict.measured == "18× (16.3×)"  # medians 49 and 3
+
+
+@pytest.mark.parametrize(("ours", "word"), [(1.05, "met"), (1.06, "MISSED")])
+def test_a_bar_from_above(ours: float, word: str) -> None:
+    found = bench.Results({key("forward, out=", "mishkit", size=MEMORY): Timing([ours])})
+    found.timings[key("forward, out=", "relu", size=MEMORY)] = Timing([1])
+    assert _bench_bars.costs(1.05, "forward, out=", MEMORY).verdict(found).word == word
+
+
+def test_every_bar_is_measured_by_the_default_run() -> None:
+    timed = {
+        (group.function, group.dtype, group.size, group.is_small)
+        for group in bench.groups(bench.Settings())
+        if group.threads == 1
+    }
+    for bar in BARS:
+        for k in (bar.above, bar.below):
+            assert (k.function, k.dtype, k.size, k.case.startswith("call")) in timed, bar.what
+    assert {L2, L3, MEMORY} == set(bench.Settings().sizes)
+
+
+def test_csv(measured: bench.Results, tmp_path: Path) -> None:
+    bench.write_csv(tmp_path / "bench.csv", measured)
+    rows = list(csv.DictReader((tmp_path / "bench.csv").read_text().splitlines()))
+    assert len(rows) == len(measured.timings)
+    for row in rows:
+        assert float(row["min"]) <= float(row["q25"]) <= float(row["median"]) <= float(row["q90"])
+        assert row["torch"] and row["mishkit"] and row["cpu"] and row["isa"]
+    assert {row["unit"] for row in rows} == {"ns/call", "ns/element"}
+
+
+def test_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "QUICK", 1e-9)
+    settings = bench.Settings(["mish"], ["bfloat16"], sizes=[TINY], threads=[1], quick=True)
+    assert bench.main(settings, tmp_path / "bench.csv") in (0, 1)
+    said = capsys.readouterr().out
+    for text in ("forward, out=: bfloat16, 1 thread", "÷relu", "torch÷", "not measured"):
+        assert text in said
+
+
+def test_an_interrupted_run_keeps_what_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "time_group", _interrupt)
+    assert bench.main(bench.Settings(["mish"], sizes=[TINY])) == 0
+    assert "partial" in capsys.readouterr().out
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_numbers() -> None:
+    assert bench.parse_numbers("64Ki, 1Mi,16") == (65536, 1048576, 16)
+    assert [bench.size_name(n) for n in (65536, 16 << 20, 1000)] == ["64 Ki", "16 Mi", "1,000"]
+    for wrong in ("64K", "Mi", "", "-1", "1.5Mi", "1kimi"):
+        with pytest.raises(LabError):
+            bench.parse_numbers(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"functions": ["mush"]}, {"dtypes": ["int8"]}, {"device": "cuda"}, {"threads": [0]}],
+)
+def test_misuse(wrong: dict[str, object]) -> None:
+    with pytest.raises(LabError):
+        bench.Settings(**wrong)  # type: ignore[arg-type]
