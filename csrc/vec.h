@@ -246,6 +246,17 @@ MISHKIT_INLINE Vec<float> lookup4(const float (&table)[4], Vec<float>::Ints i) {
 #endif
 }
 
+#if defined(__AVX512F__)
+MISHKIT_INLINE Vec<float> lookup32(const float (&table)[32], Vec<float>::Ints i) {
+  return _mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)i, _mm512_load_ps(table + 16));
+}
+// The bits of a where the mask has ones, those of b elsewhere.
+MISHKIT_INLINE Vec<float>::Ints merge_bits(Vec<float>::Ints a, Vec<float>::Ints b, int32_t mask) {
+  return (Vec<float>::Ints)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)a,
+                                                     (__m512i)b, 0xca);
+}
+#endif
+
 // ---- memory: pairs of vectors -------------------------------------------------------------------
 // load(p, a, b) and store(p, a, b) move 2·lanes elements. For a 16-bit type a and b may hold the
 // even and the odd elements; pair_bits and split_bits put the sides in the order of the elements.

@@ -89,7 +89,8 @@ def from_memory_order(row: Tensor, like: Tensor) -> Tensor:
 
 
 def _order(x: Tensor) -> list[int]:
-    return sorted(range(x.dim()), key=lambda dim: (-x.stride(dim), dim))
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda dim: (-strides[dim], dim))
 
 
 def _places(like: Tensor) -> Tensor:
@@ -99,7 +100,8 @@ def _places(like: Tensor) -> Tensor:
 def _side(a: Activation, x: Tensor) -> Tensor:
     if a.turn is None:
         return x.new_empty(0, dtype=torch.uint8)
-    return pack(in_memory_order(torch.empty_like(x).copy_(x)) > a.turn)
+    # Compared in the wide type: rounded to 16 bits, the turn may be an input's own value.
+    return pack(in_memory_order(_wide(a, torch.empty_like(x).copy_(x))) > a.turn)
 
 
 def _wide(a: Activation, x: Tensor) -> Tensor:
