@@ -42,7 +42,7 @@ def mills(t: mp.mpf) -> mp.mpf:
     return mp.erfc(t / mp.sqrt(2)) / 2 * mp.exp(t * t / 2)
 
 
-NORMAL_SCALE = 0.35
+NORMAL_SCALE = 0.31
 """z = 1/(1 + NORMAL_SCALE·t) maps the tail's t ∈ [0, 14] to a short interval."""
 
 
@@ -90,7 +90,7 @@ FITS = [
         lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
         1 / (1 + NORMAL_SCALE * 14),
         1.0,
-        8,
+        9,
     ),
     Fit(
         "normal_tail_half",

@@ -20,21 +20,26 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
     V at_least = max(V(exp_floor<T>), x);
     return {at_least, exp<accuracy>(min(V(near), at_least))};
   }
+  // e(e + 2) with one rounding.
+  MISHKIT_INLINE_MEMBER V n_of(Stage s) const { return fma(s.e, s.e, s.e + s.e); }
+
   MISHKIT_INLINE_MEMBER V f(Stage s) const {
-    V n = s.e * (s.e + V(2.0));
+    V n = n_of(s);
     // The quotient first: x·n overflows where x is large.
     return s.x * (n / (n + V(2.0)));
   }
   // n/(n + 2) + 4x(e² + e)/(n + 2)²
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V n = s.e * (s.e + V(2.0));
-    V r = V(1.0) / (n + V(2.0));
+    V n = n_of(s);
+    V d = n + V(2.0);
+    V r = V(1.0) / d;
     V growth = min(V(near), s.x) * fma(s.e, s.e, s.e);
-    return r * fma(growth * r, V(4.0), n);
+    V rise = fma(growth * r, V(4.0), n);
+    return accuracy == Accuracy::full ? quotient(rise, d, r) : rise * r;
   }
   // 4e(1 + e)/(n + 2)²·[2 + x(1 − σ(1 + 2t))]
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
-    V n = s.e * (s.e + V(2.0));
+    V n = n_of(s);
     V r = V(1.0) / (n + V(2.0));
     V sigma = s.e / (s.e + V(1.0));
     V t = n * r;
