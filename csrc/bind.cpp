@@ -214,6 +214,7 @@ class Tensor {
   }
   // Two of its elements share memory for certain: an expanded dimension.
   bool overlaps_itself() const {
+    if (numel < 2) return false;
     for (int64_t i = 0; i < dim; i++)
       if (sizes[i] > 1 && strides[i] == 0) return true;
     return false;

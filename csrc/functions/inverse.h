@@ -51,6 +51,7 @@ template <class Function> struct Inverted {
     V low = select(right, turn, V(-800.0));
     V high = select(right, max(V(0.0), y) + V(3.0), turn);
     V x = select(right, max(turn + V(1.0), y), turn - V(1.0));
+    Mask<double> unsettled = less(low, high);
     for (int step = 0; step < 64; step++) {
       auto at = function.start(x);
       V excess = function.f(at) - y;
@@ -62,9 +63,11 @@ template <class Function> struct Inverted {
       Mask<double> above_low = less(low, newton), below_high = less(newton, high);
       V middle = (low + high) * V(0.5);
       V next = select(above_low, select(below_high, newton, middle), middle);
-      bool settled = !to_bits(less(abs(x) * V(0x1p-52), abs(next - x)));
-      x = next;
-      if (settled) break;
+      // A lane that has settled stays, so that no result depends on its neighbours.
+      Mask<double> moves = less(abs(x) * V(0x1p-52), abs(next - x)) & unsettled;
+      x = select(moves, next, x);
+      unsettled = moves;
+      if (!to_bits(moves)) break;
     }
     return {function.start(select(less(y, y + V(1.0)), x, y))};
   }

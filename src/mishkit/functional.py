@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -31,6 +31,9 @@ from .activation import Activation
 from .backends import torch as plain
 from .functions import ACTIVATIONS
 from .ops import RULES, are_transforms_active, fast_apply
+
+if TYPE_CHECKING:  # what the last line of this file brings
+    from ._function_types import *  # noqa: F403
 
 SAVE = ("input", "output")
 
@@ -54,12 +57,19 @@ class _Call:
         self.check(x, inplace, save, out)
         if torch.compiler.is_exporting():
             y = self.a.portable(x, *parameters)
-        elif (inplace or save == "output") and x.requires_grad and torch.is_grad_enabled():
+        elif self.keeps_output(x, inplace, save):
             y = self.rules.traced.apply(x, *parameters)
         else:
-            y = plain.forward(self.a, x, *parameters)
+            # In place, autograd needs what x was.
+            y = plain.forward(self.a, x.clone() if inplace else x, *parameters)
         target = x if inplace else out
         return y if target is None else target.copy_(y)
+
+    def keeps_output(self, x: Tensor, inplace: bool, save: str) -> bool:
+        """Whether compiled code works from the output: not in float64, where inverting f step by
+        step would unroll into thousands of operations."""
+        wanted = inplace or save == "output"
+        return wanted and x.dtype != torch.float64 and x.requires_grad and torch.is_grad_enabled()
 
     def special(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
@@ -67,6 +77,10 @@ class _Call:
         """Eager calls with `inplace`, `out` or `save="output"`."""
         self.check(x, inplace, save, out)
         target = x if inplace else out
+        if target is not None and target.is_neg():
+            raise RuntimeError(
+                f"mishkit.{self.a.name}: can't write over a lazily negated tensor; resolve_neg() it"
+            )
         if are_transforms_active() or forward_ad._current_level >= 0:
             # Transforms may ask for any derivative, in any mode: only the input answers that.
             y = self.rules.saving_input.apply(x.clone() if inplace else x, *parameters)
@@ -92,11 +106,6 @@ class _Call:
             raise ValueError(f"{name}: inplace=True and out= exclude each other")
         if inplace and needs_grad and x.is_leaf:
             raise RuntimeError(f"{name}: a leaf that requires grad can't be changed in place")
-        target = x if inplace else out
-        if target is not None and target.is_neg():
-            raise RuntimeError(
-                f"{name}: can't write over a lazily negated tensor; resolve_neg() it"
-            )
         if out is None:
             return
         if needs_grad or (_is_grad_enabled() and out.requires_grad):
@@ -148,7 +157,7 @@ def _parametric_function(a: Activation) -> Callable[..., Tensor]:
         if arguments or named:
             # Like torch's own, `inplace` may follow the parameters by position.
             if len(arguments) == len(parameters) + 1:
-                *arguments, inplace = arguments
+                arguments, inplace = arguments[:-1], arguments[-1]
             try:
                 bound = bind(*arguments, **named)
             except TypeError as error:

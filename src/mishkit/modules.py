@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from .functional import FUNCTIONS, SAVE
 from .functions import ACTIVATIONS
+
+if TYPE_CHECKING:  # what the last line of this file brings
+    from ._module_types import *  # noqa: F403
 
 
 class ActivationModule(nn.Module):
@@ -52,7 +55,7 @@ class ActivationModule(nn.Module):
 
 
 def _module(name: str, function: Callable[..., Tensor]) -> type[ActivationModule]:
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(function, eval_str=True).parameters
     # torch.nn.GELU takes `approximate` by position, torch.nn.functional.gelu by name.
     order = sorted(
         (p for p in parameters.values() if p.name not in ("input", "out")),

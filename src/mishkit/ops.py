@@ -209,11 +209,8 @@ def _rules(a: Activation) -> Rules:
         y, side = ctx.saved_tensors
         if y.stride() != ctx.strides:
             y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype, device=y.device).copy_(y)
-        if are_transforms_active():  # a batch of gradients, which the operator doesn't take
-            gradient = plain.backward_packed(a, grad, y, side, *ctx.parameters)
-        else:
-            apply = BackwardPacked.apply if torch.is_grad_enabled() else backward_packed
-            gradient = apply(grad, y, side, *ctx.parameters)
+        apply = BackwardPacked.apply if torch.is_grad_enabled() else backward_packed
+        gradient = apply(grad, y, side, *ctx.parameters)
         return (gradient, *no_gradients) if no_gradients else gradient
 
     class SavingOutput(Function):
@@ -240,7 +237,7 @@ def _rules(a: Activation) -> Rules:
         def forward(ctx: Any, x: Tensor, *parameters: float) -> Tensor:
             y = plain.forward(a, x, *parameters)
             # In logical order: no other backend reads it, and Dynamo can't sort symbolic strides.
-            side = plain.pack(x.reshape(-1) > a.turn) if a.turn is not None else y
+            side = plain.pack(plain.right_of_turn(a, x.reshape(-1))) if a.turn is not None else y
             ctx.save_for_backward(y, side)
             ctx.parameters = parameters
             return y
@@ -248,7 +245,11 @@ def _rules(a: Activation) -> Rules:
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
             y, side = ctx.saved_tensors
-            right = y if a.turn is None else plain.unpack(side, y.numel()).view(y.shape)
+            right = y
+            if a.turn is not None:
+                logical = plain.unpack(side, y.numel()).view(y.shape)
+                # In y's layout, which the gradient then has too.
+                right = torch.empty_like(y, dtype=torch.bool).copy_(logical)
             gradient = plain.backward_sided(a, grad, y, right, *ctx.parameters)
             return gradient, *no_gradients
 

@@ -65,6 +65,13 @@ def backward_sided(
     return _as(a.df_y(_wide(a, y), right, y.dtype, *parameters) * _wide(a, grad), y)
 
 
+def right_of_turn(a: Activation, x: Tensor) -> Tensor:
+    """The side of each element, for a function that has a turn."""
+    assert a.turn is not None
+    # Compared in the wide type: rounded to 16 bits, the turn may be an input's own value.
+    return _wide(a, x) > a.turn
+
+
 def pack(bits: Tensor) -> Tensor:
     """Eight bits to a byte, the first in the lowest bit; the last byte is filled up with zeros."""
     padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.numel() % 8))
@@ -100,8 +107,7 @@ def _places(like: Tensor) -> Tensor:
 def _side(a: Activation, x: Tensor) -> Tensor:
     if a.turn is None:
         return x.new_empty(0, dtype=torch.uint8)
-    # Compared in the wide type: rounded to 16 bits, the turn may be an input's own value.
-    return pack(in_memory_order(_wide(a, torch.empty_like(x).copy_(x))) > a.turn)
+    return pack(right_of_turn(a, in_memory_order(torch.empty_like(x).copy_(x))))
 
 
 def _wide(a: Activation, x: Tensor) -> Tensor:

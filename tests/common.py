@@ -1,0 +1,194 @@
+"""What the tests loop over: functions with parameters, engines, dtypes, layouts, and formulas."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mishkit
+from mishkit.activation import DTYPES, Activation
+from mishkit.backends import cpu
+from mishkit.backends import torch as plain
+from mishkit.functions import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function with parameters to call it with."""
+
+    a: Activation
+    parameters: tuple[float, ...]
+
+    def __str__(self) -> str:
+        values = ",".join(f"{value:g}" for value in self.parameters)
+        return f"{self.a.name}({values})" if values else self.a.name
+
+    @property
+    def call(self) -> Callable[..., Tensor]:
+        """The public function with these parameters, by name."""
+        named = {p.name: v for p, v in zip(self.a.parameters, self.parameters, strict=True)}
+        return functools.partial(getattr(mishkit, self.a.name), **named)
+
+    def exactly(self, formula: str, x: Tensor) -> Tensor:
+        """`f`, `df` or `d2f` in float64."""
+        return getattr(self.a, formula)(x.double(), *self.parameters)
+
+
+DEFAULTS = [Case(a, a.defaults) for a in ACTIVATIONS.values()]
+OTHERS = [Case(a, tuple(0.75 * d for d in a.defaults)) for a in ACTIVATIONS.values() if a.defaults]
+TURNING = [case for case in DEFAULTS if case.a.turn is not None]
+
+every_function = pytest.mark.parametrize("case", DEFAULTS, ids=str)
+every_case = pytest.mark.parametrize("case", DEFAULTS + OTHERS, ids=str)
+every_turning = pytest.mark.parametrize("case", TURNING, ids=str)
+# One that turns and one with parameters, where the mechanism is the same for all.
+TYPICAL = [next(c for c in TURNING if c.a.name == "mish"), OTHERS[0]]
+typical_case = pytest.mark.parametrize("case", TYPICAL, ids=str)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+half_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+
+# How a user asks for a gradient: the options of the public call.
+SAVING: dict[str, dict[str, Any]] = {
+    "input": {},
+    "output": {"save": "output"},
+    "inplace": {"inplace": True},
+}
+every_saving = pytest.mark.parametrize("options", SAVING.values(), ids=SAVING)
+from_output = pytest.mark.parametrize(
+    "options", [SAVING["output"], SAVING["inplace"]], ids=["output", "inplace"]
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes the operators: an instruction set of the kernels, or "plain" torch."""
+
+    name: str
+
+    def operator(self, case: Case, ending: str = "") -> Callable[..., Any]:
+        """The operator of that ending, for tensors alone."""
+        if self.name == "plain":
+            body = "forward" + ending if "backward" not in ending else ending.lstrip("_")
+            return lambda *tensors: getattr(plain, body)(case.a, *tensors, *case.parameters)
+        operator = getattr(torch.ops.mishkit, case.a.name + ending).default
+        return lambda *tensors: operator(*tensors, *case.parameters)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+KERNELS = [Engine(name) for name in cpu.isas()]
+PLAIN = Engine("plain")
+
+
+# Errors allowed beyond the rounding of the result, absolute and relative. How exact the kernels
+# really are is the business of `mishkit accuracy`; a broken formula is far outside of these.
+ABSOLUTE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+# What the rounding of y costs a gradient decoded from it, beside the minimum.
+DECODED = {torch.float64: 1e-6, torch.float32: 5e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+
+
+def assert_rounds(got: Tensor, want: Tensor, extra: float = 0.0) -> None:
+    """`got` is `want` (float64), rounded to got's dtype, within the errors above."""
+    info = torch.finfo(got.dtype)
+    rounding = info.eps * (4 if got.dtype in (torch.float32, torch.float64) else 0.51)
+    least = info.smallest_normal * info.eps  # half of a subnormal's step, and more
+    # Beyond the largest number lies inf.
+    want = torch.where(want.abs() > info.max, want.to(got.dtype).double(), want)
+    torch.testing.assert_close(
+        got.double(), want, rtol=rounding, atol=ABSOLUTE[got.dtype] + least + extra, equal_nan=True
+    )
+
+
+def bits_of(x: Tensor) -> Tensor:
+    """The bit patterns, so that −0 and NaN compare too."""
+    size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.contiguous().view(size)
+
+
+def assert_same_bits(got: Tensor, want: Tensor) -> None:
+    assert got.dtype == want.dtype and got.shape == want.shape
+    assert torch.equal(bits_of(got), bits_of(want))
+
+
+def every_half(dtype: torch.dtype) -> Tensor:
+    """All 65,536 values of a 16-bit type."""
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def spread(dtype: torch.dtype, count: int = 3000) -> Tensor:
+    """Inputs from all over: dense where the functions bend, sparse to the ends of the dtype."""
+    bend = torch.linspace(-25, 25, count, dtype=torch.float64)
+    far = torch.logspace(-30, 30, count // 10, dtype=torch.float64)
+    largest = torch.tensor([torch.finfo(dtype).max], dtype=torch.float64)
+    x = torch.cat([bend, far, -far, largest, -largest, torch.zeros(1, dtype=torch.float64)])
+    x = x.to(dtype)
+    return x[x.isfinite()]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- layouts ----
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+
+
+DENSE: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: _randn(3, 5, 4, 7),
+    "channels_last": lambda: _randn(3, 5, 4, 7).to(memory_format=torch.channels_last),
+    "channels_last_3d": lambda: _randn(2, 3, 4, 3, 2).to(memory_format=torch.channels_last_3d),
+    "transposed": lambda: _randn(19, 11).mT,
+    "permuted": lambda: _randn(3, 5, 4, 7).permute(2, 0, 3, 1),
+    "size_one": lambda: torch.as_strided(_randn(3, 1, 7), (3, 1, 7), (7, 99, 1)),
+    "row": lambda: _randn(131),
+    "offset": lambda: _randn(64)[3:50],
+    "scalar": lambda: _randn(1)[0],
+    "empty": lambda: _randn(0),
+    "empty_4d": lambda: _randn(2, 0, 3, 4).to(memory_format=torch.channels_last),
+}
+"""Layouts that fill one run of memory, which the kernels take as they are."""
+
+SCATTERED: dict[str, Callable[[], Tensor]] = {
+    "every_second": lambda: _randn(9, 11)[::2],
+    "columns": lambda: _randn(9, 11)[:, 1:],
+    "strided_row": lambda: _randn(7, 40)[:, ::3],
+    "channels_last_columns": lambda: DENSE["channels_last"]()[:, 1:, :, ::2],
+    "permuted_columns": lambda: _randn(3, 5, 4, 7).permute(3, 1, 0, 2)[:, 1:],
+    "expanded": lambda: _randn(5, 1, 3).expand(5, 4, 3),
+    "expanded_scalar": lambda: _randn(1)[0].expand(3, 7),
+    "windows": lambda: _randn(40).unfold(0, 5, 2),
+    "diagonal": lambda: _randn(9, 9).diagonal(),
+}
+"""Layouts with gaps or overlaps, which need a copy."""
+
+LAYOUTS = {**DENSE, **SCATTERED}
+
+
+def laid_out(name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor of that layout: converting the storage keeps the strides, whatever they are."""
+    x = LAYOUTS[name]()
+    row = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+    return torch.as_strided(row.to(dtype), x.shape, x.stride(), x.storage_offset())

@@ -1,0 +1,331 @@
+"""The public functions: torch's own where torch has them, their options, and misuse."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import (
+    DEFAULTS,
+    LAYOUTS,
+    Case,
+    Engine,
+    assert_rounds,
+    assert_same_bits,
+    every_case,
+    every_dtype,
+    every_function,
+    every_saving,
+    laid_out,
+    typical_case,
+)
+from torch import Tensor
+
+import mishkit
+from mishkit.activation import DTYPES
+from mishkit.functions import ACTIVATIONS
+
+TORCHS = [case for case in DEFAULTS if case.a.torch_function]
+
+
+def both(case: Case, **options: Any) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Our function and torch's."""
+    name = case.a.torch_function
+    assert name is not None
+    return getattr(mishkit, case.a.name), getattr(F, name)
+
+
+# ---- values ----
+
+
+@every_dtype
+@every_case
+def test_the_function_is_its_formula(case: Case, dtype: torch.dtype) -> None:
+    x = torch.randn(4, 33).mul(4).to(dtype)
+    assert_rounds(case.call(x), case.exactly("f", x))
+
+
+@pytest.mark.parametrize("case", TORCHS, ids=str)
+@every_saving
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_torchs_own(case: Case, options: dict[str, Any], dtype: torch.dtype) -> None:
+    ours, theirs = both(case)
+    x = torch.randn(40, 33, dtype=dtype).mul(4)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    got, want = ours(a * 1, **options), theirs(b * 1)
+    torch.testing.assert_close(got, want)
+    grad = torch.randn_like(x)
+    got.backward(grad), want.backward(grad)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize("arguments", [(2,), (2, 3), (-1.5, 20.0), (0.1, 0.5)], ids=str)
+@every_saving
+def test_softplus_takes_torchs_arguments(
+    arguments: tuple[float, ...], options: dict[str, Any]
+) -> None:
+    x = torch.linspace(-30, 30, 501, dtype=torch.float64)
+    want = F.softplus(x, *arguments)
+    torch.testing.assert_close(mishkit.softplus(x.clone(), *arguments, **options), want)
+    named = dict(zip(("beta", "threshold"), arguments, strict=False))
+    torch.testing.assert_close(mishkit.softplus(input=x.clone(), **named, **options), want)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@every_saving
+def test_gelu_takes_torchs_arguments(approximate: str, options: dict[str, Any]) -> None:
+    x = torch.linspace(-30, 30, 501, dtype=torch.float64)
+    want = F.gelu(x, approximate=approximate)
+    torch.testing.assert_close(mishkit.gelu(x, approximate=approximate, **options), want)
+
+
+@every_saving
+def test_inplace_may_follow_by_position(options: dict[str, Any]) -> None:
+    x = torch.randn(5)
+    for call in (mishkit.relu, mishkit.silu, mishkit.mish):
+        y = x.clone()
+        assert call(y, True) is y
+    y = x.clone()
+    assert mishkit.softplus(y, 1, 20, True) is y
+
+
+@every_function
+def test_the_signature_and_the_docstring(case: Case) -> None:
+    function = getattr(mishkit, case.a.name)
+    names = list(inspect.signature(function).parameters)
+    assert names[0] == "input" and {"inplace", "save", "out"} <= set(names)
+    assert names[1 : 1 + len(case.parameters)] == [p.name for p in case.a.parameters]
+    assert function.__name__ == case.a.name
+    assert function.__module__ in ("mishkit", "mishkit.functional")
+    assert case.a.source in function.__doc__
+
+
+def test_everything_public_is_named() -> None:
+    expected = {*ACTIVATIONS, *(a.module_name for a in ACTIVATIONS.values())}
+    assert expected <= set(mishkit.__all__)
+    assert all(hasattr(mishkit, name) for name in mishkit.__all__)
+
+
+# ---- inplace= ----
+
+
+@every_dtype
+@every_function
+@pytest.mark.parametrize("needs_grad", [False, True], ids=["without_grad", "with_grad"])
+def test_in_place(case: Case, dtype: torch.dtype, needs_grad: bool) -> None:
+    leaf = torch.randn(3, 47).mul(4).to(dtype).requires_grad_(needs_grad)
+    x = leaf * 1
+    y = case.call(x, inplace=True)
+    assert y is x
+    assert_same_bits(y.detach(), case.call(leaf).detach())
+    assert y.requires_grad == needs_grad
+
+
+@typical_case
+@pytest.mark.parametrize("layout", [n for n in LAYOUTS if not re.match("expanded|windows", n)])
+def test_in_place_on_any_layout(kernels: Engine, case: Case, layout: str) -> None:
+    x = laid_out(layout, torch.float32)
+    want, strides, version = case.call(x), x.stride(), x._version
+    assert case.call(x, inplace=True) is x
+    assert x.stride() == strides and x._version > version
+    assert_same_bits(x, want)
+
+
+@typical_case
+@pytest.mark.parametrize(
+    "layout", ["columns", "strided_row", "transposed", "channels_last_columns"]
+)
+def test_in_place_on_a_view_changes_its_base(case: Case, layout: str) -> None:
+    """Gradients reach the base, around the view and through it."""
+    view = laid_out(layout, torch.float64)
+    leaf = torch.randn(view.untyped_storage().nbytes() // 8, dtype=torch.float64)
+    leaf.requires_grad_()
+    place = view.shape, view.stride(), view.storage_offset()
+    weight = torch.linspace(-1, 1, leaf.numel(), dtype=torch.float64)
+    gradients = []
+    for inplace in (True, False):
+        base = leaf * 1
+        y = case.call(torch.as_strided(base, *place), inplace=inplace)
+        if not inplace:
+            base = base.index_put((torch.as_strided(torch.arange(leaf.numel()), *place),), y)
+        gradients += torch.autograd.grad((base * weight).sum(), leaf)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
+
+
+@typical_case
+def test_in_place_within_no_grad_and_inference_mode(case: Case) -> None:
+    leaf = torch.randn(5, requires_grad=True)
+    want = case.call(leaf.detach())
+    with torch.no_grad():  # as torch's own: nothing is recorded, so a leaf may change
+        assert case.call(leaf, inplace=True) is leaf
+    assert_same_bits(leaf.detach(), want)
+    with torch.inference_mode():
+        x = torch.randn(5)
+        want = case.call(x)
+        for options in ({"save": "output"}, {"out": torch.empty(5)}, {"inplace": True}):
+            assert_same_bits(case.call(x, **options), want)
+
+
+# ---- out= ----
+
+
+@every_dtype
+@every_function
+def test_out(case: Case, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 47).mul(4).to(dtype)
+    want, out = case.call(x), torch.empty_like(x)
+    assert case.call(x, out=out) is out
+    assert_same_bits(out, want)
+    assert case.call(x, out=x) is x
+    assert_same_bits(x, want)
+
+
+@typical_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_out_of_another_layout(kernels: Engine, case: Case, layout: str) -> None:
+    x = laid_out(layout, torch.float32)
+    want = case.call(x)
+    for out in (
+        torch.empty(x.shape),
+        torch.empty(x.shape[::-1]).permute(tuple(reversed(range(x.dim())))),
+        torch.empty(*x.shape, 2)[..., 1],
+    ):
+        strides = out.stride()
+        assert case.call(x, out=out) is out
+        assert out.stride() == strides
+        assert_same_bits(out, want)
+
+
+@typical_case
+def test_out_counts_as_a_change(case: Case) -> None:
+    """What autograd saved of `out` is known to be overwritten."""
+    out = torch.randn(5, requires_grad=True) * 1
+    y = out.sin()
+    with torch.no_grad():
+        case.call(torch.randn(5), out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+# ---- misuse ----
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+MEMORY = torch.zeros(100)
+MISUSE: dict[str, tuple[Callable[[Callable[..., Tensor]], object], str]] = {
+    "save": (lambda f: f(torch.ones(3), save="nonsense"), 'save must be "input" or "output"'),
+    "in place on a leaf": (lambda f: f(leaf(3), inplace=True), "leaf that requires grad"),
+    "in place on a leaf's output": (
+        lambda f: f(leaf(3), inplace=True, save="output"),
+        "leaf that requires grad",
+    ),
+    "expanded in place": (
+        lambda f: f(torch.ones(1, 3).expand(4, 3), inplace=True),
+        "share one place in memory",
+    ),
+    "expanded in place with grad": (
+        lambda f: f((leaf(1, 3) * 1).expand(4, 3), inplace=True),
+        "share one place in memory",
+    ),
+    "expanded out": (
+        lambda f: f(torch.ones(4, 3), out=torch.ones(1, 3).expand(4, 3)),
+        "share one place in memory",
+    ),
+    "overlap": (lambda f: f(MEMORY[:50], out=MEMORY[10:60]), "overlap in part"),
+    "overlap from behind": (lambda f: f(MEMORY[10:60], out=MEMORY[:50]), "overlap in part"),
+    "out's shape": (lambda f: f(torch.ones(3), out=torch.ones(1, 3)), "out must be"),
+    "out's dtype": (lambda f: f(torch.ones(3), out=torch.ones(3).double()), "out must be"),
+    "out's device": (lambda f: f(torch.ones(3), out=torch.ones(3, device="meta")), "out must be"),
+    "out and grad": (lambda f: f(leaf(3), out=torch.ones(3)), "doesn't support autograd"),
+    "out with grad": (lambda f: f(torch.ones(3), out=leaf(3)), "doesn't support autograd"),
+    "out and inplace": (
+        lambda f: f(torch.ones(3), inplace=True, out=torch.ones(3)),
+        "exclude each other",
+    ),
+    "unknown name": (lambda f: f(torch.ones(3), slope=2), "unexpected keyword argument"),
+    "no tensor": (lambda f: f(3.0), "must be a tensor, not float"),
+    "a list": (lambda f: f([1.0], save="output"), "must be a tensor, not list"),
+}
+
+
+def assert_one_line(error: pytest.ExceptionInfo[BaseException], name: str, message: str) -> None:
+    lines = str(error.value).splitlines()
+    assert re.search(message, lines[0]), lines
+    # torch appends where in C++ an error came from; a user's line is the first.
+    assert name in lines[0] and len(lines[0]) < 160
+
+
+@every_function
+@pytest.mark.parametrize("misuse", MISUSE)
+def test_misuse_says_so_in_one_line(case: Case, misuse: str) -> None:
+    call, message = MISUSE[misuse]
+    with pytest.raises((RuntimeError, ValueError, TypeError)) as error:
+        call(getattr(mishkit, case.a.name))
+    assert_one_line(error, case.a.name, message)
+
+
+NOT_TAKEN = [
+    torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64,
+    torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+
+
+@every_function
+@pytest.mark.parametrize("dtype", NOT_TAKEN, ids=str)
+def test_other_dtypes_are_refused(case: Case, dtype: torch.dtype) -> None:
+    x = torch.ones(3).to(dtype)
+    for options in ({}, {"save": "output"}, {"inplace": True}, {"out": torch.empty_like(x)}):
+        with pytest.raises(RuntimeError) as error:
+            case.call(x, **options)
+        assert_one_line(error, f"mishkit.{case.a.name}", "expected a tensor of float32, float64")
+
+
+@every_function
+def test_tensors_of_operators_must_match(engine: Engine, case: Case) -> None:
+    if engine.name == "plain":
+        pytest.skip("torch's own operators broadcast")
+    x, wrong = torch.ones(8), torch.ones(7)
+    _, side = engine.operator(case, "_packed")(x)
+    calls = [("_backward", (wrong, x)), ("_double_backward", (x, wrong, x))]
+    calls += [("_backward_packed", (wrong, x, side)), ("_backward", (x.double(), x))]
+    if len(side):
+        calls += [("_backward_packed", (x, x, bad)) for bad in (side[:0], side.int())]
+    for ending, arguments in calls:
+        with pytest.raises(RuntimeError, match=rf"mishkit\.{case.a.name}: the (tensors|side)"):
+            engine.operator(case, ending)(*arguments)
+
+
+@every_function
+def test_parameters_that_must_not_be_zero(case: Case) -> None:
+    for p in case.a.parameters:
+        if p.nonzero:
+            with pytest.raises(ValueError, match=f"{p.name} must not be zero"):
+                getattr(mishkit, case.a.name)(torch.ones(3), **{p.name: 0})
+
+
+def test_gelu_refuses_another_approximation() -> None:
+    with pytest.raises(ValueError, match='approximate must be "none" or "tanh"'):
+        mishkit.gelu(torch.ones(3), approximate="erf")
+
+
+@typical_case
+def test_lazily_negated_tensors(case: Case) -> None:
+    """A tensor whose sign torch flips on reading, as the imaginary part of a conjugate."""
+    x = torch.randn(5, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    assert_same_bits(case.call(x), case.call(x.resolve_neg()))
+    for options in ({"inplace": True}, {"out": x}):
+        with pytest.raises(RuntimeError, match="lazily negated"):
+            case.call(x, **options)
+
+
+def test_dtypes_are_those_of_the_documentation() -> None:
+    assert all(str(d).removeprefix("torch.") in mishkit.functional.__doc__ for d in DTYPES)

@@ -1,0 +1,249 @@
+"""torch.compile, torch.export and the tools below them, against eager calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from common import (
+    DEFAULTS,
+    TYPICAL,
+    Case,
+    every_case,
+    every_dtype,
+    every_function,
+    every_saving,
+    laid_out,
+    typical_case,
+)
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+
+import mishkit
+from mishkit.ops import SCHEMAS
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+# As far as two roundings of an output can move the gradient that is decoded from it.
+CLOSE = {"rtol": 1e-4, "atol": 5e-4}
+
+
+def compiled(f: Callable[..., Any], backend: str = "aot_eager", **options: Any) -> Any:
+    return torch.compile(f, fullgraph=True, backend=backend, **options)
+
+
+def calling(case: Case, options: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """A function of a leaf with something before and after, to fuse with."""
+    return lambda x: case.call(x * 1.5, **options) + 1
+
+
+def results(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The value, and the gradient for an uneven gradient of the value."""
+    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = f(leaf)
+    weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    (gradient,) = torch.autograd.grad((y * weight).sum(), leaf)
+    return y.detach(), gradient
+
+
+def assert_agree(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, **CLOSE)
+
+
+# ---- torch.compile ----
+
+
+@every_case
+@every_saving
+def test_forward_and_backward(case: Case, options: dict[str, Any]) -> None:
+    f, x = calling(case, options), torch.randn(5, 33).mul(3)
+    assert_agree(results(compiled(f), x), results(f, x))
+
+
+@typical_case
+@every_saving
+def test_inductor(case: Case, options: dict[str, Any]) -> None:
+    """Where code is really generated; what it is made of is the same for all functions."""
+    f, x = calling(case, options), torch.randn(5, 33).mul(3)
+    assert_agree(results(compiled(f, "inductor"), x), results(f, x))
+
+
+@every_dtype
+@typical_case
+@every_saving
+def test_dtypes(case: Case, options: dict[str, Any], dtype: torch.dtype) -> None:
+    f, x = calling(case, options), torch.randn(5, 33).mul(3).to(dtype)
+    for got, want in zip(results(compiled(f), x), results(f, x), strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
+
+
+@typical_case
+@every_saving
+def test_dynamic_shapes(case: Case, options: dict[str, Any]) -> None:
+    f = calling(case, options)
+    once = compiled(f, dynamic=True)
+    for shape in ((3, 7), (4, 16), (9, 5)):
+        x = torch.randn(shape).mul(3)
+        with torch.compiler.set_stance("default" if shape == (3, 7) else "fail_on_recompile"):
+            got = results(once, x)
+        assert_agree(got, results(f, x))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "columns", "scalar", "empty"])
+@typical_case
+@every_saving
+def test_layouts(case: Case, options: dict[str, Any], layout: str) -> None:
+    f, x = calling(case, options), laid_out(layout, torch.float32)
+    got, want = results(compiled(f), x), results(f, x)
+    assert_agree(got, want)
+    if not options.get("inplace"):  # copy_ hands the gradient on as it is laid out
+        assert [t.stride() for t in got] == [t.stride() for t in want]
+
+
+@every_function
+def test_without_grad(case: Case) -> None:
+    x = torch.randn(5, 33)
+    want = case.call(x)
+    with torch.no_grad():
+        for options in ({}, {"save": "output"}):
+            got = compiled(lambda x, o=options: case.call(x, **o))(x)
+            torch.testing.assert_close(got, want)
+        over, out = x.clone(), torch.empty_like(x)
+        assert compiled(lambda x: case.call(x, inplace=True))(over) is over
+        assert compiled(lambda x, out: case.call(x, out=out))(x, out) is out
+    torch.testing.assert_close(over, want)
+    torch.testing.assert_close(out, want)
+
+
+@every_function
+def test_the_input_is_changed_in_place(case: Case) -> None:
+    """With grad too: what the caller holds, and what a view of it shows."""
+
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        h = x * 1
+        view = h[1:]
+        return case.call(h, inplace=True), view
+
+    for run in (f, compiled(f)):
+        y, view = run(torch.randn(5, requires_grad=True))
+        torch.testing.assert_close(view, y[1:])
+
+
+@every_saving
+def test_a_network(options: dict[str, Any]) -> None:
+    acts = [getattr(mishkit, case.a.module_name)(**options) for case in DEFAULTS]
+    net = nn.Sequential(nn.Linear(6, 6), *(m for a in acts for m in (a, nn.Linear(6, 6))))
+    x = torch.randn(4, 6)
+    assert_agree(results(compiled(net), x), results(net, x))
+
+
+@typical_case
+def test_misuse_is_told_under_compile_too(case: Case) -> None:
+    with pytest.raises(Exception, match='save must be "input" or "output"'):
+        compiled(lambda x: case.call(x, save="nonsense"))(torch.ones(3))
+    with pytest.raises(Exception, match="expected a tensor of float32, float64"):
+        compiled(case.call)(torch.ones(3, dtype=torch.int64))
+
+
+# ---- torch.export ----
+
+
+@every_case
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
+@every_saving
+def test_export_has_torchs_operators_alone(
+    case: Case, strict: bool, options: dict[str, Any]
+) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return case.call(x * 1, **options)
+
+    x = torch.randn(4, 8)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(Net(), (x,), dynamic_shapes=({0: batch},), strict=strict)
+    for form in (program, program.run_decompositions()):
+        called = [node.target for node in form.graph.nodes if node.op == "call_function"]
+        assert called and {target.namespace for target in called} == {"aten"}
+        for count in (4, 7):
+            x = torch.randn(count, 8)
+            torch.testing.assert_close(form.module()(x), case.call(x))
+
+
+# ---- the operators ----
+
+SAMPLES: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: torch.randn(3, 5),
+    "channels_last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "gaps": lambda: torch.randn(4, 6)[:, ::2],
+    "empty": lambda: torch.randn(0, 3),
+}
+
+
+def arguments(case: Case, ending: str, x: Tensor) -> tuple[Any, ...]:
+    """What the operator of that ending takes, from its schema."""
+    operator = getattr(torch.ops.mishkit, case.a.name + ending).default
+    y, side = getattr(torch.ops.mishkit, case.a.name + "_packed")(x, *case.parameters)
+    known = {"input": x, "output": y, "side": side, "out": torch.empty_like(x)}
+    tensors = [a.name for a in operator._schema.arguments if str(a.type) == "Tensor"]
+    # A gradient need not be laid out as the input.
+    return *(known.get(name, torch.randn(x.shape)) for name in tensors), *case.parameters
+
+
+@every_case
+@pytest.mark.parametrize("ending", SCHEMAS)
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_opcheck(case: Case, ending: str, sample: str) -> None:
+    operator = getattr(torch.ops.mishkit, case.a.name + ending).default
+    opcheck(operator, arguments(case, ending, SAMPLES[sample]()))
+
+
+@every_function
+@pytest.mark.parametrize("ending", SCHEMAS)
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_fake_and_meta_tensors(case: Case, ending: str, sample: str) -> None:
+    """The same shapes, dtypes and strides as real ones, without computing."""
+    operator = getattr(torch.ops.mishkit, case.a.name + ending).default
+    real = arguments(case, ending, SAMPLES[sample]())
+
+    def described(result: Any) -> list[Any]:
+        tensors = result if isinstance(result, tuple) else (result,)
+        return [(t.shape, t.dtype, t.stride()) for t in tensors if t is not None]
+
+    want = described(operator(*real))
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in real]
+        assert described(operator(*fake)) == want
+    meta = [t.to("meta") if isinstance(t, Tensor) else t for t in real]
+    assert described(operator(*meta)) == want
+
+
+@every_function
+@every_saving
+def test_public_calls_on_meta_tensors(case: Case, options: dict[str, Any]) -> None:
+    leaf = torch.randn(4, 3, device="meta", requires_grad=True)
+    y = case.call(leaf * 1, **options)
+    y.sum().backward()
+    assert y.is_meta and y.shape == (4, 3) and leaf.grad is not None
+    assert leaf.grad.is_meta and leaf.grad.shape == (4, 3)
+
+
+@every_case
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(case: Case, mode: str) -> None:
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = case.call(x)
+        return y, torch.autograd.grad(y.sum(), x)[0]
+
+    traced = make_fx(f, tracing_mode=mode)(torch.randn(3, 5, requires_grad=True))
+    x = torch.randn(3, 5, requires_grad=True)
+    assert_agree(traced(x), f(x))
+
+
+def test_typical_cases_are_what_they_claim() -> None:
+    assert any(c.a.turn is not None for c in TYPICAL) and any(c.parameters for c in TYPICAL)

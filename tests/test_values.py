@@ -1,0 +1,241 @@
+"""The operators against the formulas in float64, at every place that a kernel may treat apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import (
+    DECODED,
+    Case,
+    Engine,
+    assert_rounds,
+    assert_same_bits,
+    every_case,
+    every_dtype,
+    every_function,
+    every_half,
+    half_dtypes,
+    spread,
+    threads,
+)
+from torch import Tensor
+
+from mishkit.activation import DTYPES
+from mishkit.backends import torch as plain
+
+BODIES = {"": 1, "_packed": 1, "_backward": 2, "_double_backward": 3, "_backward_packed": 2}
+"""The operators that run a kernel of their own, and how many tensors they take beside the side."""
+
+
+def right_of(case: Case, x: Tensor) -> Tensor:
+    """The packed side, from its definition."""
+    if case.a.turn is None:
+        return torch.empty(0, dtype=torch.uint8)
+    return plain.pack(x.double() > case.a.turn)
+
+
+def inputs(case: Case, body: str, x: Tensor) -> list[Tensor]:
+    """What an operator takes, for the input x: gradients first, then x (or the output and side)."""
+    others = [torch.randn(x.shape).to(x.dtype) for _ in range(BODIES[body] - 1)]
+    if body != "_backward_packed":
+        return [*others, x]
+    return [*others, case.exactly("f", x).to(x.dtype), right_of(case, x)]
+
+
+def tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+# ---- values ----
+
+
+@every_dtype
+@every_case
+def test_forward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    x = spread(dtype)
+    y = engine.operator(case)(x)
+    assert_rounds(y, case.exactly("f", x))
+    packed, side = engine.operator(case, "_packed")(x)
+    assert_rounds(packed, case.exactly("f", x))
+    assert_same_bits(side, right_of(case, x))
+
+
+@every_dtype
+@every_case
+def test_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    x = spread(dtype)
+    ones = torch.ones_like(x)
+    df = case.exactly("df", x)
+    backward = engine.operator(case, "_backward")
+    assert_rounds(backward(ones, x), df)
+    grad = torch.linspace(-2, 2, len(x)).to(dtype)
+    assert_rounds(backward(grad, x), grad.double() * df)
+
+
+@every_dtype
+@every_case
+def test_double_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    x = spread(dtype)
+    grad_grad, grad = (
+        torch.linspace(2, -1, len(x)).to(dtype),
+        torch.linspace(-2, 2, len(x)).to(dtype),
+    )
+    to_grad, to_x = engine.operator(case, "_double_backward")(grad_grad, grad, x)
+    assert_rounds(to_grad, grad_grad.double() * case.exactly("df", x))
+    want = grad_grad.double() * grad.double() * case.exactly("d2f", x)
+    assert_rounds(to_x, want, extra=1e-14 if dtype == torch.float64 else 4e-6)
+
+
+@every_dtype
+@every_case
+def test_backward_from_the_output(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    x = spread(dtype)
+    y, side = engine.operator(case, "_packed")(x)
+    got = engine.operator(case, "_backward_packed")(torch.ones_like(y), y, side)
+    assert_rounds(got, case.exactly("df", x), extra=DECODED[dtype])
+
+
+@every_dtype
+@every_function
+def test_what_one_backend_packs_another_decodes(
+    kernels: Engine, case: Case, dtype: torch.dtype
+) -> None:
+    x = spread(dtype)
+    grad = torch.linspace(-2, 2, len(x)).to(dtype)
+    y, side = kernels.operator(case, "_packed")(x)
+    got = kernels.operator(case, "_backward_packed")(grad, y, side)
+    want = plain.backward_packed(case.a, grad, y, side, *case.parameters)
+    # One decoder in two arithmetics: as close as the rounding of √ beside the minimum lets them be.
+    extra = 1e-6 if dtype == torch.float64 else 4e-6
+    assert_rounds(
+        got, want.double(), extra=extra + (torch.finfo(dtype).eps * 2 if dtype.itemsize == 2 else 0)
+    )
+
+
+# ---- the ends of the number line ----
+
+
+@every_dtype
+@every_function
+def test_limits_and_nan(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    # 40 of them: in whole vectors, and in the tail.
+    x = torch.tensor([-torch.inf, torch.inf, torch.nan, -1e30], dtype=torch.float64).to(dtype)
+    x = x.repeat(10)
+    y, side = engine.operator(case, "_packed")(x)
+    at_minus_inf, at_inf, at_nan, at_minus_far = y.view(10, 4).unbind(1)
+    assert (at_minus_inf == 0).all() and (at_minus_far == 0).all()
+    if case.a.turn is not None:  # from below
+        assert at_minus_inf.signbit().all() and at_minus_far.signbit().all()
+    assert (at_inf == torch.inf).all() and at_nan.isnan().all()
+
+    ones = torch.ones_like(x)
+    want = case.exactly("df", x).to(dtype)
+    allowed = {"rtol": 0, "atol": {8: 1e-14, 4: 5e-7, 2: 0}[dtype.itemsize]}
+    for got in (
+        engine.operator(case, "_backward")(ones, x),
+        engine.operator(case, "_backward_packed")(ones, y, side),
+    ):
+        torch.testing.assert_close(got, want, equal_nan=True, **allowed)
+    to_grad, to_x = engine.operator(case, "_double_backward")(ones, ones, x)
+    torch.testing.assert_close(to_grad, want, equal_nan=True, **allowed)
+    assert (to_x[~x.isnan()].double().abs() < 1e-12).all()
+
+
+@half_dtypes
+@every_case
+def test_no_finite_input_gives_nan(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    x = every_half(dtype)
+    x = x[x.isfinite()]
+    ones = torch.ones_like(x)
+    y, side = engine.operator(case, "_packed")(x)
+    results = [
+        y,
+        engine.operator(case, "_backward")(ones, x),
+        engine.operator(case, "_backward_packed")(ones, y, side),
+        *engine.operator(case, "_double_backward")(ones, ones, x),
+    ]
+    for result in results:
+        assert not result.isnan().any()
+
+
+# ---- places ----
+
+
+@every_dtype
+@every_function
+@pytest.mark.parametrize("body", BODIES)
+def test_tails(kernels: Engine, case: Case, dtype: torch.dtype, body: str) -> None:
+    """Each length, each misalignment: the bits of a result depend on its input alone."""
+    operator = kernels.operator(case, body)
+    x = torch.randn(400).mul(4).to(dtype)
+    whole = inputs(case, body, x)
+    grads_and_x = whole[: BODIES[body]]
+    want = tensors(operator(*whole))
+    for length in range(131):
+        offset = 8 * (length % 5) + (length % 7 if body != "_backward_packed" else 0)
+        here = slice(offset, offset + length)
+        arguments = [t[here] for t in grads_and_x]
+        if body == "_backward_packed":  # its bits begin with a byte
+            side = whole[-1]
+            arguments.append(
+                side[offset // 8 : offset // 8 + (length + 7) // 8] if len(side) else side
+            )
+        got = tensors(operator(*arguments))
+        for g, w in zip(got, want, strict=True):
+            if g.dtype != torch.uint8:
+                assert_same_bits(g, w[here])
+        if body == "_packed":
+            assert_same_bits(got[1], right_of(case, x[here]))  # with zeros to fill the last byte
+
+
+@every_dtype
+@every_function
+@pytest.mark.parametrize("packed", [False, True], ids=["out", "packed_out"])
+def test_nothing_is_written_beside_the_output(
+    kernels: Engine, case: Case, dtype: torch.dtype, packed: bool
+) -> None:
+    operator = kernels.operator(case, "_packed_out" if packed else "_out")
+    x = torch.randn(200).mul(4).to(dtype)
+    want = kernels.operator(case)(x)
+    for length in range(131):
+        start = 17 + length % 7
+        end = start + length
+        memory = torch.full((200,), 7.0, dtype=dtype)
+        side = operator(x[start:end], memory[start:end])
+        assert_same_bits(memory[start:end], want[start:end])
+        assert (memory[:start] == 7).all() and (memory[end:] == 7).all()
+        over = x.clone()
+        operator(over[start:end], over[start:end])
+        assert_same_bits(over, torch.cat([x[:start], want[start:end], x[end:]]))
+        if packed:
+            assert_same_bits(side, right_of(case, x[start:end]))
+
+
+@every_function
+@pytest.mark.parametrize("body", BODIES)
+def test_threads_change_nothing(case: Case, body: str) -> None:
+    x = torch.randn((1 << 18) + 13).mul(4)
+    operator = Engine("best").operator(case, body)
+    arguments = inputs(case, body, x)
+    with threads(1):
+        alone = tensors(operator(*arguments))
+    with threads(2):
+        together = tensors(operator(*arguments))
+    for a, b in zip(alone, together, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_outputs_are_the_same(kernels: Engine, dtype: torch.dtype) -> None:
+    """Writing past the caches, aligned and not, and in threads."""
+    case = next(c for c in every_function.args[1] if c.a.name == "h_mish")
+    count = (24 << 20) // dtype.itemsize + 77
+    x = torch.randn(count + 1, dtype=torch.float32).to(dtype)
+    want = kernels.operator(case)(x)
+    out = torch.empty_like(x)
+    for start in (0, 1):
+        kernels.operator(case, "_out")(x[start:], out[start:])
+        assert_same_bits(out[start:], want[start:])
+        out.zero_()
+        kernels.operator(case, "_packed_out")(x[start:], out[start:])
+        assert_same_bits(out[start:], want[start:])
