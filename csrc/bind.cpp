@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <string>
 
 #if defined(__linux__)
@@ -479,13 +480,20 @@ template <int function> struct Operators {
   }
 };
 
+// An exception out of here would end the process, so it is kept for Python to ask for.
 struct Registration {
+  std::string failure;
+
   Registration() {
     chosen = sets().set[sets().count - 1];
-    TorchLibraryHandle library;
-    MISHKIT_CALL(
-        aoti_torch_library_init_impl("mishkit", "CPU", __FILE__, __LINE__, &library));
-    Operators<0>::add_to(library);
+    try {
+      TorchLibraryHandle library;
+      MISHKIT_CALL(
+          aoti_torch_library_init_impl("mishkit", "CPU", __FILE__, __LINE__, &library));
+      Operators<0>::add_to(library);
+    } catch (const std::exception& error) {
+      failure = error.what();
+    }
   }
 };
 const Registration registration;
@@ -496,6 +504,9 @@ const Registration registration;
 // ---- what Python asks (backends/cpu.py) -----------------------------------------------------------
 
 #define MISHKIT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Why the kernels could not be registered; empty where they were.
+MISHKIT_EXPORT const char* mishkit_failure() { return mishkit::registration.failure.c_str(); }
 
 // The instruction sets to choose from, separated by spaces; the best one last.
 MISHKIT_EXPORT const char* mishkit_isas() {

@@ -164,41 +164,29 @@ template <class T> MISHKIT_INLINE Mask<T> and_not(Mask<T> a, Mask<T> b) { return
 // ---- arithmetic that the vector extension lacks -------------------------------------------------
 // min and max return the second operand if either is NaN, so min(bound, x) lets a NaN x through.
 
+#if defined(__SSE2__)
 #if defined(__AVX512F__)
-#define MISHKIT_X86(T, S)                                                                          \
-  MISHKIT_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm512_min_##S(a.v, b.v); }               \
-  MISHKIT_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm512_max_##S(a.v, b.v); }               \
-  MISHKIT_INLINE Vec<T> sqrt(Vec<T> a) { return _mm512_sqrt_##S(a.v); }                            \
-  MISHKIT_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {                                        \
-    return _mm512_fmadd_##S(a.v, b.v, c.v);                                                        \
-  }                                                                                                \
-  MISHKIT_INLINE Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) {                                       \
-    return _mm512_fnmadd_##S(a.v, b.v, c.v);                                                       \
-  }
-MISHKIT_X86(float, ps)
-MISHKIT_X86(double, pd)
+#define MISHKIT_INTRINSIC(operation) _mm512_##operation
 #elif defined(__AVX2__)
-#define MISHKIT_X86(T, S)                                                                          \
-  MISHKIT_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm256_min_##S(a.v, b.v); }               \
-  MISHKIT_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm256_max_##S(a.v, b.v); }               \
-  MISHKIT_INLINE Vec<T> sqrt(Vec<T> a) { return _mm256_sqrt_##S(a.v); }                            \
-  MISHKIT_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {                                        \
-    return _mm256_fmadd_##S(a.v, b.v, c.v);                                                        \
-  }                                                                                                \
-  MISHKIT_INLINE Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) {                                       \
-    return _mm256_fnmadd_##S(a.v, b.v, c.v);                                                       \
-  }
-MISHKIT_X86(float, ps)
-MISHKIT_X86(double, pd)
-#elif defined(__SSE2__)
-#define MISHKIT_X86(T, S)                                                                          \
-  MISHKIT_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm_min_##S(a.v, b.v); }                  \
-  MISHKIT_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm_max_##S(a.v, b.v); }                  \
-  MISHKIT_INLINE Vec<T> sqrt(Vec<T> a) { return _mm_sqrt_##S(a.v); }                               \
-  MISHKIT_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return a * b + c; }                    \
-  MISHKIT_INLINE Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) { return c - a * b; }
-MISHKIT_X86(float, ps)
-MISHKIT_X86(double, pd)
+#define MISHKIT_INTRINSIC(operation) _mm256_##operation
+#else
+#define MISHKIT_INTRINSIC(operation) _mm_##operation
+#endif
+#if defined(__FMA__)
+#define MISHKIT_FMA(a, b, c, suffix) MISHKIT_INTRINSIC(fmadd_##suffix)(a.v, b.v, c.v)
+#define MISHKIT_FNMA(a, b, c, suffix) MISHKIT_INTRINSIC(fnmadd_##suffix)(a.v, b.v, c.v)
+#else
+#define MISHKIT_FMA(a, b, c, suffix) a* b + c
+#define MISHKIT_FNMA(a, b, c, suffix) c - a* b
+#endif
+#define MISHKIT_ARITHMETIC(T, S)                                                                   \
+  MISHKIT_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return MISHKIT_INTRINSIC(min_##S)(a.v, b.v); }   \
+  MISHKIT_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return MISHKIT_INTRINSIC(max_##S)(a.v, b.v); }   \
+  MISHKIT_INLINE Vec<T> sqrt(Vec<T> a) { return MISHKIT_INTRINSIC(sqrt_##S)(a.v); }                \
+  MISHKIT_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return MISHKIT_FMA(a, b, c, S); }      \
+  MISHKIT_INLINE Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) { return MISHKIT_FNMA(a, b, c, S); }
+MISHKIT_ARITHMETIC(float, ps)
+MISHKIT_ARITHMETIC(double, pd)
 #else
 template <class T> MISHKIT_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return select(less(a, b), a, b); }
 template <class T> MISHKIT_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return select(less(b, a), a, b); }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,20 @@ def test_the_best_is_the_default_and_nonsense_is_refused() -> None:
     done = python("import mishkit", MISHKIT_CPU_ISA="mmx")
     assert done.returncode
     assert "MISHKIT_CPU_ISA" in done.stderr.splitlines()[-1] and "mmx" in done.stderr
+
+
+def test_a_library_that_does_not_load_gives_way_to_plain_torch(tmp_path: Path) -> None:
+    package = tmp_path / "mishkit"
+    shutil.copytree(Path(mishkit.__file__).parent, package)
+    (package / "_kernels.so").write_bytes(b"for another machine")
+    code = "import torch, mishkit; print(mishkit.mish(torch.zeros(1)).item())"
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "0.0"
+    assert done.stderr.count("mishkit runs on plain torch") == 1
+    assert "do not load" in done.stderr

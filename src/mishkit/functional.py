@@ -8,7 +8,8 @@ inplace : bool
 save : "input" or "output"
     What is kept for backward: the input (the exact gradient, any number of derivatives), or the
     output, which the next layer usually keeps anyway, and one bit an element (first derivative
-    only).
+    only). Transforms of torch.func and forward mode, and compiled float64, keep the input all the
+    same.
 out : Tensor, optional
     Where to write the result, of the input's shape and dtype; not with autograd.
 

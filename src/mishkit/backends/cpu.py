@@ -22,21 +22,34 @@ _handle: ctypes.CDLL | None = None
 
 def load() -> None:
     """Load the library and choose its instruction set; warn once where plain torch must do."""
-    global _handle
     wanted = os.environ.get(VARIABLE)
     if wanted == "none":
         return
-    reason = _unavailable()
+    reason = _unavailable() or _register()
     if reason:
         warnings.warn(
             f"mishkit runs on plain torch, slowly: {reason}", RuntimeWarning, stacklevel=2
         )
-        return
-    torch.ops.load_library(LIBRARY)
-    _handle = ctypes.CDLL(str(LIBRARY))
-    _handle.mishkit_isas.restype = _handle.mishkit_isa.restype = ctypes.c_char_p
-    if wanted:
+    elif wanted:
         use(wanted)
+
+
+def _register() -> str | None:
+    """Load the library, which registers its kernels; say what went wrong, if anything did."""
+    global _handle
+    try:
+        torch.ops.load_library(LIBRARY)
+        library = ctypes.CDLL(str(LIBRARY))
+        names = ("mishkit_isas", "mishkit_isa", "mishkit_failure")
+        for name in names:
+            getattr(library, name).restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        return f"its kernels do not load ({error})"
+    failure: bytes = library.mishkit_failure()
+    if failure:
+        return f"its kernels can't be registered ({failure.decode()})"
+    _handle = library
+    return None
 
 
 def _unavailable() -> str | None:
