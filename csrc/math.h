@@ -180,7 +180,8 @@ template <class T> constexpr double normal_end = 13.2167;
 template <> constexpr double normal_end<double> = 37.6405;
 #endif
 
-// exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ normal_end; the two share their exponential.
+// exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ normal_end; the two share their exponential. Relative error of
+// the tail 5e−7 at most (1e−12 for double), where it is a normal number.
 template <class T> struct Normal {
   Vec<T> e, tail;
 };
