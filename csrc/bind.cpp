@@ -105,7 +105,6 @@ const Codes& codes() {
 int element_size(int32_t dtype) {
   return dtype == codes().dtype[(int)Dtypes::float64]   ? 8
          : dtype == codes().dtype[(int)Dtypes::float32] ? 4
-         : dtype == codes().uint8                       ? 1
                                                         : 2;
 }
 
@@ -330,15 +329,10 @@ class Call {
   }
 
   void run(int64_t numel) {
+    job_.arguments.streaming = streaming_pays(numel * element_size(codes().dtype[dtype_]));
     job_.kernel = function_.kernels[dtype_][(int)body_];
     job_.numel = numel;
     mishkit::run(job_);
-  }
-  // Not for in-place work, whose lines are in the cache already.
-  void allow_streaming(const Tensor& out) {
-    int64_t bytes = out.numel * element_size(out.dtype);
-    auto address = reinterpret_cast<uintptr_t>(job_.arguments.out[0]);
-    job_.arguments.streaming = bytes >= streaming_bytes && address % streaming_alignment == 0;
   }
   Arguments& arguments() { return job_.arguments; }
   [[noreturn]] void refuse(const char* why) const {
@@ -346,6 +340,13 @@ class Call {
   }
 
  private:
+  // Not in place, where the lines are in the cache already.
+  bool streaming_pays(int64_t bytes) const {
+    const Arguments& a = job_.arguments;
+    auto address = reinterpret_cast<uintptr_t>(a.out[0]);
+    return bytes >= streaming_bytes && address % streaming_alignment == 0 && a.in[0] != a.out[0];
+  }
+
   const FunctionKernels& function_;
   Bodies body_;
   const char* name_;
@@ -365,7 +366,6 @@ template <int function> struct Operators {
     Tensor y = x.empty_like();
     call.arguments().in[0] = x.data();
     call.arguments().out[0] = y.mutable_data();
-    call.allow_streaming(y);
     call.run(x.numel);
     stack[0] = y.release();
   }
@@ -395,10 +395,7 @@ template <int function> struct Operators {
     Tensor fresh = direct ? Tensor() : x.empty_like();
     call.arguments().in[0] = x.data();
     call.arguments().out[0] = (direct ? out : fresh).mutable_data();
-    if (direct) {
-      check_overlap(call, x.numel * element_size(x.dtype));
-      if (call.arguments().in[0] != call.arguments().out[0]) call.allow_streaming(out);
-    }
+    if (direct) check_overlap(call, x.numel * element_size(x.dtype));
     if (side) {
       *side = call.side_for(x);
       call.arguments().side_out = static_cast<uint8_t*>(side->mutable_data());

@@ -18,7 +18,7 @@ struct Arguments {
   const uint8_t* side_in;
   uint8_t* side_out;
   const double* parameters;
-  bool streaming;  // out[0] is aligned to a vector, and is not to be left in the cache
+  bool streaming;  // out[0] is aligned to a vector and need not stay in the cache; a hint
 };
 
 // Computes elements [begin, end); begin is a multiple of kernel_grain.

@@ -260,8 +260,7 @@ template <class Body> void run(const Arguments& arguments, int64_t begin, int64_
   int64_t blocks = (end - begin) / size;
   int rest = (int)((end - begin) % size);
   if (blocks) {
-    bool streaming = false;
-    if constexpr (Body::may_stream) streaming = arguments.streaming;
+    const bool streaming = Body::may_stream && arguments.streaming;
     if constexpr (Body::may_stream)
       if (streaming) {
         whole_blocks<Store::streaming>(body, at, blocks);

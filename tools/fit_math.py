@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mpmath as mp
@@ -46,60 +46,48 @@ NORMAL_SCALE = 0.31
 """z = 1/(1 + NORMAL_SCALE·t) maps the tail's t ∈ [0, 14] to a short interval."""
 
 
+def with_half(fit: Fit, degree: int) -> tuple[Fit, Fit]:
+    """A fit for float32, and the same of a lower degree for 16-bit results."""
+    meaning = "the same, for 16-bit results"
+    return fit, replace(fit, name=f"{fit.name}_half", meaning=meaning, degree=degree)
+
+
 FITS = [
-    Fit(
-        "exp_remainder",
-        "(exp(r) − 1 − r)/r² for |r| ≤ ln 2/16",
-        lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
-        lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
-        -0.0435,
-        0.0435,
-        1,
+    *with_half(
+        Fit(
+            "exp_remainder",
+            "(exp(r) − 1 − r)/r² for |r| ≤ ln 2/16",
+            lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
+            lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
+            -0.0435,
+            0.0435,
+            1,
+        ),
+        degree=0,
     ),
-    Fit(
-        "exp_remainder_half",
-        "the same, for 16-bit results",
-        lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
-        lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
-        -0.0435,
-        0.0435,
-        0,
+    *with_half(
+        Fit(
+            "log1p_ratio",
+            "ln(1 + a)/a for 0 ≤ a ≤ 1",
+            lambda a: mp.log1p(a) / a if a else mp.mpf(1),
+            lambda a: a / mp.log1p(a) if a else mp.mpf(1),
+            0.0,
+            1.0,
+            9,
+        ),
+        degree=5,
     ),
-    Fit(
-        "log1p_ratio",
-        "ln(1 + a)/a for 0 ≤ a ≤ 1",
-        lambda a: mp.log1p(a) / a if a else mp.mpf(1),
-        lambda a: a / mp.log1p(a) if a else mp.mpf(1),
-        0.0,
-        1.0,
-        9,
-    ),
-    Fit(
-        "log1p_ratio_half",
-        "the same, for 16-bit results",
-        lambda a: mp.log1p(a) / a if a else mp.mpf(1),
-        lambda a: a / mp.log1p(a) if a else mp.mpf(1),
-        0.0,
-        1.0,
-        5,
-    ),
-    Fit(
-        "normal_tail",
-        f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14",
-        lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
-        lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
-        1 / (1 + NORMAL_SCALE * 14),
-        1.0,
-        9,
-    ),
-    Fit(
-        "normal_tail_half",
-        "the same, for 16-bit results",
-        lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
-        lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
-        1 / (1 + NORMAL_SCALE * 14),
-        1.0,
-        5,
+    *with_half(
+        Fit(
+            "normal_tail",
+            f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14",
+            lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
+            lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
+            1 / (1 + NORMAL_SCALE * 14),
+            1.0,
+            9,
+        ),
+        degree=5,
     ),
 ]
 

@@ -21,7 +21,6 @@ struct Parameterless {
 };
 struct Monotone {
   static constexpr bool has_turn = false;
-  static constexpr double turn = 0;
 };
 
 }  // namespace MISHKIT_ISA

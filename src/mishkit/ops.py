@@ -177,7 +177,7 @@ def _rules(a: Activation) -> Rules:
                 gradient = Backward.apply(grad, x, *ctx.parameters)
             else:
                 gradient = backward(grad, x, *ctx.parameters)
-            return (gradient, *no_gradients) if no_gradients else gradient
+            return gradient, *no_gradients
 
         @staticmethod
         def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
@@ -216,7 +216,7 @@ def _rules(a: Activation) -> Rules:
             y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype, device=y.device).copy_(y)
         apply = BackwardPacked.apply if torch.is_grad_enabled() else backward_packed
         gradient = apply(grad, y, side, *ctx.parameters)
-        return (gradient, *no_gradients) if no_gradients else gradient
+        return gradient, *no_gradients
 
     class SavingOutput(Function):
         @staticmethod
