@@ -1,0 +1,197 @@
+// Tensors as the binding sees them: what they say about themselves, layouts, making and copying.
+// Included once a program, by bind.cpp, as torch_c.h is.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "kernels.h"
+#include "torch_c.h"
+
+namespace mishkit {
+namespace {
+
+// Raises RuntimeError; torch throws, so that what unwinds is torch's own exception.
+[[noreturn]] __attribute__((cold)) void fail(const std::string& message) {
+  aoti_torch_check(false, "", __FILE__, __LINE__, message.c_str());
+  __builtin_unreachable();
+}
+[[noreturn]] __attribute__((cold)) void fail_in(const char* expression) {
+  std::string message = std::string("mishkit: ") + expression + " failed";
+  if (torch_exception_get_what_without_backtrace)
+    message += std::string(": ") + torch_exception_get_what_without_backtrace();
+  fail(message);
+}
+#define MISHKIT_CALL(expression)                  \
+  do {                                            \
+    if ((expression) != 0) fail_in(#expression);  \
+  } while (false)
+
+struct Codes {
+  int32_t dtype[dtype_count] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
+                                aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
+  int32_t uint8 = aoti_torch_dtype_uint8();
+  int32_t cpu = aoti_torch_device_type_cpu();
+};
+const Codes& codes() {
+  static const Codes c;
+  return c;
+}
+
+int element_size(int32_t dtype) {
+  return dtype == codes().dtype[(int)Dtypes::float64]   ? 8
+         : dtype == codes().dtype[(int)Dtypes::float32] ? 4
+                                                        : 2;
+}
+
+// Memory fresh from the system costs a page fault every 4 KiB, many times the kernel itself; with
+// pages of 2 MiB nearly nothing. Only whole huge pages are asked for, so none is wasted.
+void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  static const bool wanted = [] {
+    const char* setting = getenv("MISHKIT_HUGE_PAGES");
+    return !setting || strcmp(setting, "0") != 0;
+  }();
+  if (bytes < int64_t{2 * page} || !wanted) return;
+  auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) & ~(page - 1);
+  auto end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(page - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+// A tensor that is owned here, with what it says about itself.
+class Tensor {
+ public:
+  Tensor() = default;
+  explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
+    MISHKIT_CALL(aoti_torch_get_dim(handle, &dim));
+    MISHKIT_CALL(aoti_torch_get_numel(handle, &numel));
+    MISHKIT_CALL(aoti_torch_get_sizes(handle, &sizes));
+    MISHKIT_CALL(aoti_torch_get_strides(handle, &strides));
+    MISHKIT_CALL(aoti_torch_get_dtype(handle, &dtype));
+  }
+  Tensor(Tensor&& other) { *this = static_cast<Tensor&&>(other); }
+  Tensor& operator=(Tensor&& other) {
+    AtenTensorHandle mine = handle_;
+    dim = other.dim, numel = other.numel, sizes = other.sizes, strides = other.strides;
+    dtype = other.dtype, handle_ = other.handle_;
+    other.handle_ = mine;
+    return *this;
+  }
+  ~Tensor() {
+    if (handle_) aoti_torch_delete_tensor_object(handle_);
+  }
+
+  static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+    AtenTensorHandle handle;
+    MISHKIT_CALL(
+        aoti_torch_empty_strided(dim, sizes, strides, dtype, codes().cpu, 0, &handle));
+    return Tensor(handle);
+  }
+  static Tensor bytes(int64_t count) {
+    const int64_t one = 1;
+    return empty(1, &count, &one, codes().uint8);
+  }
+  // A dense copy, with the strides of torch.empty_like.
+  Tensor clone() const {
+    AtenTensorHandle handle;
+    MISHKIT_CALL(aoti_torch_clone(handle_, &handle));
+    return Tensor(handle);
+  }
+  // Uninitialised, with this one's (dense) layout: a result.
+  Tensor empty_like() const {
+    Tensor t = empty(dim, sizes, strides, dtype);
+    advise_huge_pages(t.mutable_data(), numel * element_size(dtype));
+    return t;
+  }
+  // A copy in the (dense) layout of another tensor of the same shape.
+  Tensor laid_out_as(const Tensor& other) const {
+    Tensor copy = empty(dim, sizes, other.strides, dtype);
+    copy.copy(*this);
+    return copy;
+  }
+  void copy(const Tensor& from) { MISHKIT_CALL(aoti_torch_copy_(handle_, from.handle_, 0)); }
+
+  const void* data() const {
+    const void* p;
+    MISHKIT_CALL(torch_get_const_data_ptr(handle_, &p));
+    return p;
+  }
+  void* mutable_data() const {
+    void* p;
+    MISHKIT_CALL(torch_get_mutable_data_ptr(handle_, &p));
+    return p;
+  }
+  StableIValue release() {
+    auto handle = handle_;
+    handle_ = nullptr;
+    StableIValue slot = 0;
+    memcpy(&slot, &handle, sizeof handle);
+    return slot;
+  }
+
+  // Its elements fill one run of memory without gaps, in whichever order of the dimensions.
+  bool dense() const {
+    int64_t run = 1;
+    int i = (int)dim - 1;
+    while (i >= 0 && (sizes[i] == 1 || strides[i] == run)) run *= sizes[i--];
+    return i < 0 || numel < 2 || dense_in_some_order();
+  }
+  bool same_strides(const Tensor& other) const {
+    for (int64_t i = 0; i < dim; i++)
+      if (sizes[i] != 1 && strides[i] != other.strides[i]) return false;
+    return true;
+  }
+  bool same_sizes(const Tensor& other) const {
+    return dim == other.dim && memcmp(sizes, other.sizes, dim * sizeof *sizes) == 0;
+  }
+  // Two of its elements share memory for certain: an expanded dimension.
+  bool overlaps_itself() const {
+    if (numel < 2) return false;
+    for (int64_t i = 0; i < dim; i++)
+      if (sizes[i] > 1 && strides[i] == 0) return true;
+    return false;
+  }
+
+  int64_t dim, numel;
+  int64_t *sizes, *strides;
+  int32_t dtype;
+
+ private:
+  bool dense_in_some_order() const {
+    constexpr int most = 64;
+    if (dim > most) return false;
+    int order[most], count = 0;
+    for (int i = 0; i < dim; i++) {
+      if (sizes[i] == 1) continue;
+      int at = count++;
+      for (; at > 0 && strides[order[at - 1]] > strides[i]; at--) order[at] = order[at - 1];
+      order[at] = i;
+    }
+    int64_t run = 1;
+    for (int k = 0; k < count; k++) {
+      if (strides[order[k]] != run) return false;
+      run *= sizes[order[k]];
+    }
+    return true;
+  }
+
+  AtenTensorHandle handle_ = nullptr;
+};
+
+Tensor take(StableIValue slot) {
+  AtenTensorHandle handle;
+  memcpy(&handle, &slot, sizeof handle);
+  return Tensor(handle);
+}
+
+}  // namespace
+}  // namespace mishkit
