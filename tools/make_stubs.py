@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "mishkit"
 sys.path.insert(0, str(PACKAGE.parent))
 
 from mishkit.functional import FUNCTIONS  # noqa: E402
-from mishkit.modules import MODULES, ActivationModule  # noqa: E402
+from mishkit.modules import MODULES, ActivationModule, TrainableModule  # noqa: E402
 
 HEAD = '''"""{title}: made by tools/make_stubs.py, for type checkers alone."""
 
@@ -49,13 +49,19 @@ def function_stub(name: str, function: Callable[..., Any]) -> str:
 
 def module_stub(name: str, module: type[ActivationModule]) -> str:
     signature = module.arguments
+    trained = module.parameter_names if issubclass(module, TrainableModule) else ()
     attributes = [
-        parameters_of(inspect.Signature([p.replace(default=p.empty, kind=p.POSITIONAL_OR_KEYWORD)]))
+        f"{p.name}: float | Parameter"
+        if p.name in trained
+        else parameters_of(
+            inspect.Signature([p.replace(default=p.empty, kind=p.POSITIONAL_OR_KEYWORD)])
+        )
         for p in signature.parameters.values()
     ]
     init = f"def __init__({parameters_of(signature, 'self')}) -> None: ..."
     body = textwrap.indent("\n".join([docstring(module), "", *attributes, "", init]), "    ")
-    return f"class {name}(ActivationModule):\n{body}\n"
+    base = next(c for c in module.__mro__ if c in (TrainableModule, ActivationModule))
+    return f"class {name}({base.__name__}):\n{body}\n"
 
 
 def functions() -> str:
@@ -67,7 +73,9 @@ def functions() -> str:
 
 def modules() -> str:
     stubs = [module_stub(name, module) for name, module in MODULES.items()]
-    imports = "from .modules import ActivationModule\n"
+    imports = (
+        "from torch.nn import Parameter\n\nfrom .modules import ActivationModule, TrainableModule\n"
+    )
     return HEAD.format(title="The modules") + "\n".join([imports, *stubs])
 
 

@@ -80,3 +80,111 @@ def h_mish(
     The function falls to its minimum at x = -1, then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
     """
+
+def hard_mish(
+    input: Tensor,
+    k: float = 5.0,
+    inplace: bool = False,
+    *,
+    save: str = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """x·min(k, max(0, x + 3))/k, elementwise.
+
+    Source: hard forms of Mish, k = 5 and k = 3 as published; k = 6 is hardswish.
+
+    Parameters
+    ----------
+    k : float, default 5
+        width of the quadratic part, which ends at x = k − 3; positive
+
+    The function falls to its minimum at x = 2 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+def hardswish(
+    input: Tensor, inplace: bool = False, *, save: str = "input", out: Tensor | None = None
+) -> Tensor:
+    """x·min(6, max(0, x + 3))/6, elementwise.
+
+    Source: Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244).
+
+    The function falls to its minimum at x = 3, then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+def swish(
+    input: Tensor,
+    beta: float | Tensor = 1.0,
+    inplace: bool = False,
+    *,
+    save: str = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """x·σ(beta·x), elementwise.
+
+    Source: Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941).
+
+    Parameters
+    ----------
+    beta : float or Tensor, default 1
+        sharpness: 1 gives SiLU, a large one tends to ReLU
+
+    Tensors, of one element or one a channel (dimension 1 of the input), get gradients,
+    which are summed in float32 (float64 for float64); they exclude save="output".
+
+    The function falls to its minimum at x = -1.278465 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+def piecewise_swish(
+    input: Tensor, inplace: bool = False, *, save: str = "input", out: Tensor | None = None
+) -> Tensor:
+    """x·σ(x) where x ≤ 0, x·σ(2x) where x > 0, elementwise.
+
+    Source: two swishes (arXiv:1710.05941) joined at 0, where both slopes are ½.
+
+    The function falls to its minimum at x = -1.278465, then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+def linear_swish(
+    input: Tensor, inplace: bool = False, *, save: str = "input", out: Tensor | None = None
+) -> Tensor:
+    """2x·σ(1.25x) where x ≤ 0, x where x > 0, elementwise.
+
+    Source: a swish (arXiv:1710.05941) of slope 1 at 0, continued by a straight line.
+
+    The function falls to its minimum at x = -1.022772, then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+def aptx(
+    input: Tensor,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor = 0.5,
+    inplace: bool = False,
+    *,
+    save: str = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """(alpha + tanh(beta·x))·gamma·x, elementwise.
+
+    Source: Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119).
+
+    Parameters
+    ----------
+    alpha : float or Tensor, default 1
+        1 lets the left tail vanish
+    beta : float or Tensor, default 1
+        sharpness
+    gamma : float or Tensor, default 0.5
+        ½ gives the right side slope 1
+
+    Tensors, of one element or one a channel (dimension 1 of the input), get gradients,
+    which are summed in float32 (float64 for float64); they exclude save="output".
+
+    The function falls to its minimum at x = -0.6392323 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """

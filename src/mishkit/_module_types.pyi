@@ -1,6 +1,8 @@
 """The modules: made by tools/make_stubs.py, for type checkers alone."""
 
-from .modules import ActivationModule
+from torch.nn import Parameter
+
+from .modules import ActivationModule, TrainableModule
 
 class ReLU(ActivationModule):
     """max(0, x), elementwise.
@@ -117,3 +119,149 @@ class HMish(ActivationModule):
     save: str
 
     def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+
+class HardMish(ActivationModule):
+    """x·min(k, max(0, x + 3))/k, elementwise.
+
+    Source: hard forms of Mish, k = 5 and k = 3 as published; k = 6 is hardswish.
+
+    Parameters
+    ----------
+    k : float, default 5
+        width of the quadratic part, which ends at x = k − 3; positive
+
+    The function falls to its minimum at x = 2 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+    k: float
+    inplace: bool
+    save: str
+
+    def __init__(self, k: float = 5.0, inplace: bool = False, *, save: str = "input") -> None: ...
+
+class Hardswish(ActivationModule):
+    """x·min(6, max(0, x + 3))/6, elementwise.
+
+    Source: Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244).
+
+    The function falls to its minimum at x = 3, then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+    inplace: bool
+    save: str
+
+    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+
+class Swish(TrainableModule):
+    """x·σ(beta·x), elementwise.
+
+    Source: Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941).
+
+    Parameters
+    ----------
+    beta : float or Tensor, default 1
+        sharpness: 1 gives SiLU, a large one tends to ReLU
+
+    Tensors, of one element or one a channel (dimension 1 of the input), get gradients,
+    which are summed in float32 (float64 for float64); they exclude save="output".
+
+    The function falls to its minimum at x = -1.278465 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    trainable : bool
+        Make the parameters `torch.nn.Parameter`s, which begin with the values given.
+    num_parameters : int
+        How many of each there are when they are trained: 1, or the number of channels.
+    """
+
+    beta: float | Parameter
+    trainable: bool
+    num_parameters: int
+    inplace: bool
+    save: str
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        trainable: bool = False,
+        num_parameters: int = 1,
+        inplace: bool = False,
+        *,
+        save: str = "input",
+    ) -> None: ...
+
+class PiecewiseSwish(ActivationModule):
+    """x·σ(x) where x ≤ 0, x·σ(2x) where x > 0, elementwise.
+
+    Source: two swishes (arXiv:1710.05941) joined at 0, where both slopes are ½.
+
+    The function falls to its minimum at x = -1.278465, then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+    inplace: bool
+    save: str
+
+    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+
+class LinearSwish(ActivationModule):
+    """2x·σ(1.25x) where x ≤ 0, x where x > 0, elementwise.
+
+    Source: a swish (arXiv:1710.05941) of slope 1 at 0, continued by a straight line.
+
+    The function falls to its minimum at x = -1.022772, then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+    """
+
+    inplace: bool
+    save: str
+
+    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+
+class APTx(TrainableModule):
+    """(alpha + tanh(beta·x))·gamma·x, elementwise.
+
+    Source: Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119).
+
+    Parameters
+    ----------
+    alpha : float or Tensor, default 1
+        1 lets the left tail vanish
+    beta : float or Tensor, default 1
+        sharpness
+    gamma : float or Tensor, default 0.5
+        ½ gives the right side slope 1
+
+    Tensors, of one element or one a channel (dimension 1 of the input), get gradients,
+    which are summed in float32 (float64 for float64); they exclude save="output".
+
+    The function falls to its minimum at x = -0.6392323 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    trainable : bool
+        Make the parameters `torch.nn.Parameter`s, which begin with the values given.
+    num_parameters : int
+        How many of each there are when they are trained: 1, or the number of channels.
+    """
+
+    alpha: float | Parameter
+    beta: float | Parameter
+    gamma: float | Parameter
+    trainable: bool
+    num_parameters: int
+    inplace: bool
+    save: str
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 0.5,
+        trainable: bool = False,
+        num_parameters: int = 1,
+        inplace: bool = False,
+        *,
+        save: str = "input",
+    ) -> None: ...

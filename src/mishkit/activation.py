@@ -6,6 +6,7 @@ autograd rules, modules, tests, benchmarks and documentation are loops over the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,21 +18,37 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Parameter:
-    """A scalar parameter of an activation function, fixed for one call."""
+    """A parameter of an activation function: a number, or a tensor where it can be trained."""
 
     name: str
     default: float
     meaning: str
     nonzero: bool = False
+    positive: bool = False
+
+    def check(self, value: float) -> str | None:
+        """What the formula can't take about a value, if anything."""
+        if not math.isfinite(value):
+            return "must be finite"
+        if self.nonzero and value == 0:
+            return "must not be zero"
+        if self.positive and value <= 0:
+            return "must be positive"
+        return None
+
+
+def _never(*_: float) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class Activation:
     """One activation function in plain torch, with its derivatives.
 
-    The four formulas take float32 or float64 tensors (16-bit types are converted around them) and
-    the parameters as floats, work on any device, never return NaN for a finite input and return
-    their limits at ±inf.
+    The formulas take float32 or float64 tensors (16-bit types are converted around them) and the
+    parameters as floats, work on any device, never return NaN for a finite input and return their
+    limits at ±inf. Where the parameters can be trained, f, df, d2f and dp take them as tensors too,
+    which broadcast with the input, and autograd differentiates towards them.
     """
 
     name: str
@@ -54,11 +71,20 @@ class Activation:
     `right` is the decoded side (bool; ignored where the function is monotone) and `saved` the
     dtype that y was rounded to before it was converted.
     """
-    turn: float | None
-    """The input at which f has its minimum; None for a monotone function."""
+    turn: float | Callable[..., float] | None
+    """The input at which f has its minimum, or the function of the parameters that gives it and
+    raises ValueError where f has not exactly one; None for a monotone function."""
     portable: Callable[..., Tensor]
     """f as one operator of torch's own (or the shortest expression), for export to other tools."""
     parameters: tuple[Parameter, ...] = ()
+    dp: Callable[..., tuple[Tensor, ...]] | None = None
+    """The derivatives of f towards its parameters, dp(x, *parameters); None if they are fixed."""
+    iterates: Callable[..., bool] = _never
+    """Whether df_y must invert f step by step for these parameters, in any dtype; in float64 it
+    may always."""
+    keeps_state: bool = False
+    """Whether a module's fixed parameters are in its state_dict, as in the package that published
+    the function."""
     torch_function: str | None = None
     """The function's name in `torch.nn.functional`, if torch has it under the same arguments."""
 
@@ -67,8 +93,18 @@ class Activation:
         """The parameters' default values, in order."""
         return tuple(parameter.default for parameter in self.parameters)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the parameters may be tensors, with gradients."""
+        return self.dp is not None
+
+    def turn_at(self, *parameters: float) -> float | None:
+        """The turn for these parameters; ValueError where f has not exactly one minimum."""
+        return self.turn(*parameters) if callable(self.turn) else self.turn
+
     def check(self, *values: float) -> None:
         """Raise ValueError for parameters that the formula can't take."""
         for parameter, value in zip(self.parameters, values, strict=True):
-            if parameter.nonzero and value == 0:
-                raise ValueError(f"mishkit.{self.name}: {parameter.name} must not be zero")
+            wrong = parameter.check(value)
+            if wrong:
+                raise ValueError(f"mishkit.{self.name}: {parameter.name} {wrong}")

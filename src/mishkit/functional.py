@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # what the last line of this file brings
     from ._function_types import *  # noqa: F403
 
 SAVE = ("input", "output")
+_NO_AUTOGRAD_WITH_OUT = "mishkit.{}: out= doesn't support autograd; use torch.no_grad()"
 
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
@@ -50,15 +51,18 @@ class _Call:
         self.rules = RULES[a.name]
         self.saving_output = fast_apply(self.rules.saving_output)
         self.in_place = fast_apply(self.rules.in_place)
+        if self.rules.trained is not None:
+            self.training = fast_apply(self.rules.trained)
 
     def traced(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
         """Under torch.compile or torch.export: plain torch, for the compiler to fuse."""
         self.check(x, inplace, save, out)
+        self.check_turn(x, parameters, inplace, save)
         if torch.compiler.is_exporting():
             y = self.a.portable(x, *parameters)
-        elif self.keeps_output(x, inplace, save):
+        elif self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced.apply(x, *parameters)
         else:
             # In place, autograd needs what x was.
@@ -66,17 +70,21 @@ class _Call:
         target = x if inplace else out
         return y if target is None else target.copy_(y)
 
-    def keeps_output(self, x: Tensor, inplace: bool, save: str) -> bool:
-        """Whether compiled code works from the output: not in float64, where inverting f step by
-        step would unroll into thousands of operations."""
+    def keeps_output(
+        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str
+    ) -> bool:
+        """Whether compiled code works from the output: not where inverting f step by step, as in
+        float64, would unroll into thousands of operations."""
         wanted = inplace or save == "output"
-        return wanted and x.dtype != torch.float64 and x.requires_grad and torch.is_grad_enabled()
+        unrolls = x.dtype == torch.float64 or self.a.iterates(*parameters)
+        return wanted and not unrolls and x.requires_grad and torch.is_grad_enabled()
 
     def special(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
         """Eager calls with `inplace`, `out` or `save="output"`."""
         self.check(x, inplace, save, out)
+        self.check_turn(x, parameters, inplace, save)
         target = x if inplace else out
         if target is not None and target.is_neg():
             raise RuntimeError(
@@ -96,6 +104,60 @@ class _Call:
             increment_version(target)
         return target
 
+    def trained(
+        self, x: Tensor, values: tuple[Any, ...], inplace: bool, save: str, out: Tensor | None
+    ) -> Tensor:
+        """Calls with tensors among the parameters."""
+        self.check(x, inplace, save, out)
+        parameters = self.stack(x, values)
+        needs_grad = _is_grad_enabled() and (x.requires_grad or parameters.requires_grad)
+        if save == "output" or (inplace and needs_grad):
+            raise ValueError(
+                f'mishkit.{self.a.name}: save="output" and inplace=True need parameters that are '
+                "numbers; the gradients of tensors need the input"
+            )
+        if out is not None and needs_grad:
+            raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.a.name))
+        if torch.compiler.is_exporting():
+            y = self.a.portable(x, *plain.by_channel(parameters.to(x.dtype), x))
+        elif _is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
+            y = plain.trained(self.a, x, parameters)
+        elif needs_grad:
+            y = self.training(x, parameters)
+        else:
+            assert self.rules.trained_forward is not None
+            y = self.rules.trained_forward(x, parameters)
+        target = x if inplace else out
+        return y if target is None else target.copy_(y)
+
+    def stack(self, x: Tensor, values: tuple[Any, ...]) -> Tensor:
+        """The parameters as the operators take them."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        rows = [torch.as_tensor(v, dtype=dtype, device=x.device).reshape(-1) for v in values]
+        channels = max(row.numel() for row in rows)
+        for parameter, row in zip(self.a.parameters, rows, strict=True):
+            if row.numel() not in (1, channels) or not row.numel():
+                raise ValueError(
+                    f"mishkit.{self.a.name}: {parameter.name} has {row.numel()} values where "
+                    f"another parameter has {channels}"
+                )
+        if channels > 1 and (x.dim() < 2 or x.shape[1] != channels):
+            raise ValueError(
+                f"mishkit.{self.a.name}: {channels} values a parameter need as many channels in "
+                f"dimension 1 of the input, whose shape is {tuple(x.shape)}"
+            )
+        return torch.stack([row.expand(channels) for row in rows])
+
+    def check_turn(
+        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str
+    ) -> None:
+        """Refuse to work from the output where that and a bit don't determine the gradient."""
+        if save == "output" or (inplace and x.requires_grad and _is_grad_enabled()):
+            try:
+                self.a.turn_at(*parameters)
+            except ValueError as error:
+                raise ValueError(f'{error}; save="output" and inplace=True need one') from None
+
     def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> None:
         name = f"mishkit.{self.a.name}"
         if save not in SAVE:
@@ -110,7 +172,7 @@ class _Call:
         if out is None:
             return
         if needs_grad or (_is_grad_enabled() and out.requires_grad):
-            raise RuntimeError(f"{name}: out= doesn't support autograd; use torch.no_grad()")
+            raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.a.name))
         if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
             raise ValueError(
                 f"{name}: out must be {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
@@ -152,7 +214,7 @@ def _parametric_function(a: Activation) -> Callable[..., Tensor]:
         inplace: bool = False,
         save: str = "input",
         out: Tensor | None = None,
-        **named: float,
+        **named: float | Tensor,
     ) -> Tensor:
         parameters = a.defaults
         if arguments or named:
@@ -164,6 +226,8 @@ def _parametric_function(a: Activation) -> Callable[..., Tensor]:
             except TypeError as error:
                 raise TypeError(f"mishkit.{a.name}: {error}") from None
             bound.apply_defaults()
+            if a.trainable and any(isinstance(value, Tensor) for value in bound.args):
+                return call.trained(input, bound.args, inplace, save, out)
             parameters = tuple(float(value) for value in bound.args)
             a.check(*parameters)
         if _is_compiling():
@@ -182,9 +246,10 @@ def _parametric_function(a: Activation) -> Callable[..., Tensor]:
 def _signature(a: Activation) -> list[inspect.Parameter]:
     kind = inspect.Parameter
     either, keyword = kind.POSITIONAL_OR_KEYWORD, kind.KEYWORD_ONLY
+    value = float | Tensor if a.trainable else float
     return [
         kind("input", either, annotation=Tensor),
-        *(kind(p.name, either, default=p.default, annotation=float) for p in a.parameters),
+        *(kind(p.name, either, default=p.default, annotation=value) for p in a.parameters),
         kind("inplace", either, default=False, annotation=bool),
         kind("save", keyword, default="input", annotation=str),
         kind("out", keyword, default=None, annotation=Tensor | None),
@@ -194,14 +259,28 @@ def _signature(a: Activation) -> list[inspect.Parameter]:
 def _document(a: Activation) -> str:
     lines = [f"{a.formula}, elementwise.", "", f"Source: {a.source}."]
     if a.parameters:
+        kind = "float or Tensor" if a.trainable else "float"
         lines += ["", "Parameters", "----------"]
-        lines += [f"{p.name} : float, default {p.default:g}\n    {p.meaning}" for p in a.parameters]
-    shape = (
-        "monotone" if a.turn is None else f"falls to its minimum at x = {a.turn:.7g}, then rises"
-    )
-    lines += ["", f"The function is {shape}." if a.turn is None else f"The function {shape}."]
+        lines += [
+            f"{p.name} : {kind}, default {p.default:g}\n    {p.meaning}" for p in a.parameters
+        ]
+    if a.trainable:
+        lines += [
+            "",
+            "Tensors, of one element or one a channel (dimension 1 of the input), get gradients,",
+            'which are summed in float32 (float64 for float64); they exclude save="output".',
+        ]
+    lines += ["", f"The function {_shape(a)}."]
     lines += ["See `mishkit.functional` for `inplace`, `save` and `out`."]
     return "\n".join(lines)
+
+
+def _shape(a: Activation) -> str:
+    turn = a.turn_at(*a.defaults)
+    if turn is None:
+        return "is monotone"
+    where = " (with these defaults)" if callable(a.turn) else ""
+    return f"falls to its minimum at x = {turn:.7g}{where}, then rises"
 
 
 def _public(a: Activation) -> Callable[..., Tensor]:

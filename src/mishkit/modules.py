@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from .activation import Activation
 from .functional import FUNCTIONS, SAVE
 from .functions import ACTIVATIONS
 
@@ -15,16 +17,27 @@ if TYPE_CHECKING:  # what the last line of this file brings
     from ._module_types import *  # noqa: F403
 
 
+OPTIONS = ("inplace", "save", "trainable", "num_parameters")
+"""Arguments that a module's repr shows only where they are set."""
+
+
 class ActivationModule(nn.Module):
     """An activation function as a module: its arguments are attributes, passed at each call.
 
-    Input and output: any shape. There are no parameters and no state.
+    Input and output: any shape. There are no parameters and no state, unless the class says so.
     """
 
+    activation: ClassVar[Activation]
+    """What the function says about itself."""
     function: ClassVar[Callable[..., Tensor]]
     """The function of `mishkit.functional`."""
     arguments: ClassVar[inspect.Signature]
     """The arguments of the constructor: those of the function, without input and out."""
+
+    parameter_names: ClassVar[tuple[str, ...]]
+    """Which of the arguments are the function's parameters."""
+
+    save: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -39,6 +52,10 @@ class ActivationModule(nn.Module):
             raise ValueError(
                 f'{type(self).__name__}: save must be "input" or "output", not {self.save!r}'
             )
+        values = [float(getattr(self, name)) for name in self.parameter_names]
+        self.activation.check(*values)
+        if self.save == "output":
+            self.activation.turn_at(*values)
 
     def forward(self, input: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in self.arguments.parameters}
@@ -49,26 +66,97 @@ class ActivationModule(nn.Module):
         shown = []
         for name, argument in self.arguments.parameters.items():
             value = getattr(self, name)
-            if name not in ("inplace", "save") or value != argument.default:
+            is_default = name in OPTIONS and value == argument.default
+            if not (is_default or isinstance(value, nn.Parameter)):
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._fixed_state():
+            destination[prefix + name] = torch.tensor(getattr(self, name), dtype=torch.float64)
 
-def _module(name: str, function: Callable[..., Tensor]) -> type[ActivationModule]:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        rest = dict(state_dict)
+        found = {name: rest.pop(prefix + name, None) for name in self._fixed_state()}
+        super()._load_from_state_dict(rest, prefix, *args, **kwargs)
+        strict, missing, _, errors = args[1:]
+        for name, value in found.items():
+            if value is None:
+                missing.extend([prefix + name] if strict else [])
+            elif value.numel() != 1:
+                errors.append(f"{prefix + name} must be one number, not {tuple(value.shape)}")
+            else:
+                setattr(self, name, float(value))
+
+    def _fixed_state(self) -> list[str]:
+        """The fixed parameters that belong to the state_dict."""
+        names = self.parameter_names if self.activation.keeps_state else ()
+        return [name for name in names if not isinstance(getattr(self, name), Tensor)]
+
+
+class TrainableModule(ActivationModule):
+    """An activation function whose parameters are numbers, or are trained.
+
+    Input and output: any shape; with `num_parameters` above 1, that many channels in dimension 1,
+    as in `torch.nn.PReLU`.
+    """
+
+    trainable: bool
+    num_parameters: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        name = type(self).__name__
+        if self.num_parameters < 1 or (self.num_parameters > 1 and not self.trainable):
+            raise ValueError(
+                f"{name}: num_parameters={self.num_parameters} needs to be 1, or more where "
+                "trainable=True"
+            )
+        if not self.trainable:
+            return
+        if self.save == "output" or self.inplace:
+            raise ValueError(
+                f'{name}: save="output" and inplace=True exclude trainable=True; the gradients of '
+                "the parameters need the input"
+            )
+        shape = () if self.num_parameters == 1 else (self.num_parameters,)
+        for parameter in self.parameter_names:
+            initial = torch.full(shape, float(getattr(self, parameter)))
+            delattr(self, parameter)
+            setattr(self, parameter, nn.Parameter(initial))
+
+    def forward(self, input: Tensor) -> Tensor:
+        values = [getattr(self, name) for name in self.parameter_names]
+        return type(self).function(input, *values, inplace=self.inplace, save=self.save)
+
+
+def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationModule]:
     parameters = inspect.signature(function, eval_str=True).parameters
-    # torch.nn.GELU takes `approximate` by position, torch.nn.functional.gelu by name.
-    order = sorted(
-        (p for p in parameters.values() if p.name not in ("input", "out")),
-        key=lambda p: p.name in ("inplace", "save"),
-    )
     either, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    given = [p for p in parameters.values() if p.name not in ("input", "out")]
+    numbers = tuple(p.name for p in a.parameters)
+    if a.trainable:
+        given = [p.replace(annotation=float) if p.name in numbers else p for p in given]
+        given += [
+            inspect.Parameter("trainable", either, default=False, annotation=bool),
+            inspect.Parameter("num_parameters", either, default=1, annotation=int),
+        ]
+    # torch.nn.GELU takes `approximate` by position, torch.nn.functional.gelu by name.
+    order = sorted(given, key=lambda p: p.name in ("inplace", "save"))
     arguments = [p.replace(kind=keyword if p.name == "save" else either) for p in order]
     return type(
-        name,
-        (ActivationModule,),
+        a.module_name,
+        (TrainableModule if a.trainable else ActivationModule,),
         {
-            "__doc__": function.__doc__,
+            "__doc__": f"{function.__doc__}{_TRAINABLE if a.trainable else ''}",
             "__module__": __name__,
+            "activation": a,
+            "parameter_names": numbers,
             "function": staticmethod(function),
             "arguments": inspect.Signature(arguments),
             "__signature__": inspect.Signature(arguments),
@@ -76,9 +164,13 @@ def _module(name: str, function: Callable[..., Tensor]) -> type[ActivationModule
     )
 
 
-MODULES = {
-    activation.module_name: _module(activation.module_name, FUNCTIONS[name])
-    for name, activation in ACTIVATIONS.items()
-}
+_TRAINABLE = """
+
+trainable : bool
+    Make the parameters `torch.nn.Parameter`s, which begin with the values given.
+num_parameters : int
+    How many of each there are when they are trained: 1, or the number of channels."""
+
+MODULES = {a.module_name: _module(a, FUNCTIONS[name]) for name, a in ACTIVATIONS.items()}
 """The modules by name."""
 globals().update(MODULES)

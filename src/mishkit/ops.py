@@ -10,6 +10,12 @@ Operators of a function `name` (shown without its parameters, which follow as fl
     mishkit::name_packed_out(input, out!) -> side
     mishkit::name_backward_packed(grad, output, side) -> grad_input
 
+and, where the parameters can be trained, with these in one tensor of float32 (float64 for float64),
+a row each and one column, or one a channel (dimension 1 of the input):
+
+    mishkit::name_trained(input, parameters) -> output
+    mishkit::name_trained_backward(grad, input, parameters) -> (grad_input, grad_parameters)
+
 Results have the strides of `torch.empty_like(input)`. `side` is a row of ceil(n/8) bytes in the
 memory order of the output, element 0 in the lowest bit; it is empty for a monotone function. The
 operators know nothing of autograd: the classes made by `_rules` do.
@@ -41,6 +47,11 @@ SCHEMAS = {
     "_backward_packed": "(Tensor grad, Tensor output, Tensor side{}) -> Tensor",
 }
 """The operators of a function: the ending of the name, and the schema."""
+TRAINED_SCHEMAS = {
+    "_trained": "(Tensor input, Tensor parameters) -> Tensor",
+    "_trained_backward": "(Tensor grad, Tensor input, Tensor parameters) -> (Tensor, Tensor)",
+}
+"""Those of a function whose parameters can be trained."""
 
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
@@ -60,6 +71,10 @@ class Rules:
     """As `saving_output`, writing over the input."""
     traced: type[Function]
     """As `saving_output`, in plain torch operations for torch.compile."""
+    trained_forward: Callable[..., Tensor] | None
+    trained: type[Function] | None
+    """apply(input, parameters), differentiable towards both, to any order; None where the
+    parameters are fixed."""
 
 
 def fast_apply(function: type[Function]) -> Callable[..., Tensor]:
@@ -75,7 +90,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 def _define(library: torch.library.Library, a: Activation) -> None:
     parameters = "".join(f", float {parameter.name}" for parameter in a.parameters)
-    for ending, schema in SCHEMAS.items():
+    for ending, schema in schemas(a).items():
         name = a.name + ending
         library.define(name + schema.format(parameters), tags=torch.Tag.pt2_compliant_tag)
         body = functools.partial(getattr(plain, _body(ending)), a)
@@ -84,8 +99,15 @@ def _define(library: torch.library.Library, a: Activation) -> None:
         torch.library.register_fake(f"mishkit::{name}", fake, lib=library)
 
 
+def schemas(a: Activation) -> dict[str, str]:
+    """The operators of this function."""
+    return {**SCHEMAS, **TRAINED_SCHEMAS} if a.trainable else SCHEMAS
+
+
 def _body(ending: str) -> str:
-    return "forward" + ending if "backward" not in ending else ending.lstrip("_")
+    if "backward" in ending or ending in TRAINED_SCHEMAS:
+        return ending.lstrip("_")
+    return "forward" + ending
 
 
 def _side_like(a: Activation, x: Tensor) -> Tensor:
@@ -101,6 +123,11 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "_packed": lambda a, x, *_: (torch.empty_like(x), _side_like(a, x)),
     "_packed_out": lambda a, x, out, *_: _side_like(a, x),
     "_backward_packed": lambda a, grad, y, side, *_: torch.empty_like(y),
+    "_trained": lambda a, x, parameters: torch.empty_like(x),
+    "_trained_backward": lambda a, grad, x, parameters: (
+        torch.empty_like(x),
+        parameters.new_empty(parameters.shape),
+    ),
 }
 
 
@@ -111,6 +138,8 @@ def _rules(a: Activation) -> Rules:
     backward = _operator(a.name + "_backward")
     backward_packed = _operator(a.name + "_backward_packed")
     double_backward = _operator(a.name + "_double_backward")
+    trained_forward: Any = _operator(a.name + "_trained") if a.trainable else None
+    trained_backward: Any = _operator(a.name + "_trained_backward") if a.trainable else None
     no_gradients = (None,) * len(a.parameters)
 
     class Backward(Function):
@@ -242,7 +271,9 @@ def _rules(a: Activation) -> Rules:
         def forward(ctx: Any, x: Tensor, *parameters: float) -> Tensor:
             y = plain.forward(a, x, *parameters)
             # In logical order: no other backend reads it, and Dynamo can't sort symbolic strides.
-            side = plain.pack(plain.right_of_turn(a, x.reshape(-1))) if a.turn is not None else y
+            side = y
+            if a.turn is not None:
+                side = plain.pack(plain.right_of_turn(a, x.reshape(-1), *parameters))
             ctx.save_for_backward(y, side)
             ctx.parameters = parameters
             return y
@@ -258,6 +289,19 @@ def _rules(a: Activation) -> Rules:
             gradient = plain.backward_sided(a, grad, y, right, *ctx.parameters)
             return gradient, *no_gradients
 
+    class Trained(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, parameters: Tensor) -> Tensor:
+            ctx.save_for_backward(x, parameters)
+            return trained_forward(x, parameters)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+            x, parameters = ctx.saved_tensors
+            if torch.is_grad_enabled():  # torch differentiates the plain formulas
+                return plain.trained_backward(a, grad, x, parameters)
+            return trained_backward(grad, x, parameters)
+
     return Rules(
         forward=forward,
         forward_out=_operator(a.name + "_out"),
@@ -266,6 +310,8 @@ def _rules(a: Activation) -> Rules:
         saving_output=SavingOutput,
         in_place=InPlace,
         traced=Traced,
+        trained_forward=trained_forward,
+        trained=Trained if a.trainable else None,
     )
 
 

@@ -40,12 +40,12 @@ def double_backward(
 
 def forward_packed(a: Activation, x: Tensor, *parameters: float) -> tuple[Tensor, Tensor]:
     """f(x) and the packed side (empty for a monotone function)."""
-    return forward(a, x, *parameters), _side(a, x)
+    return forward(a, x, *parameters), _side(a, x, parameters)
 
 
 def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> Tensor:
     """f(x), written into `out` (which may be x), and the packed side."""
-    side = _side(a, x)
+    side = _side(a, x, parameters)
     forward_out(a, x, out, *parameters)
     return side
 
@@ -65,11 +65,39 @@ def backward_sided(
     return _as(a.df_y(_wide(a, y), right, y.dtype, *parameters) * _wide(a, grad), y)
 
 
-def right_of_turn(a: Activation, x: Tensor) -> Tensor:
+def right_of_turn(a: Activation, x: Tensor, *parameters: float) -> Tensor:
     """The side of each element, for a function that has a turn."""
-    assert a.turn is not None
+    turn = a.turn_at(*parameters)
+    assert turn is not None
     # Compared in the wide type: rounded to 16 bits, the turn may be an input's own value.
-    return _wide(a, x) > a.turn
+    return _wide(a, x) > turn
+
+
+def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
+    """f(x) with parameters in a tensor, a row each: one column, or one a channel of x.
+
+    Differentiable by autograd towards both, to any order.
+    """
+    return _as(a.f(_wide(a, x), *by_channel(parameters, x)), x)
+
+
+def trained_backward(
+    a: Activation, grad: Tensor, x: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `trained` towards x and the parameters."""
+    assert a.dp is not None
+    wide, values, g = _wide(a, x), by_channel(parameters, x), _wide(a, grad)
+    others = [dim for dim in range(x.dim()) if dim != 1 or parameters.shape[1] == 1]
+    sums = [(d * g).sum(others).reshape(parameters.shape[1]) for d in a.dp(wide, *values)]
+    return _as(a.df(wide, *values) * g, x), torch.stack(sums)
+
+
+def by_channel(parameters: Tensor, x: Tensor) -> list[Tensor]:
+    """The parameters, a row each, in shapes that broadcast with x."""
+    if parameters.shape[1] == 1:
+        return list(parameters[:, 0].unbind())
+    shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
+    return [row.view(shape) for row in parameters]
 
 
 def pack(bits: Tensor) -> Tensor:
@@ -104,10 +132,10 @@ def _places(like: Tensor) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
-def _side(a: Activation, x: Tensor) -> Tensor:
+def _side(a: Activation, x: Tensor, parameters: tuple[float, ...]) -> Tensor:
     if a.turn is None:
         return x.new_empty(0, dtype=torch.uint8)
-    return pack(right_of_turn(a, in_memory_order(torch.empty_like(x).copy_(x))))
+    return pack(right_of_turn(a, in_memory_order(torch.empty_like(x).copy_(x)), *parameters))
 
 
 def _wide(a: Activation, x: Tensor) -> Tensor:

@@ -24,16 +24,44 @@ def df_from_output(
     y: Tensor,
     right: Tensor,
     saved: torch.dtype,
+    scale: float = 1.0,
 ) -> Tensor:
-    """f' at the x on the given side with f(x) = y, y having been rounded to the dtype `saved`."""
+    """f' at the x on the given side with f(x) = scale·y, y having been rounded to `saved`."""
     if y.dtype == torch.float64:
-        return df(_invert(f, df, y, right, TURNS[name][0]))
-    return _evaluate(TABLES[name][str(saved).removeprefix("torch.")], y, right)
+        return df(_invert(f, df, scale * y, right, TURNS[name][0]))
+    return _evaluate(TABLES[name][str(saved).removeprefix("torch.")], y, right, scale)
 
 
-def _evaluate(fit: BranchFit, y: Tensor, right: Tensor) -> Tensor:
+def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tensor:
+    """scale·y + (high + low) without rounding the product, which beside −high would cost most of
+    the digits of the sum."""
+    if scale == 1:
+        return (y + high) + low
+    # Dekker's product: halves of 12 bits multiply without an error.
+    scale_high = leading(scale, 12)
+    scale_low = scale - scale_high
+    y_high = 4097 * y
+    y_high = y_high - (y_high - y)
+    y_low = y - y_high
+    product = y * leading(scale, 24)
+    rest = (y_high * scale_high - product) + (y_high * scale_low + y_low * scale_high)
+    return (product + high) + (rest + low + y_low * scale_low)
+
+
+def leading(value: float, bits: int) -> float:
+    """A number rounded to so many bits."""
+    # Veltkamp's way: arithmetic alone, which torch.compile can follow.
+    shifted = value * (2.0 ** (53 - bits) + 1)
+    return shifted - (shifted - value)
+
+
+def _evaluate(fit: BranchFit, y: Tensor, right: Tensor, scale: float) -> Tensor:
+    y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
+    above = sum_of_product(y, scale, high=fit.y_min_hi, low=fit.y_min_lo)
+    end = leading(leading(fit.y_max + fit.y_min_hi, 24) + fit.y_min_lo, 24)
+    above = above.clamp(fit.least, end)
+    y = y if scale == 1 else scale * y
     tail = ~right & (y > fit.y_tail)
-    above = ((y.clamp_max(fit.y_max) + fit.y_min_hi) + fit.y_min_lo).clamp_min(fit.least)
     root = torch.where(tail, -y, above).sqrt()
     t = torch.where(right, root, -root)
     second, third = right & (y > fit.breaks[0]), right & (y > fit.breaks[1])

@@ -40,7 +40,7 @@ class Reference:
         `near` is the x that y was rounded from. Where rounding took y below the minimum that is
         the turn itself, and where it took y to 0 left of the turn it is −∞: f' is 0 at both.
         """
-        turn = self.activation.turn
+        turn = self.activation.turn_at(*self.activation.defaults)
         if turn is None:
             right, edge = torch.ones_like(y, dtype=torch.bool), torch.full_like(y, LOWEST)
             vanished, under = y <= 0, torch.zeros_like(right)

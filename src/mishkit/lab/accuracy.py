@@ -260,7 +260,8 @@ def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Ar
         half = np.maximum(np.abs(product), info.tiny) * (0.5 * info.eps)
         low = np.maximum(low, (product - half) / grad)
         high = np.minimum(high, (product + half) / grad)
-    right = x.double() > (-math.inf if a.turn is None else a.turn)
+    turn = a.turn_at(*a.defaults)
+    right = x.double() > (-math.inf if turn is None else turn)
     formula = _array(a.df_y(y.float(), right, y.dtype, *a.defaults))
     return np.clip(formula, low, high)
 

@@ -1,0 +1,41 @@
+"""Hard-swish, which is hard_mish(6): x·min(6, max(0, x + 3))/6."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import Activation
+from . import hard_mish
+
+K = 6.0
+
+
+def f(x: Tensor) -> Tensor:
+    return hard_mish.f(x, K)
+
+
+def df(x: Tensor) -> Tensor:
+    return hard_mish.df(x, K)
+
+
+def d2f(x: Tensor) -> Tensor:
+    return hard_mish.d2f(x, K)
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    return hard_mish.df_y(y, right, saved, K)
+
+
+activation = Activation(
+    name="hardswish",
+    module_name="Hardswish",
+    formula="x·min(6, max(0, x + 3))/6",
+    source="Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244)",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=hard_mish.turn(K),
+    portable=F.hardswish,
+    torch_function="hardswish",
+)

@@ -1,0 +1,50 @@
+"""Piecewise swish: x·σ(x) left of 0, x·σ(2x) right of it."""
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation
+from . import silu
+from ._df_y_tables import TURNS
+from ._inverse import df_from_output
+from ._limits import FAR
+
+
+def f(x: Tensor) -> Tensor:
+    x = x.clamp_min(-FAR)
+    return x * torch.sigmoid(_steepened(x))
+
+
+# With z = c·x, c = 1 or 2, f is silu(z)/c: its slope is silu's at z.
+def df(x: Tensor) -> Tensor:
+    return silu.df(_steepened(x))
+
+
+def d2f(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 2.0, 1.0) * silu.d2f(_steepened(x))
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
+    return df_from_output("silu", silu.f, silu.df, _steepened(y), right, saved)
+
+
+def _steepened(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 2 * x, x)
+
+
+def _portable(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(_steepened(x))
+
+
+activation = Activation(
+    name="piecewise_swish",
+    module_name="PiecewiseSwish",
+    formula="x·σ(x) where x ≤ 0, x·σ(2x) where x > 0",
+    source="two swishes (arXiv:1710.05941) joined at 0, where both slopes are ½",
+    f=f,
+    df=df,
+    d2f=d2f,
+    df_y=df_y,
+    turn=TURNS["silu"][0],
+    portable=_portable,
+)

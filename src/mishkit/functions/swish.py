@@ -1,0 +1,54 @@
+"""Swish: x·σ(beta·x), which is aptx(1, beta/2, 1/2)."""
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation, Parameter
+from . import aptx
+from .aptx import Value
+
+
+def f(x: Tensor, beta: Value) -> Tensor:
+    return aptx.f(x, 1.0, beta / 2, 0.5)
+
+
+def df(x: Tensor, beta: Value) -> Tensor:
+    return aptx.df(x, 1.0, beta / 2, 0.5)
+
+
+def d2f(x: Tensor, beta: Value) -> Tensor:
+    return aptx.d2f(x, 1.0, beta / 2, 0.5)
+
+
+def dp(x: Tensor, beta: Value) -> tuple[Tensor]:
+    return (aptx.dp(x, 1.0, beta / 2, 0.5)[1] / 2,)
+
+
+def df_y(y: Tensor, right: Tensor, saved: torch.dtype, beta: float) -> Tensor:
+    return aptx.df_y(y, right, saved, 1.0, beta / 2, 0.5)
+
+
+def turn(beta: float) -> float:
+    if beta <= 0:
+        raise ValueError(f"mishkit.swish: it has a minimum where beta > 0 alone; beta is {beta:g}")
+    return aptx.turn(1.0, beta / 2, 0.5)
+
+
+def _portable(x: Tensor, beta: Value) -> Tensor:
+    return x * torch.sigmoid(beta * x)
+
+
+activation = Activation(
+    name="swish",
+    module_name="Swish",
+    formula="x·σ(beta·x)",
+    source="Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941)",
+    f=f,
+    df=df,
+    d2f=d2f,
+    dp=dp,
+    df_y=df_y,
+    turn=turn,
+    portable=_portable,
+    parameters=(Parameter("beta", 1.0, "sharpness: 1 gives SiLU, a large one tends to ReLU"),),
+)
