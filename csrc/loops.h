@@ -280,7 +280,7 @@ template <class Body> void run(const Arguments& arguments, int64_t begin, int64_
   if (rest) tail(body, Cursor<S>(arguments, begin + blocks * size), rest);
 }
 
-// ---- the table's entry ---------------------------------------------------------------------------
+// ---- a function's kernels, for one storage type --------------------------------------------------
 
 // Where the parameters decide how the output is decoded, each way has its own loop.
 template <class F, class S>
@@ -299,17 +299,6 @@ constexpr void fill(Kernel (&by_body)[body_count]) {
   by_body[(int)Bodies::backward] = run<Backward<F, S>>;
   by_body[(int)Bodies::backward_packed] = run_backward_packed<F, S>;
   by_body[(int)Bodies::double_backward] = run<DoubleBackward<F, S>>;
-}
-
-template <template <class, Accuracy> class Function>
-constexpr FunctionKernels kernels_of(const char* name) {
-  using F = Function<Vec<float>, Accuracy::full>;
-  FunctionKernels k{name, F::has_turn, F::parameter_count, {}};
-  fill<Function, float>(k.kernels[(int)Dtypes::float32]);
-  fill<Function, double>(k.kernels[(int)Dtypes::float64]);
-  fill<Function, BFloat16>(k.kernels[(int)Dtypes::bfloat16]);
-  fill<Function, Float16>(k.kernels[(int)Dtypes::float16]);
-  return k;
 }
 
 }  // namespace MISHKIT_ISA
