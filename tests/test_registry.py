@@ -322,7 +322,6 @@ def test_transformers_loads_trained_parameters(transformers: ModuleType, tmp_pat
     assert activation.beta.requires_grad and activation.beta.item() == 1.5
 
 
-@pytest.mark.xfail(reason="transformers loads parameters and buffers, and these are neither")
 def test_transformers_loads_fixed_parameters(transformers: ModuleType, tmp_path: Path) -> None:
     keeping = [case.a.name for case in DEFAULTS if case.a.keeps_state]
     mishkit.register(libraries=["transformers"])
