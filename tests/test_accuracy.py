@@ -90,6 +90,7 @@ INVERTED = [
 def test_reference_inverse(case: Case) -> None:
     """Held against a root that mpmath finds; beside the minimum f' is the most sensitive."""
     reference, turn = Reference(case.a, case.parameters), case.turn
+    f = references.FUNCTIONS[case.a.name]
     near = torch.tensor([-40.0, -7.3, -2.1, -1.21, -1.0, -0.3, 1e-3, 0.7, 2.5, 17.0, 60.0])
     near = near.double()
     y = reference.f(near) * (1 + 2e-8)
@@ -99,7 +100,6 @@ def test_reference_inverse(case: Case) -> None:
         if value == 0 or (bottom is not None and value <= bottom):
             assert gradient == 0
             continue
-        f = references.FUNCTIONS[case.a.name]
         with mpmath.workdps(references.DIGITS):
             offset = mpmath.findroot(
                 lambda d, at=at, value=value: f(at + d, *case.parameters) - value,
