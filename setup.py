@@ -43,8 +43,8 @@ COMMON = shlex.split(
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math"
     " -ffp-contract=off -DNDEBUG -Wall -Wextra"
 )
-# GCC's own AVX-512 headers trip this warning (its bug 105593).
-QUIET = ["-Wno-maybe-uninitialized"]
+# GCC's own AVX-512 headers trip these warnings (its bug 105593).
+QUIET = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # Software-pipelined loops gain from scheduling before register allocation, which GCC leaves off
 # on x86; clang has no such flags.
 SCHEDULE = ["-fschedule-insns", "-fsched-pressure"]

@@ -99,6 +99,29 @@ void run(const Job& job) {
                                   const_cast<Job*>(&job)));
 }
 
+// Parts of the work with trained parameters: by sizes alone, so that the order of the sums is the
+// same for any number of threads.
+int64_t parts_of(const TrainedArguments& a, int64_t parameters) {
+  constexpr int64_t most = 64, most_sums = 1 << 17;
+  int64_t by_work = (a.outer * a.channels * a.inner + thread_grain - 1) / thread_grain;
+  int64_t by_memory = most_sums / (parameters * a.channels) + 1;
+  int64_t parts = by_work < by_memory ? by_work : by_memory;
+  return parts < most ? parts : most;
+}
+
+void run(TrainedKernel kernel, const TrainedArguments& arguments) {
+  struct Context {
+    TrainedKernel kernel;
+    const TrainedArguments& arguments;
+  } context = {kernel, arguments};
+  if (arguments.parts <= 1) return kernel(arguments, 0, arguments.parts);
+  auto part = [](int64_t begin, int64_t end, void* context) {
+    const Context& c = *static_cast<const Context*>(context);
+    c.kernel(c.arguments, begin, end);
+  };
+  MISHKIT_CALL(torch_parallel_for(0, arguments.parts, 1, part, &context));
+}
+
 constexpr const char* names[] = {
 #define X(name, Class) #name,
     MISHKIT_FUNCTIONS(X)
@@ -115,6 +138,14 @@ class Call {
         name_(names[function]) {
     for (int i = 0; i < function_.parameter_count; i++)
       memcpy(&parameters_[i], &stack[tensors + i], sizeof(double));
+    job_.arguments.parameters = parameters_;
+  }
+
+  // With parameters in a tensor: `trained` reads them.
+  explicit Call(int function)
+      : function_(chosen.load(std::memory_order_relaxed)->functions[function]),
+        body_(Bodies::forward),
+        name_(names[function]) {
     job_.arguments.parameters = parameters_;
   }
 
@@ -145,6 +176,57 @@ class Call {
     return side;
   }
 
+  // The trained parameters: a row each of one number, or of one for each channel of x.
+  Tensor trained(StableIValue slot, const Tensor& x) {
+    Tensor p = take(slot);
+    const int32_t wide = x.dtype == double_code() ? x.dtype : codes().dtype[(int)Dtypes::float32];
+    bool fits = p.dtype == wide && p.dim == 2 && p.sizes[0] == function_.parameter_count;
+    bool channels = fits && p.sizes[1] != 1 && x.dim > 1 && p.sizes[1] == x.sizes[1];
+    if (!fits || !(channels || p.sizes[1] == 1))
+      refuse("the parameters must be rows of one number, or of one a channel, in float32 or float64");
+    const int64_t strides[] = {p.sizes[1], 1};
+    Tensor row_major = Tensor::empty(2, p.sizes, strides, p.dtype);
+    if (!p.same_strides(row_major)) {
+      row_major.copy(p);
+      p = static_cast<Tensor&&>(row_major);
+    }
+    trained_.channels = channels ? x.sizes[1] : 1;
+    trained_.inner = !x.numel ? 0 : channels ? x.strides[1] : x.numel;
+    trained_.outer = x.numel ? x.numel / (trained_.channels * trained_.inner) : 0;
+    trained_.parameters = p.data();
+    return p;
+  }
+  // With one number a parameter the forward pass is that of fixed parameters.
+  bool is_fixed() const { return trained_.channels == 1; }
+  void fix() {
+    for (int i = 0; i < function_.parameter_count; i++)
+      parameters_[i] = dtype_ == (int)Dtypes::float64
+                           ? static_cast<const double*>(trained_.parameters)[i]
+                           : static_cast<const float*>(trained_.parameters)[i];
+  }
+  void run_trained() {
+    if (!trained_.parts) trained_.parts = parts_of(trained_, function_.parameter_count);
+    mishkit::run(function_.trained[dtype_], trained_);
+  }
+  // The gradients of the parameters; the sums of all parts, in their order.
+  Tensor run_trained_backward(const Tensor& parameters) {
+    trained_.parts = parts_of(trained_, function_.parameter_count);
+    const int64_t count = parameters.numel, size = trained_.parts * count, one = 1;
+    Tensor sums = Tensor::empty(1, &size, &one, double_code());
+    trained_.sums = static_cast<double*>(sums.mutable_data());
+    memset(trained_.sums, 0, size * sizeof(double));
+    run_trained();
+    Tensor result = Tensor::empty(2, parameters.sizes, parameters.strides, parameters.dtype);
+    for (int64_t i = 0; i < count; i++) {
+      double total = 0;
+      for (int64_t part = 0; part < trained_.parts; part++)
+        total += trained_.sums[part * count + i];
+      if (dtype_ == (int)Dtypes::float64) static_cast<double*>(result.mutable_data())[i] = total;
+      else static_cast<float*>(result.mutable_data())[i] = (float)total;
+    }
+    return result;
+  }
+
   void run(int64_t numel) {
     job_.arguments.streaming = streaming_pays(numel * element_size(codes().dtype[dtype_]));
     job_.kernel = function_.kernels[dtype_][(int)body_];
@@ -152,6 +234,7 @@ class Call {
     mishkit::run(job_);
   }
   Arguments& arguments() { return job_.arguments; }
+  TrainedArguments& trained_arguments() { return trained_; }
   [[noreturn]] void refuse(const char* why) const {
     fail(std::string("mishkit.") + name_ + ": " + why);
   }
@@ -167,8 +250,11 @@ class Call {
   const FunctionKernels& function_;
   Bodies body_;
   const char* name_;
+  static int32_t double_code() { return codes().dtype[(int)Dtypes::float64]; }
+
   double parameters_[max_parameters];
   Job job_{};
+  TrainedArguments trained_{};
   int dtype_ = -1;
 };
 
@@ -276,7 +362,42 @@ template <int function> struct Operators {
     stack[1] = to_x.release();
   }
 
+  static void trained(Stack stack, uint64_t, uint64_t) {
+    Call call(function);
+    Tensor x = call.leading(stack[0]);
+    Tensor parameters = call.trained(stack[1], x);
+    Tensor y = x.empty_like();
+    if (call.is_fixed()) {
+      call.fix();
+      call.arguments().in[0] = x.data();
+      call.arguments().out[0] = y.mutable_data();
+      call.run(x.numel);
+    } else {
+      call.trained_arguments().x = x.data();
+      call.trained_arguments().out = y.mutable_data();
+      call.run_trained();
+    }
+    stack[0] = y.release();
+  }
+
+  static void trained_backward(Stack stack, uint64_t, uint64_t) {
+    Call call(function);
+    Tensor x = call.leading(stack[1]);
+    Tensor grad = call.following(stack[0], x), parameters = call.trained(stack[2], x);
+    Tensor to_x = x.empty_like();
+    call.trained_arguments().grad = grad.data();
+    call.trained_arguments().x = x.data();
+    call.trained_arguments().out = to_x.mutable_data();
+    Tensor to_parameters = call.run_trained_backward(parameters);
+    stack[0] = to_x.release();
+    stack[1] = to_parameters.release();
+  }
+
   static void add_to(TorchLibraryHandle library) {
+    if (sets().set[0]->functions[function].trained[0]) {
+      add(library, "_trained", trained);
+      add(library, "_trained_backward", trained_backward);
+    }
     add(library, "", forward);
     add(library, "_out", forward_out);
     add(library, "_packed", forward_packed);

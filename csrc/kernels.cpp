@@ -1,12 +1,30 @@
 // Every kernel for one instruction set; compiled once for each, with MISHKIT_ISA naming it.
 #include "functions/table.h"
 #include "loops.h"
+#include "trained.h"
 
 #define MISHKIT_STRING_OF(x) #x
 #define MISHKIT_STRING(x) MISHKIT_STRING_OF(x)
 
 namespace mishkit {
 namespace MISHKIT_ISA {
+
+template <template <class, Accuracy> class Function, class S>
+constexpr void fill(FunctionKernels& k, Dtypes dtype) {
+  fill<Function, S>(k.kernels[(int)dtype]);
+  k.trained[(int)dtype] = trained_kernel<Function, S>();
+}
+
+template <template <class, Accuracy> class Function>
+constexpr FunctionKernels kernels_of(const char* name) {
+  using F = Function<Vec<float>, Accuracy::full>;
+  FunctionKernels k{name, F::has_turn, F::parameter_count, {}, {}};
+  fill<Function, float>(k, Dtypes::float32);
+  fill<Function, double>(k, Dtypes::float64);
+  fill<Function, BFloat16>(k, Dtypes::bfloat16);
+  fill<Function, Float16>(k, Dtypes::float16);
+  return k;
+}
 
 #define X(name, Class) kernels_of<Class>(#name),
 // constexpr: nothing of this instruction set may run before it is chosen.

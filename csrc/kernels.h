@@ -25,11 +25,27 @@ struct Arguments {
 using Kernel = void (*)(const Arguments&, int64_t begin, int64_t end);
 constexpr int64_t kernel_grain = 64;
 
+// A call with trained parameters. A tensor with channels is dense and, in memory, `outer` rows of
+// `channels` runs of `inner` elements each.
+struct TrainedArguments {
+  const void* grad;  // null in the forward pass
+  const void* x;
+  void* out;               // f(x), or the gradient of x
+  const void* parameters;  // parameter_count rows of `channels` numbers, float (double for double)
+  double* sums;            // backward: as `parameters`, once a part; zero at the beginning
+  int64_t outer, channels, inner;
+  int64_t parts;  // how many parts the work is in; it depends on the sizes alone
+};
+
+// Computes parts [begin, end).
+using TrainedKernel = void (*)(const TrainedArguments&, int64_t begin, int64_t end);
+
 struct FunctionKernels {
   const char* name;
   bool has_turn;
   int parameter_count;
   Kernel kernels[dtype_count][body_count];
+  TrainedKernel trained[dtype_count];  // null where the parameters can't be trained
 };
 
 // One instruction set: its name and the kernels of every function, in the order of the table.

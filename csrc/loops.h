@@ -103,10 +103,13 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
   using Base = Forward<Function, S>;
   using typename Base::V;
   static constexpr bool writes_side = Function::has_turn;
-  using Base::Base;
   struct State : Base::State {
     uint64_t side;
   };
+  V turn = 0.0;
+  explicit ForwardPacked(const double* parameters) : Base(parameters) {
+    if constexpr (writes_side) turn = this->function.turn();
+  }
 
   MISHKIT_INLINE_MEMBER void start(const Cursor<S>& at, State& state) const {
     Vectors<S> x;
@@ -116,7 +119,6 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
     state.side = 0;
     if constexpr (writes_side)
       MISHKIT_UNROLL for (int i = 0; i < Block<S>::pairs; i++) {
-        const V turn = Function::turn;
         uint64_t bits = pair_bits<S>(less(turn, x[2 * i]), less(turn, x[2 * i + 1]));
         state.side |= bits << (i * Block<S>::pair_elements);
       }
@@ -173,18 +175,17 @@ template <class Function, class S> struct DoubleBackward : Forward<Function, S> 
   }
 };
 
-// grad·f'(x) from y and the side
-template <class Function, class S> struct BackwardPacked {
+// grad·f'(x) from y and the side, by Decoder
+template <class Function, class Decoder, class S> struct BackwardPacked {
   static constexpr bool may_stream = false;
   static constexpr int inputs = 2, outputs = 1;
   static constexpr bool reads_side = Function::has_turn, writes_side = false;
   using Storage = S;
   using V = typename Block<S>::V;
-  using Output = typename Function::template Output<S>;
   struct State {
-    typename Output::Stage stage[Block<S>::vectors];
+    typename Decoder::Stage stage[Block<S>::vectors];
   };
-  Output output;
+  Decoder output;
   explicit BackwardPacked(const double* parameters) : output(parameters) {}
 
   MISHKIT_INLINE_MEMBER void start(const Cursor<S>& at, State& state) const {
@@ -198,6 +199,14 @@ template <class Function, class S> struct BackwardPacked {
       split_bits<S>((uint32_t)(side >> (i * Block<S>::pair_elements) & all), a, b);
       state.stage[2 * i] = output.start(y[2 * i], a);
       state.stage[2 * i + 1] = output.start(y[2 * i + 1], b);
+    }
+    if constexpr (iterates<Decoder>) {  // together, for none to wait for another's division
+      bool settled = false;
+      for (int step = 0; step < Decoder::most_steps && !settled; step++) {
+        settled = true;
+        MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
+          settled &= output.settle(state.stage[i]);
+      }
     }
   }
   template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
@@ -271,7 +280,16 @@ template <class Body> void run(const Arguments& arguments, int64_t begin, int64_
   if (rest) tail(body, Cursor<S>(arguments, begin + blocks * size), rest);
 }
 
-// ---- the table's entry ---------------------------------------------------------------------------
+// ---- a function's kernels, for one storage type --------------------------------------------------
+
+// Where the parameters decide how the output is decoded, each way has its own loop.
+template <class F, class S>
+void run_backward_packed(const Arguments& arguments, int64_t begin, int64_t end) {
+  if constexpr (is_base_of<Trainable, F>)
+    if (F::iterates(arguments.parameters))
+      return run<BackwardPacked<F, typename F::Iterated, S>>(arguments, begin, end);
+  run<BackwardPacked<F, typename F::template Output<S>, S>>(arguments, begin, end);
+}
 
 template <template <class, Accuracy> class Function, class S>
 constexpr void fill(Kernel (&by_body)[body_count]) {
@@ -279,19 +297,8 @@ constexpr void fill(Kernel (&by_body)[body_count]) {
   by_body[(int)Bodies::forward] = run<Forward<F, S>>;
   by_body[(int)Bodies::forward_packed] = run<ForwardPacked<F, S>>;
   by_body[(int)Bodies::backward] = run<Backward<F, S>>;
-  by_body[(int)Bodies::backward_packed] = run<BackwardPacked<F, S>>;
+  by_body[(int)Bodies::backward_packed] = run_backward_packed<F, S>;
   by_body[(int)Bodies::double_backward] = run<DoubleBackward<F, S>>;
-}
-
-template <template <class, Accuracy> class Function>
-constexpr FunctionKernels kernels_of(const char* name) {
-  using F = Function<Vec<float>, Accuracy::full>;
-  FunctionKernels k{name, F::has_turn, F::parameter_count, {}};
-  fill<Function, float>(k.kernels[(int)Dtypes::float32]);
-  fill<Function, double>(k.kernels[(int)Dtypes::float64]);
-  fill<Function, BFloat16>(k.kernels[(int)Dtypes::bfloat16]);
-  fill<Function, Float16>(k.kernels[(int)Dtypes::float16]);
-  return k;
 }
 
 }  // namespace MISHKIT_ISA

@@ -4,7 +4,9 @@
 #include "math_tables.h"
 #include "vec.h"
 
-extern "C" double erfc(double) noexcept;  // <cmath> would share inline code between builds
+// <cmath> would share inline code between builds.
+extern "C" double erfc(double) noexcept;
+extern "C" double tanh(double) noexcept;
 
 namespace mishkit {
 namespace MISHKIT_ISA {
@@ -27,6 +29,17 @@ template <class T> MISHKIT_INLINE Vec<T> product_rest(Vec<T> a, Vec<T> b, Vec<T>
   Vec<T> ah = ca - (ca - a), bh = cb - (cb - b);
   Vec<T> al = a - ah, bl = b - bh;
   return al * bl - (((ab - ah * bh) - al * bh) - ah * bl);
+#endif
+}
+
+// a·b + c, the product not rounded, for ab = a·b rounded.
+template <class T>
+MISHKIT_INLINE Vec<T> sum_of_product(Vec<T> a, Vec<T> b, Vec<T> ab, Vec<T> c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  (void)ab;
+  return fma(a, b, c);
+#else
+  return (ab + c) + product_rest(a, b, ab);
 #endif
 }
 
@@ -84,16 +97,69 @@ template <class T> struct Reduced {
   typename Vec<T>::Ints bits;  // k in the exponent's place, its fraction below
 };
 
-template <Accuracy accuracy, bool corrected>
-MISHKIT_INLINE Reduced<float> reduce(Vec<float> x, Vec<float> low) {
+constexpr double log2e = 1.44269504088896341;
+
+// Adding it rounds to the step of k, which is its lowest bit: an eighth, and 1.
+template <class T> constexpr double rounding = 1.5 * (1 << 20);
+template <> constexpr double rounding<double> = 6755399441055744.0;  // 1.5·2⁵²
+// Two parts of ln 2: a multiple of the first by k is exact.
+template <class T> constexpr double ln2_parts[2] = {ln2_high, ln2_low};
+template <> constexpr double ln2_parts<double>[2] = {ln2_high_double, ln2_low_double};
+
+// What an exponential is of: x; x + low, to more digits than T has; and c·factor, not rounded. Each
+// says t = x/ln 2, rounded by `rounding`, and x − k·ln 2.
+template <class T> struct Plain {
+  Vec<T> x;
+  static constexpr bool corrected = false;
+  MISHKIT_INLINE_MEMBER Vec<T> rounded() const { return fma(x, Vec<T>(log2e), Vec<T>(rounding<T>)); }
+  MISHKIT_INLINE_MEMBER Vec<T> rest(Vec<T> k) const {
+    return fnma(k, Vec<T>(ln2_parts<T>[1]), fnma(k, Vec<T>(ln2_parts<T>[0]), x));
+  }
+};
+template <class T> struct Corrected : Plain<T> {
+  Vec<T> low;
+  static constexpr bool corrected = true;
+  MISHKIT_INLINE_MEMBER Corrected(Vec<T> x, Vec<T> low) : Plain<T>{x}, low(low) {}
+};
+// A factor to more digits than T has. Its lower digits are taken into account with k, to which the
+// product is nearly proportional.
+template <class T> struct Factor {
+  Vec<T> high, binary, ln2_low;
+  explicit Factor(double f)
+      : high(f),
+        binary(f * log2e),
+        ln2_low(ln2_parts<T>[1] - (f == 0 ? 0 : (f - (double)(T)f) / f / log2e)) {}
+  MISHKIT_INLINE_MEMBER explicit Factor(Vec<T> f)
+      : high(f), binary(f * Vec<T>(log2e)), ln2_low(ln2_parts<T>[1]) {}
+};
+template <class T> struct Multiple : Plain<T> {
+  Vec<T> c;
+  const Factor<T>& factor;
+  MISHKIT_INLINE_MEMBER Multiple(Vec<T> c, const Factor<T>& factor)
+      : Plain<T>{c * factor.high}, c(c), factor(factor) {}
+  MISHKIT_INLINE_MEMBER Vec<T> rounded() const {
+    return fma(c, factor.binary, Vec<T>(rounding<T>));
+  }
+  MISHKIT_INLINE_MEMBER Vec<T> rest(Vec<T> k) const {
+    Vec<T> whole = k * Vec<T>(ln2_parts<T>[0]);
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    Vec<T> r = fma(c, factor.high, -whole);
+#else
+    Vec<T> r = (this->x - whole) + product_rest(c, factor.high, this->x);
+#endif
+    return fnma(k, factor.ln2_low, r);
+  }
+};
+
+template <Accuracy accuracy, class Argument>
+MISHKIT_INLINE Reduced<float> reduce(const Argument& of, Vec<float> x) {
   using V = Vec<float>;
-  const V magic = 1.5 * (1 << 20);  // adding it rounds to eighths, which are its lowest bits
-  V t = fma(x, V(1.44269504088896341), magic);
-  V k = t - magic;
+  V t = of.rounded();
+  V k = t - V(rounding<float>);
   V r, p;
   if constexpr (accuracy == Accuracy::full) {
-    r = fnma(k, V(ln2_low), fnma(k, V(ln2_high), x));
-    if constexpr (corrected) r = r + (low + lookup8(eighths_rest, bits_of(t)));
+    r = of.rest(k);
+    if constexpr (Argument::corrected) r = r + (of.low + lookup8(eighths_rest, bits_of(t)));
     p = fma(r * r, fma(r, V(exp_remainder[1]), V(exp_remainder[0])), r);
   } else {
     r = fnma(k, V(0.69314718055994531), x);
@@ -102,14 +168,13 @@ MISHKIT_INLINE Reduced<float> reduce(Vec<float> x, Vec<float> low) {
   return {k, p, lookup8(eighths, bits_of(t)), bits_of(t) << 20};
 }
 
-template <Accuracy, bool corrected>
-MISHKIT_INLINE Reduced<double> reduce(Vec<double> x, Vec<double> low) {
+template <Accuracy, class Argument>
+MISHKIT_INLINE Reduced<double> reduce(const Argument& of, Vec<double>) {
   using V = Vec<double>;
-  const V magic = 6755399441055744.0;  // 1.5·2⁵²
-  V t = fma(x, V(1.44269504088896341), magic);
-  V k = t - magic;
-  V r = fnma(k, V(ln2_low_double), fnma(k, V(ln2_high_double), x));
-  if constexpr (corrected) r = r + low;
+  V t = of.rounded();
+  V k = t - V(rounding<double>);
+  V r = of.rest(k);
+  if constexpr (Argument::corrected) r = r + of.low;
   // The Taylor series: its first left-out term is below 2⁻⁵⁷ for |r| ≤ ln 2/2.
   static constexpr double c[] = {1.0 / 2,         1.0 / 6,         1.0 / 24,        1.0 / 120,
                                  1.0 / 720,       1.0 / 5040,      1.0 / 40320,     1.0 / 362880,
@@ -118,9 +183,9 @@ MISHKIT_INLINE Reduced<double> reduce(Vec<double> x, Vec<double> low) {
   return {k, fma(polynomial(r, c), r * r, r), V(1.0), bits_of(t) << 52};
 }
 
-template <Accuracy accuracy, bool corrected, class T>
-MISHKIT_INLINE Vec<T> exp_of(Vec<T> x, Vec<T> low) {
-  auto [k, p, fraction, bits] = reduce<accuracy, corrected>(x, low);
+template <Accuracy accuracy, class Argument, class T>
+MISHKIT_INLINE Vec<T> exp_of(const Argument& of, Vec<T> x) {
+  auto [k, p, fraction, bits] = reduce<accuracy>(of, x);
 #if defined(__AVX512F__)
   (void)bits;
   return scale_down(fma(fraction, p, fraction), k);
@@ -133,16 +198,22 @@ MISHKIT_INLINE Vec<T> exp_of(Vec<T> x, Vec<T> low) {
 
 // exp(x) for exp_floor ≤ x ≤ 88 (709); 1.2 ULP.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x) {
-  return exp_of<accuracy, false>(x, x);
+  return exp_of<accuracy>(Plain<T>{x}, x);
 }
 // exp(x + low): x to more digits than fit in one number; |low| ≤ 2⁻¹⁴, dropped at Accuracy::half.
 // 0.6 ULP of float32, since the rounding of the table is made good too.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x, Vec<T> low) {
-  return exp_of<accuracy, true>(x, low);
+  return exp_of<accuracy>(Corrected<T>(x, low), x);
+}
+// exp(c·factor), the product not rounded, in the same range; 1.2 ULP.
+template <Accuracy accuracy, class T>
+MISHKIT_INLINE Vec<T> exp(Vec<T> c, const Factor<T>& factor) {
+  Multiple<T> of(c, factor);
+  return exp_of<accuracy>(of, of.x);
 }
 // exp(x) − 1 in the same range; relative error 3e−7 (4e−16) at most, near x = 0 too.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> expm1(Vec<T> x) {
-  auto [k, p, fraction, bits] = reduce<accuracy, false>(x, x);
+  auto [k, p, fraction, bits] = reduce<accuracy>(Plain<T>{x}, x);
 #if defined(__AVX512F__)
   (void)bits;
   Vec<T> s = scale_down(fraction, k);

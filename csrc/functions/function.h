@@ -1,12 +1,17 @@
 // What every function class has. A class `Name` of Name.h is a template on the vector V that it
 // computes in, and says
 //
-//   has_turn, turn          whether it falls to a minimum, and where
+//   has_turn, turn()        whether it falls to a minimum, and where
 //   parameter_count         how many doubles its constructor reads (0: derive from Parameterless)
 //   Stage, start(x)         the part with the exponential, in one place for f, f' and f''
 //   f, df, d2f (stage)      the function and its derivatives
 //   Output<S>               the derivative from the output, which was stored as S:
 //                             Stage, start(y, right), df(stage)
+//
+// and, where its parameters can be trained (derive from Trainable),
+//
+//   a constructor from an array of V   parameters that differ from lane to lane
+//   dp(stage, V*)                      the derivatives towards the parameters
 //
 // No finite x gives a NaN, ±inf gives the limit, NaN gives NaN.
 #pragma once
@@ -22,6 +27,12 @@ struct Parameterless {
 struct Monotone {
   static constexpr bool has_turn = false;
 };
+struct Trainable {};
+// A decoder of outputs that takes steps, all vectors of a block together: settle(stage) takes one
+// and says whether it was the last.
+struct Iterating {};
+template <class Class> constexpr bool iterates = __is_base_of(Iterating, Class);
+template <class Base, class Class> constexpr bool is_base_of = __is_base_of(Base, Class);
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

@@ -9,7 +9,7 @@ template <class V, Accuracy accuracy> struct HMish : Parameterless {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  static constexpr double turn = -1.0;
+  MISHKIT_INLINE_MEMBER static V turn() { return -1.0; }
 
   struct Stage {
     V x;

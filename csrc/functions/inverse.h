@@ -9,6 +9,13 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
+// A factor of the outputs, to more digits than T has.
+template <class T> struct Scale {
+  Vec<T> high, low;
+  Vec<T> most;  // an output beyond every table, so that inf·low stays a number
+  explicit Scale(double s) : high(s), low(s - (double)(T)s), most(64 / s) {}
+};
+
 template <class Fit> struct Fitted : Parameterless {
   using Parameterless::Parameterless;
   using V = Vec<float>;
@@ -20,6 +27,27 @@ template <class Fit> struct Fitted : Parameterless {
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<float> right) const {
     V above = min(V(Fit::y_max), y) + V(Fit::y_min_hi);
     if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
+    return staged(y, above, right);
+  }
+  // The same for the output scale·y.
+  MISHKIT_INLINE_MEMBER Stage start(V y, const Scale<float>& scale, Mask<float> right) const {
+    constexpr float end = Fit::y_max + Fit::y_min_hi;  // the very number that y_max leads to
+    y = min(scale.most, y);
+    V scaled = y * scale.high;
+    V above = sum_of_product(y, scale.high, scaled, V(Fit::y_min_hi));
+    above = min(V(end), fma(y, scale.low, above));
+    if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
+    return staged(scaled, above, right);
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+    V p = lookup4(Fit::coefficient[Fit::degree], s.piece);
+    MISHKIT_UNROLL for (int i = Fit::degree - 1; i >= 0; i--)
+      p = fma(p, s.t, lookup4(Fit::coefficient[i], s.piece));
+    return p;
+  }
+
+ private:
+  MISHKIT_INLINE_MEMBER static Stage staged(V y, V above, Mask<float> right) {
     const Mask<float> tail = and_not(less(V(Fit::y_tail), y), right);
     V root = sqrt(select(tail, abs(y), max(V(Fit::least), above)));
     // The piece is chosen by y: choosing it by t would put the root before the tables.
@@ -27,12 +55,6 @@ template <class Fit> struct Fitted : Parameterless {
     piece = plus_where(piece, right & less(V(Fit::break1), y), 1);
     piece = plus_where(piece, right & less(V(Fit::break2), y), 1);
     return {select(right, root, -root) - lookup4(Fit::center, piece), piece};
-  }
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V p = lookup4(Fit::coefficient[Fit::degree], s.piece);
-    MISHKIT_UNROLL for (int i = Fit::degree - 1; i >= 0; i--)
-      p = fma(p, s.t, lookup4(Fit::coefficient[i], s.piece));
-    return p;
   }
 };
 
@@ -46,7 +68,7 @@ template <class Function> struct Inverted {
   };
 
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<double> right) const {
-    const V turn = Function::turn;
+    const V turn = function.turn();
     // Every function of this family is at least x − 1, and on the right past 1 before x = 3.
     V low = select(right, turn, V(-800.0));
     V high = select(right, max(V(0.0), y) + V(3.0), turn);
@@ -70,6 +92,10 @@ template <class Function> struct Inverted {
       if (!to_bits(moves)) break;
     }
     return {function.start(select(less(y, y + V(1.0)), x, y))};
+  }
+  // The same for the output scale·y.
+  MISHKIT_INLINE_MEMBER Stage start(V y, const Scale<double>& scale, Mask<double> right) const {
+    return start(y * scale.high, right);
   }
   MISHKIT_INLINE_MEMBER V df(Stage s) const { return function.df(s.at); }
 };

@@ -9,7 +9,8 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  static constexpr double turn = df_y::SiLUFloat32::turn;
+  static constexpr double turn_value = df_y::SiLUFloat32::turn;
+  MISHKIT_INLINE_MEMBER static V turn() { return turn_value; }
   static constexpr double near = 40.0;  // above it σ rounds to 1, in double too
 
   struct Stage {
@@ -19,7 +20,8 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
     V at_least = max(V(exp_floor<T>), x);
     return {at_least, exp<accuracy>(min(V(near), at_least))};
   }
-  MISHKIT_INLINE_MEMBER V f(Stage s) const { return s.x * (s.e / (s.e + V(1.0))); }
+  MISHKIT_INLINE_MEMBER V sigma(Stage s) const { return s.e / (s.e + V(1.0)); }
+  MISHKIT_INLINE_MEMBER V f(Stage s) const { return s.x * sigma(s); }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
     V sigma = s.e * r;

@@ -126,7 +126,7 @@ def _slope(y: Tensor, right: Tensor, alpha: float, scale: float) -> Tensor:
         beyond = size > root
         low, far = torch.where(beyond, low, v), torch.where(beyond, v, far)
         newton = v - 2 * size * (size - root) / rise
-        inside = (newton - low) * (newton - far) < 0
+        inside = (newton - low) * (newton - far) <= 0
         v = torch.where(inside, newton, 0.5 * (low + far))
     slope = above(v)[1]
     return torch.where(target > 0, slope, target)

@@ -1,0 +1,190 @@
+// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha − 1) + 2σ(2·beta·x)).
+#pragma once
+#include "silu.h"
+
+namespace mishkit {
+namespace MISHKIT_ISA {
+
+// Of g(u) = u·(alpha + tanh u): the u of its minimum, for |alpha| < 1. There g' rises through 0.
+static inline double aptx_turn(double alpha) {
+  double low = -1.2, high = 1.2, middle = 0;
+  for (;;) {
+    double next = (low + high) / 2;
+    if (!(low < next && next < high)) return middle;
+    middle = next;
+    double t = tanh(middle);
+    (alpha + t + middle * (1 - t * t) < 0 ? low : high) = middle;
+  }
+}
+
+template <class V, Accuracy accuracy> struct APTx : Trainable {
+  using T = typename V::Scalar;
+  static constexpr bool has_turn = true;
+  static constexpr int parameter_count = 3;
+  static constexpr double near = 40.0;  // above it σ rounds to 1, in double too
+  static constexpr double largest =
+      sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
+
+  V gamma, less_one;           // less_one: alpha − 1
+  Factor<T> sharpness;         // 2·beta
+  V base, height;              // the weight of x is base + height·σ
+  V low, high;                 // where x is clamped for the exponential
+  V least, most;               // where x is clamped for itself: inf·0 would be a NaN
+  double alpha, beta;          // for the turn
+
+  explicit APTx(const double* p)
+      : gamma(p[2]),
+        less_one(p[0] - 1),
+        sharpness(2 * p[1]),
+        base(p[2] * (p[0] - 1)),
+        height(2 * p[2]),
+        alpha(p[0]),
+        beta(p[1]) {
+    set_bounds();
+  }
+  explicit APTx(const V* p)
+      : gamma(p[2]),
+        less_one(p[0] - V(1.0)),
+        sharpness(p[1] + p[1]),
+        base(p[2] * less_one),
+        height(p[2] + p[2]),
+        alpha(0),
+        beta(0) {
+    set_bounds();
+  }
+  MISHKIT_INLINE_MEMBER V turn() const {
+    return (alpha == 1 ? SiLU<V, accuracy>::turn_value / 2 : aptx_turn(alpha)) / beta;
+  }
+
+  struct Stage {
+    V x, c, z, e;  // c: x clamped; z = 2·beta·c, e = exp(z)
+  };
+  MISHKIT_INLINE_MEMBER Stage start(V x) const {
+    V c = min(high, max(low, x));
+    x = min(most, max(least, x));
+    return {x, c, c * sharpness.high, exp<accuracy>(c, sharpness)};
+  }
+  MISHKIT_INLINE_MEMBER V f(Stage s) const {
+    return s.x * fma(s.e / (s.e + V(1.0)), height, base);
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+    V r = V(1.0) / (s.e + V(1.0));
+    V sigma = s.e * r;
+    return fma(fma(sigma, s.z * r, sigma), height, base);
+  }
+  MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
+    V r = V(1.0) / (s.e + V(1.0));
+    V sigma = s.e * r;
+    return height * sharpness.high * sigma * r * fma(s.z, r - sigma, V(2.0));
+  }
+  // gamma·x; 4·gamma·x²·σ(z)·σ(−z); x·((alpha − 1) + 2σ)
+  MISHKIT_INLINE_MEMBER void dp(Stage s, V* d) const {
+    V r = V(1.0) / (s.e + V(1.0));
+    V sigma = s.e * r;
+    d[0] = gamma * s.x;
+    d[1] = (height + height) * (s.c * sigma) * (s.c * r);
+    d[2] = s.x * fma(sigma, V(2.0), less_one);
+  }
+
+  // alpha = 1: f = gamma/beta·silu(2·beta·x).
+  template <class S> struct Output {
+    using Inner = typename SiLU<V, accuracy>::template Output<S>;
+    Inner inner;
+    Scale<T> scale;
+    V height;
+    explicit Output(const double* p) : inner(p), scale(p[1] / p[2]), height(2 * p[2]) {}
+    using Stage = typename Inner::Stage;
+    MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
+      return inner.start(y, scale, right);
+    }
+    MISHKIT_INLINE_MEMBER V df(Stage s) const { return inner.df(s) * height; }
+  };
+
+  // alpha < 1: no table, so g is inverted. Newton's method for v = u − turn, between brackets that
+  // close by bisection where it strays. g − g_min = v·d + turn·(d − s·v), with d = tanh u −
+  // tanh turn and s = tanh' turn, keeps its digits beside the minimum, where it is a parabola: its
+  // root is what is nearly linear in v.
+  static bool iterates(const double* p) { return p[0] != 1; }
+  struct Iterated : Iterating {
+    static constexpr double end = 25;  // |u| from which the slope is its limit
+    static constexpr int most_steps = 80;
+    // Newton's method squares a step this small into one below the last place.
+    static constexpr double settled = sizeof(T) == 4 ? 0x1p-11 : 0x1p-26;
+    Scale<T> scale;
+    V gamma, bottom, t0, s0, depth_high, depth_low, per_root, most = end;
+    V per_slope_right, per_slope_left, limit_right, limit_left;
+    explicit Iterated(const double* p) : scale(p[1] / p[2]), gamma(p[2]) {
+      double u = aptx_turn(p[0]), t = tanh(u), s = 1 - t * t, depth = -u * (p[0] + t);
+      bottom = u, t0 = t, s0 = s;
+      depth_high = depth, depth_low = depth - (double)(T)depth;
+      per_root = 1 / __builtin_sqrt(s * (1 - u * t));
+      per_slope_right = 1 / (1 + p[0]), per_slope_left = 1 / (1 - p[0]);
+      limit_right = at(most - bottom).above, limit_left = at(-most - bottom).above;
+    }
+    struct At {
+      V above, rise;  // g − g_min and g'
+    };
+    MISHKIT_INLINE_MEMBER At at(V v) const {
+      // tanh v = e/(e + 2) with e = exp(2v) − 1, in one fraction with what it is divided by.
+      V e = expm1<accuracy>(v + v);
+      V r = V(1.0) / fma(t0, e, e + V(2.0));
+      V d = s0 * e * r;
+      V bend = s0 * V(4.0) * ((e + V(1.0)) * r) * r;
+      return {fma(v, d, bottom * fnma(s0, v, d)), fma(bottom + v, bend, fnma(bottom, s0, d))};
+    }
+
+    struct Stage {
+      V root;  // of g − g_min
+      V v, low, far;
+      Mask<T> unsettled;
+    };
+    MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
+      V far = select(right, most - bottom, -most - bottom);
+      V limit = select(right, limit_right, limit_left);
+      y = min(limit / scale.high, y);
+      V above = sum_of_product(y, scale.high, y * scale.high, depth_high);
+      above = min(limit, max(V(0.0), fma(y, scale.low, above) + depth_low));
+      V root = sqrt(above);
+      // Between the parabola of the minimum and the straight line far out, whose slope is 1 ± alpha.
+      V line = (above - depth_high) * select(right, per_slope_right, per_slope_left);
+      V v = max(root * per_root, select(right, line - bottom, line + bottom));
+      v = min(abs(far), v);
+      return {root, select(right, v, -v), V(0.0), far, less(V(0.0), root)};
+    }
+    // Moves once; says whether it is done.
+    MISHKIT_INLINE_MEMBER bool settle(Stage& s) const {
+      At here = at(s.v);
+      V size = sqrt(max(V(0.0), here.above));
+      Mask<T> beyond = less(s.root, size);
+      s.low = select(beyond, s.low, s.v);
+      s.far = select(beyond, s.v, s.far);
+      V newton = s.v - (size + size) * (size - s.root) / here.rise;
+      Mask<T> inside = less_equal((newton - s.low) * (newton - s.far), V(0.0));
+      V next = select(inside, newton, (s.low + s.far) * V(0.5));
+      Mask<T> moves = less(abs(s.v) * V(settled), abs(next - s.v)) & s.unsettled;
+      // A lane that has settled stays, so that no result depends on its neighbours.
+      s.v = select(s.unsettled, next, s.v);
+      s.unsettled = moves;
+      return !to_bits(moves);
+    }
+    MISHKIT_INLINE_MEMBER V df(Stage s) const {
+      V rise = select(less(V(0.0), s.root), at(s.v).rise, s.root);
+      return rise * gamma;
+    }
+  };
+
+ private:
+  MISHKIT_INLINE_MEMBER void set_bounds() {
+    V a = V(exp_floor<T>) / sharpness.high, b = V(near) / sharpness.high;
+    low = min(a, b), high = max(a, b);
+    Mask<T> falling = less(sharpness.high, V(0.0));
+    V on_left = select(falling, base + height, base);
+    V on_right = select(falling, base, base + height);
+    V none = __builtin_inf();
+    least = select(less_equal(abs(on_left), V(0.0)), V(-largest), -none);
+    most = select(less_equal(abs(on_right), V(0.0)), V(largest), none);
+  }
+};
+
+}  // namespace MISHKIT_ISA
+}  // namespace mishkit
