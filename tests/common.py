@@ -31,6 +31,11 @@ class Case:
         return f"{self.a.name}({values})" if values else self.a.name
 
     @property
+    def turn(self) -> float | None:
+        """Where f has its minimum; None where it is monotone."""
+        return self.a.turn_at(*self.parameters)
+
+    @property
     def call(self) -> Callable[..., Tensor]:
         """The public function with these parameters, by name."""
         named = {p.name: v for p, v in zip(self.a.parameters, self.parameters, strict=True)}
@@ -41,15 +46,55 @@ class Case:
         return getattr(self.a, formula)(x.double(), *self.parameters)
 
 
+def _cases(parameters: dict[str, list[tuple[float, ...]]]) -> list[Case]:
+    return [Case(ACTIVATIONS[name], given) for name, lists in parameters.items() for given in lists]
+
+
 DEFAULTS = [Case(a, a.defaults) for a in ACTIVATIONS.values()]
-OTHERS = [Case(a, tuple(0.75 * d for d in a.defaults)) for a in ACTIVATIONS.values() if a.defaults]
-TURNING = [case for case in DEFAULTS if case.a.turn is not None]
+OTHERS = _cases(
+    {
+        "softplus": [(0.75, 15.0)],
+        "hard_mish": [(4.0,)],
+        "swish": [(2.7,)],
+        "aptx": [(0.75, 1.2, 0.6)],  # both branches rise without end
+    }
+)
+"""Other parameters, one set a function: for the tests of every mechanism."""
+FURTHER = _cases(
+    {
+        "softplus": [(-1.5, 20.0)],
+        # Smooth right of the quadratic part; hardswish; the minimum is a kink.
+        "hard_mish": [(3.0,), (6.0,), (1.2,)],
+        "swish": [(0.3,)],
+        # Scaled; mirrored; mirrored with two branches; even; nearly falling everywhere.
+        "aptx": [
+            (1.0, 0.3, 1.7),
+            (1.0, -1.3, -0.4),
+            (0.5, -1.0, -0.5),
+            (0.0, 0.8, 1.0),
+            (-0.9, 1.1, 0.7),
+        ],
+    }
+)
+"""And more of them: for the tests of the formulas and of the kernels' values."""
+TURNLESS = _cases(
+    {
+        "swish": [(-0.8,), (0.0,)],
+        "aptx": [(1.1, 1.0, 0.5), (-1.2, 1.0, 0.5), (1.0, 1.0, -0.5), (0.5, 0.0, 1.0)],
+    }
+)
+"""Parameters for which f has not exactly one minimum: its output doesn't give its gradient."""
+TURNING = [case for case in DEFAULTS if case.turn is not None]
 
 every_function = pytest.mark.parametrize("case", DEFAULTS, ids=str)
 every_case = pytest.mark.parametrize("case", DEFAULTS + OTHERS, ids=str)
+every_decoding = pytest.mark.parametrize("case", DEFAULTS + OTHERS + FURTHER, ids=str)
+every_shape = pytest.mark.parametrize("case", DEFAULTS + OTHERS + FURTHER + TURNLESS, ids=str)
 every_turning = pytest.mark.parametrize("case", TURNING, ids=str)
-# One that turns and one with parameters, where the mechanism is the same for all.
-TYPICAL = [next(c for c in TURNING if c.a.name == "mish"), OTHERS[0]]
+every_turnless = pytest.mark.parametrize("case", TURNLESS, ids=str)
+# One that turns, one with parameters, and one that inverts f step by step, where the mechanism is
+# the same for all.
+TYPICAL = [next(c for c in TURNING if c.a.name == "mish"), OTHERS[0], OTHERS[-1]]
 typical_case = pytest.mark.parametrize("case", TYPICAL, ids=str)
 
 
@@ -80,11 +125,14 @@ class Engine:
 
     def operator(self, case: Case, ending: str = "") -> Callable[..., Any]:
         """The operator of that ending, for tensors alone."""
+        # The parameters that are trained come in a tensor.
+        numbers = () if "trained" in ending else case.parameters
         if self.name == "plain":
-            body = "forward" + ending if "backward" not in ending else ending.lstrip("_")
-            return lambda *tensors: getattr(plain, body)(case.a, *tensors, *case.parameters)
+            named = "backward" in ending or "trained" in ending
+            body = getattr(plain, ending.lstrip("_") if named else "forward" + ending)
+            return lambda *tensors: body(case.a, *tensors, *numbers)
         operator = getattr(torch.ops.mishkit, case.a.name + ending).default
-        return lambda *tensors: operator(*tensors, *case.parameters)
+        return lambda *tensors: operator(*tensors, *numbers)
 
     def __str__(self) -> str:
         return self.name

@@ -4,84 +4,115 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import mpmath
 import numpy as np
 import pytest
 import references
 import torch
+from common import (
+    DEFAULTS,
+    FURTHER,
+    OTHERS,
+    Case,
+    Engine,
+    every_case,
+    every_function,
+    every_shape,
+)
 
-from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError, accuracy
 from mishkit.lab._references import Reference
 
-NAMES = list(ACTIVATIONS)
 STRIDE = 4093
 """A million values of float32 per function; `mishkit accuracy` takes more."""
-KINKS = {"relu": (0.0,), "h_mish": (-2.0, 0.0), "softplus": (20.0,)}
 
 
 def points() -> torch.Tensor:
-    """A few hundred float64 values: the curve, both tails, and every magnitude."""
+    """A few hundred float64 values: the curve, both tails, every magnitude, joints and turns."""
     random = np.random.default_rng(0)
     parts = (
         random.normal(0, 3, 150),
         random.uniform(-110, 110, 100),
         random.uniform(-14, -3, 50),
         np.array([s * 10.0**e for e in range(-30, 31, 5) for s in (-1, 1)]),
-        np.array([a.turn for a in ACTIVATIONS.values() if a.turn is not None]),
+        np.array([-3, -2, -1.5, 0, 1, 2, 3, 20]),
+        np.array([case.turn for case in DEFAULTS if case.turn is not None]),
     )
     return torch.from_numpy(np.concatenate(parts))
+
+
+def assert_slope(case: Case, at: float, value: float, error: float) -> None:
+    """`value` is the slope there; at a kink, one between those of the two sides."""
+    slope = references.df(case.a.name, at, *case.parameters)
+    if abs(value - slope) > error:
+        sides = [references.df(case.a.name, at, *case.parameters, side=s) for s in (-1, 1)]
+        assert abs(sides[0] - sides[1]) > 0.01, (at, value, slope)
+        assert min(sides) - error <= value <= max(sides) + error, at
+
+
+def size(case: Case, at: float) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """f there, and what its error is measured by: where f = 0 lies between two slopes, those."""
+    true = references.f(case.a.name, at, *case.parameters)
+    vanishes = any(references.limit(case.a.name, side, *case.parameters) == 0 for side in (-1, 1))
+    return true, abs(true) if vanishes else max(abs(true), abs(at))
 
 
 # ---- the references ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_reference_f(name: str) -> None:
+@every_shape
+def test_reference_f(case: Case) -> None:
     x = points()
-    for at, value in zip(x.tolist(), Reference(ACTIVATIONS[name]).f(x).tolist(), strict=True):
-        true = references.f(name, at)
+    for at, value in zip(x.tolist(), case.exactly("f", x).tolist(), strict=True):
+        true, scale = size(case, at)
         # A millionth of an ULP of float32, wherever float32 is not out of exponents.
-        assert abs(value - true) <= 1e-13 * abs(true) + 1e-45, at
+        assert abs(value - true) <= 1e-13 * scale + 1e-45, at
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_reference_df(name: str) -> None:
+@every_shape
+def test_reference_df(case: Case) -> None:
     x = points()
     x = x[x.abs() < 200]
-    for at, value in zip(x.tolist(), Reference(ACTIVATIONS[name]).df(x).tolist(), strict=True):
-        if at not in KINKS.get(name, ()):
-            assert abs(value - references.df(name, at)) <= 1e-14, at
+    for at, value in zip(x.tolist(), case.exactly("df", x).tolist(), strict=True):
+        assert_slope(case, at, value, 1e-14)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_reference_inverse(name: str) -> None:
+INVERTED = [
+    case
+    for case in DEFAULTS + OTHERS + FURTHER
+    if case.turn is not None or case.exactly("f", torch.tensor(-math.inf)) == 0
+]
+
+
+@pytest.mark.parametrize("case", INVERTED, ids=str)
+def test_reference_inverse(case: Case) -> None:
     """Held against a root that mpmath finds; beside the minimum f' is the most sensitive."""
-    reference, turn = Reference(ACTIVATIONS[name]), ACTIVATIONS[name].turn
+    reference, turn = Reference(case.a, case.parameters), case.turn
+    f = references.FUNCTIONS[case.a.name]
     near = torch.tensor([-40.0, -7.3, -2.1, -1.21, -1.0, -0.3, 1e-3, 0.7, 2.5, 17.0, 60.0])
     near = near.double()
     y = reference.f(near) * (1 + 2e-8)
     exact = reference.df_of_output(y, near)
     for at, value, gradient in zip(near.tolist(), y.tolist(), exact.tolist(), strict=True):
-        if value == 0 or (turn is not None and value <= references.f(name, turn)):
+        bottom = None if turn is None else references.f(case.a.name, turn, *case.parameters)
+        if value == 0 or (bottom is not None and value <= bottom):
             assert gradient == 0
             continue
         with mpmath.workdps(references.DIGITS):
             offset = mpmath.findroot(
-                lambda d, at=at, value=value: references.FUNCTIONS[name](at + d) - value,
+                lambda d, at=at, value=value: f(at + d, *case.parameters) - value,
                 (0, 1e-9 * (1 if turn is None else math.copysign(1, at - turn))),
                 solver="secant",
                 tol=1e-60,
             )
             x = float(at + offset)
-        assert abs(gradient - references.df(name, x)) <= 1e-7, at
+        assert abs(gradient - references.df(case.a.name, x, *case.parameters)) <= 1e-7, at
 
 
 def test_reference_inverse_beyond_the_range() -> None:
-    reference = Reference(ACTIVATIONS["mish"])
+    reference = Reference(ACTIVATIONS["mish"], ())
     y = torch.tensor([-0.4, -0.4, -0.0, 0.0], dtype=torch.float64)
     near = torch.tensor([-1.1, -1.3, -90.0, -90.0], dtype=torch.float64)
     assert reference.df_of_output(y, near).tolist() == [0, 0, 0, 0]
@@ -131,43 +162,52 @@ def test_float32_inputs_stride_over_bit_patterns() -> None:
 # ---- the kernels ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=cpu.isas() or ["none"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "none":
-        pytest.skip("the kernels were not built")
-    with cpu.using(request.param):
-        yield request.param
-
-
 def assert_bars(result: accuracy.Accuracy) -> None:
     missed = [f"{f.what} {f.bar}: {f.text}" for f in accuracy.findings(result) if not f.met]
     assert not missed
 
 
-@pytest.mark.parametrize("dtype", accuracy.DTYPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_kernels(name: str, dtype: str, isa: str) -> None:
-    assert_bars(accuracy.measure(ACTIVATIONS[name], dtype, stride=STRIDE))
+every_sweep = pytest.mark.parametrize("dtype", accuracy.DTYPES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_float64_kernels(name: str, isa: str) -> None:
+@every_sweep
+@every_function
+def test_kernels(case: Case, dtype: str, kernels: Engine) -> None:
+    assert_bars(accuracy.measure(case.a, dtype, stride=STRIDE))
+
+
+@every_sweep
+@pytest.mark.parametrize("case", [c for c in INVERTED if c not in DEFAULTS], ids=str)
+def test_kernels_with_other_parameters(case: Case, dtype: str, kernels: Engine) -> None:
+    """The slopes in units of the steepest; the values are in test_values."""
+    steepest = max(1, case.exactly("df", points()).abs().max().item())
+    result = accuracy.measure(case.a, dtype, *case.parameters, stride=65537)
+    assert not result.broken_limits
+    assert result.decoder.max <= accuracy.BAR_DECODER * result.inverse.max + 2e-6 * steepest
+    if dtype == "float32":
+        assert result.df_abs.max <= accuracy.BAR_DF * steepest
+        assert result.df_y_abs.max <= accuracy.BAR_DF_Y * steepest
+    else:
+        assert result.decoder_rms_ratio <= accuracy.BAR_DECODER
+
+
+@every_case
+def test_float64_kernels(case: Case, kernels: Engine) -> None:
     """Against mpmath: float64 has no better reference, and needs no sweep of its own."""
-    x, a = points(), ACTIVATIONS[name]
-    kernels = accuracy.Kernels(a)
-    y, side = kernels.packed(x)
-    figures = (y, kernels.backward(x), kernels.backward_packed(y, side))
-    for at, value, gradient, decoded in zip(
-        x.tolist(), *(t.tolist() for t in figures), strict=True
-    ):
-        true = references.f(name, at)
+    x = points()
+    y, side = kernels.operator(case, "_packed")(x)
+    ones = torch.ones_like(x)
+    gradients = kernels.operator(case, "_backward")(ones, x)
+    decoded = kernels.operator(case, "_backward_packed")(ones, y, side)
+    for at, *got in zip(*(t.tolist() for t in (x, y, gradients, decoded)), strict=True):
+        value, gradient, from_output = got
+        true, scale = size(case, at)
         # In gelu's tail a rounding of x² in the exponent grows by x²/2.
-        assert abs(value - true) <= 1e-12 * abs(true) + 1e-300, at
-        if abs(at) < 200 and at not in KINKS.get(name, ()):
-            slope = references.df(name, at)
-            assert abs(gradient - slope) <= 1e-14, at
+        assert abs(value - true) <= 1e-12 * scale + 1e-300, at
+        if abs(at) < 200:
+            assert_slope(case, at, gradient, 1e-14)
             # Rounding y costs √(f″·spacing) at the minimum, and next to nothing elsewhere.
-            assert abs(decoded - slope) <= (5e-8 if abs(slope) < 1e-6 else 1e-9), at
+            assert_slope(case, at, from_output, 5e-8 if abs(gradient) < 1e-6 else 1e-9)
 
 
 # ---- the bars can be missed ----------------------------------------------------------------------

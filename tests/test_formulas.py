@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import references
 import torch
-from common import Case, every_case, every_function, every_turning
+from common import Case, every_decoding, every_shape
 from torch import Tensor
 
 
@@ -19,7 +22,7 @@ def slope(y: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
 
 
-@every_case
+@every_shape
 @pytest.mark.parametrize(("formula", "derivative"), [("f", "df"), ("df", "d2f")])
 def test_each_formula_is_the_derivative_of_the_one_before(
     case: Case, formula: str, derivative: str
@@ -29,43 +32,51 @@ def test_each_formula_is_the_derivative_of_the_one_before(
     torch.testing.assert_close(case.exactly(derivative, x), want, rtol=1e-10, atol=1e-12)
 
 
-@every_case
+@every_shape
 def test_the_portable_form_is_the_same_function(case: Case) -> None:
     x = points()
     got = case.a.portable(x, *case.parameters)
     torch.testing.assert_close(got, case.exactly("f", x), rtol=1e-10, atol=1e-13)
 
 
-@every_turning
-def test_the_minimum_is_at_the_turn(case: Case) -> None:
-    turn = torch.tensor(case.a.turn, dtype=torch.float64)
-    assert case.exactly("df", turn).abs() < 1e-15
-    assert (case.exactly("df", turn - 0.01) < 0) & (case.exactly("df", turn + 0.01) > 0)
-    assert (case.exactly("f", points()) >= case.exactly("f", turn)).all()
+@every_decoding
+def test_f_falls_to_the_turn_and_rises_after_it(case: Case) -> None:
+    if case.turn is None:
+        slopes = case.exactly("df", points())
+        assert (slopes >= 0).all() or (slopes <= 0).all()
+        return
+    turn = torch.tensor(case.turn, dtype=torch.float64)
+    either_side = torch.stack([turn - 1e-9, turn + 1e-9])
+    assert (case.exactly("df", either_side).sign() == torch.tensor([-1, 1])).all()
+    x = points()
+    assert (case.exactly("df", x) * (x - turn).sign() >= 0).all()
 
 
-@every_function
-def test_a_function_without_a_turn_never_falls(case: Case) -> None:
-    if case.a.turn is None:
-        assert (case.exactly("df", points()) >= 0).all()
-
-
-@every_case
+@every_decoding
 def test_the_derivative_from_the_output(case: Case) -> None:
     x = points()
     y = case.exactly("f", x)
-    right = x > case.a.turn if case.a.turn is not None else y
+    right = x > case.turn if case.turn is not None else y
     got = case.a.df_y(y, right, torch.float64, *case.parameters)
     torch.testing.assert_close(got, case.exactly("df", x), rtol=0, atol=1e-7)
 
 
-@every_case
-@pytest.mark.parametrize("formula", ["f", "df", "d2f"])
-def test_limits(case: Case, formula: str) -> None:
-    """Formulas reach their limits: the values at ±inf are those far out, and none is NaN."""
-    far = torch.tensor([-1e300, -1e30, 1e30, 1e300], dtype=torch.float64)
+@every_shape
+def test_limits(case: Case) -> None:
+    """The values at ±inf are those that the definition tends to, zeros with their sign."""
     ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
-    got = case.exactly(formula, ends).tolist()
+    at = [references.limit(case.a.name, side, *case.parameters) for side in (-1, 1)]
+    got = case.exactly("f", ends).tolist()
+    assert got == at
+    assert [math.copysign(1, y) for y in got] == [math.copysign(1, y) for y in at]
+    for order, formula in enumerate(("df", "d2f"), start=1):
+        far = [references.df(case.a.name, x, *case.parameters, order=order) for x in (-1e4, 1e4)]
+        got = case.exactly(formula, ends).tolist()
+        assert got == pytest.approx([float(slope) for slope in far], rel=1e-15, abs=1e-12)
+
+
+@every_shape
+@pytest.mark.parametrize("formula", ["f", "df", "d2f"])
+def test_no_finite_input_gives_nan(case: Case, formula: str) -> None:
+    far = torch.tensor([-1.7e308, -1e30, -1e-300, 0.0, 5e-324, 1e30, 1.7e308])
     assert not case.exactly(formula, far).isnan().any()
-    limits = {"f": (0.0, torch.inf), "df": (0.0, 1.0), "d2f": (0.0, 0.0)}[formula]
-    assert got == pytest.approx(limits, rel=1e-15, abs=1e-12)

@@ -50,6 +50,8 @@ def dp(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> tuple[Tensor, Tens
 def df_y(
     y: Tensor, right: Tensor, saved: torch.dtype, alpha: float, beta: float, gamma: float
 ) -> Tensor:
+    if beta < 0:  # the side of u = beta·x
+        right = ~right
     if alpha == 1:  # y = gamma/beta·silu(2·beta·x)
         slope = df_from_output("silu", silu.f, silu.df, y, right, saved, beta / gamma)
         return 2 * gamma * slope

@@ -48,7 +48,7 @@ def least(depth: float, saved: torch.dtype) -> float:
 
 
 def turn(k: float) -> float:
-    return max(-1.5, k - 3)
+    return min(-1.5, k - 3)
 
 
 def _portable(x: Tensor, k: float) -> Tensor:

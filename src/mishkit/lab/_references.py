@@ -5,6 +5,7 @@ An activation's own formulas serve, in float64; the tests hold them against 50 d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,40 +17,46 @@ STEPS = 200
 """Bisection alone closes the widest bracket in about 70 steps."""
 TOLERANCE = 1e-13
 """Of x, relative."""
-LOWEST = -1000.0
-"""Left of every x at which a function of the table is not yet 0 in float64."""
+FARTHEST = 1000.0
+"""Beyond it every function of the table is its asymptote in float64."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One activation with its default parameters, on float64 tensors."""
+    """One activation with its parameters, on float64 tensors."""
 
     activation: Activation
+    parameters: tuple[float, ...]
 
     def f(self, x: Tensor) -> Tensor:
         """f(x)."""
-        return self.activation.f(x, *self.activation.defaults)
+        return self.activation.f(x, *self.parameters)
 
     def df(self, x: Tensor) -> Tensor:
         """f'(x)."""
-        return self.activation.df(x, *self.activation.defaults)
+        return self.activation.df(x, *self.parameters)
 
     def df_of_output(self, y: Tensor, near: Tensor) -> Tensor:
         """f' at the x with f(x) = y on the side of the turn that `near` is on.
 
         `near` is the x that y was rounded from. Where rounding took y below the minimum that is
-        the turn itself, and where it took y to 0 left of the turn it is −∞: f' is 0 at both.
+        the turn itself, and where it took y to the limit 0 of a branch it is infinite: f' is 0 at
+        both. A monotone function must rise from 0.
         """
-        turn = self.activation.turn_at(*self.activation.defaults)
+        ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
+        vanishes = self.f(ends) == 0
+        lowest, highest = (
+            torch.full_like(y, end) if flat else y.clamp_min(0) / slope + end
+            for end, flat, slope in zip((-FARTHEST, FARTHEST), vanishes, self.df(ends), strict=True)
+        )
+        turn = self.activation.turn_at(*self.parameters)
         if turn is None:
-            right, edge = torch.ones_like(y, dtype=torch.bool), torch.full_like(y, LOWEST)
+            right, edge = torch.ones_like(y, dtype=torch.bool), lowest
             vanished, under = y <= 0, torch.zeros_like(right)
         else:
             right, edge = near > turn, torch.full_like(y, turn)
-            under = y <= self.f(edge)
-            vanished = ~right & (y >= 0)
-        low = torch.where(right, edge, LOWEST)
-        high = torch.where(right, y.clamp_min(0) + 3, edge)
+            vanished, under = (y >= 0) & vanishes[right.long()], y <= self.f(edge)
+        low, high = torch.where(right, edge, lowest), torch.where(right, highest, edge)
         gradient = torch.zeros_like(y)
         todo = ~(vanished | under)
         x = self._solve(y[todo], near[todo], low[todo], high[todo], right[todo])

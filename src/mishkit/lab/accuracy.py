@@ -3,8 +3,8 @@
 For the operators of each function and dtype it measures, against float64,
 
 f       |y − f(x)| in ULP, the spacing of the dtype at f(x), which is taken to be no finer than at
-        the smallest normal number; and as it is. Where x < −87 or |f(x)| < 1.2e−36 (the tail:
-        float32 is about to run out of exponents) the error as it is counts alone.
+        the smallest normal number; and as it is. Where |f(x)| < 1.2e−36 or |f(x)| < |x|·exp(−87)
+        (the tail: float32 is about to run out of exponents) the error as it is counts alone.
 df      |g − f'(x)|, g being the gradient of 1 from the input; in the 16-bit types it includes
         the rounding of g.
 df_y    |d − f'(x')|, d being the gradient of 1 from the rounded output y and the side, and x' the
@@ -16,8 +16,8 @@ decoder |d − f'(x)|, against the true gradient at the input: its maximum and i
         under N(0, 1), as multiples of those of |f'(x') − f'(x)|, the error of an exact inverse of
         the rounded y. In the 16-bit types d is the kernel's gradient before it is rounded itself,
         which its rounded products with many upstream gradients enclose.
-limits  f from −1e30 to −∞ is exactly −0 (0 for monotone functions); +∞ and NaN are kept; the
-        gradients at ±∞ are the limits.
+limits  f and the gradients at ±∞ are the limits, zeros of f with their sign; f from −1e30 on is
+        what it is at −∞ where that is 0; NaN is kept.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ CHUNK = 1 << 16
 UPSTREAM = 64
 """Gradients that tell what a 16-bit gradient was before it was rounded."""
 
-TAIL_X = -87.0
 TAIL_F = 1.2e-36
+TAIL_WEIGHT = math.exp(-87.0)
 BAR_F_MAX_ULP = {"float32": 5.0, "bfloat16": 0.56, "float16": 0.56}
 BAR_F_MEAN_ULP = 0.75
 BAR_TAIL = 1.2e-36
@@ -141,9 +141,10 @@ def _ratio(ours: float, theirs: float) -> float:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The operators of one activation with its default parameters, of one backend."""
+    """The operators of one activation with its parameters, of one backend."""
 
     activation: Activation
+    parameters: tuple[float, ...]
     backend: str = "cpu"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,15 +167,24 @@ class Kernels:
     def _call(self, ending: str, plain_form: Callable[..., Any], *tensors: Tensor) -> Any:
         a = self.activation
         if self.backend == "torch":
-            return plain_form(a, *tensors, *a.defaults)
-        return getattr(torch.ops.mishkit, a.name + ending)(*tensors, *a.defaults)
+            return plain_form(a, *tensors, *self.parameters)
+        return getattr(torch.ops.mishkit, a.name + ending)(*tensors, *self.parameters)
 
 
 def measure(
-    activation: Activation, dtype: str, *, backend: str = "cpu", stride: int = STRIDE
+    activation: Activation,
+    dtype: str,
+    *parameters: float,
+    backend: str = "cpu",
+    stride: int = STRIDE,
 ) -> Accuracy:
-    """Sweep one function in one dtype: all 16-bit inputs, or every `stride`-th float32."""
-    kernels, reference = Kernels(activation, backend), Reference(activation)
+    """Sweep one function in one dtype: all 16-bit inputs, or every `stride`-th float32.
+
+    Its parameters are the defaults unless others are given.
+    """
+    parameters = parameters or activation.defaults
+    kernels = Kernels(activation, parameters, backend)
+    reference = Reference(activation, parameters)
     result = Accuracy(activation.name, dtype)
     # Chunks are too small to share. What is broken may be infinite: `Errors` takes that.
     with torch_threads(1), np.errstate(invalid="ignore", over="ignore"):
@@ -182,7 +192,7 @@ def measure(
             _add_forward(result, kernels, reference, x)
             _add_backward(result, kernels, reference, x)
             _add_from_output(result, kernels, reference, x)
-        result.broken_limits = _broken_limits(kernels, DTYPES[dtype])
+        result.broken_limits = _broken_limits(kernels, reference, DTYPES[dtype])
     return result
 
 
@@ -208,8 +218,10 @@ def ulp(value: Array, dtype: str) -> Array:
 
 def _add_forward(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
     y, true, at = _array(kernels.forward(x)), _array(reference.f(x.double())), _array(x)
-    error = np.abs(y - true)
-    tail = (at < TAIL_X) | (np.abs(true) < TAIL_F)
+    # Beyond the largest number lies infinity.
+    overflows = np.abs(true) > torch.finfo(x.dtype).max
+    error = np.where(overflows & (y == np.copysign(math.inf, true)), 0.0, np.abs(y - true))
+    tail = np.abs(true) < np.maximum(TAIL_F, np.abs(at) * TAIL_WEIGHT)
     if result.dtype == "float16":
         tail[:] = False  # its smallest number is far above
     body = ~tail
@@ -260,9 +272,9 @@ def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Ar
         half = np.maximum(np.abs(product), info.tiny) * (0.5 * info.eps)
         low = np.maximum(low, (product - half) / grad)
         high = np.minimum(high, (product + half) / grad)
-    turn = a.turn_at(*a.defaults)
+    turn = a.turn_at(*kernels.parameters)
     right = x.double() > (-math.inf if turn is None else turn)
-    formula = _array(a.df_y(y.float(), right, y.dtype, *a.defaults))
+    formula = _array(a.df_y(y.float(), right, y.dtype, *kernels.parameters))
     return np.clip(formula, low, high)
 
 
@@ -273,22 +285,23 @@ def _outside(gradient: Array, y: Tensor, x: Tensor, reference: Reference, dtype:
     return np.maximum(np.minimum(*ends) - gradient, gradient - np.maximum(*ends))
 
 
-def _broken_limits(kernels: Kernels, dtype: torch.dtype) -> list[str]:
-    inf, a = math.inf, kernels.activation
-    # More than a vector of each, so that the main loop meets them too and not the tail alone.
-    far = torch.tensor([-1e30, -3e38, -inf], dtype=dtype).repeat(50)
-    up, nan = torch.full((150,), inf, dtype=dtype), torch.full((150,), math.nan, dtype=dtype)
-    y = kernels.forward(far)
-    checks = {
-        "f(−inf)": bool((y == 0).all() and (a.turn is None or torch.signbit(y).all())),
-        "f(inf)": bool((kernels.forward(up) == inf).all()),
-        "f(nan)": bool(kernels.forward(nan).isnan().all()),
-        "df(−inf)": bool((kernels.backward(far) == 0).all()),
-        "df(inf)": bool((kernels.backward(up) == 1).all()),
-        "df_y(−inf)": bool((kernels.backward_packed(*kernels.packed(far)) == 0).all()),
-        "df_y(inf)": bool((kernels.backward_packed(*kernels.packed(up)) == 1).all()),
-    }
-    return [name for name, holds in checks.items() if not holds]
+def _broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) -> list[str]:
+    inf, broken = math.inf, []
+    for name, far in (("−inf", (-1e30, -3e38, -inf)), ("inf", (inf,))):
+        end = torch.tensor([far[-1]], dtype=torch.float64)
+        limit, slope = reference.f(end).to(dtype), reference.df(end).to(dtype)
+        # More than a vector of each, so that the main loop meets them too and not the tail alone.
+        x = torch.tensor(far if limit == 0 else far[-1:], dtype=dtype).repeat(150 // len(far))
+        y = kernels.forward(x)
+        gradients = kernels.backward(x), kernels.backward_packed(*kernels.packed(x))
+        is_exact = bool((y == limit).all() and (y.signbit() == limit.signbit()).all())
+        # A slope that is no whole number has been rounded on the way.
+        spacing = 0 if slope == slope.round() else 4 * torch.finfo(dtype).eps
+        close = [bool(((g - slope).abs() <= spacing).all()) for g in gradients]
+        checks = zip(("f", "df", "df_y"), (is_exact, *close), strict=True)
+        broken += [f"{what}({name})" for what, holds in checks if not holds]
+    nan = torch.full((150,), math.nan, dtype=dtype)
+    return broken if kernels.forward(nan).isnan().all() else [*broken, "f(nan)"]
 
 
 def _finite(x: Tensor) -> Tensor:
