@@ -89,17 +89,16 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   }
 
   // alpha = 1: f = gamma/beta·silu(2·beta·x).
-  template <class S> struct Output {
-    using Inner = typename SiLU<V, accuracy>::template Output<S>;
-    Inner inner;
-    Scale<T> scale;
+  template <class S> struct Output : SiLU<V, accuracy>::template ScaledOutput<S> {
+    using Base = typename SiLU<V, accuracy>::template ScaledOutput<S>;
     V height;
-    explicit Output(const double* p) : inner(p), scale(p[1] / p[2]), height(2 * p[2]) {}
-    using Stage = typename Inner::Stage;
-    MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
-      return inner.start(y, scale, right);
+    Mask<T> mirrored;
+    explicit Output(const double* p)
+        : Base(p[1] / p[2]), height(2 * p[2]), mirrored(less(V(p[1]), V(0.0))) {}
+    MISHKIT_INLINE_MEMBER typename Base::Stage start(V y, Mask<T> right) const {
+      return Base::start(y, right ^ mirrored);
     }
-    MISHKIT_INLINE_MEMBER V df(Stage s) const { return inner.df(s) * height; }
+    MISHKIT_INLINE_MEMBER V df(typename Base::Stage s) const { return Base::df(s) * height; }
   };
 
   // alpha < 1: no table, so g is inverted. Newton's method for v = u − turn, between brackets that
@@ -112,10 +111,15 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     static constexpr int most_steps = 80;
     // Newton's method squares a step this small into one below the last place.
     static constexpr double settled = sizeof(T) == 4 ? 0x1p-11 : 0x1p-26;
-    Scale<T> scale;
-    V gamma, bottom, t0, s0, depth_high, depth_low, per_root, most = end;
+    V scale, scale_low, gamma;
+    Mask<T> mirrored;
+    V bottom, t0, s0, depth_high, depth_low, per_root, most = end;
     V per_slope_right, per_slope_left, limit_right, limit_left;
-    explicit Iterated(const double* p) : scale(p[1] / p[2]), gamma(p[2]) {
+    explicit Iterated(const double* p)
+        : scale(p[1] / p[2]),
+          scale_low(p[1] / p[2] - (double)(T)(p[1] / p[2])),
+          gamma(p[2]),
+          mirrored(less(V(p[1]), V(0.0))) {
       double u = aptx_turn(p[0]), t = tanh(u), s = 1 - t * t, depth = -u * (p[0] + t);
       bottom = u, t0 = t, s0 = s;
       depth_high = depth, depth_low = depth - (double)(T)depth;
@@ -141,11 +145,12 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       Mask<T> unsettled;
     };
     MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
+      right = right ^ mirrored;
       V far = select(right, most - bottom, -most - bottom);
       V limit = select(right, limit_right, limit_left);
-      y = min(limit / scale.high, y);
-      V above = sum_of_product(y, scale.high, y * scale.high, depth_high);
-      above = min(limit, max(V(0.0), fma(y, scale.low, above) + depth_low));
+      y = min(limit / scale, y);
+      V above = sum_of_product(y, scale, y * scale, depth_high);
+      above = min(limit, max(V(0.0), fma(y, scale_low, above) + depth_low));
       V root = sqrt(above);
       // Between the parabola of the minimum and the straight line far out, whose slope is 1 ± alpha.
       V line = (above - depth_high) * select(right, per_slope_right, per_slope_left);
