@@ -159,6 +159,9 @@ template <class T> MISHKIT_INLINE Mask<T> mask_from_bits(uint32_t bits) {
 template <class T> MISHKIT_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) {
   return {a.m & b.m};
 }
+template <class T> MISHKIT_INLINE Mask<T> operator^(Mask<T> a, Mask<T> b) {
+  return {a.m ^ b.m};
+}
 template <class T> MISHKIT_INLINE Mask<T> and_not(Mask<T> a, Mask<T> b) { return {a.m & ~b.m}; }
 
 // ---- arithmetic that the vector extension lacks -------------------------------------------------

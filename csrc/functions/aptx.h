@@ -7,11 +7,10 @@ namespace MISHKIT_ISA {
 
 // Of g(u) = u·(alpha + tanh u): the u of its minimum, for |alpha| < 1. There g' rises through 0.
 static inline double aptx_turn(double alpha) {
-  double low = -1.2, high = 1.2, middle = 0;
+  double low = -1.2, high = 1.2;
   for (;;) {
-    double next = (low + high) / 2;
-    if (!(low < next && next < high)) return middle;
-    middle = next;
+    double middle = (low + high) / 2;
+    if (!(low < middle && middle < high)) return middle;
     double t = tanh(middle);
     (alpha + t + middle * (1 - t * t) < 0 ? low : high) = middle;
   }
@@ -92,10 +91,15 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     Inner inner;
     Scale<T> scale;
     V height;
-    explicit Output(const double* p) : inner(p), scale(p[1] / p[2]), height(2 * p[2]) {}
+    Mask<T> mirrored;
+    explicit Output(const double* p)
+        : inner(p),
+          scale(p[1] / p[2]),
+          height(2 * p[2]),
+          mirrored(less(V(p[1]), V(0.0))) {}
     using Stage = typename Inner::Stage;
     MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
-      return inner.start(y, scale, right);
+      return inner.start(y, scale, right ^ mirrored);
     }
     MISHKIT_INLINE_MEMBER V df(Stage s) const { return inner.df(s) * height; }
   };
@@ -113,7 +117,9 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     Scale<T> scale;
     V gamma, bottom, t0, s0, depth_high, depth_low, per_root, most = end;
     V per_slope_right, per_slope_left, limit_right, limit_left;
-    explicit Iterated(const double* p) : scale(p[1] / p[2]), gamma(p[2]) {
+    Mask<T> mirrored;
+    explicit Iterated(const double* p)
+        : scale(p[1] / p[2]), gamma(p[2]), mirrored(less(V(p[1]), V(0.0))) {
       double u = aptx_turn(p[0]), t = tanh(u), s = 1 - t * t, depth = -u * (p[0] + t);
       bottom = u, t0 = t, s0 = s;
       depth_high = depth, depth_low = depth - (double)(T)depth;
@@ -139,6 +145,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       Mask<T> unsettled;
     };
     MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
+      right = right ^ mirrored;
       V far = select(right, most - bottom, -most - bottom);
       V limit = select(right, limit_right, limit_left);
       y = min(limit / scale.high, y);
@@ -175,8 +182,10 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
 
  private:
   MISHKIT_INLINE_MEMBER void set_bounds() {
+    // Where beta is next to nothing, numbers that a product without rounding can still split.
+    const V end = largest / (sizeof(T) == 4 ? 0x1p14 : 0x1p28);
     V a = V(exp_floor<T>) / sharpness.high, b = V(near) / sharpness.high;
-    low = min(a, b), high = max(a, b);
+    low = max(-end, min(a, b)), high = min(end, max(a, b));
     Mask<T> falling = less(sharpness.high, V(0.0));
     V on_left = select(falling, base + height, base);
     V on_right = select(falling, base, base + height);
