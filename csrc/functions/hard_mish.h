@@ -57,13 +57,11 @@ template <class V, Accuracy accuracy> struct HardMish {
 
    private:
     static double depth(const double* p) { return 9 / (4 * p[0]); }
-    // What y − y_min counts as at the minimum: a quarter of the most that shares its rounded y, so
-    // that the gradient is the middle of those from 0 to its root.
+    // What y − y_min counts as at the minimum: in the 16-bit types a quarter of the most that
+    // shares its rounded y, so that the gradient is the middle of those from 0 to its root.
     static double least_above(double depth) {
-      constexpr int precision = __is_same(S, BFloat16)  ? 8
-                                : __is_same(S, Float16) ? 11
-                                : sizeof(S) == 4        ? 24
-                                                        : 53;
+      if (sizeof(S) > 2) return 0;
+      constexpr int precision = __is_same(S, BFloat16) ? 8 : 11;
       int exponent;
       __builtin_frexp(depth, &exponent);
       double unit = __builtin_ldexp(1.0, exponent - precision);

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..activation import Activation, Parameter
 from ._inverse import leading
 
-PRECISION = {torch.float64: 53, torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}
+PRECISION = {torch.bfloat16: 8, torch.float16: 11}
 
 
 def f(x: Tensor, k: float) -> Tensor:
@@ -38,8 +38,10 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype, k: float) -> Tensor:
 
 
 def least(depth: float, saved: torch.dtype) -> float:
-    """What y − y_min counts as at the minimum: a quarter of the most that shares its rounded y,
-    so that the gradient is the middle of those from 0 to its root."""
+    """What y − y_min counts as at the minimum: in the 16-bit types a quarter of the most that
+    shares its rounded y, so that the gradient is the middle of those from 0 to its root."""
+    if saved not in PRECISION:
+        return 0.0
     unit = math.ldexp(1.0, math.frexp(depth)[1] - PRECISION[saved])
     rounded = round(depth / unit) * unit
     # Towards 0 a power of two has its neighbour at half the distance.
