@@ -66,7 +66,7 @@ def module_stub(name: str, module: type[ActivationModule]) -> str:
 
 def functions() -> str:
     # Those that are written out in functional.py describe themselves.
-    made = [n for n, f in FUNCTIONS.items() if f.__code__.co_name != n]
+    made = [n for n, f in FUNCTIONS.items() if f.__module__ != "mishkit.functional"]
     stubs = [function_stub(name, FUNCTIONS[name]) for name in made]
     return HEAD.format(title="The functions") + "\n".join(["from torch import Tensor\n", *stubs])
 

@@ -26,7 +26,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
 
   V gamma, less_one;           // less_one: alpha − 1
   Factor<T> sharpness;         // 2·beta
-  V base, height;              // the weight of x is base + height·σ
+  V base, height, top;         // the weight of x is base + height·σ, which rises to top
   V low, high;                 // where x is clamped for the exponential
   V least, most;               // where x is clamped for itself: inf·0 would be a NaN
   double alpha, beta;          // for the turn
@@ -37,6 +37,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
         sharpness(2 * p[1]),
         base(p[2] * (p[0] - 1)),
         height(2 * p[2]),
+        top(p[2] * (p[0] + 1)),
         alpha(p[0]),
         beta(p[1]) {
     set_bounds();
@@ -47,6 +48,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
         sharpness(p[1] + p[1]),
         base(p[2] * less_one),
         height(p[2] + p[2]),
+        top(p[2] * (p[0] + V(1.0))),
         alpha(0),
         beta(0) {
     set_bounds();
@@ -64,7 +66,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     return {x, c, c * sharpness.high, exp<accuracy>(c, sharpness)};
   }
   MISHKIT_INLINE_MEMBER V f(Stage s) const {
-    return s.x * fma(s.e / (s.e + V(1.0)), height, base);
+    return s.x * (fma(s.e, top, base) / (s.e + V(1.0)));
   }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
@@ -187,8 +189,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     V a = V(exp_floor<T>) / sharpness.high, b = V(near) / sharpness.high;
     low = max(-end, min(a, b)), high = min(end, max(a, b));
     Mask<T> falling = less(sharpness.high, V(0.0));
-    V on_left = select(falling, base + height, base);
-    V on_right = select(falling, base, base + height);
+    V on_left = select(falling, top, base), on_right = select(falling, base, top);
     V none = __builtin_inf();
     least = select(less_equal(abs(on_left), V(0.0)), V(-largest), -none);
     most = select(less_equal(abs(on_right), V(0.0)), V(largest), none);

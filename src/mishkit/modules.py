@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,48 +67,26 @@ class ActivationModule(nn.Module):
         shown = []
         for name, argument in self.arguments.parameters.items():
             value = getattr(self, name)
-            is_default = name in OPTIONS and value == argument.default
-            if not (is_default or isinstance(value, nn.Parameter)):
-                shown.append(f"{name}={value!r}")
+            if isinstance(value, nn.Parameter) or (name in OPTIONS and value == argument.default):
+                continue
+            shown.append(f"{name}={value:g}" if isinstance(value, Tensor) else f"{name}={value!r}")
         return ", ".join(shown)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._fixed_state():
-            destination[prefix + name] = torch.tensor(getattr(self, name), dtype=torch.float64)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        rest = dict(state_dict)
-        found = {name: rest.pop(prefix + name, None) for name in self._fixed_state()}
-        super()._load_from_state_dict(rest, prefix, *args, **kwargs)
-        strict, missing, _, errors = args[1:]
-        for name, value in found.items():
-            if value is None:
-                missing.extend([prefix + name] if strict else [])
-            elif value.numel() != 1:
-                errors.append(f"{prefix + name} must be one number, not {tuple(value.shape)}")
-            else:
-                setattr(self, name, float(value))
-
-    def _fixed_state(self) -> list[str]:
-        """The fixed parameters that belong to the state_dict."""
-        names = self.parameter_names if self.activation.keeps_state else ()
-        return [name for name in names if not isinstance(getattr(self, name), Tensor)]
 
 
 class TrainableModule(ActivationModule):
     """An activation function whose parameters are numbers, or are trained.
 
     Input and output: any shape; with `num_parameters` above 1, that many channels in dimension 1,
-    as in `torch.nn.PReLU`.
+    as in `torch.nn.PReLU`. Trained parameters are `torch.nn.Parameter`s, of shape () or
+    (num_parameters,). Fixed ones are no state, but for `APTx`, whose published package has them as
+    buffers of shape (): its checkpoints load here, and ours there.
     """
 
+    inplace: bool
     trainable: bool
     num_parameters: int
+    _numbers: tuple[list[Tensor], list[int], list[float]]
+    """Buffers, their versions, and the numbers that were read from them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -117,22 +96,57 @@ class TrainableModule(ActivationModule):
                 f"{name}: num_parameters={self.num_parameters} needs to be 1, or more where "
                 "trainable=True"
             )
-        if not self.trainable:
-            return
-        if self.save == "output" or self.inplace:
+        if self.trainable and (self.save == "output" or self.inplace):
             raise ValueError(
                 f'{name}: save="output" and inplace=True exclude trainable=True; the gradients of '
                 "the parameters need the input"
             )
+        if not (self.trainable or self.activation.keeps_state):
+            return
         shape = () if self.num_parameters == 1 else (self.num_parameters,)
         for parameter in self.parameter_names:
             initial = torch.full(shape, float(getattr(self, parameter)))
             delattr(self, parameter)
-            setattr(self, parameter, nn.Parameter(initial))
+            if self.trainable:
+                setattr(self, parameter, nn.Parameter(initial))
+            else:
+                self.register_buffer(parameter, initial)
+        self._numbers = ([], [], [])
+        if not self.trainable and not initial.is_meta:
+            self._values()
 
     def forward(self, input: Tensor) -> Tensor:
-        values = [getattr(self, name) for name in self.parameter_names]
-        return type(self).function(input, *values, inplace=self.inplace, save=self.save)
+        return type(self).function(input, *self._values(), inplace=self.inplace, save=self.save)
+
+    def _values(self) -> list[Any]:
+        if self.trainable or not self.activation.keeps_state:
+            return [getattr(self, name) for name in self.parameter_names]
+        buffers: list[Any] = list(self._buffers.values())
+        if buffers[0].is_meta or (torch.compiler.is_compiling() and self.save == "input"):
+            return buffers  # as tensors: compiled code reads what they are when it runs
+        return self._read(buffers)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.activation.keeps_state and not any(b.is_meta for b in self.buffers()):
+            self._values()
+
+    def _read(self, buffers: list[Tensor]) -> list[float]:
+        """The numbers in the buffers, read again where these have changed: on a GPU it waits."""
+        known, versions, numbers = self._numbers
+        same = len(known) == len(buffers) and all(map(operator.is_, known, buffers))
+        if torch.compiler.is_compiling():
+            if not same:
+                raise RuntimeError(
+                    f'{type(self).__name__}: with save="output", call it once before it is '
+                    "compiled; its parameters have not been read since they were moved"
+                )
+            return numbers
+        current = [buffer._version for buffer in buffers]
+        if not same or versions != current:
+            numbers = [float(buffer) for buffer in buffers]
+            self._numbers = (buffers, current, numbers)
+        return numbers
 
 
 def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationModule]:

@@ -1,7 +1,6 @@
 """APTx: (alpha + tanh(beta·x))·gamma·x."""
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +15,8 @@ Value = float | Tensor
 
 END = 25.0
 """|beta·x| from which the slope is its limit in every dtype."""
+MOST_TURNS = 1000
+"""Of how many values of alpha the turn is remembered."""
 STEPS = 60
 """Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
 
@@ -82,9 +83,20 @@ def _sum(x: Tensor, alpha: Value, beta: Value) -> Tensor:
 # ---- alpha < 1: of g(u) = u·(alpha + tanh u), u = beta·x, there is no table ----
 
 
-@lru_cache(maxsize=256)
+_turns: dict[float, float] = {}
+
+
 def _turn(alpha: float) -> float:
-    """The u at which g has its minimum, by bisection: there g' rises through 0."""
+    """The u at which g has its minimum; found once for each alpha."""
+    if alpha not in _turns:
+        if len(_turns) >= MOST_TURNS:
+            _turns.clear()
+        _turns[alpha] = _find_turn(alpha)
+    return _turns[alpha]
+
+
+def _find_turn(alpha: float) -> float:
+    """By bisection: g' rises through 0 there."""
     low, high = -1.2, 1.2
     while low < (middle := (low + high) / 2) < high:
         t = math.tanh(middle)

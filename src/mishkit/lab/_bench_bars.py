@@ -8,9 +8,11 @@ from ._bench_cases import (
     BACKWARD,
     CALL,
     CALL_BACKWARD,
+    EXPRESSION,
     FORWARD,
     FROM_OUTPUT,
     IN_PLACE,
+    MISH,
     OURS,
     OUT,
     RELU,
@@ -20,6 +22,17 @@ from ._verdicts import Verdict
 from .bench import Key, Results, size_name
 
 L2, L3, MEMORY = 1 << 16, 1 << 20, 1 << 24
+
+POLYNOMIAL = ("relu", "h_mish", "hard_mish", "hardswish")
+"""Made of straight lines and parabolas."""
+ONE_EXPONENTIAL = ("swish", "piecewise_swish", "linear_swish", "aptx")
+"""With an exponential, a division and about as many other operations as Mish, or fewer."""
+WORDS = {
+    RELU: "torch's ReLU",
+    TWIN: "torch's",
+    EXPRESSION: "its expression in torch",
+    MISH: "mishkit's Mish",
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,19 @@ class Bar:
         return Verdict(self.what, bar, f"{ratio:.3g}× ({median:.3g}×)", met)
 
 
-def faster(limit: float, case: str, size: int, function: str = "mish", **more: str) -> Bar:
-    """At least so many times faster than torch's own function."""
-    ours = _key(function, case, size, **more)
-    what = f"{_name(ours)}: faster than torch's"
-    return Bar(what, ours._replace(contender=TWIN), ours, limit, at_least=True)
+def faster(
+    limit: float,
+    case: str,
+    size: int,
+    function: str = "mish",
+    *,
+    dtype: str = "float32",
+    than: str = TWIN,
+) -> Bar:
+    """At least so many times faster than torch's own function, or than its expression."""
+    ours = _key(function, case, size, dtype)
+    what = f"{_name(ours)}: faster than {WORDS[than]}"
+    return Bar(what, ours._replace(contender=than), ours, limit, at_least=True)
 
 
 def costs(
@@ -63,9 +84,10 @@ def costs(
 ) -> Bar:
     """At most so many times what the contender beside it takes."""
     ours = _key(function, case, size)
-    other = {RELU: "torch's ReLU", TWIN: "torch's"}[beside]
     below = ours._replace(contender=beside)
-    return Bar(f"{_name(ours)}: over {other}", ours, below, limit, at_least=False, note=note)
+    return Bar(
+        f"{_name(ours)}: over {WORDS[beside]}", ours, below, limit, at_least=False, note=note
+    )
 
 
 def _key(function: str, case: str, size: int, dtype: str = "float32") -> Key:
@@ -108,6 +130,12 @@ BARS = (
     faster(3, FORWARD, MEMORY),
     *(bar for name in ("silu", "gelu", "gelu_tanh", "softplus") for bar in _beside_torch(name)),
     costs(1.3, FORWARD, L2, "h_mish"),
+    *(costs(1.35, FORWARD, L2, name) for name in POLYNOMIAL),
+    *(costs(1.15, FORWARD, L2, name, beside=MISH) for name in ONE_EXPONENTIAL),
+    *(
+        faster(5, FORWARD, L2, name, than=EXPRESSION)
+        for name in (*POLYNOMIAL[1:], *ONE_EXPONENTIAL)
+    ),
     costs(1.5, CALL, 16, beside=TWIN),
     costs(2, CALL_BACKWARD, 16, beside=TWIN),
     faster(1, CALL, 1024),

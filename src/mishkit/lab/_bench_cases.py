@@ -1,7 +1,12 @@
-"""What `mishkit bench` times: the same work by mishkit, by torch's ReLU and by torch's twin."""
+"""What `mishkit bench` times: the same work by mishkit, by torch's ReLU and by torch's twin.
+
+The twin is torch's own function; beside it stands the formula as one would write it in torch, and
+mishkit's Mish, which the other functions with one exponential are measured against.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,6 +31,7 @@ MOST_IN_PLACE = 16
 """Applications to one's own output before it nears the denormal numbers."""
 
 OURS, RELU, TWIN = "mishkit", "relu", "torch"
+EXPRESSION, MISH = "expression", "mishkit's mish"
 FORWARD, OUT, IN_PLACE, PACKED = "forward", "forward, out=", "in place", "forward, packed"
 BACKWARD, FROM_OUTPUT = "backward", "backward from output"
 CALL, CALL_BACKWARD = "call", "call and backward"
@@ -46,6 +52,8 @@ class Peer:
     in_place: Callable[[Tensor], Tensor] | None
     backward: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(grad, input, output) -> grad_input, the operator."""
+    expression: Callable[[Tensor], Tensor] | None = None
+    """The formula in torch's elementary functions; None where that is `forward`."""
 
 
 def _peers() -> dict[str, Peer]:
@@ -62,30 +70,42 @@ def _peers() -> dict[str, Peer]:
             aten.softplus.out,
             None,
             lambda g, x, y: aten.softplus_backward(g, x, 1.0, 20.0),
+            lambda x: torch.log1p(torch.exp(x)),
         ),
         "silu": Peer(
             F.silu,
             aten.silu.out,
             partial(F.silu, inplace=True),
             lambda g, x, y: aten.silu_backward(g, x),
+            lambda x: x * torch.sigmoid(x),
         ),
         "gelu": Peer(
             F.gelu,
             aten.gelu.out,
             aten.gelu_,
             lambda g, x, y: aten.gelu_backward(g, x),
+            lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
         ),
         "gelu_tanh": Peer(
             partial(F.gelu, approximate="tanh"),
             partial(aten.gelu.out, approximate="tanh"),
             partial(aten.gelu_, approximate="tanh"),
             lambda g, x, y: aten.gelu_backward(g, x, approximate="tanh"),
+            lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         ),
         "mish": Peer(
             F.mish,
             aten.mish.out,
             partial(F.mish, inplace=True),
             lambda g, x, y: aten.mish_backward(g, x),
+            lambda x: x * torch.tanh(F.softplus(x)),
+        ),
+        "hardswish": Peer(
+            F.hardswish,
+            aten.hardswish.out,
+            partial(F.hardswish, inplace=True),
+            lambda g, x, y: aten.hardswish_backward(g, x),
+            lambda x: x * (x + 3).clamp(0, 6) / 6,
         ),
     }
 
@@ -100,6 +120,13 @@ def contenders(a: Activation) -> dict[str, Peer]:
     if a.name in PEERS and a.name != "relu":
         found[TWIN] = PEERS[a.name]
     return found
+
+
+def expression(a: Activation) -> Callable[[Tensor], Tensor] | None:
+    """The function as one would write it in torch: by its formula; None for ReLU."""
+    if a.name in PEERS:
+        return PEERS[a.name].expression
+    return lambda x: a.portable(x, *a.defaults)
 
 
 def large(a: Activation, dtype: torch.dtype, size: int) -> Calls:
@@ -150,6 +177,11 @@ def _forwards(a: Activation, x: Tensor) -> Iterator[tuple[tuple[str, str], Call]
             yield (OUT, name), Call(partial(peer.out, x, out=out))
         if peer.in_place is not None:
             yield (IN_PLACE, name), in_place(peer.in_place)
+    by_formula = expression(a)
+    if by_formula is not None:
+        yield (FORWARD, EXPRESSION), Call(partial(by_formula, x))
+    if a.name != "mish":
+        yield (FORWARD, MISH), Call(partial(mk.functional.FUNCTIONS["mish"], x))
 
 
 def _backwards(a: Activation, x: Tensor, g: Tensor) -> Iterator[tuple[tuple[str, str], Call]]:
@@ -171,3 +203,6 @@ def _backwards(a: Activation, x: Tensor, g: Tensor) -> Iterator[tuple[tuple[str,
     yield (FROM_OUTPUT, OURS), through_autograd(ours(leaf, save="output"))
     for name, peer in contenders(a).items():
         yield (BACKWARD, name), through_autograd(peer.forward(leaf))
+    by_formula = expression(a)
+    if by_formula is not None:
+        yield (BACKWARD, EXPRESSION), through_autograd(by_formula(leaf))

@@ -29,6 +29,7 @@ from . import LabError
 from ._bench_cases import (
     CALL_SIZES,
     CASES,
+    EXPRESSION,
     OURS,
     RELU,
     SAME_WORK,
@@ -197,7 +198,8 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
         "ns per element: minimum/median; ÷relu: over torch's ReLU; torch÷: how many times faster "
-        "than torch's own.\nBackward is timed at the operator below 1 Mi elements, through "
+        "than torch's own,\nor (*) than the formula in torch where torch has no such function. "
+        "Backward is timed at the operator below 1 Mi elements, through "
         "autograd from there on.",
     )
     _warn_of_load(out)
@@ -270,16 +272,19 @@ def _cells(results: Results, ours: Key) -> tuple[str, str, str]:
     timing = results.find(ours)
     if timing is None:
         return NONE, NONE, NONE
-    relu, twin = ours._replace(contender=RELU), ours._replace(contender=TWIN)
+    relu, twin, expression = (ours._replace(contender=c) for c in (RELU, TWIN, EXPRESSION))
+    by_torch = _figure(results.ratio(twin, ours))
+    if by_torch == NONE and ours.function != RELU:
+        by_torch = _figure(results.ratio(expression, ours), "*")
     return (
         f"{significant(timing.min)}/{significant(timing.median)}",
         _figure(results.ratio(ours, relu)),
-        _figure(results.ratio(twin, ours)),
+        by_torch,
     )
 
 
-def _figure(ratio: float | None) -> str:
-    return NONE if ratio is None else f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
+def _figure(ratio: float | None, mark: str = "") -> str:
+    return NONE if ratio is None else f"{ratio:.2f}{mark}" if ratio < 100 else f"{ratio:.0f}{mark}"
 
 
 def write_csv(path: Path, results: Results) -> None:
