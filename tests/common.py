@@ -66,13 +66,13 @@ FURTHER = _cases(
         # Smooth right of the quadratic part; hardswish; the minimum is a kink.
         "hard_mish": [(3.0,), (6.0,), (1.2,)],
         "swish": [(0.3,)],
-        # Scaled; mirrored; mirrored with two branches; even; nearly falling everywhere.
+        # Scaled; mirrored; mirrored with two branches; even; steeper on the left.
         "aptx": [
             (1.0, 0.3, 1.7),
             (1.0, -1.3, -0.4),
             (0.5, -1.0, -0.5),
             (0.0, 0.8, 1.0),
-            (-0.9, 1.1, 0.7),
+            (-0.6, 1.1, 0.7),
         ],
     }
 )

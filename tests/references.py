@@ -96,13 +96,10 @@ def f(name: str, x: float, *parameters: float) -> mpf:
         return FUNCTIONS[name](mpf(x), *parameters)
 
 
-def df(name: str, x: float, *parameters: float, order: int = 1, side: int = 0) -> mpf:
-    """f' (or a higher derivative) at x by differences, to 30 digits at least.
-
-    At a kink, the one from the left (side = −1) or from the right (1).
-    """
+def df(name: str, x: float, *parameters: float, order: int = 1) -> mpf:
+    """f' (or a higher derivative) at x by differences, to 30 digits at least; not at a joint."""
     with mpmath.workdps(3 * DIGITS):
-        return mpmath.diff(lambda x: FUNCTIONS[name](x, *parameters), mpf(x), order, direction=side)
+        return mpmath.diff(lambda x: FUNCTIONS[name](x, *parameters), mpf(x), order)
 
 
 def dp(name: str, x: float, index: int, *parameters: float) -> mpf:

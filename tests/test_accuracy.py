@@ -44,12 +44,15 @@ def points() -> torch.Tensor:
 
 
 def assert_slope(case: Case, at: float, value: float, error: float) -> None:
-    """`value` is the slope there; at a kink, one between those of the two sides."""
-    slope = references.df(case.a.name, at, *case.parameters)
-    if abs(value - slope) > error:
-        sides = [references.df(case.a.name, at, *case.parameters, side=s) for s in (-1, 1)]
-        assert abs(sides[0] - sides[1]) > 0.01, (at, value, slope)
-        assert min(sides) - error <= value <= max(sides) + error, at
+    """`value` is the slope there; at a joint, one between those of the two sides."""
+
+    def slope(x: float) -> mpmath.mpf:
+        return references.df(case.a.name, x, *case.parameters)
+
+    if abs(value - slope(at)) > error:
+        assert at == round(2 * at) / 2, "no joint is here"
+        sides = slope(at - 1e-9), slope(at + 1e-9)
+        assert min(sides) - 1e-8 <= value <= max(sides) + 1e-8, at
 
 
 def size(case: Case, at: float) -> tuple[mpmath.mpf, mpmath.mpf]:
@@ -185,7 +188,7 @@ def test_kernels_with_other_parameters(case: Case, dtype: str, kernels: Engine) 
     assert not result.broken_limits
     assert result.decoder.max <= accuracy.BAR_DECODER * result.inverse.max + 2e-6 * steepest
     if dtype == "float32":
-        assert result.df_abs.max <= accuracy.BAR_DF * steepest
+        assert result.df_abs.max <= 2 * accuracy.BAR_DF * steepest
         assert result.df_y_abs.max <= accuracy.BAR_DF_Y * steepest
     else:
         assert result.decoder_rms_ratio <= accuracy.BAR_DECODER

@@ -7,11 +7,10 @@ namespace MISHKIT_ISA {
 
 // Of g(u) = u·(alpha + tanh u): the u of its minimum, for |alpha| < 1. There g' rises through 0.
 static inline double aptx_turn(double alpha) {
-  double low = -1.2, high = 1.2, middle = 0;
+  double low = -1.2, high = 1.2;
   for (;;) {
-    double next = (low + high) / 2;
-    if (!(low < next && next < high)) return middle;
-    middle = next;
+    double middle = (low + high) / 2;
+    if (!(low < middle && middle < high)) return middle;
     double t = tanh(middle);
     (alpha + t + middle * (1 - t * t) < 0 ? low : high) = middle;
   }
@@ -182,8 +181,10 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
 
  private:
   MISHKIT_INLINE_MEMBER void set_bounds() {
+    // Where beta is next to nothing, numbers that a product without rounding can still split.
+    const V end = largest / (sizeof(T) == 4 ? 0x1p14 : 0x1p28);
     V a = V(exp_floor<T>) / sharpness.high, b = V(near) / sharpness.high;
-    low = min(a, b), high = max(a, b);
+    low = max(-end, min(a, b)), high = min(end, max(a, b));
     Mask<T> falling = less(sharpness.high, V(0.0));
     V on_left = select(falling, top, base), on_right = select(falling, base, top);
     V none = __builtin_inf();

@@ -3,7 +3,7 @@
 For the operators of each function and dtype it measures, against float64,
 
 f       |y − f(x)| in ULP, the spacing of the dtype at f(x), which is taken to be no finer than at
-        the smallest normal number; and as it is. Where |f(x)| < 1.2e−36 or |f(x)| < |x|·exp(−87)
+        the smallest normal number; and as it is. Where |f(x)| < 1.7e−36 or |f(x)| < |x|·exp(−87)
         (the tail: float32 is about to run out of exponents) the error as it is counts alone.
 df      |g − f'(x)|, g being the gradient of 1 from the input; in the 16-bit types it includes
         the rounding of g.
@@ -53,11 +53,11 @@ CHUNK = 1 << 16
 UPSTREAM = 64
 """Gradients that tell what a 16-bit gradient was before it was rounded."""
 
-TAIL_F = 1.2e-36
+TAIL_F = 1.7e-36
 TAIL_WEIGHT = math.exp(-87.0)
 BAR_F_MAX_ULP = {"float32": 5.0, "bfloat16": 0.56, "float16": 0.56}
 BAR_F_MEAN_ULP = 0.75
-BAR_TAIL = 1.2e-36
+BAR_TAIL = 1.7e-36
 BAR_DF = 2.5e-7
 BAR_DF_Y = 2e-6
 BAR_DECODER = 1.05
