@@ -1,4 +1,5 @@
-// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha − 1) + 2σ(2·beta·x)).
+// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha + 1)·e + (alpha − 1))/(e + 1) with
+// e = exp(2·beta·x), which keeps every digit in both tails.
 #pragma once
 #include "silu.h"
 
@@ -24,7 +25,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   static constexpr double largest =
       sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
 
-  V gamma, less_one;           // less_one: alpha − 1
+  V gamma, less_one, more_one;  // alpha − 1 and + 1
   Factor<T> sharpness;         // 2·beta
   V base, height, top;         // the weight of x is base + height·σ, which rises to top
   V low, high;                 // where x is clamped for the exponential
@@ -34,6 +35,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   explicit APTx(const double* p)
       : gamma(p[2]),
         less_one(p[0] - 1),
+        more_one(p[0] + 1),
         sharpness(2 * p[1]),
         base(p[2] * (p[0] - 1)),
         height(2 * p[2]),
@@ -45,10 +47,11 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   explicit APTx(const V* p)
       : gamma(p[2]),
         less_one(p[0] - V(1.0)),
+        more_one(p[0] + V(1.0)),
         sharpness(p[1] + p[1]),
         base(p[2] * less_one),
         height(p[2] + p[2]),
-        top(p[2] * (p[0] + V(1.0))),
+        top(p[2] * more_one),
         alpha(0),
         beta(0) {
     set_bounds();
@@ -70,21 +73,20 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
-    V sigma = s.e * r;
-    return fma(fma(sigma, s.z * r, sigma), height, base);
+    return fma(s.e, top, base) * r + height * (s.z * r) * (s.e * r);
   }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
     V sigma = s.e * r;
     return height * sharpness.high * sigma * r * fma(s.z, r - sigma, V(2.0));
   }
-  // gamma·x; 4·gamma·x²·σ(z)·σ(−z); x·((alpha − 1) + 2σ)
+  // gamma·x; 4·gamma·x²·σ(z)·σ(−z); x·(alpha + tanh u)
   MISHKIT_INLINE_MEMBER void dp(Stage s, V* d) const {
     V r = V(1.0) / (s.e + V(1.0));
     V sigma = s.e * r;
     d[0] = gamma * s.x;
     d[1] = (height + height) * (s.c * sigma) * (s.c * r);
-    d[2] = s.x * fma(sigma, V(2.0), less_one);
+    d[2] = s.x * (fma(s.e, more_one, less_one) * r);
   }
 
   // alpha = 1: f = gamma/beta·silu(2·beta·x).
