@@ -191,7 +191,10 @@ def test_kernels_with_other_parameters(case: Case, dtype: str, kernels: Engine) 
         assert result.df_abs.max <= 2 * accuracy.BAR_DF * steepest
         assert result.df_y_abs.max <= accuracy.BAR_DF_Y * steepest
     else:
-        assert result.decoder_rms_ratio <= accuracy.BAR_DECODER
+        # The gradient will be rounded to the type: what is far below its spacing does not show.
+        rms = math.sqrt(result.decoder_square.mean)
+        invisible = torch.finfo(accuracy.DTYPES[dtype]).eps / 16
+        assert result.decoder_rms_ratio <= accuracy.BAR_DECODER or rms <= invisible
 
 
 @every_case

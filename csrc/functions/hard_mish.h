@@ -36,11 +36,12 @@ template <class V, Accuracy accuracy> struct HardMish {
     V depth_high, depth_low, least, per_k, joint;
     explicit Output(const double* p) : per_k(4 / p[0]), joint(p[0] - 3) {
       double depth = 9 / (4 * p[0]);
-      Centring centring = MISHKIT_ISA::centring<S>(depth);
+      // Below k = 3/2 the joint is the minimum: right of it everything is straight.
+      const bool kinked = p[0] < 1.5;
+      Centring centring = kinked ? Centring{} : MISHKIT_ISA::centring<S>(depth);
       depth += centring.shift;
       depth_high = depth, depth_low = depth - (double)(T)depth, least = centring.least;
-      // Below k = 3/2 the joint is the minimum: right of it everything is straight.
-      if (p[0] < 1.5) joint = -__builtin_inf();
+      if (kinked) joint = -__builtin_inf();
     }
 
     struct Stage {

@@ -79,9 +79,8 @@ template <class Fit, class S> struct ScaledFit : Fitted<Fit> {
         most(2 * Fit::y_max / scale),
         offset(Fit::y_min_hi),
         least(Fit::least) {
-    int exponent;
-    if (sizeof(S) == 4 || __builtin_frexp(scale, &exponent) == 0.5) return;
-    // A 16-bit type rounds these outputs otherwise than the table's.
+    if (sizeof(S) == 4) return;
+    // A 16-bit type rounds these outputs otherwise than those that the table was centred for.
     Centring centring = MISHKIT_ISA::centring<S>(-Fit::y_min / scale);
     offset = -Fit::y_min + scale * centring.shift;
     least = scale * centring.least;
@@ -145,7 +144,8 @@ template <class Function> struct ScaledInverse : Inverted<Function> {
   }
 };
 
-// The decoder for outputs that were stored as S, and for those that must be scaled.
+// The decoder for outputs that were stored as S, and for those that must be scaled: bfloat16 may
+// round these finer than the function's own, which its table is made for.
 template <class Function, class ForFloat, class ForBFloat16, class ForFloat16, class S>
 struct Decoder;
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, double> {
@@ -158,7 +158,7 @@ template <class Function, class F, class B, class H> struct Decoder<Function, F,
 };
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, BFloat16> {
   using type = Fitted<B>;
-  using scaled = ScaledFit<B, BFloat16>;
+  using scaled = ScaledFit<H, BFloat16>;
 };
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, Float16> {
   using type = Fitted<H>;

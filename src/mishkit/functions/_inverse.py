@@ -32,13 +32,16 @@ def df_from_output(
     """f' at the x on the given side with f(x) = scale·y, y having been rounded to `saved`."""
     if y.dtype == torch.float64:
         return df(_invert(f, df, scale * y, right, TURNS[name][0]))
-    fit = TABLES[name][str(saved).removeprefix("torch.")]
+    tables, dtype = TABLES[name], str(saved).removeprefix("torch.")
     if scale == 1:
+        fit = tables[dtype]
         above = ((y.clamp_max(fit.y_max) + fit.y_min_hi) + fit.y_min_lo).clamp_min(fit.least)
         return _evaluate(fit, y, above, right)
+    # Scaled outputs may be rounded finer than the function's own in bfloat16: another table serves.
+    fit = tables["float32" if saved == torch.float32 else "float16"]
     y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
     high, least = fit.y_min_hi, fit.least
-    if saved in PRECISION and math.frexp(scale)[0] != 0.5:  # other outputs than the table's
+    if saved in PRECISION:  # which rounds these outputs otherwise than the table's
         shift, least = (scale * value for value in centring(-TURNS[name][1] / scale, saved))
         high = shift - TURNS[name][1]
     above = sum_of_product(y, scale, high=high, low=fit.y_min_lo)

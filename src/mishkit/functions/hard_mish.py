@@ -22,14 +22,15 @@ def d2f(x: Tensor, k: float) -> Tensor:
 
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype, k: float) -> Tensor:
-    # y = ((x + 3/2)² − 9/4)/k on the quadratic part, so |f'| is 2·√((y − y_min)/k).
-    shift, least = centring(9 / (4 * k), saved)
+    # y = ((x + 3/2)² − 9/4)/k on the quadratic part, so |f'| is 2·√((y − y_min)/k). Below k = 3/2
+    # the joint is the minimum, and there is no quadratic part right of it.
+    kinked = k < 1.5
+    shift, least = (0.0, 0.0) if kinked else centring(9 / (4 * k), saved)
     depth = 9 / (4 * k) + shift
     high = leading(depth, 24) if y.dtype == torch.float32 else depth
     above = ((y + high) + (depth - high)).clamp_min(least)
     size = 2 * (above / k).sqrt()
-    # Below k = 3/2 the joint is the minimum, and there is no quadratic part right of it.
-    straight = y > k - 3 if k >= 1.5 else torch.ones_like(right)
+    straight = torch.ones_like(right) if kinked else y > k - 3
     left = torch.where(y == 0, 0.0, -size)
     return torch.where(right, torch.where(straight, 1.0, size), left)
 
