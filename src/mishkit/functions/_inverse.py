@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._branch_fit import BranchFit
+from ._branch_fit import BranchFit, leading
 from ._df_y_tables import TABLES, TURNS
 
 STEPS = 64
@@ -48,18 +48,10 @@ def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tenso
     return (product + high) + (rest + low + y_low * scale_low)
 
 
-def leading(value: float, bits: int) -> float:
-    """A number rounded to so many bits."""
-    # Veltkamp's way: arithmetic alone, which torch.compile can follow.
-    shifted = value * (2.0 ** (53 - bits) + 1)
-    return shifted - (shifted - value)
-
-
 def _evaluate(fit: BranchFit, y: Tensor, right: Tensor, scale: float) -> Tensor:
     y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
     above = sum_of_product(y, scale, high=fit.y_min_hi, low=fit.y_min_lo)
-    end = leading(leading(fit.y_max + fit.y_min_hi, 24) + fit.y_min_lo, 24)
-    above = above.clamp(fit.least, end)
+    above = above.clamp(fit.least, fit.end)
     y = y if scale == 1 else scale * y
     tail = ~right & (y > fit.y_tail)
     root = torch.where(tail, -y, above).sqrt()
