@@ -1,4 +1,5 @@
-// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha − 1) + 2σ(2·beta·x)).
+// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha + 1)·e + (alpha − 1))/(e + 1) with
+// e = exp(2·beta·x), which keeps every digit in both tails.
 #pragma once
 #include "silu.h"
 
@@ -24,7 +25,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   static constexpr double largest =
       sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
 
-  V gamma, less_one;           // less_one: alpha − 1
+  V gamma, less_one, more_one;  // alpha − 1 and + 1
   Factor<T> sharpness;         // 2·beta
   V base, height, top;         // the weight of x is base + height·σ, which rises to top
   V low, high;                 // where x is clamped for the exponential
@@ -34,6 +35,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   explicit APTx(const double* p)
       : gamma(p[2]),
         less_one(p[0] - 1),
+        more_one(p[0] + 1),
         sharpness(2 * p[1]),
         base(p[2] * (p[0] - 1)),
         height(2 * p[2]),
@@ -45,10 +47,11 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   explicit APTx(const V* p)
       : gamma(p[2]),
         less_one(p[0] - V(1.0)),
+        more_one(p[0] + V(1.0)),
         sharpness(p[1] + p[1]),
         base(p[2] * less_one),
         height(p[2] + p[2]),
-        top(p[2] * (p[0] + V(1.0))),
+        top(p[2] * more_one),
         alpha(0),
         beta(0) {
     set_bounds();
@@ -70,40 +73,33 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
-    V sigma = s.e * r;
-    return fma(fma(sigma, s.z * r, sigma), height, base);
+    return fma(s.e, top, base) * r + height * (s.z * r) * (s.e * r);
   }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
     V sigma = s.e * r;
     return height * sharpness.high * sigma * r * fma(s.z, r - sigma, V(2.0));
   }
-  // gamma·x; 4·gamma·x²·σ(z)·σ(−z); x·((alpha − 1) + 2σ)
+  // gamma·x; 4·gamma·x²·σ(z)·σ(−z); x·(alpha + tanh u)
   MISHKIT_INLINE_MEMBER void dp(Stage s, V* d) const {
     V r = V(1.0) / (s.e + V(1.0));
     V sigma = s.e * r;
     d[0] = gamma * s.x;
     d[1] = (height + height) * (s.c * sigma) * (s.c * r);
-    d[2] = s.x * fma(sigma, V(2.0), less_one);
+    d[2] = s.x * (fma(s.e, more_one, less_one) * r);
   }
 
   // alpha = 1: f = gamma/beta·silu(2·beta·x).
-  template <class S> struct Output {
-    using Inner = typename SiLU<V, accuracy>::template Output<S>;
-    Inner inner;
-    Scale<T> scale;
+  template <class S> struct Output : SiLU<V, accuracy>::template ScaledOutput<S> {
+    using Base = typename SiLU<V, accuracy>::template ScaledOutput<S>;
     V height;
     Mask<T> mirrored;
     explicit Output(const double* p)
-        : inner(p),
-          scale(p[1] / p[2]),
-          height(2 * p[2]),
-          mirrored(less(V(p[1]), V(0.0))) {}
-    using Stage = typename Inner::Stage;
-    MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
-      return inner.start(y, scale, right ^ mirrored);
+        : Base(p[1] / p[2]), height(2 * p[2]), mirrored(less(V(p[1]), V(0.0))) {}
+    MISHKIT_INLINE_MEMBER typename Base::Stage start(V y, Mask<T> right) const {
+      return Base::start(y, right ^ mirrored);
     }
-    MISHKIT_INLINE_MEMBER V df(Stage s) const { return inner.df(s) * height; }
+    MISHKIT_INLINE_MEMBER V df(typename Base::Stage s) const { return Base::df(s) * height; }
   };
 
   // alpha < 1: no table, so g is inverted. Newton's method for v = u − turn, between brackets that
@@ -116,12 +112,15 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     static constexpr int most_steps = 80;
     // Newton's method squares a step this small into one below the last place.
     static constexpr double settled = sizeof(T) == 4 ? 0x1p-11 : 0x1p-26;
-    Scale<T> scale;
-    V gamma, bottom, t0, s0, depth_high, depth_low, per_root, most = end;
-    V per_slope_right, per_slope_left, limit_right, limit_left;
+    V scale, scale_low, gamma;
     Mask<T> mirrored;
+    V bottom, t0, s0, depth_high, depth_low, per_root, most = end;
+    V per_slope_right, per_slope_left, limit_right, limit_left;
     explicit Iterated(const double* p)
-        : scale(p[1] / p[2]), gamma(p[2]), mirrored(less(V(p[1]), V(0.0))) {
+        : scale(p[1] / p[2]),
+          scale_low(p[1] / p[2] - (double)(T)(p[1] / p[2])),
+          gamma(p[2]),
+          mirrored(less(V(p[1]), V(0.0))) {
       double u = aptx_turn(p[0]), t = tanh(u), s = 1 - t * t, depth = -u * (p[0] + t);
       bottom = u, t0 = t, s0 = s;
       depth_high = depth, depth_low = depth - (double)(T)depth;
@@ -150,9 +149,9 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       right = right ^ mirrored;
       V far = select(right, most - bottom, -most - bottom);
       V limit = select(right, limit_right, limit_left);
-      y = min(limit / scale.high, y);
-      V above = sum_of_product(y, scale.high, y * scale.high, depth_high);
-      above = min(limit, max(V(0.0), fma(y, scale.low, above) + depth_low));
+      y = min(limit / scale, y);
+      V above = sum_of_product(y, scale, y * scale, depth_high);
+      above = min(limit, max(V(0.0), fma(y, scale_low, above) + depth_low));
       V root = sqrt(above);
       // Between the parabola of the minimum and the straight line far out, whose slope is 1 ± alpha.
       V line = (above - depth_high) * select(right, per_slope_right, per_slope_left);

@@ -82,25 +82,26 @@ struct MishFloat16 {
 };
 
 struct SiLUFloat32 {
-  static constexpr int degree = 8;
+  static constexpr int degree = 9;
   static constexpr float y_min_hi = 0x1.1d25dp-2f;
   static constexpr float y_min_lo = -0x1.bdf6fap-27f;
   static constexpr float least = 0x0p+0f;
-  static constexpr float y_tail = -0x1.5c8p-3f;
-  static constexpr float y_max = 0x1.072p+4f;
-  static constexpr float break1 = 0x1.fb2p-1f;
-  static constexpr float break2 = 0x1.4c6cp+2f;
-  static constexpr float center[4] = {0x0p+0f, 0x1.98p-2f, 0x1.bcp+0f, 0x1.05b9e6p+2f};
+  static constexpr float y_tail = -0x1.5ep-3f;
+  static constexpr float y_max = 0x1.20dp+4f;
+  static constexpr float break1 = 0x1.648p-1f;
+  static constexpr float break2 = 0x1.3b48p+2f;
+  static constexpr float center[4] = {0x0p+0f, 0x1.5p-2f, 0x1.a2p+0f, 0x1.120048p+2f};
   static constexpr float coefficient[degree + 1][4] = {
-      {0x0p+0f, 0x1.73998cp-2f, 0x1.177acap+0f, 0x1p+0f},
-      {0x1.887d16p-12f, 0x1.0e71b4p+0f, -0x1.78d894p-4f, -0x1.bf18d6p-14f},
-      {-0x1.c901dp-1f, 0x1.c34174p-4f, -0x1.98f9p-3f, -0x1.6d132ap-10f},
-      {-0x1.af31e2p-2f, -0x1.37d634p-1f, 0x1.6c0c58p-2f, -0x1.059814p-7f},
-      {0x1.067f38p+1f, 0x1.b45242p-4f, -0x1.2f5398p-4f, -0x1.61b154p-6f},
-      {0x1.fbdda6p+3f, 0x1.0de678p-4f, -0x1.49a374p-3f, -0x1.0ce6d2p-5f},
-      {0x1.0e7bap+6f, -0x1.10db62p-8f, 0x1.945e2cp-5f, -0x1.c10136p-6f},
-      {0x1.065e46p+7f, -0x1.142a14p-8f, 0x1.aeeebcp-5f, -0x1.9616ep-7f},
-      {0x1.ac27fcp+6f, 0x1.60917cp-9f, -0x1.63675ap-7f, -0x1.188986p-9f},
+      {0x0p+0f, 0x1.28509cp-2f, 0x1.193f6cp+0f, 0x1p+0f},
+      {0x1.346d64p-15f, 0x1.082018p+0f, -0x1.4973f2p-5f, 0x1.8ef94ep-21f},
+      {-0x1.d67a5ep-1f, 0x1.eea9f8p-3f, -0x1.3e6974p-2f, 0x1.8cfcecp-13f},
+      {-0x1.1e6efp+0f, -0x1.4544d4p-1f, 0x1.78fe66p-2f, 0x1.acf3dcp-10f},
+      {-0x1.b8d314p+2f, 0x1.5649eap-4f, 0x1.f1322cp-7f, 0x1.aa2d7ap-8f},
+      {-0x1.7bd232p+5f, 0x1.05cb9ep-4f, -0x1.6ff9c2p-3f, 0x1.b7b602p-7f},
+      {-0x1.844b4ap+7f, -0x1.c83736p-9f, -0x1.0bcea2p-9f, 0x1.09bc48p-6f},
+      {-0x1.f0beeep+8f, 0x1.b6e45ep-9f, 0x1.1a86b2p-4f, 0x1.705468p-7f},
+      {-0x1.5fbbecp+9f, 0x1.36de52p-8f, 0x1.30a6a8p-7f, 0x1.1a433p-8f},
+      {-0x1.b35fa6p+8f, -0x1.1bd1e2p-7f, -0x1.3d99c8p-6f, 0x1.58e31p-11f},
   };
   static constexpr double turn = -1.2784645427610737;
   static constexpr double y_min = -0.2784645427610738;
@@ -283,14 +284,6 @@ struct GELUTanhFloat16 {
   };
   static constexpr double turn = -0.7524614220710163;
   static constexpr double y_min = -0.17004075057125406;
-};
-
-// |f'| = sqrt(max(least, 2y + 1)) on the quadratic part of h_mish.
-
-struct HMishLeast {
-  static constexpr float float32 = 0x1p-27f;
-  static constexpr float bfloat16 = 0x1.e4p-12f;
-  static constexpr float float16 = 0x1p-14f;
 };
 
 }  // namespace df_y

@@ -26,15 +26,19 @@ template <class V, Accuracy accuracy> struct HMish : Parameterless {
     return select(less(V(0.0), s.x), V(0.0), inside);
   }
 
-  // ±√(2y + 1) on the quadratic part, where `least` centres the gradients that share y = −½.
-  template <class S> struct Output : Parameterless {
-    using Parameterless::Parameterless;
+  // ±√(2y + 1) on the quadratic part.
+  template <class S> struct Output {
+    V depth, least;
+    explicit Output(const double*) {
+      Centring centring = MISHKIT_ISA::centring<S>(0.5);
+      depth = 0.5 + centring.shift, least = centring.least;
+    }
     struct Stage {
       V y, square;
       Mask<T> right;
     };
     MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
-      return {y, min(V(1.0), max(V(least<S>()), fma(y, V(2.0), V(1.0)))), right};
+      return {y, min(V(1.0), max(least, y + depth) * V(2.0)), right};
     }
     MISHKIT_INLINE_MEMBER V df(Stage s) const {
       V size = sqrt(s.square);
@@ -42,14 +46,6 @@ template <class V, Accuracy accuracy> struct HMish : Parameterless {
       return select(s.right, size, left);
     }
   };
-
- private:
-  template <class S> static constexpr double least() {
-    if constexpr (__is_same(S, BFloat16)) return df_y::HMishLeast::bfloat16;
-    else if constexpr (__is_same(S, Float16)) return df_y::HMishLeast::float16;
-    else if constexpr (__is_same(S, float)) return df_y::HMishLeast::float32;
-    else return 0;
-  }
 };
 
 }  // namespace MISHKIT_ISA

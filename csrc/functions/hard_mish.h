@@ -34,13 +34,14 @@ template <class V, Accuracy accuracy> struct HardMish {
   // ±2·√((y − y_min)/k) on the quadratic part.
   template <class S> struct Output {
     V depth_high, depth_low, least, per_k, joint;
-    explicit Output(const double* p)
-        : depth_high(depth(p)),
-          depth_low(depth(p) - (double)(T)depth(p)),
-          least(least_above(depth(p))),
-          per_k(4 / p[0]),
-          // Below k = 3/2 the joint is the minimum: right of it everything is straight.
-          joint(p[0] < 1.5 ? -__builtin_inf() : p[0] - 3) {}
+    explicit Output(const double* p) : per_k(4 / p[0]), joint(p[0] - 3) {
+      double depth = 9 / (4 * p[0]);
+      Centring centring = MISHKIT_ISA::centring<S>(depth);
+      depth += centring.shift;
+      depth_high = depth, depth_low = depth - (double)(T)depth, least = centring.least;
+      // Below k = 3/2 the joint is the minimum: right of it everything is straight.
+      if (p[0] < 1.5) joint = -__builtin_inf();
+    }
 
     struct Stage {
       V y, square;
@@ -53,22 +54,6 @@ template <class V, Accuracy accuracy> struct HardMish {
       V size = sqrt(s.square);
       V left = select(less(s.y, V(0.0)), -size, s.y);
       return select(s.right, select(less(joint, s.y), V(1.0), size), left);
-    }
-
-   private:
-    static double depth(const double* p) { return 9 / (4 * p[0]); }
-    // What y − y_min counts as at the minimum: in the 16-bit types a quarter of the most that
-    // shares its rounded y, so that the gradient is the middle of those from 0 to its root.
-    static double least_above(double depth) {
-      if (sizeof(S) > 2) return 0;
-      constexpr int precision = __is_same(S, BFloat16) ? 8 : 11;
-      int exponent;
-      __builtin_frexp(depth, &exponent);
-      double unit = __builtin_ldexp(1.0, exponent - precision);
-      double rounded = __builtin_rint(depth / unit) * unit;
-      // Towards 0 a power of two has its neighbour at half the distance.
-      double half = __builtin_frexp(rounded, &exponent) == 0.5 ? unit / 4 : unit / 2;
-      return (depth - rounded + half) / 4;
     }
   };
 };

@@ -9,12 +9,27 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// A factor of the outputs, to more digits than T has.
-template <class T> struct Scale {
-  Vec<T> high, low;
-  Vec<T> most;  // an output beyond every table, so that inf·low stays a number
-  explicit Scale(double s) : high(s), low(s - (double)(T)s), most(64 / s) {}
+// What centres the gradients that share one output, for outputs stored as S beside a minimum of
+// −depth. Where f is a parabola the gradient is a root of y − y_min, and the middle of those between
+// the roots of a − h and a + h is the root of (a + √(a² − h²))/2, or of a quarter of the most in the
+// lowest interval, which begins with 0. So y − y_min is shifted, and raised to `least`.
+struct Centring {
+  double shift = 0, least = 0;
 };
+template <class S> static inline Centring centring(double depth) {
+  if (sizeof(S) != 2) return {};  // too fine to matter, and not rounded once alone
+  constexpr int precision = __is_same(S, BFloat16) ? 8 : 11;
+  int exponent;
+  __builtin_frexp(depth, &exponent);
+  double unit = __builtin_ldexp(1.0, exponent - precision);
+  double rounded = __builtin_rint(depth / unit) * unit;
+  // Towards 0 a power of two has its neighbour at half the distance.
+  if (__builtin_frexp(rounded, &exponent) == 0.5) unit /= 2;
+  double lowest = depth - rounded, next = lowest + unit;
+  double least = (lowest + unit / 2) / 4;
+  double shift = (__builtin_sqrt(next * next - unit * unit / 4) - next) / 2;
+  return {shift < least - lowest ? shift : least - lowest, least};
+}
 
 template <class Fit> struct Fitted : Parameterless {
   using Parameterless::Parameterless;
@@ -29,16 +44,6 @@ template <class Fit> struct Fitted : Parameterless {
     if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
     return staged(y, above, right);
   }
-  // The same for the output scale·y.
-  MISHKIT_INLINE_MEMBER Stage start(V y, const Scale<float>& scale, Mask<float> right) const {
-    constexpr float end = Fit::y_max + Fit::y_min_hi;  // the very number that y_max leads to
-    y = min(scale.most, y);
-    V scaled = y * scale.high;
-    V above = sum_of_product(y, scale.high, scaled, V(Fit::y_min_hi));
-    above = min(V(end), fma(y, scale.low, above));
-    if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
-    return staged(scaled, above, right);
-  }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V p = lookup4(Fit::coefficient[Fit::degree], s.piece);
     MISHKIT_UNROLL for (int i = Fit::degree - 1; i >= 0; i--)
@@ -46,7 +51,7 @@ template <class Fit> struct Fitted : Parameterless {
     return p;
   }
 
- private:
+ protected:
   MISHKIT_INLINE_MEMBER static Stage staged(V y, V above, Mask<float> right) {
     const Mask<float> tail = and_not(less(V(Fit::y_tail), y), right);
     V root = sqrt(select(tail, abs(y), max(V(Fit::least), above)));
@@ -55,6 +60,40 @@ template <class Fit> struct Fitted : Parameterless {
     piece = plus_where(piece, right & less(V(Fit::break1), y), 1);
     piece = plus_where(piece, right & less(V(Fit::break2), y), 1);
     return {select(right, root, -root) - lookup4(Fit::center, piece), piece};
+  }
+};
+
+// The same table for outputs stored as S that are not those of the function but scale·y is.
+template <class Fit, class S> struct ScaledFit : Fitted<Fit> {
+  using Base = Fitted<Fit>;
+  using typename Base::Stage;
+  using V = Vec<float>;
+  V high, low;  // the scale, to more digits than float has
+  V most;       // an output beyond the table, so that inf·low stays a number
+  V offset, least;
+
+  explicit ScaledFit(double scale)
+      : Base(nullptr),
+        high(scale),
+        low(scale - (double)(float)scale),
+        most(2 * Fit::y_max / scale),
+        offset(Fit::y_min_hi),
+        least(Fit::least) {
+    int exponent;
+    if (sizeof(S) == 4 || __builtin_frexp(scale, &exponent) == 0.5) return;
+    // A 16-bit type rounds these outputs otherwise than the table's.
+    Centring centring = MISHKIT_ISA::centring<S>(-Fit::y_min / scale);
+    offset = -Fit::y_min + scale * centring.shift;
+    least = scale * centring.least;
+  }
+  MISHKIT_INLINE_MEMBER Stage start(V y, Mask<float> right) const {
+    constexpr float end = Fit::y_max + Fit::y_min_hi;  // the very number that y_max leads to
+    y = min(most, y);
+    V scaled = y * high;
+    V above = fma(y, low, sum_of_product(y, high, scaled, offset));
+    above = max(least, min(V(end), above));
+    if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
+    return Base::staged(scaled, above, right);
   }
 };
 
@@ -93,30 +132,42 @@ template <class Function> struct Inverted {
     }
     return {function.start(select(less(y, y + V(1.0)), x, y))};
   }
-  // The same for the output scale·y.
-  MISHKIT_INLINE_MEMBER Stage start(V y, const Scale<double>& scale, Mask<double> right) const {
-    return start(y * scale.high, right);
-  }
   MISHKIT_INLINE_MEMBER V df(Stage s) const { return function.df(s.at); }
 };
 
-// The decoder for outputs that were stored as S.
+template <class Function> struct ScaledInverse : Inverted<Function> {
+  using Base = Inverted<Function>;
+  using V = Vec<double>;
+  V scale;
+  explicit ScaledInverse(double scale) : Base(nullptr), scale(scale) {}
+  MISHKIT_INLINE_MEMBER typename Base::Stage start(V y, Mask<double> right) const {
+    return Base::start(y * scale, right);
+  }
+};
+
+// The decoder for outputs that were stored as S, and for those that must be scaled.
 template <class Function, class ForFloat, class ForBFloat16, class ForFloat16, class S>
 struct Decoder;
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, double> {
   using type = Inverted<Function>;
+  using scaled = ScaledInverse<Function>;
 };
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, float> {
   using type = Fitted<F>;
+  using scaled = ScaledFit<F, float>;
 };
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, BFloat16> {
   using type = Fitted<B>;
+  using scaled = ScaledFit<B, BFloat16>;
 };
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, Float16> {
   using type = Fitted<H>;
+  using scaled = ScaledFit<H, Float16>;
 };
 template <class Function, class F, class B, class H, class S>
 using FromOutput = typename Decoder<Function, F, B, H, S>::type;
+template <class Function, class F, class B, class H, class S>
+using FromScaledOutput = typename Decoder<Function, F, B, H, S>::scaled;
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

@@ -39,16 +39,15 @@ template <class V, Accuracy accuracy> struct LinearSwish : Parameterless {
   }
 
   template <class S> struct Output {
-    using Inner = typename Of::template Output<S>;
-    Inner inner;
-    Scale<T> scale;
-    explicit Output(const double* p) : inner(p), scale(beta / 2) {}
+    using Inner = typename Of::template ScaledOutput<S>;
+    Inner inner{beta / 2};
+    explicit Output(const double*) {}
     struct Stage {
       typename Inner::Stage at;
       Mask<T> straight;
     };
     MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
-      return {inner.start(min(V(0.0), y), scale, right), right & less_equal(V(0.0), y)};
+      return {inner.start(min(V(0.0), y), right), right & less_equal(V(0.0), y)};
     }
     MISHKIT_INLINE_MEMBER V df(Stage s) const {
       V rise = inner.df(s.at);

@@ -35,6 +35,10 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
   template <class S>
   using Output =
       FromOutput<SiLU, df_y::SiLUFloat32, df_y::SiLUBFloat16, df_y::SiLUFloat16, S>;
+  // f' where f(x) is a multiple of y.
+  template <class S>
+  using ScaledOutput =
+      FromScaledOutput<SiLU, df_y::SiLUFloat32, df_y::SiLUBFloat16, df_y::SiLUFloat16, S>;
 };
 
 }  // namespace MISHKIT_ISA

@@ -5,6 +5,7 @@ float32 and the 16-bit types use the fitted polynomials of `_df_y_tables`; float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from ._branch_fit import BranchFit, leading
 from ._df_y_tables import TABLES, TURNS
 
+PRECISION = {torch.bfloat16: 8, torch.float16: 11}
+"""Bits of the significand, of the types that are rounded to from a wider one."""
 STEPS = 64
 """Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
 
@@ -29,14 +32,44 @@ def df_from_output(
     """f' at the x on the given side with f(x) = scale·y, y having been rounded to `saved`."""
     if y.dtype == torch.float64:
         return df(_invert(f, df, scale * y, right, TURNS[name][0]))
-    return _evaluate(TABLES[name][str(saved).removeprefix("torch.")], y, right, scale)
+    fit = TABLES[name][str(saved).removeprefix("torch.")]
+    if scale == 1:
+        above = ((y.clamp_max(fit.y_max) + fit.y_min_hi) + fit.y_min_lo).clamp_min(fit.least)
+        return _evaluate(fit, y, above, right)
+    y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
+    high, least = fit.y_min_hi, fit.least
+    if saved in PRECISION and math.frexp(scale)[0] != 0.5:  # other outputs than the table's
+        shift, least = (scale * value for value in centring(-TURNS[name][1] / scale, saved))
+        high = shift - TURNS[name][1]
+    above = sum_of_product(y, scale, high=high, low=fit.y_min_lo)
+    return _evaluate(fit, scale * y, above.clamp(least, fit.end), right)
+
+
+def centring(depth: float, saved: torch.dtype) -> tuple[float, float]:
+    """What centres the gradients that share one output rounded to `saved`, beside a minimum of
+    −depth: a shift of y − y_min, and what that is raised to at least.
+
+    Where f is a parabola the gradient is a root of y − y_min, and the middle of those between the
+    roots of a − h and a + h is the root of (a + √(a² − h²))/2, or of a quarter of the most in the
+    lowest interval, which begins with 0.
+    """
+    if saved not in PRECISION:
+        return 0.0, 0.0
+    unit = math.ldexp(1.0, math.frexp(depth)[1] - PRECISION[saved])
+    rounded = round(depth / unit) * unit
+    # Towards 0 a power of two has its neighbour at half the distance.
+    if math.frexp(rounded)[0] == 0.5:
+        unit /= 2
+    lowest = depth - rounded
+    following = lowest + unit
+    least = (lowest + unit / 2) / 4
+    shift = (math.sqrt(following * following - unit * unit / 4) - following) / 2
+    return min(shift, least - lowest), least
 
 
 def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tensor:
     """scale·y + (high + low) without rounding the product, which beside −high would cost most of
     the digits of the sum."""
-    if scale == 1:
-        return (y + high) + low
     # Dekker's product: halves of 12 bits multiply without an error.
     scale_high = leading(scale, 12)
     scale_low = scale - scale_high
@@ -48,11 +81,7 @@ def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tenso
     return (product + high) + (rest + low + y_low * scale_low)
 
 
-def _evaluate(fit: BranchFit, y: Tensor, right: Tensor, scale: float) -> Tensor:
-    y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
-    above = sum_of_product(y, scale, high=fit.y_min_hi, low=fit.y_min_lo)
-    above = above.clamp(fit.least, fit.end)
-    y = y if scale == 1 else scale * y
+def _evaluate(fit: BranchFit, y: Tensor, above: Tensor, right: Tensor) -> Tensor:
     tail = ~right & (y > fit.y_tail)
     root = torch.where(tail, -y, above).sqrt()
     t = torch.where(right, root, -root)

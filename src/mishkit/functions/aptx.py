@@ -21,7 +21,7 @@ STEPS = 60
 """Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
 
 
-# alpha + tanh(u) is (alpha − 1) + 2σ(2u), which keeps every digit where alpha = 1 and u → −∞.
+# alpha + tanh(u) is (alpha + 1)·σ(2u) + (alpha − 1)·σ(−2u), which keeps every digit in both tails.
 def f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
     weight = gamma * _sum(x, alpha, beta)
     # Where the weight is 0, infinity counts as a large number.
@@ -30,7 +30,8 @@ def f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
 
 def df(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
     z = _z(x, beta)
-    return gamma * ((alpha - 1) + 2 * torch.sigmoid(z) * (1 + z * torch.sigmoid(-z)))
+    s, c = torch.sigmoid(z), torch.sigmoid(-z)
+    return gamma * ((alpha + 1) * s + (alpha - 1) * c + 2 * z * s * c)
 
 
 def d2f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
@@ -77,7 +78,8 @@ def _z(x: Tensor, beta: Value) -> Tensor:
 
 
 def _sum(x: Tensor, alpha: Value, beta: Value) -> Tensor:
-    return (alpha - 1) + 2 * torch.sigmoid(_z(x, beta))
+    z = _z(x, beta)
+    return (alpha + 1) * torch.sigmoid(z) + (alpha - 1) * torch.sigmoid(-z)
 
 
 # ---- alpha < 1: of g(u) = u·(alpha + tanh u), u = beta·x, there is no table ----

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation
-from ._df_y_tables import H_MISH_LEAST
+from ._inverse import centring
 
 
 def f(x: Tensor) -> Tensor:
@@ -21,10 +21,9 @@ def d2f(x: Tensor) -> Tensor:
 
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
-    # y = ((x + 1)² − 1)/2 on the quadratic part; `least` centres the gradients that share y = −½.
-    # y = 0 on the left is the flat part.
-    least = H_MISH_LEAST.get(str(saved).removeprefix("torch."), 0.0)
-    size = torch.sqrt((2 * y + 1).clamp(least, 1))
+    # y = ((x + 1)² − 1)/2 on the quadratic part; y = 0 on the left is the flat part.
+    shift, least = centring(0.5, saved)
+    size = (2 * (y + (0.5 + shift)).clamp_min(least)).clamp_max(1).sqrt()
     return torch.where(right, size, torch.where(y == 0, 0.0, -size))
 
 

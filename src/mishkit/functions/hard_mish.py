@@ -1,14 +1,10 @@
 """Hard Mish: x·min(k, max(0, x + 3))/k."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..activation import Activation, Parameter
-from ._inverse import leading
-
-PRECISION = {torch.bfloat16: 8, torch.float16: 11}
+from ._inverse import centring, leading
 
 
 def f(x: Tensor, k: float) -> Tensor:
@@ -27,26 +23,15 @@ def d2f(x: Tensor, k: float) -> Tensor:
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype, k: float) -> Tensor:
     # y = ((x + 3/2)² − 9/4)/k on the quadratic part, so |f'| is 2·√((y − y_min)/k).
-    depth = 9 / (4 * k)
+    shift, least = centring(9 / (4 * k), saved)
+    depth = 9 / (4 * k) + shift
     high = leading(depth, 24) if y.dtype == torch.float32 else depth
-    above = ((y + high) + (depth - high)).clamp_min(least(depth, saved))
+    above = ((y + high) + (depth - high)).clamp_min(least)
     size = 2 * (above / k).sqrt()
     # Below k = 3/2 the joint is the minimum, and there is no quadratic part right of it.
     straight = y > k - 3 if k >= 1.5 else torch.ones_like(right)
     left = torch.where(y == 0, 0.0, -size)
     return torch.where(right, torch.where(straight, 1.0, size), left)
-
-
-def least(depth: float, saved: torch.dtype) -> float:
-    """What y − y_min counts as at the minimum: in the 16-bit types a quarter of the most that
-    shares its rounded y, so that the gradient is the middle of those from 0 to its root."""
-    if saved not in PRECISION:
-        return 0.0
-    unit = math.ldexp(1.0, math.frexp(depth)[1] - PRECISION[saved])
-    rounded = round(depth / unit) * unit
-    # Towards 0 a power of two has its neighbour at half the distance.
-    half = unit / 4 if math.frexp(rounded)[0] == 0.5 else unit / 2
-    return (depth - rounded + half) / 4
 
 
 def turn(k: float) -> float:
