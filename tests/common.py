@@ -56,7 +56,7 @@ OTHERS = _cases(
         "softplus": [(0.75, 15.0)],
         "hard_mish": [(4.0,)],
         "swish": [(2.7,)],
-        "aptx": [(0.75, 1.2, 0.6)],  # both branches rise without end
+        "aptx": [(0.75, 1.25, 0.625)],  # both branches rise without end
     }
 )
 """Other parameters, one set a function: for the tests of every mechanism."""
@@ -80,7 +80,7 @@ FURTHER = _cases(
 TURNLESS = _cases(
     {
         "swish": [(-0.8,), (0.0,)],
-        "aptx": [(1.1, 1.0, 0.5), (-1.2, 1.0, 0.5), (1.0, 1.0, -0.5), (0.5, 0.0, 1.0)],
+        "aptx": [(1.1, 1.0, 0.5), (-1.5, 1.0, 0.5), (1.0, 1.0, -0.5), (0.5, 0.0, 1.0)],
     }
 )
 """Parameters for which f has not exactly one minimum: its output doesn't give its gradient."""
@@ -96,6 +96,9 @@ every_turnless = pytest.mark.parametrize("case", TURNLESS, ids=str)
 # the same for all.
 TYPICAL = [next(c for c in TURNING if c.a.name == "mish"), OTHERS[0], OTHERS[-1]]
 typical_case = pytest.mark.parametrize("case", TYPICAL, ids=str)
+typical_turning = pytest.mark.parametrize(
+    "case", [case for case in TYPICAL if case.turn is not None], ids=str
+)
 
 
 def name_of(dtype: torch.dtype) -> str:

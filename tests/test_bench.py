@@ -60,12 +60,20 @@ def test_every_case_comes_out(name: str, measured: bench.Results) -> None:
     a = ACTIVATIONS[name]
     ours = {k.case for k in measured.timings if k.function == name and k.contender == "mishkit"}
     assert ours == set(_bench_cases.CASES) - (set() if a.turn else {_bench_cases.PACKED})
+    twin = _bench_cases.contenders(a).get(_bench_cases.TWIN)
     for case in ours:
         mine = key(case, "mishkit", name, TINY)
         assert measured.ratio(mine, mine._replace(contender="relu")) is not None
         has_twin = measured.ratio(mine, mine._replace(contender="torch")) is not None
-        in_place_too = name != "softplus" or case != _bench_cases.IN_PLACE
-        assert has_twin == (name not in ("relu", "h_mish") and in_place_too)
+        lacks = case == _bench_cases.IN_PLACE and twin is not None and twin.in_place is None
+        assert has_twin == (twin is not None and not lacks)
+        by_formula = measured.ratio(mine, mine._replace(contender=_bench_cases.EXPRESSION))
+        is_forward = _bench_cases.SAME_WORK.get(case, case) == _bench_cases.FORWARD
+        assert (by_formula is not None) == (is_forward and _bench_cases.expression(a) is not None)
+
+
+def test_who_is_in_torch_is_a_peer() -> None:
+    assert {name for name, a in ACTIVATIONS.items() if a.torch_function} <= set(_bench_cases.PEERS)
 
 
 def test_the_peers_are_the_same_functions() -> None:
@@ -87,6 +95,14 @@ def test_the_peers_are_the_same_functions() -> None:
             over = x.clone()
             peer.in_place(over)
             torch.testing.assert_close(over, y)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_expressions_are_the_same_functions(name: str) -> None:
+    a, x = ACTIVATIONS[name], _bench_cases._normal(TINY, torch.float64, 0)
+    by_formula = _bench_cases.expression(a)
+    if by_formula is not None:
+        torch.testing.assert_close(by_formula(x), a.f(x, *a.defaults))
 
 
 def test_backward_through_autograd() -> None:

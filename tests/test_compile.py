@@ -246,4 +246,4 @@ def test_make_fx(case: Case, mode: str) -> None:
 
 
 def test_typical_cases_are_what_they_claim() -> None:
-    assert any(c.a.turn is not None for c in TYPICAL) and any(c.parameters for c in TYPICAL)
+    assert any(c.turn is not None for c in TYPICAL) and any(c.parameters for c in TYPICAL)

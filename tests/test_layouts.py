@@ -16,11 +16,10 @@ from common import (
     assert_same_bits,
     every_case,
     every_dtype,
-    every_function,
-    every_turning,
     from_output,
     laid_out,
     typical_case,
+    typical_turning,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,7 +69,7 @@ def test_results_are_laid_out_as_torchs(engine: Engine, case: Case, layout: str)
 
 
 @every_layout
-@every_function
+@typical_case
 def test_gradients_do_not_depend_on_the_layout(engine: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     dense = x.contiguous()
@@ -89,14 +88,14 @@ def test_gradients_do_not_depend_on_the_layout(engine: Engine, case: Case, layou
 
 @every_dtype
 @every_layout
-@every_turning
+@typical_turning
 def test_sides_are_in_memory_order(
     engine: Engine, case: Case, layout: str, dtype: torch.dtype
 ) -> None:
     x = laid_out(layout, dtype)
     y, side = engine.operator(case, "_packed")(x)
     # Read back through the memory itself, not through the helpers under test.
-    right = torch.empty_like(y).copy_(x.double() > case.a.turn)
+    right = torch.empty_like(y).copy_(x.double() > case.turn)
     in_memory = torch.as_strided(right, (right.numel(),), (1,), 0)
     assert_same_bits(side, plain.pack(in_memory))
     out = torch.empty_like(y)
@@ -192,7 +191,7 @@ def test_any_tensor(case: Case, x: Tensor, make) -> None:
 
 @from_output
 @every_layout
-@every_turning
+@typical_turning
 def test_gradients_from_the_output_by_autograd(case: Case, layout: str, options: dict) -> None:
     leaf = laid_out(layout, torch.float64).requires_grad_()
     x = leaf * 1  # dense, in the layout that torch gives it

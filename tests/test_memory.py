@@ -91,7 +91,7 @@ def test_saving_the_output_keeps_one_activation_and_a_bit(
 @every_network
 @every_function
 def test_monotone_functions_keep_no_bit(case: Case, network: str) -> None:
-    if case.a.turn is not None:
+    if case.turn is not None:
         return
     act = getattr(mishkit, case.a.module_name)(save="output")
     assert units(network, act) == pytest.approx(TORCHS[network] - 1, abs=5e-3)

@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "SiLU": [((), {}), ((True,), {})],
     "GELU": [((), {}), (("tanh",), {}), ((), {"approximate": "tanh"})],
     "Mish": [((), {}), ((True,), {})],
+    "Hardswish": [((), {}), ((True,), {})],
 }
 TWINS = [(name, *given) for name, calls in ARGUMENTS.items() for given in calls]
 
@@ -54,7 +55,8 @@ def test_a_module_is_its_function(case: Case, options: dict[str, Any]) -> None:
     assert_same_bits(module(x.clone()), case.call(x))
     y = module(x)
     assert (y is x) == bool(options.get("inplace"))
-    assert not list(module.parameters()) and not module.state_dict()
+    assert not list(module.parameters())
+    assert list(module.state_dict()) == [p.name for p in case.a.parameters if case.a.keeps_state]
     assert isinstance(module, nn.Module) and type(module).__name__ == case.a.module_name
 
 
@@ -115,7 +117,7 @@ def test_within_a_network(case: Case) -> None:
     [
         ((), {"save": "nonsense"}, 'save must be "input" or "output"'),
         ((), {"slope": 1}, "unexpected keyword argument 'slope'"),
-        ((1, 2, 3, 4, 5), {}, "too many positional arguments"),
+        ((1,) * 9, {}, "too many positional arguments"),
     ],
     ids=["save", "unknown", "too_many"],
 )

@@ -28,7 +28,7 @@ class Parameter:
 
     def check(self, value: float) -> str | None:
         """What the formula can't take about a value, if anything."""
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:  # in terms that torch.compile can follow
             return "must be finite"
         if self.nonzero and value == 0:
             return "must not be zero"

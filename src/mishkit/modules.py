@@ -122,7 +122,8 @@ class TrainableModule(ActivationModule):
         if self.trainable or not self.activation.keeps_state:
             return [getattr(self, name) for name in self.parameter_names]
         buffers: list[Any] = list(self._buffers.values())
-        if buffers[0].is_meta or (torch.compiler.is_compiling() and self.save == "input"):
+        from_input = self.save == "input" and not self.inplace
+        if buffers[0].is_meta or (torch.compiler.is_compiling() and from_input):
             return buffers  # as tensors: compiled code reads what they are when it runs
         return self._read(buffers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Four = tuple[float, float, float, float]
 
@@ -36,3 +36,17 @@ class BranchFit:
     centers: Four
     coefficients: tuple[Four, ...]
     """A row a degree, from 0 up."""
+    end: float = field(init=False)
+    """What y_max comes to above the minimum."""
+
+    def __post_init__(self) -> None:
+        # Not at each call: torch.compile would take the sum for one of symbols.
+        end = leading(leading(self.y_max + self.y_min_hi, 24) + self.y_min_lo, 24)
+        object.__setattr__(self, "end", end)
+
+
+def leading(value: float, bits: int) -> float:
+    """A number rounded to so many bits."""
+    # Veltkamp's way: arithmetic alone, which torch.compile can follow.
+    shifted = value * (2.0 ** (53 - bits) + 1)
+    return shifted - (shifted - value)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._branch_fit import BranchFit
+from ._branch_fit import BranchFit, leading
 from ._df_y_tables import TABLES, TURNS
 
 PRECISION = {torch.bfloat16: 8, torch.float16: 11}
@@ -45,9 +45,7 @@ def df_from_output(
         shift, least = (scale * value for value in centring(-TURNS[name][1] / scale, saved))
         high = shift - TURNS[name][1]
     above = sum_of_product(y, scale, high=high, low=fit.y_min_lo)
-    # What y_max leads to, to the last digit.
-    end = leading(leading(fit.y_max + fit.y_min_hi, 24) + fit.y_min_lo, 24)
-    return _evaluate(fit, scale * y, above.clamp(least, end), right)
+    return _evaluate(fit, scale * y, above.clamp(least, fit.end), right)
 
 
 def centring(depth: float, saved: torch.dtype) -> tuple[float, float]:
@@ -84,13 +82,6 @@ def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tenso
     product = y * leading(scale, 24)
     rest = (y_high * scale_high - product) + (y_high * scale_low + y_low * scale_high)
     return (product + high) + (rest + low + y_low * scale_low)
-
-
-def leading(value: float, bits: int) -> float:
-    """A number rounded to so many bits."""
-    # Veltkamp's way: arithmetic alone, which torch.compile can follow.
-    shifted = value * (2.0 ** (53 - bits) + 1)
-    return shifted - (shifted - value)
 
 
 def _evaluate(fit: BranchFit, y: Tensor, above: Tensor, right: Tensor) -> Tensor:

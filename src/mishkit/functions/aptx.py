@@ -90,6 +90,10 @@ _turns: dict[float, float] = {}
 
 def _turn(alpha: float) -> float:
     """The u at which g has its minimum; found once for each alpha."""
+    if torch.compiler.is_compiling():
+        # Only whether there is a turn matters then, as compiled code keeps the input; a search
+        # would be traced, and what is remembered would be watched.
+        return math.nan
     if alpha not in _turns:
         if len(_turns) >= MOST_TURNS:
             _turns.clear()
