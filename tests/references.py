@@ -1,4 +1,4 @@
-"""The functions in mpmath, as their papers define them: nothing here is shared with the library."""
+"""The functions in mpmath, as their papers define them: of the library, their expressions alone."""
 
 from __future__ import annotations
 
@@ -7,106 +7,49 @@ import math
 from collections.abc import Callable
 
 import mpmath
+import sympy
 from mpmath import mpf
+from sympy.parsing.sympy_parser import parse_expr
+
+from mishkit.functions import ACTIVATIONS
 
 DIGITS = 50
 TAIL_DIGITS = 350
-"""More, where 1 + tanh cancels."""
-Real = mpf | float
+"""More, where 1 + tanh and the like cancel."""
 
 
-def relu(x: Real) -> mpf:
-    return mpf(max(x, 0))
+@functools.cache
+def function(name: str) -> Callable[..., mpf]:
+    """f(x, *parameters) to 50 digits, from the expression that its source gives."""
+    a = ACTIVATIONS[name]
+    symbols = {n: sympy.Symbol(n, real=True) for n in ("x", *(p.name for p in a.parameters))}
+    expression = parse_expr(a.expression, local_dict=symbols)
+    exact = sympy.lambdify(list(symbols.values()), expression, modules="mpmath")
 
+    def f(x: mpf, *parameters: float) -> mpf:
+        with mpmath.extradps(TAIL_DIGITS):
+            return exact(mpf(x), *map(mpf, parameters or a.defaults))
 
-def softplus(x: Real, beta: float = 1, threshold: float = 20) -> mpf:
-    return mpf(x) if beta * x > threshold else mpmath.log1p(mpmath.exp(beta * x)) / beta
-
-
-def silu(x: Real) -> mpf:
-    return x / (1 + mpmath.exp(-x))
-
-
-def gelu(x: Real) -> mpf:
-    return x * mpmath.erfc(-x / mpmath.sqrt(2)) / 2
-
-
-def gelu_tanh(x: Real) -> mpf:
-    # (1 + tanh u)/2 = 1/(1 + exp(−2u)): 50 digits are not enough for 1 + tanh in the far tail.
-    u = mpmath.sqrt(2 / mpmath.pi) * (x + mpf("0.044715") * mpf(x) ** 3)
-    return x / (1 + mpmath.exp(-2 * u))
-
-
-def mish(x: Real) -> mpf:
-    return x * mpmath.tanh(mpmath.log1p(mpmath.exp(x)))
-
-
-def h_mish(x: Real) -> mpf:
-    return mpf(x) / 2 * min(2, max(0, mpf(x) + 2))
-
-
-def hard_mish(x: Real, k: float = 5) -> mpf:
-    return mpf(x) * min(k, max(0, mpf(x) + 3)) / k
-
-
-def hardswish(x: Real) -> mpf:
-    return mpf(x) * min(6, max(0, mpf(x) + 3)) / 6
-
-
-def swish(x: Real, beta: float = 1) -> mpf:
-    return x / (1 + mpmath.exp(-beta * x))
-
-
-def piecewise_swish(x: Real) -> mpf:
-    return swish(x, 1 if x <= 0 else 2)
-
-
-def linear_swish(x: Real) -> mpf:
-    return 2 * swish(x, 1.25) if x <= 0 else mpf(x)
-
-
-def aptx(x: Real, alpha: float = 1, beta: float = 1, gamma: float = 0.5) -> mpf:
-    with mpmath.extradps(TAIL_DIGITS):
-        return (alpha + mpmath.tanh(beta * x)) * gamma * x
-
-
-FUNCTIONS: dict[str, Callable[..., mpf]] = {
-    function.__name__: function
-    for function in (
-        relu,
-        softplus,
-        silu,
-        gelu,
-        gelu_tanh,
-        mish,
-        h_mish,
-        hard_mish,
-        hardswish,
-        swish,
-        piecewise_swish,
-        linear_swish,
-        aptx,
-    )
-}
+    return f
 
 
 def f(name: str, x: float, *parameters: float) -> mpf:
     """f(x) to 50 digits, with the default parameters unless others are given."""
     with mpmath.workdps(DIGITS):
-        return FUNCTIONS[name](mpf(x), *parameters)
+        return function(name)(mpf(x), *parameters)
 
 
 def df(name: str, x: float, *parameters: float, order: int = 1) -> mpf:
     """f' (or a higher derivative) at x by differences, to 30 digits at least; not at a joint."""
     with mpmath.workdps(3 * DIGITS):
-        return mpmath.diff(lambda x: FUNCTIONS[name](x, *parameters), mpf(x), order)
+        return mpmath.diff(lambda x: function(name)(x, *parameters), mpf(x), order)
 
 
 def dp(name: str, x: float, index: int, *parameters: float) -> mpf:
     """The derivative of f(x) towards one parameter by differences, to 30 digits at least."""
 
     def of_parameter(p: mpf) -> mpf:
-        return FUNCTIONS[name](mpf(x), *parameters[:index], p, *parameters[index + 1 :])
+        return function(name)(mpf(x), *parameters[:index], p, *parameters[index + 1 :])
 
     with mpmath.workdps(3 * DIGITS):
         return mpmath.diff(of_parameter, mpf(parameters[index]))

@@ -93,7 +93,7 @@ INVERTED = [
 def test_reference_inverse(case: Case) -> None:
     """Held against a root that mpmath finds; beside the minimum f' is the most sensitive."""
     reference, turn = Reference(case.a, case.parameters), case.turn
-    f = references.FUNCTIONS[case.a.name]
+    f = references.function(case.a.name)
     near = torch.tensor([-40.0, -7.3, -2.1, -1.21, -1.0, -0.3, 1e-3, 0.7, 2.5, 17.0, 60.0])
     near = near.double()
     y = reference.f(near) * (1 + 2e-8)

@@ -57,6 +57,9 @@ class Activation:
     """The name of its `torch.nn.Module`."""
     formula: str
     """f(x) in Unicode, for documentation."""
+    expression: str
+    """f(x) and its parameters in SymPy's notation, as the source defines it: what all else is
+    tested against."""
     source: str
     """The paper or specification that defines it."""
     f: Callable[..., Tensor]

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..activation import Activation, Parameter
 from . import silu
+from ._branch_fit import leading
 from ._df_y_tables import TURNS
-from ._inverse import df_from_output, leading, sum_of_product
+from ._inverse import df_from_output, sum_of_product
 from ._limits import FAR
 
 Value = float | Tensor
@@ -158,6 +159,7 @@ activation = Activation(
     name="aptx",
     module_name="APTx",
     formula="(alpha + tanh(beta·x))·gamma·x",
+    expression="(alpha + tanh(beta*x))*gamma*x",
     source="Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119)",
     f=f,
     df=df,

@@ -46,6 +46,7 @@ activation = Activation(
     name="gelu",
     module_name="GELU",
     formula="x·Φ(x) = x/2·(1 + erf(x/√2))",
+    expression="x*(1 + erf(x/sqrt(2)))/2",
     source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
     f=f,
     df=df,

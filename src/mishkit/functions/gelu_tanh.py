@@ -57,6 +57,7 @@ activation = Activation(
     name="gelu_tanh",
     module_name="GELUTanh",
     formula="x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))",
+    expression="x/2*(1 + tanh(sqrt(2/pi)*(x + 44715*x**3/1000000)))",
     source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
     f=f,
     df=df,

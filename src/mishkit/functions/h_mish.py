@@ -35,6 +35,7 @@ activation = Activation(
     name="h_mish",
     module_name="HMish",
     formula="x/2·min(2, max(0, x + 2))",
+    expression="x/2*Min(2, Max(0, x + 2))",
     source="Misra 2019, H-Mish (github.com/digantamisra98/H-Mish)",
     f=f,
     df=df,

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation, Parameter
-from ._inverse import centring, leading
+from ._branch_fit import leading
+from ._inverse import centring
 
 
 def f(x: Tensor, k: float) -> Tensor:
@@ -47,6 +48,7 @@ activation = Activation(
     name="hard_mish",
     module_name="HardMish",
     formula="x·min(k, max(0, x + 3))/k",
+    expression="x*Min(k, Max(0, x + 3))/k",
     source="hard forms of Mish, k = 5 and k = 3 as published; k = 6 is hardswish",
     f=f,
     df=df,

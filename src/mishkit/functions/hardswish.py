@@ -30,6 +30,7 @@ activation = Activation(
     name="hardswish",
     module_name="Hardswish",
     formula="x·min(6, max(0, x + 3))/6",
+    expression="x*Min(6, Max(0, x + 3))/6",
     source="Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244)",
     f=f,
     df=df,

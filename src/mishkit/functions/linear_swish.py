@@ -39,6 +39,7 @@ activation = Activation(
     name="linear_swish",
     module_name="LinearSwish",
     formula="2x·σ(1.25x) where x ≤ 0, x where x > 0",
+    expression="Piecewise((2*x/(1 + exp(-5*x/4)), x <= 0), (x, True))",
     source="a swish (arXiv:1710.05941) of slope 1 at 0, continued by a straight line",
     f=f,
     df=df,

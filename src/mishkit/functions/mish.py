@@ -45,6 +45,7 @@ activation = Activation(
     name="mish",
     module_name="Mish",
     formula="x·tanh(ln(1 + eˣ))",
+    expression="x*tanh(log(1 + exp(x)))",
     source="Misra 2019, Mish: A Self Regularized Non-Monotonic Activation (arXiv:1908.08681)",
     f=f,
     df=df,

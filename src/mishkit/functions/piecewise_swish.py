@@ -40,6 +40,7 @@ activation = Activation(
     name="piecewise_swish",
     module_name="PiecewiseSwish",
     formula="x·σ(x) where x ≤ 0, x·σ(2x) where x > 0",
+    expression="Piecewise((x/(1 + exp(-x)), x <= 0), (x/(1 + exp(-2*x)), True))",
     source="two swishes (arXiv:1710.05941) joined at 0, where both slopes are ½",
     f=f,
     df=df,

@@ -27,6 +27,7 @@ activation = Activation(
     name="relu",
     module_name="ReLU",
     formula="max(0, x)",
+    expression="Max(0, x)",
     source="Nair & Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines",
     f=f,
     df=df,

@@ -34,6 +34,7 @@ activation = Activation(
     name="silu",
     module_name="SiLU",
     formula="x·σ(x)",
+    expression="x/(1 + exp(-x))",
     source="Elfwing, Uchibe & Doya 2018, Sigmoid-Weighted Linear Units (arXiv:1702.03118)",
     f=f,
     df=df,

@@ -31,6 +31,7 @@ activation = Activation(
     name="softplus",
     module_name="Softplus",
     formula="ln(1 + exp(beta·x)) / beta, and x itself where beta·x > threshold",
+    expression="Piecewise((x, beta*x > threshold), (log(1 + exp(beta*x))/beta, True))",
     source="Dugas et al. 2001, Incorporating Second-Order Functional Knowledge",
     f=f,
     df=df,

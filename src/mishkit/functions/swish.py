@@ -42,6 +42,7 @@ activation = Activation(
     name="swish",
     module_name="Swish",
     formula="x·σ(beta·x)",
+    expression="x/(1 + exp(-beta*x))",
     source="Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941)",
     f=f,
     df=df,
