@@ -32,10 +32,13 @@ struct FunctionKernels {
   Kernel kernels[dtype_count][body_count];
 };
 
+struct NeuronKernels;  // neuron_kernels.h
+
 // One instruction set: its name and the kernels of every function, in the order of the table.
 struct InstructionSet {
   const char* name;
   const FunctionKernels* functions;
+  const NeuronKernels* neuron;
 };
 
 }  // namespace mishkit

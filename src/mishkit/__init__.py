@@ -14,6 +14,7 @@ from ._version import __version__
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
 from .modules import MODULES as _modules
+from .neuron import APTxLayer, APTxNeuron, aptx_layer
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -22,4 +23,14 @@ if TYPE_CHECKING:  # what the next line brings
 
 globals().update(_functions, **_modules)
 
-__all__ = ["KeptBytes", "__version__", "functional", "modules", *_functions, *_modules]
+__all__ = [
+    "APTxLayer",
+    "APTxNeuron",
+    "KeptBytes",
+    "__version__",
+    "aptx_layer",
+    "functional",
+    "modules",
+    *_functions,
+    *_modules,
+]
