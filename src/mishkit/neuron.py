@@ -49,7 +49,7 @@ def aptx_layer(
     if delta is None:
         delta = gamma.new_empty(0)
     kind = input.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         input, alpha, beta, gamma, delta = (
             t if t.dtype == torch.float64 else t.to(dtype)
@@ -74,6 +74,8 @@ def _check(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Ten
     for name, tensor in (("input", input), ("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         if not isinstance(tensor, Tensor):
             raise TypeError(_wrong(f"{name} must be a tensor, not {type(tensor).__name__}"))
+    if not isinstance(delta, Tensor | None):
+        raise TypeError(_wrong(f"delta must be a tensor or None, not {type(delta).__name__}"))
     shape = gamma.shape
     if len(shape) != 2 or not alpha.shape == beta.shape == shape:
         shapes = ", ".join(str(tuple(t.shape)) for t in (alpha, beta, gamma))
