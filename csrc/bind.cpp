@@ -11,6 +11,7 @@
 
 #include "functions/table.h"
 #include "kernels.h"
+#include "neuron_operators.h"
 #include "tensor.h"
 #include "torch_c.h"
 
@@ -68,6 +69,7 @@ const Sets& sets() {
   return s;
 }
 std::atomic<const InstructionSet*> chosen{nullptr};
+const NeuronKernels& chosen_neuron() { return *chosen.load(std::memory_order_relaxed)->neuron; }
 
 // ---- running a kernel ----------------------------------------------------------------------------
 
@@ -426,6 +428,7 @@ struct Registration {
       MISHKIT_CALL(
           aoti_torch_library_init_impl("mishkit", "CPU", __FILE__, __LINE__, &library));
       Operators<0>::add_to(library);
+      add_neuron(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

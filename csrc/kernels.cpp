@@ -1,6 +1,7 @@
 // Every kernel for one instruction set; compiled once for each, with MISHKIT_ISA naming it.
 #include "functions/table.h"
 #include "loops.h"
+#include "neuron.h"
 #include "trained.h"
 
 #define MISHKIT_STRING_OF(x) #x
@@ -32,7 +33,8 @@ static constexpr FunctionKernels functions[] = {MISHKIT_FUNCTIONS(X)};
 #undef X
 
 extern const InstructionSet instruction_set;
-constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions};
+constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions,
+                                            &neuron_kernels};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

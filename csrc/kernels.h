@@ -48,10 +48,13 @@ struct FunctionKernels {
   TrainedKernel trained[dtype_count];  // null where the parameters can't be trained
 };
 
+struct NeuronKernels;  // neuron_kernels.h
+
 // One instruction set: its name and the kernels of every function, in the order of the table.
 struct InstructionSet {
   const char* name;
   const FunctionKernels* functions;
+  const NeuronKernels* neuron;
 };
 
 }  // namespace mishkit

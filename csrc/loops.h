@@ -6,6 +6,7 @@
 //
 // and the loop starts the next block before it finishes this one, so that the two overlap.
 #pragma once
+#include "functions/function.h"
 #include "kernels.h"
 #include "math.h"
 #include "vec.h"

@@ -14,6 +14,7 @@ from ._version import __version__
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
 from .modules import MODULES as _modules
+from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
 
 if TYPE_CHECKING:  # what the next line brings
@@ -24,8 +25,11 @@ if TYPE_CHECKING:  # what the next line brings
 globals().update(_functions, **_modules)
 
 __all__ = [
+    "APTxLayer",
+    "APTxNeuron",
     "KeptBytes",
     "__version__",
+    "aptx_layer",
     "functional",
     "get",
     "modules",

@@ -1,0 +1,182 @@
+// The binding of the APTx layer: mishkit::aptx_layer and its backward, for torch's CPU tensors.
+// Included once a program, by bind.cpp; schemas, fakes and plain-torch forms are in neuron.py.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "neuron_kernels.h"
+#include "tensor.h"
+#include "torch_c.h"
+
+namespace mishkit {
+namespace {
+
+const NeuronKernels& chosen_neuron();  // of the instruction set in use; bind.cpp
+
+// One call: takes the tensors off the stack, checks them, runs the kernels.
+class NeuronCall {
+ public:
+  // (input, alpha, beta, gamma, delta) -> output; an empty delta is none.
+  static void forward(StableIValue* stack, uint64_t, uint64_t) {
+    Tensor input = take(stack[0]), alpha = take(stack[1]), beta = take(stack[2]);
+    Tensor gamma = take(stack[3]), delta = take(stack[4]);
+    NeuronCall call(input, alpha, beta, gamma);
+    if (delta.dtype != input.dtype || delta.dim != 1 || (delta.numel && delta.numel != call.out_))
+      refuse("delta must have the input's dtype and one element an output, or none");
+    delta = contiguous(static_cast<Tensor&&>(delta));
+    Tensor output = call.fresh(call.batch_, call.out_);
+    NeuronForward a{input.data(), alpha.data(), beta.data(), gamma.data(),
+                    delta.numel ? delta.data() : nullptr, output.mutable_data(),
+                    call.batch_,  call.in_,     call.out_};
+    const auto& k = call.kernels_;
+    call.run(k.forward_tasks(a), k.forward_scratch, k.forward, a);
+    stack[0] = output.release();
+  }
+
+  // (grad, input, alpha, beta, gamma, with_input) -> the gradients of input (empty unless
+  // with_input), alpha, beta and gamma.
+  static void backward(StableIValue* stack, uint64_t, uint64_t) {
+    Tensor grad = take(stack[0]), input = take(stack[1]), alpha = take(stack[2]);
+    Tensor beta = take(stack[3]), gamma = take(stack[4]);
+    bool with_input;
+    memcpy(&with_input, &stack[5], sizeof with_input);
+    NeuronCall call(input, alpha, beta, gamma);
+    if (grad.dtype != input.dtype || grad.dim != 2 || grad.sizes[0] != call.batch_ ||
+        grad.sizes[1] != call.out_)
+      refuse("grad must have the input's dtype and the output's shape");
+    grad = contiguous(static_cast<Tensor&&>(grad));
+    Tensor to_input = with_input ? call.fresh(call.batch_, call.in_) : call.fresh_row(0);
+    Tensor to_alpha = call.fresh(call.out_, call.in_), to_beta = call.fresh(call.out_, call.in_);
+    Tensor to_gamma = call.fresh(call.out_, call.in_);
+    NeuronBackward a{};
+    a.grad = grad.data(), a.input = input.data();
+    a.alpha = alpha.data(), a.beta = beta.data(), a.gamma = gamma.data();
+    a.grad_input = with_input ? to_input.mutable_data() : nullptr;
+    a.grad_alpha = to_alpha.mutable_data(), a.grad_beta = to_beta.mutable_data();
+    a.grad_gamma = to_gamma.mutable_data();
+    a.batch = call.batch_, a.in = call.in_, a.out = call.out_;
+    if (call.elements() > 0) call.run_backward(a);
+    else for (Tensor* gradient : {&to_input, &to_alpha, &to_beta, &to_gamma}) zero(*gradient);
+    stack[0] = to_input.release();
+    stack[1] = to_alpha.release();
+    stack[2] = to_beta.release();
+    stack[3] = to_gamma.release();
+  }
+
+ private:
+  // Tasks that backward should have, for as many threads, and rows that a chunk of the batch should
+  // have at least.
+  static constexpr int64_t wanted_tasks = 32, least_rows = 32;
+  // Elements of batch × out × in that one thread should have at least.
+  static constexpr int64_t thread_grain = 65536;
+
+  NeuronCall(Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
+      : dtype_(input.dtype), kernels_(chosen_neuron().of[dtype_of(input)]) {
+    if (input.dim != 2 || gamma.dim != 2 || gamma.sizes[1] != input.sizes[1])
+      refuse("expected an input (batch, in) and parameters (out, in)");
+    batch_ = input.sizes[0], in_ = input.sizes[1], out_ = gamma.sizes[0];
+    for (Tensor* t : {&alpha, &beta, &gamma})
+      if (t->dtype != dtype_ || !t->same_sizes(gamma))
+        refuse("alpha, beta and gamma must have the input's dtype, and one shape");
+    for (Tensor* t : {&input, &alpha, &beta, &gamma}) *t = contiguous(static_cast<Tensor&&>(*t));
+  }
+
+  [[noreturn]] static void refuse(const char* why) {
+    fail(std::string("mishkit.aptx_layer: ") + why);
+  }
+  static int dtype_of(const Tensor& x) {
+    for (int i = 0; i < dtype_count; i++)
+      if (codes().dtype[i] == x.dtype) return i;
+    refuse("expected tensors of float32, float64, bfloat16 or float16");
+  }
+  static Tensor contiguous(Tensor t) {
+    int64_t strides[2] = {1, 1}, run = 1;
+    for (int64_t i = t.dim - 1; i >= 0; i--) strides[i] = run, run *= t.sizes[i];
+    bool is = t.numel < 2;
+    if (!is) {
+      is = true;
+      for (int64_t i = 0; i < t.dim; i++) is &= t.sizes[i] == 1 || t.strides[i] == strides[i];
+    }
+    if (is) return t;
+    Tensor copy = Tensor::empty(t.dim, t.sizes, strides, t.dtype);
+    copy.copy(t);
+    return copy;
+  }
+  static void zero(const Tensor& t) {
+    if (t.numel) memset(t.mutable_data(), 0, t.numel * element_size(t.dtype));
+  }
+
+  Tensor fresh(int64_t rows, int64_t columns) const {
+    const int64_t sizes[] = {rows, columns}, strides[] = {columns > 1 ? columns : 1, 1};
+    Tensor t = Tensor::empty(2, sizes, strides, dtype_);
+    if (t.numel) advise_huge_pages(t.mutable_data(), t.numel * element_size(dtype_));
+    return t;
+  }
+  Tensor fresh_row(int64_t size) const {
+    const int64_t one = 1;
+    return Tensor::empty(1, &size, &one, dtype_);
+  }
+  int64_t elements() const { return batch_ * in_ * out_; }
+  static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  void run_backward(NeuronBackward& a) const {
+    // By the shapes alone, so that results do not depend on the number of threads.
+    const int64_t slices = divided_up(in_, kernels_.columns);
+    const int64_t chunks = at_least_one(least(wanted_tasks / slices, batch_ / least_rows));
+    a.chunk_rows = divided_up(batch_, chunks);
+    a.chunks = divided_up(batch_, a.chunk_rows);
+
+    Tensor turned = scratch(batch_ * out_ * kernels_.computed_size), sums;
+    a.turned = turned.mutable_data();
+    if (a.chunks == 1 && kernels_.computed_size == element_size(dtype_)) {
+      a.sums[0] = a.grad_alpha, a.sums[1] = a.grad_gamma, a.sums[2] = a.grad_beta;
+      a.sum_stride = in_;
+    } else {
+      a.sum_stride = slices * kernels_.columns;
+      const int64_t bytes = a.chunks * out_ * a.sum_stride * kernels_.computed_size;
+      sums = scratch(3 * bytes);
+      for (int k = 0; k < 3; k++) a.sums[k] = static_cast<char*>(sums.mutable_data()) + k * bytes;
+    }
+    run(batch_, 0, kernels_.turn, a);
+    run(slices * a.chunks, kernels_.backward_scratch, kernels_.backward, a);
+    if (a.chunks > 1) run(out_, 0, kernels_.combine, a);
+  }
+  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+  static int64_t at_least_one(int64_t a) { return a < 1 ? 1 : a; }
+
+  // From torch's allocator, so that it is seen and counted as any tensor is.
+  static Tensor scratch(int64_t bytes) { return Tensor::bytes(bytes); }
+
+  template <class Arguments>
+  void run(int64_t tasks, int64_t scratch_bytes, NeuronKernel<Arguments> kernel,
+           const Arguments& arguments) const {
+    struct Job {
+      NeuronKernel<Arguments> kernel;
+      const Arguments& arguments;
+      int64_t scratch_bytes;
+    } job{kernel, arguments, scratch_bytes};
+    auto part = [](int64_t begin, int64_t end, void* context) {
+      const Job& job = *static_cast<const Job*>(context);
+      Tensor memory = scratch(job.scratch_bytes);
+      job.kernel(job.arguments, memory.mutable_data(), begin, end);
+    };
+    if (elements() <= thread_grain || tasks == 1) return part(0, tasks, &job);
+    const int64_t grain = at_least_one(tasks * thread_grain / elements());
+    MISHKIT_CALL(torch_parallel_for(0, tasks, grain, part, &job));
+  }
+
+  int32_t dtype_;
+  const NeuronKernels::OfDtype& kernels_;
+  int64_t batch_, in_, out_;
+};
+
+void add_neuron(TorchLibraryHandle library) {
+  constexpr uint64_t slots_as_of = uint64_t{2} << 56 | uint64_t{10} << 48;  // torch 2.10
+  MISHKIT_CALL(torch_library_impl(library, "aptx_layer", NeuronCall::forward, slots_as_of));
+  MISHKIT_CALL(
+      torch_library_impl(library, "aptx_layer_backward", NeuronCall::backward, slots_as_of));
+}
+
+}  // namespace
+}  // namespace mishkit

@@ -1,0 +1,235 @@
+"""The APTx neuron: a neuron whose weights bend, in place of a linear layer and its activation.
+
+    layer = mk.APTxLayer(784, 128)          # as torch.nn.Linear(784, 128)
+    y = layer(x)                            # (..., 784) -> (..., 128)
+
+Source: Kumar 2025, APTx Neuron (arXiv:2507.14270). Parameters have the names, shapes and random
+numbers of the published package (aptx_neuron 0.0.10), so its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+from . import _neuron_ops as ops
+from .activation import DTYPES
+from .backends import cpu
+from .ops import are_transforms_active, fast_apply
+
+INIT = ("published", "scaled")
+
+_apply_layer = fast_apply(ops.Layer)
+_has_kernels = bool(cpu.isas())
+
+
+def aptx_layer(
+    input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor | None = None
+) -> Tensor:
+    """y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o.
+
+    Input (..., in), α, β, γ (out, in), δ (out,) or None; output (..., out). All of one dtype:
+    float32, float64, bfloat16 or float16 (computed in float32, float64 where that is the dtype);
+    autocast casts them as it does for `torch.nn.functional.linear`. Each term is exact to about
+    2.5e-7·|γx| beside the rounding of float32 (1e-15·|γx| in float64); NaN gives NaN.
+
+    Memory is that of the arguments and the result, with a gradient that of the parameters too: on
+    no way are there batch × out × in elements, except where derivatives beyond the first, forward
+    mode or torch.func are asked for.
+
+    Raises ValueError for shapes that don't fit, RuntimeError for dtypes that don't.
+
+    Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
+    """
+    _check(input, alpha, beta, gamma, delta)
+    if delta is None:
+        delta = gamma.new_empty(0)
+    kind = input.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        input, alpha, beta, gamma, delta = (
+            t if t.dtype == torch.float64 else t.to(dtype)
+            for t in (input, alpha, beta, gamma, delta)
+        )
+    dtype = input.dtype
+    same = dtype == alpha.dtype == beta.dtype == gamma.dtype == delta.dtype
+    if not same or dtype not in DTYPES:
+        _refuse_dtypes(input, alpha, beta, gamma, delta)
+    is_transformed = are_transforms_active() or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting() or is_transformed or kind != "cpu" or not _has_kernels:
+            return ops.expression(input, alpha, beta, gamma, delta)
+        return ops.TracedLayer.apply(input, alpha, beta, gamma, delta)
+    if is_transformed:
+        return ops.forward(input, alpha, beta, gamma, delta)
+    run = _apply_layer if torch.is_grad_enabled() else ops.call
+    return run(input, alpha, beta, gamma, delta)
+
+
+def _check(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor | None) -> None:
+    for name, tensor in (("input", input), ("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(_wrong(f"{name} must be a tensor, not {type(tensor).__name__}"))
+    if not isinstance(delta, Tensor | None):
+        raise TypeError(_wrong(f"delta must be a tensor or None, not {type(delta).__name__}"))
+    shape = gamma.shape
+    if len(shape) != 2 or not alpha.shape == beta.shape == shape:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (alpha, beta, gamma))
+        raise ValueError(_wrong(f"alpha, beta, gamma must all be (out, in), not {shapes}"))
+    if input.dim() == 0 or input.shape[-1] != shape[1]:
+        given = tuple(input.shape)
+        raise ValueError(
+            _wrong(f"the input's last dimension must be {shape[1]}; its shape is {given}")
+        )
+    if delta is not None and delta.shape != shape[:1]:
+        raise ValueError(_wrong(f"delta must have shape ({shape[0]},), not {tuple(delta.shape)}"))
+
+
+def _refuse_dtypes(*tensors: Tensor) -> None:
+    found = list(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in tensors))
+    if len(found) > 1:
+        raise RuntimeError(
+            _wrong(f"the input and the parameters differ in dtype: {', '.join(found)}")
+        )
+    raise RuntimeError(
+        _wrong(f"expected tensors of float32, float64, bfloat16 or float16, got {found[0]}")
+    )
+
+
+def _wrong(what: str) -> str:
+    return f"mishkit.aptx_layer: {what}"
+
+
+BENT = 0.522056
+"""E[(tanh(βx)·x)²] for β and x from N(0, 1)."""
+
+
+class _Neurons(nn.Module):
+    """What a neuron and a layer of them share: parameters of a shape (..., in)."""
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+    delta: Tensor | None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        is_alpha_trainable: bool,
+        use_delta: bool,
+        init: str,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if init not in INIT:
+            raise ValueError(
+                f'{type(self).__name__}: init must be "published" or "scaled", not {init!r}'
+            )
+        self.is_alpha_trainable, self.use_delta, self.init = is_alpha_trainable, use_delta, init
+        alpha, beta, gamma = (torch.empty(shape, **options) for _ in range(3))
+        if is_alpha_trainable:
+            self.alpha = nn.Parameter(alpha)
+        else:
+            self.register_buffer("alpha", alpha)
+        self.beta, self.gamma = nn.Parameter(beta), nn.Parameter(gamma)
+        delta = nn.Parameter(torch.empty(shape[:-1] or 1, **options)) if use_delta else None
+        self.register_parameter("delta", delta)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, in the published order: α unless it is fixed, β, γ."""
+        if self.is_alpha_trainable:
+            self.alpha.normal_()
+        else:
+            self.alpha.fill_(1)
+        self.beta.normal_()
+        self.gamma.normal_()
+        if self.init == "scaled":
+            self.gamma.div_(math.sqrt((1 + BENT) * max(1, self.gamma.shape[-1])))
+        if self.delta is not None:
+            self.delta.zero_()
+
+    def extra_repr(self) -> str:
+        """What was given, in the style of torch.nn.Linear."""
+        names = ("input_dim", "output_dim", "is_alpha_trainable", "use_delta")
+        shown = [f"{name}={getattr(self, name)}" for name in names if hasattr(self, name)]
+        if self.init != "published":
+            shown.append(f"init={self.init!r}")
+        return ", ".join(shown)
+
+
+class APTxLayer(_Neurons):
+    """A layer of APTx neurons: y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o.
+
+    Shapes: input (..., input_dim), output (..., output_dim); α, β, γ (output_dim, input_dim), δ
+    (output_dim,). See `mishkit.aptx_layer` for dtypes and errors.
+
+    Parameters
+    ----------
+    is_alpha_trainable : bool, default True
+        Whether α is a parameter; if not, it is a buffer of ones.
+    use_delta : bool, default True
+        Whether there is a δ; it starts at 0.
+    init : "published" or "scaled", default "published"
+        Published: α, β and γ from N(0, 1), drawn in this order. Inputs from N(0, 1) then give
+        outputs of standard deviation √(1.522·input_dim), 35 for 784 inputs.
+        Scaled: the same, but γ divided by that. α, β, γ and x being independent and γ of mean 0,
+        the terms of a sum are uncorrelated and each has the variance Var(γ)·E[(α + tanh(βx))²·x²],
+        where the square is E[α²] + E[(tanh(βx)·x)²] = 1 + 0.522 for trained and fixed α alike: the
+        product of both vanishes, since β is symmetric. So outputs have variance 1, a third of it
+        from what bends. Gradients towards the input are multiplied by 1.05·output_dim/input_dim
+        in variance, as by a linear layer with weights from N(0, 1/input_dim).
+
+    Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        is_alpha_trainable: bool = True,
+        use_delta: bool = True,
+        *,
+        init: str = "published",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (output_dim, input_dim)
+        super().__init__(shape, is_alpha_trainable, use_delta, init, device=device, dtype=dtype)
+        self.input_dim, self.output_dim = input_dim, output_dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return aptx_layer(input, self.alpha, self.beta, self.gamma, self.delta)
+
+
+class APTxNeuron(_Neurons):
+    """One APTx neuron: y = Σ_i (α_i + tanh(β_i·x_i))·γ_i·x_i + δ.
+
+    Shapes: input (..., input_dim), output (..., 1); α, β, γ (input_dim,), δ (1,). The arguments are
+    those of `APTxLayer`.
+
+    Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        is_alpha_trainable: bool = True,
+        use_delta: bool = True,
+        *,
+        init: str = "published",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (input_dim,)
+        super().__init__(shape, is_alpha_trainable, use_delta, init, device=device, dtype=dtype)
+        self.input_dim = input_dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        alpha, beta, gamma = (t.unsqueeze(0) for t in (self.alpha, self.beta, self.gamma))
+        return aptx_layer(input, alpha, beta, gamma, self.delta)
