@@ -243,3 +243,12 @@ def laid_out(name: str, dtype: torch.dtype) -> Tensor:
     x = LAYOUTS[name]()
     row = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
     return torch.as_strided(row.to(dtype), x.shape, x.stride(), x.storage_offset())
+
+
+def assert_laid_out_like(result: Tensor, x: Tensor) -> None:
+    assert result.shape == x.shape
+    want = torch.empty_like(x)
+    # Without elements, or along a dimension of one, a stride says nothing.
+    if x.numel():
+        for size, got, wanted in zip(x.shape, result.stride(), want.stride(), strict=True):
+            assert size == 1 or got == wanted, (result.stride(), want.stride())

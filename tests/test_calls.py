@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +23,7 @@ from common import (
     every_dtype,
     every_function,
     every_saving,
+    every_turnless,
     laid_out,
     typical_case,
 )
@@ -304,11 +307,42 @@ def test_tensors_of_operators_must_match(engine: Engine, case: Case) -> None:
 
 
 @every_function
-def test_parameters_that_must_not_be_zero(case: Case) -> None:
+def test_parameters_that_no_formula_takes(case: Case) -> None:
     for p in case.a.parameters:
-        if p.nonzero:
-            with pytest.raises(ValueError, match=f"{p.name} must not be zero"):
-                getattr(mishkit, case.a.name)(torch.ones(3), **{p.name: 0})
+        for condition, values in {
+            "must be finite": (math.nan, math.inf, -math.inf),
+            "must not be zero": (0,) if p.nonzero else (),
+            "must be positive": (0, -1.5) if p.positive else (),
+        }.items():
+            for value in values:
+                for call in (
+                    lambda **given: getattr(mishkit, case.a.name)(torch.ones(3), **given),
+                    getattr(mishkit, case.a.module_name),
+                ):
+                    with pytest.raises(ValueError, match=f"{p.name} {condition}") as error:
+                        call(**{p.name: value})
+                    assert_one_line(error, f"mishkit.{case.a.name}", condition)
+
+
+@every_turnless
+def test_without_one_minimum_the_output_is_refused(case: Case) -> None:
+    """And nothing else is: the reason and the cure are named."""
+    x = torch.randn(5, 3)
+    named = {p.name: v for p, v in zip(case.a.parameters, case.parameters, strict=True)}
+    module = functools.partial(getattr(mishkit, case.a.module_name), **named)
+    for call in (
+        lambda: case.call(x, save="output"),
+        lambda: case.call(leaf(3), save="output"),
+        lambda: case.call(leaf(3) * 1, inplace=True),
+        lambda: module(save="output"),
+        lambda: module(inplace=True)(leaf(3) * 1),
+    ):
+        with pytest.raises(ValueError, match="minimum where") as error:
+            call()
+        assert f"mishkit.{case.a.name}" in str(error.value) and "\n" not in str(error.value)
+    assert_rounds(case.call(x), case.exactly("f", x))
+    assert_rounds(module(inplace=True)(x.clone()), case.exactly("f", x))
+    assert_same_bits(case.call(x, out=torch.empty_like(x)), case.call(x))
 
 
 def test_gelu_refuses_another_approximation() -> None:

@@ -15,6 +15,7 @@ from common import (
     every_dtype,
     every_function,
     every_saving,
+    every_turnless,
     laid_out,
     typical_case,
 )
@@ -149,6 +150,15 @@ def test_misuse_is_told_under_compile_too(case: Case) -> None:
         compiled(lambda x: case.call(x, save="nonsense"))(torch.ones(3))
     with pytest.raises(Exception, match="expected a tensor of float32, float64"):
         compiled(case.call)(torch.ones(3, dtype=torch.int64))
+
+
+@every_turnless
+def test_refusals_reach_the_user_of_compiled_code(case: Case) -> None:
+    for options in ({"save": "output"}, {"inplace": True}):
+        with pytest.raises(Exception, match="minimum where"):
+            compiled(calling(case, options))(torch.randn(3, requires_grad=True))
+    x = torch.randn(3)
+    torch.testing.assert_close(compiled(calling(case, {}))(x), calling(case, {})(x))
 
 
 # ---- torch.export ----

@@ -12,6 +12,7 @@ from common import (
     SCATTERED,
     Case,
     Engine,
+    assert_laid_out_like,
     assert_rounds,
     assert_same_bits,
     every_case,
@@ -37,15 +38,6 @@ GRADS = {
     "expanded": lambda x: torch.randn(()).expand(x.shape),
     "gaps": lambda x: torch.randn(*x.shape, 2)[..., 0],
 }
-
-
-def assert_laid_out_like(result: Tensor, x: Tensor) -> None:
-    assert result.shape == x.shape
-    want = torch.empty_like(x)
-    # Without elements, or along a dimension of one, a stride says nothing.
-    if x.numel():
-        for size, got, wanted in zip(x.shape, result.stride(), want.stride(), strict=True):
-            assert size == 1 or got == wanted, (result.stride(), want.stride())
 
 
 @every_layout

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what the last line of this file brings
     from ._module_types import *  # noqa: F403
 
 
+_is_transformed: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+
 OPTIONS = ("inplace", "save", "trainable", "num_parameters")
 """Arguments that a module's repr shows only where they are set."""
 
@@ -122,10 +124,12 @@ class TrainableModule(ActivationModule):
         if self.trainable or not self.activation.keeps_state:
             return [getattr(self, name) for name in self.parameter_names]
         buffers: list[Any] = list(self._buffers.values())
-        from_input = self.save == "input" and not self.inplace
-        if buffers[0].is_meta or (torch.compiler.is_compiling() and from_input):
-            return buffers  # as tensors: compiled code reads what they are when it runs
-        return self._read(buffers)
+        if torch.compiler.is_compiling():
+            # As tensors if they can be: compiled code reads what they are when it runs.
+            as_tensors = self.save == "input" and not self.inplace
+        else:
+            as_tensors = any(buffer.is_meta or _is_transformed(buffer) for buffer in buffers)
+        return buffers if as_tensors else self._read(buffers)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
