@@ -111,16 +111,25 @@ int64_t parts_of(const TrainedArguments& a, int64_t parameters) {
   return parts < most ? parts : most;
 }
 
-void run(TrainedKernel kernel, const TrainedArguments& arguments) {
+// Elements of scratch that a parameter takes: its pattern, and sums of the same shape.
+int64_t pattern_elements(const TrainedArguments& a) {
+  if (a.channels == 1 || a.inner >= long_run) return 0;
+  int64_t row = a.channels * a.inner;
+  return 2 * ((row < long_row ? row * most_rows : row) + most_pair);
+}
+
+void run(TrainedKernel kernel, const TrainedArguments& arguments, int64_t scratch_bytes) {
   struct Context {
     TrainedKernel kernel;
     const TrainedArguments& arguments;
-  } context = {kernel, arguments};
-  if (arguments.parts <= 1) return kernel(arguments, 0, arguments.parts);
+    int64_t scratch_bytes;
+  } context = {kernel, arguments, scratch_bytes};
   auto part = [](int64_t begin, int64_t end, void* context) {
     const Context& c = *static_cast<const Context*>(context);
-    c.kernel(c.arguments, begin, end);
+    Tensor scratch = Tensor::bytes(c.scratch_bytes);
+    c.kernel(c.arguments, c.scratch_bytes ? scratch.mutable_data() : nullptr, begin, end);
   };
+  if (arguments.parts <= 1) return part(0, arguments.parts, &context);
   MISHKIT_CALL(torch_parallel_for(0, arguments.parts, 1, part, &context));
 }
 
@@ -208,7 +217,9 @@ class Call {
   }
   void run_trained() {
     if (!trained_.parts) trained_.parts = parts_of(trained_, function_.parameter_count);
-    mishkit::run(function_.trained[dtype_], trained_);
+    mishkit::run(function_.trained[dtype_], trained_,
+                 pattern_elements(trained_) * function_.parameter_count *
+                     (dtype_ == (int)Dtypes::float64 ? 8 : 4));
   }
   // The gradients of the parameters; the sums of all parts, in their order.
   Tensor run_trained_backward(const Tensor& parameters) {

@@ -37,8 +37,11 @@ struct TrainedArguments {
   int64_t parts;  // how many parts the work is in; it depends on the sizes alone
 };
 
-// Computes parts [begin, end).
-using TrainedKernel = void (*)(const TrainedArguments&, int64_t begin, int64_t end);
+// Computes parts [begin, end); may scribble over `scratch`.
+using TrainedKernel = void (*)(const TrainedArguments&, void* scratch, int64_t begin, int64_t end);
+// Runs at least this long have one parameter at a time; shorter ones share vectors, whose pattern of
+// parameters repeats after at most `most_rows` rows (one row, if it has `long_row` elements).
+constexpr int64_t long_run = 64, long_row = 4096, most_rows = 32, most_pair = 64;
 
 struct FunctionKernels {
   const char* name;

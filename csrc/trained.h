@@ -7,14 +7,9 @@
 #pragma once
 #include "loops.h"
 
-extern "C" void* malloc(size_t) noexcept;
-extern "C" void free(void*) noexcept;
-
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// Runs at least this long have one parameter at a time; shorter ones share vectors.
-constexpr int64_t long_run = 64;
 // Elements of a long run, or rows of short ones, between two additions in double.
 constexpr int64_t piece = 8192, rows_a_piece = 256;
 
@@ -22,6 +17,7 @@ template <class Function, class S, bool backward> struct Trained {
   using V = typename Block<S>::V;
   using T = typename V::Scalar;
   static constexpr int count = Function::parameter_count, pair = Block<S>::pair_elements;
+  static_assert(pair <= most_rows && 2 * pair <= most_pair);
 
   const TrainedArguments& a;
   const S *grad, *x;
@@ -115,14 +111,13 @@ template <class Function, class S, bool backward> struct Trained {
   }
   int64_t channel_of(int64_t element) const { return element / a.inner % a.channels; }
 
-  void rows(int64_t part) const {
+  void rows(int64_t part, T* values) const {
     const int64_t row = a.channels * a.inner;
     // Rows that are long enough for their end not to matter need not fill vectors.
     int64_t together = 1;
-    while (row < 4096 && row * together % pair) together++;
+    while (row < long_row && row * together % pair) together++;
     const int64_t length = (row * together + pair - 1) / pair * pair;
-    T* memory = (T*)malloc(sizeof(T) * length * count * (backward ? 2 : 1));
-    T *values = memory, *totals = memory + length * count;
+    T* totals = values + length * count;
     for (int i = 0; i < count; i++)
       for (int64_t k = 0; k < length; k++)
         values[i * length + k / pair * pair + place((int)(k % pair))] =
@@ -137,7 +132,6 @@ template <class Function, class S, bool backward> struct Trained {
         pattern(r * row, (end - r < together ? end - r : together) * row, length, values, totals);
       if constexpr (backward) add(totals, length, row * together, sums);
     }
-    free(memory);
   }
   void pattern(int64_t begin, int64_t size, int64_t length, const T* values, T* totals) const {
     for (int64_t at = 0; at < size; at += pair)
@@ -163,15 +157,16 @@ template <class Function, class S, bool backward> struct Trained {
 };
 
 template <class Function, class S>
-void run_trained(const TrainedArguments& a, int64_t begin, int64_t end) {
+void run_trained(const TrainedArguments& a, void* scratch, int64_t begin, int64_t end) {
+  using T = typename Computed<S>::type;
   for (int64_t part = begin; part < end; part++) {
     const bool together = a.channels > 1 && a.inner < long_run;
     if (a.grad) {
       Trained<Function, S, true> work(a);
-      together ? work.rows(part) : work.runs(part);
+      together ? work.rows(part, (T*)scratch) : work.runs(part);
     } else {
       Trained<Function, S, false> work(a);
-      together ? work.rows(part) : work.runs(part);
+      together ? work.rows(part, (T*)scratch) : work.runs(part);
     }
   }
 }

@@ -14,8 +14,8 @@ from sympy.parsing.sympy_parser import parse_expr
 from mishkit.functions import ACTIVATIONS
 
 DIGITS = 50
-TAIL_DIGITS = 350
-"""More, where 1 + tanh and the like cancel."""
+GUARD, TAIL = 30, 350
+"""Digits more, which 1 + tanh and the like may cancel; and those where they cancel more."""
 
 
 @functools.cache
@@ -27,8 +27,13 @@ def function(name: str) -> Callable[..., mpf]:
     exact = sympy.lambdify(list(symbols.values()), expression, modules="mpmath")
 
     def f(x: mpf, *parameters: float) -> mpf:
-        with mpmath.extradps(TAIL_DIGITS):
-            return exact(mpf(x), *map(mpf, parameters or a.defaults))
+        given = [mpf(value) for value in (x, *(parameters or a.defaults))]
+        with mpmath.extradps(GUARD):
+            y = exact(*given)
+            if abs(y) > mpf(10) ** -GUARD * (1 + abs(given[0])):
+                return y
+        with mpmath.extradps(TAIL):
+            return exact(*given)
 
     return f
 

@@ -27,6 +27,7 @@ y_min centre the few outputs beside the minimum, where one y stands for the wide
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import sys
@@ -594,8 +595,9 @@ def render_python(tables: dict[str, dict[str, BranchFit]]) -> str:
         lines.append(f'    "{name}": {{')
         for dtype, fit in by_dtype.items():
             lines.append(f'        "{dtype}": BranchFit(')
-            fields = [field for field in fit.__dataclass_fields__ if field != "coefficients"]
-            lines += [f"            {field}={getattr(fit, field)!r}," for field in fields]
+            given = [field.name for field in dataclasses.fields(fit) if field.init]
+            given.remove("coefficients")  # which begin lines of their own
+            lines += [f"            {name}={getattr(fit, name)!r}," for name in given]
             lines.append("            coefficients=(")
             lines += [f"                {row!r}," for row in fit.coefficients]
             lines += ["            ),", "        ),"]
