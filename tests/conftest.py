@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,3 +56,20 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Iterator[None]:
+    """Mend torchvision, which timm and transformers import: PyPI's is built for CUDA, and does not
+    load beside a torch that is not. What it misses then are two operators that it describes."""
+    spec = find_spec("torchvision")
+    mended = None
+    try:
+        for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():
+            torch.ops.load_library(library)
+    except OSError:
+        mended = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del mended  # the operators last as long as it

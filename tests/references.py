@@ -38,12 +38,14 @@ def function(name: str) -> Callable[..., mpf]:
     return f
 
 
+@functools.cache
 def f(name: str, x: float, *parameters: float) -> mpf:
     """f(x) to 50 digits, with the default parameters unless others are given."""
     with mpmath.workdps(DIGITS):
         return function(name)(mpf(x), *parameters)
 
 
+@functools.cache
 def df(name: str, x: float, *parameters: float, order: int = 1) -> mpf:
     """f' (or a higher derivative) at x by differences, to 30 digits at least; not at a joint."""
     with mpmath.workdps(3 * DIGITS):

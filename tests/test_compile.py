@@ -60,9 +60,9 @@ def assert_agree(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
 
 
 @every_case
-@every_saving
-def test_forward_and_backward(case: Case, options: dict[str, Any]) -> None:
-    f, x = calling(case, options), torch.randn(5, 33).mul(3)
+@pytest.mark.parametrize("save", ["input", "output"])
+def test_forward_and_backward(case: Case, save: str) -> None:
+    f, x = calling(case, {"save": save}), torch.randn(5, 33).mul(3)
     assert_agree(results(compiled(f), x), results(f, x))
 
 
@@ -164,12 +164,7 @@ def test_refusals_reach_the_user_of_compiled_code(case: Case) -> None:
 # ---- torch.export ----
 
 
-@every_case
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
-@every_saving
-def test_export_has_torchs_operators_alone(
-    case: Case, strict: bool, options: dict[str, Any]
-) -> None:
+def assert_exported(case: Case, strict: bool, options: dict[str, Any]) -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return case.call(x * 1, **options)
@@ -183,6 +178,18 @@ def test_export_has_torchs_operators_alone(
         for count in (4, 7):
             x = torch.randn(count, 8)
             torch.testing.assert_close(form.module()(x), case.call(x))
+
+
+@every_case
+def test_export_has_torchs_operators_alone(case: Case) -> None:
+    assert_exported(case, strict=False, options={})
+
+
+@typical_case
+@every_saving
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
+def test_export_in_every_way(case: Case, strict: bool, options: dict[str, Any]) -> None:
+    assert_exported(case, strict, options)
 
 
 # ---- the operators ----
@@ -205,12 +212,22 @@ def arguments(case: Case, ending: str, x: Tensor) -> tuple[Any, ...]:
     return *(known.get(name, torch.randn(x.shape)) for name in tensors), *case.parameters
 
 
-@every_case
-@pytest.mark.parametrize("ending", SCHEMAS)
-@pytest.mark.parametrize("sample", SAMPLES)
-def test_opcheck(case: Case, ending: str, sample: str) -> None:
+def check_operator(case: Case, ending: str, sample: str) -> None:
     operator = getattr(torch.ops.mishkit, case.a.name + ending).default
     opcheck(operator, arguments(case, ending, SAMPLES[sample]()))
+
+
+@every_case
+@pytest.mark.parametrize("ending", SCHEMAS)
+def test_opcheck(case: Case, ending: str) -> None:
+    check_operator(case, ending, "channels_last")
+
+
+@typical_case
+@pytest.mark.parametrize("ending", SCHEMAS)
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_opcheck_of_every_layout(case: Case, ending: str, sample: str) -> None:
+    check_operator(case, ending, sample)
 
 
 @every_function

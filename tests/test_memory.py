@@ -97,8 +97,11 @@ def test_monotone_functions_keep_no_bit(case: Case, network: str) -> None:
     assert units(network, act) == pytest.approx(TORCHS[network] - 1, abs=5e-3)
 
 
-@every_network
-@turning
+@pytest.mark.parametrize(
+    ("case", "network"),
+    [*((case, "linear") for case in TURNING), (TURNING[-1], "convolution")],
+    ids=str,
+)
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_as_in_eager(case: Case, network: str) -> None:
     act = getattr(mishkit, case.a.module_name)(save="output")

@@ -7,7 +7,6 @@ import pickle
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,23 +111,6 @@ def test_misuse(options: dict[str, Any], error: type[Exception], message: str) -
     with pytest.raises(error, match=message) as raised:
         mishkit.register(**{"libraries": (), **options})
     assert "\n" not in str(raised.value)
-
-
-@pytest.fixture(scope="module")
-def torchvision() -> Iterator[None]:
-    """Mend torchvision, which both libraries import: PyPI's is built for CUDA, and does not load
-    beside a torch that is not. What it misses then are two operators that it describes."""
-    spec = find_spec("torchvision")
-    mended = None
-    try:
-        for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():
-            torch.ops.load_library(library)
-    except OSError:
-        mended = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
-    del mended  # the operators last as long as it
 
 
 def raw(table: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import torch
 from common import (
     ABSOLUTE,
     DECODED,
-    DEFAULTS,
     KERNELS,
     PLAIN,
+    TURNING,
     Case,
     Engine,
     assert_rounds,
@@ -145,7 +145,7 @@ def test_limits_and_nan(engine: Engine, case: Case, dtype: torch.dtype) -> None:
 
 
 @half_dtypes
-@every_decoding
+@every_case
 def test_no_finite_input_gives_nan(engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = every_half(dtype)
     x = x[x.isfinite()]
@@ -181,7 +181,7 @@ def cases(draw: st.DrawFn, a: Activation) -> Case:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES))
-@pytest.mark.parametrize("a", [c.a for c in DEFAULTS if c.parameters], ids=lambda a: a.name)
+@pytest.mark.parametrize("a", [c.a for c in TURNING if c.parameters], ids=lambda a: a.name)
 def test_any_parameters(a: Activation, data: st.DataObject, dtype: torch.dtype) -> None:
     """No NaN, the side of the turn, and a gradient from the output near that from the input."""
     case = data.draw(cases(a))
