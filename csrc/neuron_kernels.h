@@ -29,8 +29,8 @@ struct NeuronBackward {
   int64_t batch, in, out;
 };
 
-// Works on a range of tasks, which do not depend on each other; may scribble over `scratch`, which is
-// aligned to 64 bytes.
+// Works on a range of tasks, which do not depend on each other; may scribble over `scratch`, which
+// is aligned to 64 bytes.
 template <class Arguments>
 using NeuronKernel = void (*)(const Arguments&, void* scratch, int64_t begin, int64_t end);
 
