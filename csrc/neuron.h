@@ -112,15 +112,25 @@ MISHKIT_INLINE void store_part(S* p, int64_t count, VecOf<S> a, VecOf<S> b) {
   memcpy(p, part, count * sizeof(S));
 }
 
-// The halves added again and again: a tree, whatever the number of lanes.
+// The sum of a vector's lanes: its halves added, again and again.
+#if defined(__AVX512F__)
+MISHKIT_INLINE __m256 halves_added(__m512 v) {
+  return _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
+}
+MISHKIT_INLINE __m256d halves_added(__m512d v) {
+  return _mm512_castpd512_pd256(v) + _mm512_extractf64x4_pd(v, 1);
+}
+#endif
+#if defined(__AVX2__)
+MISHKIT_INLINE __m128 halves_added(__m256 v) {
+  return _mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1);
+}
+#endif
 template <class T, class Raw> MISHKIT_INLINE T sum_of_lanes(Raw v) {
   constexpr int lanes = sizeof v / sizeof(T);
   if constexpr (lanes == 2) return v[0] + v[1];
   else if constexpr (lanes == 4) return (v[0] + v[2]) + (v[1] + v[3]);
-  else {
-    typedef T Half __attribute__((vector_size(sizeof v / 2)));
-    return sum_of_lanes<T>(get<Half>(&v) + get<Half>((const char*)&v + sizeof v / 2));
-  }
+  else return sum_of_lanes<T>(halves_added(v));
 }
 
 // factor·β, but finite even where that overflows: times x = 0 it must not give NaN.
@@ -346,8 +356,13 @@ template <class S> struct Neuron {
                             int64_t chunk) {
     const int64_t count = at_most<int64_t>(pair, a.in - column);
     const int vectors = count <= V::lanes && !__is_same(S, BFloat16) ? 1 : 2;
+    T* sums_at[3];
+    for (int k = 0; k < 3; k++)
+      sums_at[k] = a.sums[k] ? (T*)a.sums[k] + chunk * a.out * a.sum_stride + column
+                             : (T*)(&scratch + 1) + k * a.out * pair;
+    const int64_t sum_stride = a.sums[0] ? a.sum_stride : pair;
     // Sums that are not the gradients themselves have rows of whole pairs.
-    const int64_t sum_count = a.sum_stride == a.in ? count : pair;
+    const int64_t sum_count = sum_stride == a.in ? count : pair;
     const int64_t chunk_begin = chunk * a.chunk_rows;
     const int64_t chunk_end = at_most(a.batch, chunk_begin + a.chunk_rows);
     for (int64_t row = chunk_begin; row < chunk_end; row += block_rows) {
@@ -376,9 +391,8 @@ template <class S> struct Neuron {
           for (int k = 0; k < vectors; k++)
             rows_of<with_input, 1>(scratch, g, rows, k, alpha, beta, gamma, sums);
         }
-        const int64_t at = (chunk * a.out + o) * a.sum_stride + column;
         MISHKIT_UNROLL for (int k = 0; k < 3; k++) {
-          T* sum = (T*)a.sums[k] + at;
+          T* sum = sums_at[k] + o * sum_stride;
           if (!is_first) {
             V u, v;
             load_part(sum, sum_count, u, v);

@@ -737,11 +737,8 @@ def test_peak_memory(
 
     step()
     results = batch * (dims_in + 2 * dims_out) + dims_out * (3 * dims_in + 1)
-    # In float32: grad transposed, and three sums for each parameter, of all 32 tasks at most,
-    # where they are not made in the gradients themselves.
-    computed = batch * dims_out
-    if dtype != torch.float32 or dims_in < 32 * 32:
-        computed += 3 * dims_out * max(dims_in + 32, 32 * 32)
+    # In float32: grad transposed, and where the batch is cut into chunks three sums for each.
+    computed = batch * dims_out + (3 * dims_out * 32 * 32 if dims_in < 32 * 32 else 0)
     # Scratch of two threads; plain torch holds eight blocks.
     scratch = 8 * 4 * _neuron_ops.BLOCK["cpu"] if engine.name == "plain" else 2 * 150_000
     assert peak_bytes(step) <= results * x.element_size() + computed * 4 + scratch
