@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from common import (
+    ABSOLUTE,
     DECODED,
+    DEFAULTS,
     KERNELS,
+    PLAIN,
     Case,
     Engine,
     assert_rounds,
@@ -21,9 +26,11 @@ from common import (
     spread,
     threads,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from mishkit.activation import DTYPES
+from mishkit.activation import DTYPES, Activation
 from mishkit.backends import torch as plain
 
 BODIES = {"": 1, "_packed": 1, "_backward": 2, "_double_backward": 3, "_backward_packed": 2}
@@ -152,6 +159,48 @@ def test_no_finite_input_gives_nan(engine: Engine, case: Case, dtype: torch.dtyp
     ]
     for result in results:
         assert not result.isnan().any()
+
+
+# ---- any parameters ----
+
+NUMBERS = st.floats(-1.5, 1.5, width=32) | st.floats(0.0625, 20, width=32) | st.just(1.0)
+
+
+@st.composite
+def cases(draw: st.DrawFn, a: Activation) -> Case:
+    """With parameters that the function takes, and for which it has one minimum at most."""
+    case = Case(a, tuple(draw(NUMBERS) for _ in a.parameters))
+    try:
+        a.check(*case.parameters)
+        assert case.turn is None or math.isfinite(case.turn)
+    except ValueError:
+        assume(False)
+    assume(all(abs(p) > 1e-3 for p in case.parameters))
+    return case
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES))
+@pytest.mark.parametrize("a", [c.a for c in DEFAULTS if c.parameters], ids=lambda a: a.name)
+def test_any_parameters(a: Activation, data: st.DataObject, dtype: torch.dtype) -> None:
+    """No NaN, the side of the turn, and a gradient from the output near that from the input."""
+    case = data.draw(cases(a))
+    x = spread(dtype, 250)
+    ones = torch.ones_like(x)
+    f, df = case.exactly("f", x), case.exactly("df", x)
+    steepest = max(1.0, df.abs().max().item())
+    # As far as an error of the slope moves f, which may be the difference of two large slopes.
+    error = 8 * torch.finfo(dtype).eps * steepest * x.double().abs() + ABSOLUTE[dtype] * steepest
+    for engine in (*KERNELS[-1:], PLAIN):
+        y, side = engine.operator(case, "_packed")(x)
+        from_input = engine.operator(case, "_backward")(ones, x)
+        from_output = engine.operator(case, "_backward_packed")(ones, y, side)
+        curvature = engine.operator(case, "_double_backward")(ones, ones, x)[1]
+        assert_same_bits(side, right_of(case, x))
+        assert ((y.double() - f).abs() <= error)[y.isfinite()].all()
+        assert not any(t.isnan().any() for t in (y, from_input, from_output, curvature))
+        assert_rounds(from_input, df, extra=ABSOLUTE[dtype] * steepest)
+        assert_rounds(from_output, df, extra=DECODED[dtype] * steepest)
 
 
 # ---- places ----
