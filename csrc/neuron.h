@@ -32,26 +32,30 @@ static constexpr double scaled(double c, int k) {
 constexpr double coth_full[] = {scaled(1.0, 0), scaled(1.0 / 3, 1), scaled(-1.0 / 45, 2)};
 // The last one shares out the error of the one left out.
 constexpr double coth_half[] = {scaled(1.0, 0), scaled(0.99826 / 3, 1)};
-constexpr double coth_double[] = {
-    scaled(1.0, 0),         scaled(1.0 / 3, 1),     scaled(-1.0 / 45, 2),
-    scaled(2.0 / 945, 3),   scaled(-1.0 / 4725, 4), scaled(2.0 / 93555, 5),
-    scaled(-1382.0 / 638512875, 6), scaled(4.0 / 18243225, 7)};
+constexpr double coth_double[] = {scaled(1.0, 0),
+                                  scaled(1.0 / 3, 1),
+                                  scaled(-1.0 / 45, 2),
+                                  scaled(2.0 / 945, 3),
+                                  scaled(-1.0 / 4725, 4),
+                                  scaled(2.0 / 93555, 5),
+                                  scaled(-1382.0 / 638512875, 6),
+                                  scaled(4.0 / 18243225, 7)};
 
-template <class T> struct Halves {
-  Vec<T> r;     // z less the nearest whole number
-  Vec<T> power; // with AVX-512 that number, elsewhere two to its power
+template <class T> struct Rounded {
+  Vec<T> r;      // z less the nearest whole number k
+  Vec<T> power;  // k with AVX-512, elsewhere 2^k
 };
 #if defined(__AVX512F__)
-MISHKIT_INLINE Halves<float> halves(Vec<float> z) {
+MISHKIT_INLINE Rounded<float> rounded(Vec<float> z) {
   Vec<float> r = _mm512_reduce_ps(z.v, 8);  // 0 for ±inf
   return {r, z - r};
 }
-MISHKIT_INLINE Halves<double> halves(Vec<double> z) {
+MISHKIT_INLINE Rounded<double> rounded(Vec<double> z) {
   Vec<double> r = _mm512_reduce_pd(z.v, 8);
   return {r, z - r};
 }
 #else
-template <class T> MISHKIT_INLINE Halves<T> halves(Vec<T> z) {
+template <class T> MISHKIT_INLINE Rounded<T> rounded(Vec<T> z) {
   constexpr bool is_float = sizeof(T) == 4;
   constexpr int bias = is_float ? 127 : 1023, places = is_float ? 23 : 52;
   // At bias + 1 the power is inf, and below 1 − bias nothing would be left of it beside 1.
@@ -63,10 +67,10 @@ template <class T> MISHKIT_INLINE Halves<T> halves(Vec<T> z) {
 }
 #endif
 
-// 1/(1 + 2^z); the absolute error is at most 1e−7 (3e−16 for double), 3e−7 at Accuracy::half. 0 and
-// 1 are reached where 2^z leaves the type, NaN gives NaN.
+// 1/(1 + 2^z); the absolute error is at most 1e−7 (2.5e−16 for double), 3e−7 at Accuracy::half.
+// 0 and 1 are reached where 2^z leaves the type; NaN gives NaN.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> logistic2(Vec<T> z) {
-  auto [r, power] = halves(z);
+  auto [r, power] = rounded(z);
   Vec<T> s = r * r, a;
   if constexpr (sizeof(T) == 8) a = polynomial(s, coth_double);
   else if constexpr (accuracy == Accuracy::full) a = polynomial(s, coth_full);
@@ -91,14 +95,16 @@ template <class S> constexpr int place(int j) {
 }
 
 // The first `count` elements (at most a pair of vectors), zeros after them; and to there.
-template <class S> MISHKIT_INLINE void load_part(const S* p, int64_t count, VecOf<S>& a, VecOf<S>& b) {
+template <class S>
+MISHKIT_INLINE void load_part(const S* p, int64_t count, VecOf<S>& a, VecOf<S>& b) {
   constexpr int size = 2 * VecOf<S>::lanes;
   if (count >= size) return load(p, a, b);
   alignas(64) S part[size] = {};
   memcpy(part, p, count * sizeof(S));
   load(part, a, b);
 }
-template <class S> MISHKIT_INLINE void store_part(S* p, int64_t count, VecOf<S> a, VecOf<S> b) {
+template <class S>
+MISHKIT_INLINE void store_part(S* p, int64_t count, VecOf<S> a, VecOf<S> b) {
   constexpr int size = 2 * VecOf<S>::lanes;
   if (count >= size) return store<Store::cached>(p, a, b);
   alignas(64) S part[size];
@@ -106,18 +112,28 @@ template <class S> MISHKIT_INLINE void store_part(S* p, int64_t count, VecOf<S> 
   memcpy(p, part, count * sizeof(S));
 }
 
-// The halves added again and again: a tree, whatever the number of lanes.
+// The sum of a vector's lanes: its halves added, again and again.
+#if defined(__AVX512F__)
+MISHKIT_INLINE __m256 halves_added(__m512 v) {
+  return _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
+}
+MISHKIT_INLINE __m256d halves_added(__m512d v) {
+  return _mm512_castpd512_pd256(v) + _mm512_extractf64x4_pd(v, 1);
+}
+#endif
+#if defined(__AVX2__)
+MISHKIT_INLINE __m128 halves_added(__m256 v) {
+  return _mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1);
+}
+#endif
 template <class T, class Raw> MISHKIT_INLINE T sum_of_lanes(Raw v) {
   constexpr int lanes = sizeof v / sizeof(T);
   if constexpr (lanes == 2) return v[0] + v[1];
   else if constexpr (lanes == 4) return (v[0] + v[2]) + (v[1] + v[3]);
-  else {
-    typedef T Half __attribute__((vector_size(sizeof v / 2)));
-    return sum_of_lanes<T>(get<Half>(&v) + get<Half>((const char*)&v + sizeof v / 2));
-  }
+  else return sum_of_lanes<T>(halves_added(v));
 }
 
-// factor·beta, but finite for a finite or infinite β: times x = 0 it must not give NaN.
+// factor·β, but finite even where that overflows: times x = 0 it must not give NaN.
 template <class T> MISHKIT_INLINE Vec<T> finite_multiple(Vec<T> beta, double factor) {
   constexpr double most = sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
   return min(Vec<T>(most), max(Vec<T>(-most), beta * Vec<T>(factor)));
@@ -131,6 +147,15 @@ template <class S> struct Neuron {
   using V = Vec<T>;
   static constexpr Accuracy accuracy = Computed<S>::accuracy;
   static constexpr int pair = 2 * V::lanes;
+
+  // Some α, β and γ of one output.
+  template <class Arguments>
+  static MISHKIT_INLINE_MEMBER void load_three(const Arguments& a, int64_t at, int64_t count,
+                                               V (&alpha)[2], V (&beta)[2], V (&gamma)[2]) {
+    load_part((const S*)a.alpha + at, count, alpha[0], alpha[1]);
+    load_part((const S*)a.beta + at, count, beta[0], beta[1]);
+    load_part((const S*)a.gamma + at, count, gamma[0], gamma[1]);
+  }
 
   // ---- forward ----------------------------------------------------------------------------------
   // A task has some rows of the batch and some outputs. Blocks of its rows lie in the cache as a
@@ -167,16 +192,15 @@ template <class S> struct Neuron {
                       ForwardScratch& scratch) {
     for (int64_t i = 0; i < count; i += pair) {
       V alpha[2], beta[2], gamma[2];
-      load_part((const S*)a.alpha + offset + i, count - i, alpha[0], alpha[1]);
-      load_part((const S*)a.beta + offset + i, count - i, beta[0], beta[1]);
-      load_part((const S*)a.gamma + offset + i, count - i, gamma[0], gamma[1]);
+      load_three(a, offset + i, count - i, alpha, beta, gamma);
+      V scale[2], rest[2];
       MISHKIT_UNROLL for (int k = 0; k < 2; k++) {
-        beta[k] = finite_multiple(beta[k], minus_two_log2_e);
-        alpha[k] = gamma[k] * fma(alpha[k], V(0.5), V(-0.5));
+        scale[k] = finite_multiple(beta[k], minus_two_log2_e);
+        rest[k] = gamma[k] * fma(alpha[k], V(0.5), V(-0.5));
       }
-      store<Store::cached>(scratch.scale + i, beta[0], beta[1]);
+      store<Store::cached>(scratch.scale + i, scale[0], scale[1]);
       store<Store::cached>(scratch.slope + i, gamma[0], gamma[1]);
-      store<Store::cached>(scratch.rest + i, alpha[0], alpha[1]);
+      store<Store::cached>(scratch.rest + i, rest[0], rest[1]);
     }
   }
 
@@ -253,8 +277,8 @@ template <class S> struct Neuron {
 
   struct BackwardScratch {
     alignas(64) T x[block_rows][pair];
-    alignas(64) T grad[block_rows][pair];   // half of the input's gradient from some outputs,
-    alignas(64) T total[block_rows][pair];  // and from all before them
+    alignas(64) T grad[block_rows][pair];   // half of the input's gradient by a block of outputs
+    alignas(64) T total[block_rows][pair];  // and by all blocks before it
   };
 
   // Transposes rows of grad.
@@ -266,7 +290,8 @@ template <class S> struct Neuron {
         load_part((const S*)a.grad + row * a.out + o, count, u, v);
         alignas(64) T values[pair];
         store<Store::cached>(values, u, v);
-        for (int j = 0; j < count; j++) ((T*)a.turned)[(o + j) * a.batch + row] = values[place<S>(j)];
+        T* turned = (T*)a.turned + o * a.batch + row;
+        for (int j = 0; j < count; j++) turned[j * a.batch] = values[place<S>(j)];
       }
     }
   }
@@ -326,20 +351,18 @@ template <class S> struct Neuron {
     store_part((S*)a.grad_gamma + at, count, to_gamma[0], to_gamma[1]);
   }
 
-  static MISHKIT_INLINE_MEMBER void load_three(const NeuronBackward& a, int64_t at, int64_t count,
-                                               V (&alpha)[2], V (&beta)[2], V (&gamma)[2]) {
-    load_part((const S*)a.alpha + at, count, alpha[0], alpha[1]);
-    load_part((const S*)a.beta + at, count, beta[0], beta[1]);
-    load_part((const S*)a.gamma + at, count, gamma[0], gamma[1]);
-  }
-
   template <bool with_input>
   static void backward_task(const NeuronBackward& a, BackwardScratch& scratch, int64_t column,
                             int64_t chunk) {
     const int64_t count = at_most<int64_t>(pair, a.in - column);
     const int vectors = count <= V::lanes && !__is_same(S, BFloat16) ? 1 : 2;
+    T* sums_at[3];
+    for (int k = 0; k < 3; k++)
+      sums_at[k] = a.sums[k] ? (T*)a.sums[k] + chunk * a.out * a.sum_stride + column
+                             : (T*)(&scratch + 1) + k * a.out * pair;
+    const int64_t sum_stride = a.sums[0] ? a.sum_stride : pair;
     // Sums that are not the gradients themselves have rows of whole pairs.
-    const int64_t sum_count = a.sum_stride == a.in ? count : pair;
+    const int64_t sum_count = sum_stride == a.in ? count : pair;
     const int64_t chunk_begin = chunk * a.chunk_rows;
     const int64_t chunk_end = at_most(a.batch, chunk_begin + a.chunk_rows);
     for (int64_t row = chunk_begin; row < chunk_end; row += block_rows) {
@@ -368,9 +391,8 @@ template <class S> struct Neuron {
           for (int k = 0; k < vectors; k++)
             rows_of<with_input, 1>(scratch, g, rows, k, alpha, beta, gamma, sums);
         }
-        const int64_t at = (chunk * a.out + o) * a.sum_stride + column;
         MISHKIT_UNROLL for (int k = 0; k < 3; k++) {
-          T* sum = (T*)a.sums[k] + at;
+          T* sum = sums_at[k] + o * sum_stride;
           if (!is_first) {
             V u, v;
             load_part(sum, sum_count, u, v);
@@ -428,14 +450,15 @@ template <class S> struct Neuron {
   }
 
   static constexpr NeuronKernels::OfDtype kernels() {
-    return {sizeof(T), pair,     sizeof(ForwardScratch), sizeof(BackwardScratch), forward_tasks,
-            forward,   turn, backward,               combine};
+    return {sizeof(T),     pair,    sizeof(ForwardScratch), sizeof(BackwardScratch),
+            forward_tasks, forward, turn,                   backward,
+            combine};
   }
 };
 
-static constexpr NeuronKernels neuron_kernels = {{Neuron<float>::kernels(), Neuron<double>::kernels(),
-                                                  Neuron<BFloat16>::kernels(),
-                                                  Neuron<Float16>::kernels()}};
+static constexpr NeuronKernels neuron_kernels = {
+    {Neuron<float>::kernels(), Neuron<double>::kernels(), Neuron<BFloat16>::kernels(),
+     Neuron<Float16>::kernels()}};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

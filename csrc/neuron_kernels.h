@@ -20,8 +20,9 @@ struct NeuronBackward {
   void* grad_input;  // or null: not wanted
   void *grad_alpha, *grad_beta, *grad_gamma;
   // Between the passes, in the type that is computed in: grad transposed, (out, batch), and three
-  // sums over each chunk of the batch, rows of sum_stride elements. With one chunk they may be the
-  // gradients themselves.
+  // sums over each chunk of the batch, rows of sum_stride elements. With one chunk they are the
+  // gradients themselves, or null where those have another type: then scratch has room for
+  // 3 × out × columns more.
   void* turned;
   void* sums[3];
   int64_t sum_stride;
@@ -29,8 +30,8 @@ struct NeuronBackward {
   int64_t batch, in, out;
 };
 
-// Works on a range of tasks, which do not depend on each other; may scribble over `scratch`, which is
-// aligned to 64 bytes.
+// Works on a range of tasks, which do not depend on each other; may scribble over `scratch`, which
+// is aligned to 64 bytes.
 template <class Arguments>
 using NeuronKernel = void (*)(const Arguments&, void* scratch, int64_t begin, int64_t end);
 

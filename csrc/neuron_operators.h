@@ -1,5 +1,5 @@
 // The binding of the APTx layer: mishkit::aptx_layer and its backward, for torch's CPU tensors.
-// Included once a program, by bind.cpp; schemas, fakes and plain-torch forms are in neuron.py.
+// Included once a program, by bind.cpp. Schemas, fakes and plain-torch forms are in _neuron_ops.py.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -91,14 +91,14 @@ class NeuronCall {
     refuse("expected tensors of float32, float64, bfloat16 or float16");
   }
   static Tensor contiguous(Tensor t) {
-    int64_t strides[2] = {1, 1}, run = 1;
-    for (int64_t i = t.dim - 1; i >= 0; i--) strides[i] = run, run *= t.sizes[i];
-    bool is = t.numel < 2;
-    if (!is) {
-      is = true;
-      for (int64_t i = 0; i < t.dim; i++) is &= t.sizes[i] == 1 || t.strides[i] == strides[i];
+    int64_t strides[2], run = 1;  // no tensor here has more dimensions
+    bool is_contiguous = true;
+    for (int64_t i = t.dim - 1; i >= 0; i--) {
+      strides[i] = run;
+      is_contiguous &= t.sizes[i] == 1 || t.strides[i] == run;
+      run *= t.sizes[i];
     }
-    if (is) return t;
+    if (is_contiguous || t.numel < 2) return t;
     Tensor copy = Tensor::empty(t.dim, t.sizes, strides, t.dtype);
     copy.copy(t);
     return copy;
@@ -129,17 +129,20 @@ class NeuronCall {
 
     Tensor turned = scratch(batch_ * out_ * kernels_.computed_size), sums;
     a.turned = turned.mutable_data();
-    if (a.chunks == 1 && kernels_.computed_size == element_size(dtype_)) {
-      a.sums[0] = a.grad_alpha, a.sums[1] = a.grad_gamma, a.sums[2] = a.grad_beta;
-      a.sum_stride = in_;
-    } else {
+    int64_t scratch_bytes = kernels_.backward_scratch;
+    if (a.chunks > 1) {
       a.sum_stride = slices * kernels_.columns;
       const int64_t bytes = a.chunks * out_ * a.sum_stride * kernels_.computed_size;
       sums = scratch(3 * bytes);
       for (int k = 0; k < 3; k++) a.sums[k] = static_cast<char*>(sums.mutable_data()) + k * bytes;
+    } else if (kernels_.computed_size == element_size(dtype_)) {
+      a.sums[0] = a.grad_alpha, a.sums[1] = a.grad_gamma, a.sums[2] = a.grad_beta;
+      a.sum_stride = in_;
+    } else {
+      scratch_bytes += 3 * out_ * kernels_.columns * kernels_.computed_size;
     }
     run(batch_, 0, kernels_.turn, a);
-    run(slices * a.chunks, kernels_.backward_scratch, kernels_.backward, a);
+    run(slices * a.chunks, scratch_bytes, kernels_.backward, a);
     if (a.chunks > 1) run(out_, 0, kernels_.combine, a);
   }
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

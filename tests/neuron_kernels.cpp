@@ -48,14 +48,17 @@ int main(int, char** arguments) {
   b.batch = batch, b.in = in, b.out = out;
   b.chunk_rows = chunk_rows, b.chunks = (batch + chunk_rows - 1) / chunk_rows;
   const int64_t slices = (in + kernels.columns - 1) / kernels.columns;
-  if (b.chunks == 1 && size == kernels.computed_size) {
+  int64_t scratch_bytes = kernels.backward_scratch;
+  if (b.chunks > 1) {
+    b.sum_stride = slices * kernels.columns;
+    for (auto& sum : b.sums) sum = memory(b.chunks * out * b.sum_stride * kernels.computed_size);
+  } else if (size == kernels.computed_size) {
     b.sums[0] = b.grad_alpha, b.sums[1] = b.grad_gamma, b.sums[2] = b.grad_beta;
     b.sum_stride = in;
   } else {
-    b.sum_stride = slices * kernels.columns;
-    for (auto& sum : b.sums) sum = memory(b.chunks * out * b.sum_stride * kernels.computed_size);
+    scratch_bytes += 3 * out * kernels.columns * kernels.computed_size;
   }
-  scratch = memory(kernels.backward_scratch);
+  scratch = memory(scratch_bytes);
   for (int64_t i = batch; i-- > 0;) kernels.turn(b, nullptr, i, i + 1);
   for (int64_t i = slices * b.chunks; i-- > 0;) kernels.backward(b, scratch, i, i + 1);
   if (b.chunks > 1)

@@ -201,6 +201,13 @@ else:
         check: Annotated[
             bool, typer.Option("--check", help="Exit with 1 where a bar is missed.")
         ] = False,
+        neuron: Annotated[
+            bool,
+            typer.Option(
+                "--neuron",
+                help="The APTx layer instead, and its memory; with --quick, --csv and --check.",
+            ),
+        ] = False,
     ) -> None:
         """Time every function beside torch's ReLU and torch's own, in turns.
 
@@ -208,8 +215,12 @@ else:
         reach. Timings are noisy: a missed bar is an error with --check alone.
         """
         with one_line_errors():
+            from mishkit.lab import _bench_neuron
             from mishkit.lab import bench as lab
 
+            if neuron:
+                status = _bench_neuron.main(quick, csv)
+                raise typer.Exit(status if check else 0)
             settings = lab.Settings(
                 functions=tuple(function or lab.Settings.functions),
                 dtypes=tuple(dtype or lab.Settings.dtypes),

@@ -202,7 +202,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
         "Backward is timed at the operator below 1 Mi elements, through "
         "autograd from there on.",
     )
-    _warn_of_load(out)
+    warn_of_load(out)
     results = Results()
     try:
         _time_all(out, settings, results)
@@ -218,7 +218,8 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     return int(any_missed(found))
 
 
-def _warn_of_load(out: Console) -> None:
+def warn_of_load(out: Console) -> None:
+    """Say so where other processes would disturb what is timed."""
     if not hasattr(os, "getloadavg"):
         return
     load, cores = os.getloadavg()[0], os.cpu_count() or 1

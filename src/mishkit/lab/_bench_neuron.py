@@ -1,0 +1,301 @@
+"""`mishkit bench --neuron`: the APTx layer beside its formula in plain torch, and a linear layer.
+
+A layer of 784 inputs and 128 outputs, batch 256, float32, whose input requires grad as within a
+network. Timed in turns at one thread and at all of them: forward; backward on a retained graph;
+both. torch.compile compiles once a number of threads, outside the time.
+
+Memory is that of one forward and backward pass beyond the parameters and the input, with all
+results alive at the end, each contender in a process of its own: the most that torch's allocator
+hands out at a time, scratch included; and, on Linux, the most that the process's resident memory
+grows, which sees every allocation, torch's or not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rich.progress
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import mishkit as mk
+from mishkit.backends import cpu
+
+from . import LabError
+from ._bench_bars import Bar
+from ._timing import Call, round_robin, torch_threads
+from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
+from .bench import QUICK, Key, Results, warn_of_load, write_csv
+from .environment import processor
+from .formats import NONE, significant
+
+BATCH, IN, OUT = 256, 784, 128
+SECONDS = 12.0
+"""For the timings of one number of threads."""
+
+OURS, PLAIN, COMPILED, LINEAR = "mishkit", "plain torch", "torch.compile", "Linear"
+CONTENDERS = (OURS, PLAIN, COMPILED, LINEAR)
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
+CASES = (FORWARD, BACKWARD, BOTH)
+
+FASTER = {PLAIN: 15.0, COMPILED: 3.0}
+"""How many times faster forward and backward should be."""
+LEANER = 50.0
+"""How many times less memory than plain torch they should take."""
+
+
+class PlainLayer(mk.APTxLayer):
+    """The layer as it is published: one expression, of batch × out × in elements."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.unsqueeze(1)
+        y = ((self.alpha + torch.tanh(self.beta * x)) * self.gamma * x).sum(2)
+        return y if self.delta is None else y + self.delta
+
+
+def contender(name: str) -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
+    """A layer to call, and its parameters; the same numbers each time."""
+    torch.manual_seed(0)
+    kinds = {OURS: mk.APTxLayer, PLAIN: PlainLayer, COMPILED: PlainLayer, LINEAR: nn.Linear}
+    made = kinds[name](IN, OUT)
+    call: Any = torch.compile(made) if name == COMPILED else made
+    return call, list(made.parameters())
+
+
+def tensors() -> tuple[Tensor, Tensor]:
+    """An input, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(BATCH, IN, generator=generator)
+    return x.requires_grad_(), torch.randn(BATCH, OUT, generator=generator)
+
+
+def pass_of(name: str) -> Callable[[], Any]:
+    """One forward and backward pass, which returns all it has made."""
+    call, parameters = contender(name)
+    x, g = tensors()
+
+    def both() -> Any:
+        y = call(x)
+        return y, torch.autograd.grad(y, [x, *parameters], g)
+
+    return both
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+def key(case: str, contender: str, threads: int) -> Key:
+    """What one timing is of."""
+    return Key("aptx_layer", "float32", case, BATCH * OUT * IN, threads, contender)
+
+
+def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
+    """Everything that is timed in turns, compiled."""
+    x, g = tensors()
+    made: dict[tuple[str, str], Call] = {}
+    for name in names:
+        call, parameters = contender(name)
+        leaves = [x, *parameters]
+        y = call(x)
+
+        def backward(y: Tensor = y, leaves: list[Tensor] = leaves) -> Any:  # type: ignore[assignment]
+            return torch.autograd.grad(y, leaves, g, retain_graph=True)
+
+        backward()
+        made[FORWARD, name] = Call(lambda call=call: call(x))  # type: ignore[misc]
+        made[BACKWARD, name] = Call(backward)
+        made[BOTH, name] = Call(pass_of(name))
+        made[BOTH, name].run()
+    return made
+
+
+def time_all(threads: int, seconds: float, names: tuple[str, ...] = CONTENDERS) -> Results:
+    """Nanoseconds per element of batch × out × in, at so many threads."""
+    torch.compiler.reset()  # code is compiled for a number of threads
+    with torch_threads(threads):
+        timings = round_robin(calls(names), seconds=seconds)
+    results = Results()
+    for (case, name), timing in timings.items():
+        of = key(case, name, threads)
+        timing.samples = [sample / of.size for sample in timing.samples]
+        results.timings[of] = timing
+    return results
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The peak of one pass, in bytes."""
+
+    allocated: int
+    """By torch's allocator."""
+    resident: int | None
+    """Growth of the process; None where the system does not tell."""
+
+
+def memory_of(name: str) -> Memory:
+    """Measured in a process of its own, where nothing else has allocated before."""
+    # What is freed goes back to the system at once, so that no memory is used again unseen.
+    small = str(1 << 16)
+    tuned = {"MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
+    code = f"from mishkit.lab import _bench_neuron; _bench_neuron.print_memory({name!r})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **tuned}, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise LabError(f"measuring the memory of {name} failed: {last}")
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def print_memory(name: str) -> None:
+    """The other end of `memory_of`."""
+    both = pass_of(name)
+    both()  # compiles, starts threads, loads code
+    found = {"allocated": allocated_by(both), "resident": grown_by(both)}
+    print(json.dumps(found))
+
+
+def allocated_by(run: Callable[[], Any]) -> int:
+    """The most bytes that torch's allocator hands out at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    del kept
+    return max(itertools.accumulate(event.nbytes() for event in events), default=0)
+
+
+def grown_by(run: Callable[[], Any], repeats: int = 3) -> int | None:
+    """The most bytes that resident memory grows by; the largest of some runs."""
+    growths = []
+    for _ in range(repeats):
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            before = _status("VmRSS")
+            kept = run()
+            growths.append(_status("VmHWM") - before)
+        except (OSError, KeyError):
+            return None
+        del kept
+    return max(growths)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields[field].split()[0]) * 1024
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def main(quick: bool = False, csv_path: Path | None = None) -> int:
+    """Time, measure, print the tables and the bars, write the times; 1 where a bar is missed."""
+    out = console()
+    out.print(
+        f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
+        f"APTxLayer({IN}, {OUT}), batch {BATCH}, float32: minimum/median in ms; ÷mishkit: times "
+        "that of mishkit, by the minima."
+    )
+    warn_of_load(out)
+    results, memories = Results(), dict[str, Memory]()
+    threads = sorted({1, torch.get_num_threads()})
+    try:
+        _measure(out, threads, quick, results, memories)
+    except KeyboardInterrupt:
+        out.print("Interrupted: what follows is partial.")
+    for count in threads:
+        _print_times(out, results, count)
+    _print_memories(out, memories)
+    found = [*time_verdicts(results, threads), *memory_verdicts(memories)]
+    out.print(verdict_table("Bars: ratio of minima (of medians)", found))
+    out.print(summary(found) + ".")
+    if csv_path:
+        write_csv(csv_path, results)
+        out.print(Text(f"Written: {csv_path}"))
+    return int(any_missed(found))
+
+
+def _measure(
+    out: Console,
+    threads: list[int],
+    quick: bool,
+    results: Results,
+    memories: dict[str, Memory],
+) -> None:
+    with rich.progress.Progress(console=out, transient=True) as bar:
+        task = bar.add_task("", total=len(CONTENDERS) + 4 * len(threads))
+        for count in threads:
+            bar.update(task, description=f"compiling and timing, threads: {count}")
+            timed = time_all(count, SECONDS * (QUICK if quick else 1))
+            results.timings.update(timed.timings)
+            bar.update(task, advance=4)
+        for name in CONTENDERS:
+            bar.update(task, description=f"memory of {name}")
+            memories[name] = memory_of(name)
+            bar.update(task, advance=1)
+
+
+def _print_times(out: Console, results: Results, threads: int) -> None:
+    columns = ["layer"]
+    for case in CASES:
+        columns += [case, "÷mishkit"]
+    made = table(f"{threads} thread{'s' * (threads > 1)}", columns)
+    for name in CONTENDERS:
+        cells = (cell for case in CASES for cell in _cells(results, key(case, name, threads)))
+        made.add_row(name, *cells)
+    out.print(made)
+
+
+def _cells(results: Results, of: Key) -> Iterator[str]:
+    timing = results.find(of)
+    ratio = results.ratio(of, of._replace(contender=OURS))
+    if timing is None:
+        yield NONE
+    else:
+        figures = (significant(t * of.size / 1e6) for t in (timing.min, timing.median))
+        yield "/".join(figures)
+    yield NONE if ratio is None else significant(ratio)
+
+
+def _print_memories(out: Console, memories: dict[str, Memory]) -> None:
+    made = table(
+        "Peak memory of forward and backward, MB", ["layer", "allocated by torch", "resident"]
+    )
+    for name, memory in memories.items():
+        resident = NONE if memory.resident is None else significant(memory.resident / 1e6)
+        made.add_row(name, significant(memory.allocated / 1e6), resident)
+    out.print(made)
+
+
+def time_verdicts(results: Results, threads: list[int]) -> Iterator[Verdict]:
+    """Forward and backward against plain torch and the compiler."""
+    for count, (name, limit) in itertools.product(threads, FASTER.items()):
+        what = f"{BOTH}, threads: {count}: faster than {name}"
+        above, below = (key(BOTH, contender, count) for contender in (name, OURS))
+        yield Bar(what, above, below, limit, at_least=True).verdict(results)
+
+
+def memory_verdicts(memories: dict[str, Memory]) -> Iterator[Verdict]:
+    """Against plain torch, by both ways of counting."""
+    for way, name in (("allocated", "allocated by torch"), ("resident", "resident")):
+        what, bar = f"peak memory, {name}: less than plain torch's", f"≥ {LEANER:g}×"
+        plain, ours = (getattr(memories.get(n), way, None) for n in (PLAIN, OURS))
+        if plain is None or ours is None:
+            yield Verdict(what, bar, "not measured", None)
+        else:
+            yield Verdict(what, bar, f"{plain / ours:.3g}×", plain >= LEANER * ours)
