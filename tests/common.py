@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,3 +253,12 @@ def assert_laid_out_like(result: Tensor, x: Tensor) -> None:
     if x.numel():
         for size, got, wanted in zip(x.shape, result.stride(), want.stride(), strict=True):
             assert size == 1 or got == wanted, (result.stride(), want.stride())
+
+
+def copies(call: object, *arguments: Tensor) -> int:
+    """How often torch copied a tensor meanwhile."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the profiler's own state
+        with torch.autograd.profiler.profile(use_kineto=False) as profile:
+            call(*arguments)  # type: ignore[operator]
+    return sum(event.name in ("aten::copy_", "aten::clone") for event in profile.function_events)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from common import (
@@ -15,6 +13,7 @@ from common import (
     assert_laid_out_like,
     assert_rounds,
     assert_same_bits,
+    copies,
     every_case,
     every_dtype,
     from_output,
@@ -103,15 +102,6 @@ def test_packing_fills_up_with_zeros() -> None:
 
 
 # ---- copies ----
-
-
-def copies(call: object, *arguments: Tensor) -> int:
-    """How often torch copied a tensor meanwhile."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the profiler's own state
-        with torch.autograd.profiler.profile(use_kineto=False) as profile:
-            call(*arguments)  # type: ignore[operator]
-    return sum(event.name in ("aten::copy_", "aten::clone") for event in profile.function_events)
 
 
 @pytest.mark.parametrize("layout", DENSE)

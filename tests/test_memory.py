@@ -108,6 +108,15 @@ def test_compiled_as_in_eager(case: Case, network: str) -> None:
     assert units(network, act, compiled) <= OURS[network]
 
 
+@every_network
+@pytest.mark.parametrize("case", [case for case in TURNING if case.a.trainable], ids=str)
+def test_trained_parameters_keep_the_input_and_little_more(case: Case, network: str) -> None:
+    channels = {"linear": WIDTH, "convolution": CHANNELS}[network]
+    act = getattr(mishkit, case.a.module_name)(trainable=True, num_parameters=channels)
+    got = units(network, act)
+    assert TORCHS[network] - 5e-3 <= got <= TORCHS[network] + 0.06
+
+
 # ---- the counter itself ----
 
 

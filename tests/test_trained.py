@@ -14,6 +14,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from common import (
     DEFAULTS,
+    DENSE,
     KERNELS,
     LAYOUTS,
     OTHERS,
@@ -23,6 +24,7 @@ from common import (
     assert_laid_out_like,
     assert_rounds,
     assert_same_bits,
+    copies,
     every_dtype,
     half_dtypes,
     laid_out,
@@ -182,6 +184,15 @@ def test_layouts(engine: Engine, case: Case, layout: str) -> None:
         assert_laid_out_like(to_x, x)
         by_parameter = [row.reshape(p.shape) for row, p in zip(to_rows, parameters, strict=True)]
         assert_gradients(case, [to_x, *by_parameter], x, parameters, weight)
+
+
+@every_function
+@pytest.mark.parametrize("layout", [name for name in WIDE_LAYOUTS if name in DENSE])
+def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str) -> None:
+    x = laid_out(layout, torch.float32)
+    rows, weight = stacked(tensors_of(case, (x.shape[1],)), x.dtype), torch.randn_like(x)
+    assert copies(kernels.operator(case, "_trained"), x, rows) == 0
+    assert copies(kernels.operator(case, "_trained_backward"), weight, x, rows) == 0
 
 
 @every_function
@@ -770,6 +781,37 @@ def test_loaded_numbers_count_for_every_option() -> None:
         want = x.clone().requires_grad_()
         Published(0.9, 1.3, 0.6)(want).sum().backward()
         torch.testing.assert_close(leaf.grad, want.grad, rtol=0, atol=5e-4)
+
+
+def test_changed_numbers_count() -> None:
+    """However the buffers change: in place, by another in their stead, by a conversion."""
+    x = torch.randn(5, 3)
+
+    def fill(module: nn.Module) -> None:
+        module.beta.fill_(1.75)
+
+    def replace(module: nn.Module) -> None:
+        module.beta = torch.tensor(1.75)
+
+    def load(module: nn.Module) -> None:
+        module.load_state_dict({**module.state_dict(), "beta": torch.tensor(1.75)})
+
+    for change in (fill, replace, load, lambda module: fill(module.double())):
+        for options in ({}, {"save": "output"}, {"inplace": True}):
+            module = mishkit.APTx(**options)
+            module(x.clone())
+            change(module)
+            assert_same_bits(module(x.clone()), mishkit.aptx(x, beta=1.75))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_code_reads_the_numbers_when_it_runs() -> None:
+    x, module = torch.randn(5, 3), mishkit.APTx()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), mishkit.aptx(x))
+    module.beta.fill_(1.75)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        torch.testing.assert_close(compiled(x), mishkit.aptx(x, beta=1.75))
 
 
 # ---- misuse ----
