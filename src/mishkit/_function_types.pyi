@@ -98,7 +98,7 @@ def hard_mish(
     k : float, default 5
         width of the quadratic part, which ends at x = k − 3; positive
 
-    The function falls to its minimum at x = 2 (with these defaults), then rises.
+    The function falls to its minimum at x = -1.5 (with these defaults), then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
     """
 
@@ -109,7 +109,7 @@ def hardswish(
 
     Source: Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244).
 
-    The function falls to its minimum at x = 3, then rises.
+    The function falls to its minimum at x = -1.5, then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
     """
 

@@ -130,7 +130,7 @@ class HardMish(ActivationModule):
     k : float, default 5
         width of the quadratic part, which ends at x = k − 3; positive
 
-    The function falls to its minimum at x = 2 (with these defaults), then rises.
+    The function falls to its minimum at x = -1.5 (with these defaults), then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
     """
 
@@ -145,7 +145,7 @@ class Hardswish(ActivationModule):
 
     Source: Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244).
 
-    The function falls to its minimum at x = 3, then rises.
+    The function falls to its minimum at x = -1.5, then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
     """
 
