@@ -30,7 +30,7 @@ class NeuronCall {
                     delta.numel ? delta.data() : nullptr, output.mutable_data(),
                     call.batch_,  call.in_,     call.out_};
     const auto& k = call.kernels_;
-    call.run(k.forward_tasks(a), k.forward_scratch, k.forward, a);
+    call.run(k.forward, a, k.forward_tasks(a), call.elements(), k.forward_scratch);
     stack[0] = output.release();
   }
 
@@ -68,7 +68,7 @@ class NeuronCall {
   // Tasks that backward should have, for as many threads, and rows that a chunk of the batch should
   // have at least.
   static constexpr int64_t wanted_tasks = 32, least_rows = 32;
-  // Elements of batch × out × in that one thread should have at least.
+  // Work that one thread should have at least.
   static constexpr int64_t thread_grain = 65536;
 
   NeuronCall(Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
@@ -141,9 +141,10 @@ class NeuronCall {
     } else {
       scratch_bytes += 3 * out_ * kernels_.columns * kernels_.computed_size;
     }
-    run(batch_, 0, kernels_.turn, a);
-    run(slices * a.chunks, scratch_bytes, kernels_.backward, a);
-    if (a.chunks > 1) run(out_, 0, kernels_.combine, a);
+    // Turning an element takes about as long as four terms of the layer.
+    run(kernels_.turn, a, batch_, 4 * batch_ * out_, 0);
+    run(kernels_.backward, a, slices * a.chunks, elements(), scratch_bytes);
+    if (a.chunks > 1) run(kernels_.combine, a, out_, a.chunks * out_ * in_, 0);
   }
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
   static int64_t at_least_one(int64_t a) { return a < 1 ? 1 : a; }
@@ -151,9 +152,10 @@ class NeuronCall {
   // From torch's allocator, so that it is seen and counted as any tensor is.
   static Tensor scratch(int64_t bytes) { return Tensor::bytes(bytes); }
 
+  // Runs all tasks, in as many threads as the work is worth: elements of batch × out × in.
   template <class Arguments>
-  void run(int64_t tasks, int64_t scratch_bytes, NeuronKernel<Arguments> kernel,
-           const Arguments& arguments) const {
+  void run(NeuronKernel<Arguments> kernel, const Arguments& arguments, int64_t tasks, int64_t work,
+           int64_t scratch_bytes) const {
     struct Job {
       NeuronKernel<Arguments> kernel;
       const Arguments& arguments;
@@ -164,8 +166,8 @@ class NeuronCall {
       Tensor memory = scratch(job.scratch_bytes);
       job.kernel(job.arguments, memory.mutable_data(), begin, end);
     };
-    if (elements() <= thread_grain || tasks == 1) return part(0, tasks, &job);
-    const int64_t grain = at_least_one(tasks * thread_grain / elements());
+    if (work <= thread_grain || tasks == 1) return part(0, tasks, &job);
+    const int64_t grain = at_least_one(tasks * thread_grain / work);
     MISHKIT_CALL(torch_parallel_for(0, tasks, grain, part, &job));
   }
 
