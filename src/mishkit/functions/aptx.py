@@ -44,8 +44,8 @@ def d2f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
 def dp(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> tuple[Tensor, Tensor, Tensor]:
     z, total = _z(x, beta), _sum(x, alpha, beta)
     finite = _finite(x)
-    # x² alone would overflow.
-    to_beta = 4 * gamma * (finite * torch.sigmoid(z)) * (finite * torch.sigmoid(-z))
+    # In an order in which nothing overflows on the way to 0.
+    to_beta = (finite * torch.sigmoid(z)) * (finite * torch.sigmoid(-z)) * (4 * gamma)
     return gamma * x, to_beta, torch.where(total == 0, finite, x) * total
 
 
