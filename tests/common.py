@@ -81,16 +81,22 @@ FURTHER = _cases(
 TURNLESS = _cases(
     {
         "swish": [(-0.8,), (0.0,)],
-        "aptx": [(1.1, 1.0, 0.5), (-1.5, 1.0, 0.5), (1.0, 1.0, -0.5), (0.5, 0.0, 1.0)],
+        "aptx": [
+            (1.1, 1.0, 0.5),
+            (-1.5, 1.0, 0.5),
+            (1.0, 1.0, -0.5),
+            (0.5, 0.0, 1.0),
+        ],
     }
 )
 """Parameters for which f has not exactly one minimum: its output doesn't give its gradient."""
+SHAPES = DEFAULTS + OTHERS + FURTHER + TURNLESS
 TURNING = [case for case in DEFAULTS if case.turn is not None]
 
 every_function = pytest.mark.parametrize("case", DEFAULTS, ids=str)
 every_case = pytest.mark.parametrize("case", DEFAULTS + OTHERS, ids=str)
 every_decoding = pytest.mark.parametrize("case", DEFAULTS + OTHERS + FURTHER, ids=str)
-every_shape = pytest.mark.parametrize("case", DEFAULTS + OTHERS + FURTHER + TURNLESS, ids=str)
+every_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
 every_turning = pytest.mark.parametrize("case", TURNING, ids=str)
 every_turnless = pytest.mark.parametrize("case", TURNLESS, ids=str)
 # One that turns, one with parameters, and one that inverts f step by step, where the mechanism is

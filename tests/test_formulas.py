@@ -7,8 +7,10 @@ import math
 import pytest
 import references
 import torch
-from common import Case, every_decoding, every_shape
+from common import SHAPES, Case, every_decoding, every_shape
 from torch import Tensor
+
+from mishkit.functions import ACTIVATIONS
 
 
 def points() -> Tensor:
@@ -52,6 +54,26 @@ def test_f_falls_to_the_turn_and_rises_after_it(case: Case) -> None:
     assert (case.exactly("df", x) * (x - turn).sign() >= 0).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "last", "beyond"),
+    [
+        ("swish", (1e-30,), (0.0,)),
+        ("aptx", (1.0, 1.0, 0.5), (1 + 1e-15, 1.0, 0.5)),
+        ("aptx", (-0.999, 1.0, 0.5), (-1.0, 1.0, 0.5)),
+        ("aptx", (0.5, 1e-30, 1e-30), (0.5, 1.0, 0.0)),
+        ("aptx", (0.5, -1e-30, -1e-30), (0.5, 1.0, -1e-30)),
+    ],
+    ids=str,
+)
+def test_there_is_a_turn_up_to_the_edge(
+    name: str, last: tuple[float, ...], beyond: tuple[float, ...]
+) -> None:
+    a = ACTIVATIONS[name]
+    assert math.isfinite(a.turn_at(*last))
+    with pytest.raises(ValueError, match="minimum where"):
+        a.turn_at(*beyond)
+
+
 @every_decoding
 def test_the_derivative_from_the_output(case: Case) -> None:
     x = points()
@@ -80,3 +102,15 @@ def test_limits(case: Case) -> None:
 def test_no_finite_input_gives_nan(case: Case, formula: str) -> None:
     far = torch.tensor([-1.7e308, -1e30, -1e-300, 0.0, 5e-324, 1e30, 1.7e308])
     assert not case.exactly(formula, far).isnan().any()
+
+
+@pytest.mark.parametrize("case", [case for case in SHAPES if case.a.trainable], ids=str)
+def test_derivatives_towards_the_parameters(case: Case) -> None:
+    """On the curve, far out, and at ±inf, where they are what they tend to."""
+    places = [-1e4, -30.0, -2.0, -0.7, 0.0, 0.4, 3.0, 30.0, 1e4]
+    x = torch.tensor([-math.inf, *places, math.inf], dtype=torch.float64)
+    assert case.a.dp is not None
+    for i, got in enumerate(case.a.dp(x, *case.parameters)):
+        want = [float(references.dp(case.a.name, at, i, *case.parameters)) for at in places]
+        ends = [v if abs(v) < 1e3 else math.copysign(math.inf, v) for v in (want[0], want[-1])]
+        assert got.tolist() == pytest.approx([ends[0], *want, ends[1]], rel=1e-12, abs=1e-12)

@@ -186,6 +186,23 @@ def test_layouts(engine: Engine, case: Case, layout: str) -> None:
         assert_gradients(case, [to_x, *by_parameter], x, parameters, weight)
 
 
+@every_shape
+@pytest.mark.parametrize("end", [-torch.inf, torch.inf], ids=str)
+def test_infinite_inputs(engine: Engine, case: Case, end: float) -> None:
+    """The limits, or what is too large to be finite; no NaN, which would spoil whole sums."""
+    x = torch.full((40,), end)
+    rows = stacked(tensors_of(case, (1,)), x.dtype)
+    to_x, to_rows = engine.operator(case, "_trained_backward")(torch.ones(40), x, rows)
+    torch.testing.assert_close(to_x.double(), case.exactly("df", x), rtol=1e-6, atol=1e-6)
+    assert case.a.dp is not None
+    for got, d in zip(to_rows[:, 0], case.a.dp(x.double(), *case.parameters), strict=True):
+        want = d.sum()
+        if want.isinf():
+            assert got.abs() > 1e30 and got.sign() == want.sign()
+        else:
+            torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-5)
+
+
 @every_function
 @pytest.mark.parametrize("layout", [name for name in WIDE_LAYOUTS if name in DENSE])
 def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str) -> None:
