@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 PYTEST ?=
 # Here a C++ error is an error; `make MISHKIT_REQUIRE_KERNELS= …` goes on without the kernels.
 export MISHKIT_REQUIRE_KERNELS ?= 1
@@ -59,7 +60,7 @@ clean: ## remove what was built; .venv stays
 # is left to the next rule, which builds it without an environment of its own.
 .venv/installed: pyproject.toml setup.py .venv/torch
 	@echo "venv: mishkit[lab,test,dev,integrations]"
-	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" -e ".[lab,test,dev,integrations]"
+	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations]"
 	@touch $@
 
 $(LIBRARY): $(CSRC) .venv/installed
