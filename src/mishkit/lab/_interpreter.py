@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -15,18 +17,18 @@ def make_faithful() -> None:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    def fused(_, x, y, z):
+    def fused(_: Any, x: Any, y: Any, z: Any) -> Any:
         # A product of two float32 is exact in float64, so but one rounding counts.
         wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
         with np.errstate(over="ignore"):
             return TensorHandle(wide.astype(x.data.dtype), z.dtype.scalar)
 
-    def dropping(operation):
+    def dropping(operation: Any) -> Any:
         return lambda self, lhs, rhs: self.binary_op(lhs, rhs, operation)
 
     cast = InterpreterBuilder.cast_impl
 
-    def rounded(self, src, dst_type):
+    def rounded(self: Any, src: Any, dst_type: Any) -> Any:
         if src.dtype.scalar == tl.bfloat16 and dst_type.scalar == tl.float32:
             wide = src.data.astype(np.uint32) << 16
             return TensorHandle(wide.view(np.float32), dst_type.scalar)

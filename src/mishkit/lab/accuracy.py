@@ -35,9 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mishkit.activation import Activation
-from mishkit.backends import cpu
+from mishkit.backends import cpu, triton
 from mishkit.backends import torch as plain
-from mishkit.backends import triton
 from mishkit.functions import ACTIVATIONS
 
 from . import LabError
