@@ -7,8 +7,9 @@ such as float64 arithmetic or local memory.
 
 A kernel takes whole blocks unmasked and the last one under a mask. Costs are those of the first
 way, prologue included: the path from the entry to an exit that stores with the fewest accesses
-under a mask, then with the fewest calls, then the most stored bytes, then the fewest instructions
-(which leaves out the slow ways of divisions and square roots). Float64 and local memory count
+under a mask, then with the fewest calls (which leaves out the slow ways of divisions and square
+roots), then the most stored bytes, then the fewest instructions; so of a branch on data the cheaper
+side counts. Float64 and local memory count
 wherever they are.
 
 Triton's interpreter, if chosen in the environment, leaves nothing to compile, so `compile_all`
@@ -48,7 +49,7 @@ the scalar unit."""
 FLOAT64, LOCAL, NARROW, UNSEEN = "float64", "local memory", "narrow accesses", "costs unseen"
 """Faults of a kernel: an instruction in float64 that nobody asked for, often from a literal that
 float32 doesn't have; registers in memory; loads and stores of less than `WIDE` bits, or masked;
-calls and loops, whose costs aren't counted."""
+calls, loops and branches on data, whose costs aren't counted in full."""
 
 Finder = Callable[[str, str, str, str], "Build | None"]
 """What returns the build of a `Job`, or None where there is none; a function of a module, as other
@@ -127,6 +128,9 @@ class Code:
     """Calls on the main path, the cost of which isn't seen here."""
     has_loop: bool
     """Whether there is a loop, whose body then counts once."""
+    diverged: float
+    """Instructions an element where threads take both sides of every branch on data; the cheaper
+    one alone counts otherwise."""
     narrow_allowance: float
     """Bits a thread that may be accessed less than `WIDE` at a time: those of packed sides."""
 
@@ -168,8 +172,15 @@ class Code:
             found[LOCAL] = f"{self.local} bytes"
         if not self.is_wide:
             found[NARROW] = self.access_words
-        if self.calls or self.has_loop:
-            found[UNSEEN] = f"{self.calls} calls{' and a loop' * self.has_loop}"
+        unseen = {
+            f"calls: {self.calls}": self.calls > 0,
+            "a loop": self.has_loop,
+            f"branches: {self.instructions:.1f} to {self.diverged:.1f} instructions": (
+                self.diverged > self.instructions
+            ),
+        }
+        if any(unseen.values()):
+            found[UNSEEN] = ", ".join(words for words, is_so in unseen.items() if is_so)
         return found
 
 
@@ -255,6 +266,16 @@ class Instruction:
     """Whether it shuts out threads from what follows."""
 
 
+class MainPath(NamedTuple):
+    """What a thread runs where nothing is masked."""
+
+    instructions: list[Instruction]
+    diverged: int
+    """How many instructions a group of threads runs that take every side of its branches."""
+    has_loop: bool
+    """Whether there is one anywhere."""
+
+
 @dataclass
 class Program:
     """Instructions, and the labels before them."""
@@ -288,24 +309,47 @@ class Program:
             found.append(self.labels[last.goes_to])
         return found
 
-    def main_path(self) -> tuple[list[Instruction], bool]:
-        """The path of a whole block, and whether there is a loop anywhere."""
+    def main_path(self) -> MainPath:
+        """The path of a whole block."""
         order, has_loop = self._blocks_backwards()
-        best: dict[int, dict[bool, tuple[_Cost, list[int]]]] = {}
+        # Of each block, by whether anything is stored from there on: the least that is to come,
+        # and the blocks that may follow, the best first, each with the same for itself.
+        best: dict[tuple[int, bool], tuple[_Cost, list[tuple[int, bool]]]] = {}
         for start in order:  # what follows a block comes before it
-            block = self.block(start)
-            own = _Cost.of(block)
-            ways: dict[bool, tuple[_Cost, list[int]]] = {}
-            tails = [tail for to in self.followers(start) for tail in best.get(to, {}).items()]
-            for stores, (cost, path) in tails or [(False, (_Cost(), []))]:
-                stores |= own.stored < 0
-                way = (own.plus(cost), [start, *path])
-                if stores not in ways or way[0] < ways[stores][0]:
-                    ways[stores] = way
-            best[start] = ways
-        ways = best[0]
-        _, path = ways.get(True) or ways[False]
-        return [instruction for start in path for instruction in self.block(start)], has_loop
+            own = _Cost.of(self.block(start))
+            followers = [
+                (to, stores)
+                for to in self.followers(start)
+                for stores in (True, False)
+                if (to, stores) in best
+            ]
+            ways: dict[bool, list[tuple[_Cost, list[tuple[int, bool]]]]] = {True: [], False: []}
+            for to in followers:
+                ways[to[1] or own.stored < 0].append((own.plus(best[to][0]), [to]))
+            if not followers:
+                ways[own.stored < 0].append((own, []))
+            for stores, found in ways.items():
+                if found:
+                    least = min(cost for cost, _ in found)
+                    ties = sorted(way for way in found if way[0][:-1] == least[:-1])
+                    best[start, stores] = least, [to for _, next in ties for to in next]
+        entry = (0, (0, True) in best)
+        path, at = [entry], entry
+        while best[at][1]:
+            at = best[at][1][0]
+            path.append(at)
+        both = {entry}
+        todo = [entry]
+        while todo:
+            for to in best[todo.pop()][1]:
+                if to not in both:
+                    both.add(to)
+                    todo.append(to)
+        return MainPath(
+            [instruction for start, _ in path for instruction in self.block(start)],
+            sum(len(self.block(start)) for start in {start for start, _ in both}),
+            has_loop,
+        )
 
     def _blocks_backwards(self) -> tuple[list[int], bool]:
         """All blocks that can be reached, each after those that follow it; and if there's a loop.
@@ -600,7 +644,7 @@ def _code(
     local: int,
     float64: Sequence[str],
 ) -> Code:
-    path, has_loop = program.main_path()
+    path, diverged, has_loop = program.main_path()
     operations = Counter[str]()
     for instruction in path:
         opcode = instruction.opcode
@@ -619,6 +663,7 @@ def _code(
         float64=() if "*fp64" in build.signature.values() else tuple(sorted(set(float64))),
         calls=sum(i.is_call for i in path),
         has_loop=has_loop,
+        diverged=diverged / elements,
         # A byte an access of `WIDE` bits, or a bit an element where that is more.
         narrow_allowance=build.packed * elements * max(1.0, 8 * build.bits / WIDE),
     )
