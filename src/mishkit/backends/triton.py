@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ SMALL = 1 << 18
 than two loads in flight."""
 
 
+@functools.cache
 def available() -> bool:
     """Whether torch is built for GPUs and Triton is there; neither is imported to find out."""
     has_gpu = torch.version.cuda is not None or torch.version.hip is not None
@@ -238,11 +238,3 @@ def _can_write(x: Tensor, out: Tensor) -> bool:
 def _on_device(x: Tensor) -> Any:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def register(library: torch.library.Library, a: Activation, bodies: dict[str, str]) -> None:
-    """Serve the operators of a function: `bodies` gives an operator's name its function here."""
-    for name, body in bodies.items():
-        function: Callable[..., Any] | None = globals().get(body)
-        if function is not None:
-            library.impl(name, functools.partial(function, a), "CUDA")
