@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._twin import Twin
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -41,7 +43,7 @@ def _never(*_: float) -> bool:
     return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone, and quick to look up by
 class Activation:
     """One activation function in plain torch, with its derivatives.
 
@@ -79,6 +81,8 @@ class Activation:
     raises ValueError where f has not exactly one; None for a monotone function."""
     portable: Callable[..., Tensor]
     """f as one operator of torch's own (or the shortest expression), for export to other tools."""
+    twin: Twin
+    """The same formulas in Triton."""
     parameters: tuple[Parameter, ...] = ()
     dp: Callable[..., tuple[Tensor, ...]] | None = None
     """The derivatives of f towards its parameters, dp(x, *parameters); None if they are fixed."""

@@ -1,16 +1,40 @@
 """APTx: (alpha + tanh(beta·x))·gamma·x."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .._twin import Twin, device
 from ..activation import Activation, Parameter
 from . import silu
 from ._branch_fit import leading
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output, sum_of_product
 from ._limits import FAR
+from ._triton_math import (
+    FLOOR,
+    LN2_LOW,
+    LOG2E,
+    NEAR,
+    NEARER,
+    at_least,
+    at_most,
+    divide,
+    exp_product,
+    expm1,
+    factor,
+    from_scaled_output,
+    scaled_numbers,
+    scaled_table,
+)
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.language import constexpr
 
 Value = float | Tensor
 
@@ -155,6 +179,175 @@ def _portable(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
     return (alpha + torch.tanh(beta * x)) * gamma * x
 
 
+# ---- in Triton -----------------------------------------------------------------------------------
+
+
+LARGEST = 3.4028234663852886e38
+LARGEST_SPLIT = LARGEST / 2.0**14
+"""Where beta is next to nothing: a number that `exp_product` can still take."""
+STEPS_ON_GPU = 12
+"""Safeguarded Newton steps for float32; they settle in 4 to 8."""
+
+# The c of the functions below: 0 to 2 the `factor` of 2·beta; 3, 4 where x is clamped for the
+# exponential; 5, 6 where it is clamped for itself, since inf·0 would be a NaN; 7, 8 the limits of
+# the weight of x, gamma·(alpha + 1) and gamma·(alpha − 1), and 9 their difference; for `gpu_dp`
+# also 10 gamma, 11 alpha + 1, 12 alpha − 1.
+
+
+def gpu_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
+    sharpness = 2 * beta
+    top, base = gamma * (alpha + 1), gamma * (alpha - 1)
+    low, high = -LARGEST_SPLIT, LARGEST_SPLIT
+    if sharpness:
+        a, b = FLOOR / sharpness, NEAR / sharpness
+        low, high = max(low, min(a, b)), min(high, max(a, b))
+    left, right = (top, base) if beta < 0 else (base, top)
+    return (
+        *(*factor(sharpness), low, high),
+        *(-math.inf if left else -LARGEST, math.inf if right else LARGEST),
+        *(top, base, 2 * gamma),
+    )
+
+
+@device
+def gpu_trained_numbers(p: Any) -> Any:
+    """The same of blocks."""
+    alpha, beta, gamma = p[0], p[1], p[2]
+    sharpness = beta + beta
+    more, less = alpha + 1.0, alpha - 1.0
+    top, base = gamma * more, gamma * less
+    a, b = FLOOR / sharpness, NEAR / sharpness
+    low = at_least(tl.minimum(a, b), -LARGEST_SPLIT)
+    high = at_most(tl.maximum(a, b), LARGEST_SPLIT)
+    falling = beta < 0
+    least = tl.where(tl.where(falling, top, base) == 0, -LARGEST, float("-inf"))
+    most = tl.where(tl.where(falling, base, top) == 0, LARGEST, float("inf"))
+    return (
+        sharpness,
+        sharpness * LOG2E,
+        LN2_LOW,
+        low,
+        high,
+        least,
+        most,
+        top,
+        base,
+        gamma + gamma,
+        gamma,
+        more,
+        less,
+    )
+
+
+@device
+def gpu_parts(x: Any, c: Any, half: constexpr) -> Any:
+    """x for itself and for the exponential, e = exp(2·beta·x)."""
+    within = at_most(at_least(x, c[3]), c[4])
+    x = at_most(at_least(x, c[5]), c[6])
+    return x, within, exp_product(within, c[0], c[1], c[2], half)
+
+
+@device
+def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
+    x, _within, e = gpu_parts(x, c, half)
+    return x * divide(tl.fma(e, c[7], c[8]), e + 1.0)
+
+
+@device
+def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
+    _x, within, e = gpu_parts(x, c, half)
+    r = divide(1.0, e + 1.0)
+    return tl.fma(e, c[7], c[8]) * r + c[9] * (at_most(within * c[0], NEARER) * r) * (e * r)
+
+
+@device
+def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
+    _x, within, e = gpu_parts(x, c, half)
+    r = divide(1.0, e + 1.0)
+    sigma = e * r
+    bend = sigma * r * (2.0 + within * c[0] * (r - sigma))
+    return c[9] * c[0] * tl.where(sigma == 1.0, 0.0, bend)
+
+
+@device
+def gpu_dp(x: Any, c: Any, half: constexpr) -> Any:
+    """gamma·x, 4·gamma·x²·σ(z)·σ(−z) and x·(alpha + tanh u)."""
+    x, within, e = gpu_parts(x, c, half)
+    r = divide(1.0, e + 1.0)
+    sigma = e * r
+    to_beta = (c[9] + c[9]) * (within * sigma) * (within * r)
+    return c[10] * x, tl.where(sigma == 1.0, 0.0, to_beta), x * (tl.fma(e, c[11], c[12]) * r)
+
+
+@device
+def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
+    if table is None:
+        return gpu_iterated(y, right, c)
+    else:
+        return from_scaled_output(y, right == (c[6] == 0), c, table) * c[5]
+
+
+@device
+def gpu_at(v: Any, c: Any) -> Any:
+    """g − g_min and g' at turn + v, without cancellation beside the minimum; see `_slope`."""
+    e = expm1(v + v, False)
+    r = divide(1.0, c[3] * e + (e + 2.0))
+    d = c[4] * e * r
+    bend = c[4] * 4.0 * ((e + 1.0) * r) * r
+    return v * d + c[2] * (d - c[4] * v), (c[2] + v) * bend + (d - c[2] * c[4])
+
+
+@device
+def gpu_iterated(y: Any, right: Any, c: Any) -> Any:
+    """As `_slope`, in as many steps as float32 needs."""
+    right = right == (c[13] == 0)
+    far = tl.where(right, c[11], c[12])
+    limit = tl.where(right, c[9], c[10])
+    y = at_most(y, limit / c[0])
+    above = tl.fma(y, c[1], tl.fma(y, c[0], c[5])) + c[6]
+    above = at_most(at_least(above, 0.0), limit)
+    root = tl.sqrt(above)
+    # Between the parabola of the minimum and the straight line far out.
+    line = (above - c[5]) * tl.where(right, c[7], c[8])
+    v = at_least(root * c[14], tl.where(right, line - c[2], line + c[2]))
+    v = at_most(v, tl.abs(far))
+    v = tl.where(right, v, -v)
+    low = tl.zeros_like(v)
+    for _ in range(STEPS_ON_GPU):
+        above, rise = gpu_at(v, c)
+        size = tl.sqrt(at_least(above, 0.0))
+        beyond = size > root
+        low, far = tl.where(beyond, low, v), tl.where(beyond, v, far)
+        newton = v - (size + size) * (size - root) / rise
+        inside = (newton - low) * (newton - far) <= 0
+        v = tl.where(inside, newton, (low + far) * 0.5)
+    _above, rise = gpu_at(v, c)
+    return tl.where(root > 0, rise, root) * c[15]
+
+
+def gpu_output_numbers(
+    saved: torch.dtype, alpha: float, beta: float, gamma: float
+) -> tuple[float, ...]:
+    scale, mirrored = beta / gamma, float(beta < 0)
+    if alpha == 1:
+        return *scaled_numbers("silu", scale, saved), 2 * gamma, mirrored
+    bottom = _turn(alpha)
+    t = math.tanh(bottom)
+    s = 1 - t * t
+    depth = -bottom * (alpha + t)
+    far = END - bottom, -END - bottom
+    limits = ((bottom + v) * (alpha + math.tanh(bottom + v)) + depth for v in far)
+    return (
+        *(scale, scale - leading(scale, 24), bottom, t, s, depth, depth - leading(depth, 24)),
+        *(1 / (1 + alpha), 1 / (1 - alpha), *limits, *far, mirrored),
+        *(1 / math.sqrt(s * (1 - bottom * t)), gamma),
+    )
+
+
+def gpu_table(saved: torch.dtype, alpha: float, beta: float, gamma: float) -> Any:
+    return scaled_table("silu", saved) if alpha == 1 else None
+
+
 activation = Activation(
     name="aptx",
     module_name="APTx",
@@ -175,4 +368,15 @@ activation = Activation(
     ),
     iterates=lambda alpha, beta, gamma: alpha != 1,
     keeps_state=True,
+    twin=Twin(
+        gpu_f,
+        gpu_df,
+        gpu_d2f,
+        gpu_df_y,
+        numbers=gpu_numbers,
+        output_numbers=gpu_output_numbers,
+        table=gpu_table,
+        trained_numbers=gpu_trained_numbers,
+        dp=gpu_dp,
+    ),
 )

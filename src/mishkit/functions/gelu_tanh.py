@@ -1,14 +1,25 @@
 """GELU in its tanh form: x·σ(2u), u = √(2/π)·(x + 0.044715·x³)."""
 
+from __future__ import annotations
+
 import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._twin import Twin, device
 from ..activation import Activation
+from ._branch_fit import leading
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
+from ._triton_math import FLOOR, at_least, at_most, branch_table, divide, exp_sum, from_output
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.language import constexpr
 
 FAR = 30.0
 """σ(−2u(FAR)) is 0 in float64."""
@@ -53,6 +64,66 @@ def _portable(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+# ---- in Triton -----------------------------------------------------------------------------------
+
+
+WEIGHT = SCALE * CUBIC
+SCALE_REST, WEIGHT_REST = (value - leading(value, 24) for value in (SCALE, WEIGHT))
+"""What float32 lacks of the two."""
+GPU_NEAR, GPU_FAR = 7.5, 26.0
+"""Above the first σ(w) rounds to 1; below −GPU_FAR exp(w) is 0."""
+
+
+@device
+def gpu_parts(x: Any, half: constexpr) -> Any:
+    """x where it is not too far left, c = x where it is not too far right, exp(w(c)) and w'(c)."""
+    x = at_least(x, -GPU_FAR)
+    c = at_most(x, GPU_NEAR)
+    square = c * c
+    bow = square * WEIGHT
+    slope = bow + SCALE
+    w = c * slope
+    if half:
+        low = w
+    else:
+        # w in two parts: its rounding would be magnified up to 87 times by the exponential.
+        carried = slope - bow
+        rest = (bow - (slope - carried)) + (SCALE - carried)
+        rest += tl.fma(square, WEIGHT, -bow)
+        rest = tl.fma(tl.fma(c, c, -square), WEIGHT, rest)
+        rest += square * WEIGHT_REST + SCALE_REST
+        low = tl.fma(c, rest, tl.fma(c, slope, -w))
+    return x, c, exp_sum(at_least(w, FLOOR), low, half), bow * 3.0 + SCALE
+
+
+@device
+def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
+    x, _within, e, _dw = gpu_parts(x, half)
+    return x * divide(e, e + 1.0)
+
+
+@device
+def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
+    _x, within, e, dw = gpu_parts(x, half)
+    r = divide(1.0, e + 1.0)
+    sigma = e * r
+    return sigma + sigma * (within * dw * r)
+
+
+@device
+def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
+    _x, within, e, dw = gpu_parts(x, half)
+    r = divide(1.0, e + 1.0)
+    sigma = e * r
+    bend = dw * dw * (r - sigma) + within * (6 * WEIGHT)
+    return sigma * r * (within * bend + dw * 2.0)
+
+
+@device
+def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
+    return from_output(y, right, table)
+
+
 activation = Activation(
     name="gelu_tanh",
     module_name="GELUTanh",
@@ -65,4 +136,5 @@ activation = Activation(
     df_y=df_y,
     turn=TURNS["gelu_tanh"][0],
     portable=_portable,
+    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "gelu_tanh")),
 )

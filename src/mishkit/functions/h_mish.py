@@ -1,10 +1,20 @@
 """H-Mish: (x/2)·min(2, max(0, x + 2))."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from .._twin import Twin, device
 from ..activation import Activation
 from ._inverse import centring
+from ._triton_math import at_least, at_most
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.language import constexpr
 
 
 def f(x: Tensor) -> Tensor:
@@ -31,6 +41,40 @@ def _portable(x: Tensor) -> Tensor:
     return 0.5 * x * (x + 2).clamp(0, 2)
 
 
+# ---- in Triton -----------------------------------------------------------------------------------
+
+
+@device
+def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
+    x = at_least(x, -2.0)
+    return x * 0.5 * at_most(x + 2.0, 2.0)
+
+
+@device
+def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
+    # At −2 the sum is the 0 that the gradient is there, and a NaN for a NaN.
+    x = at_least(x, -2.0)
+    return tl.where(x > -2.0, at_most(x, 0.0) + 1.0, x + 2.0)
+
+
+@device
+def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
+    x = at_least(x, -2.0)
+    return tl.where(x > 0, 0.0, tl.where(x > -2.0, 1.0, x + 2.0))
+
+
+@device
+def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
+    """±√(2y + 1) on the quadratic part."""
+    size = tl.sqrt(at_most(at_least(y + c[0], c[1]) * 2.0, 1.0))
+    return tl.where(right, size, tl.where(y < 0, -size, y))
+
+
+def gpu_output_numbers(saved: torch.dtype) -> tuple[float, ...]:
+    shift, least = centring(0.5, saved)
+    return 0.5 + shift, least
+
+
 activation = Activation(
     name="h_mish",
     module_name="HMish",
@@ -43,4 +87,5 @@ activation = Activation(
     df_y=df_y,
     turn=-1.0,
     portable=_portable,
+    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, output_numbers=gpu_output_numbers),
 )

@@ -1,11 +1,22 @@
 """Hard Mish: x·min(k, max(0, x + 3))/k."""
 
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from .._twin import Twin, device
 from ..activation import Activation, Parameter
 from ._branch_fit import leading
 from ._inverse import centring
+from ._triton_math import at_least, at_most
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.language import constexpr
 
 
 def f(x: Tensor, k: float) -> Tensor:
@@ -44,6 +55,50 @@ def _portable(x: Tensor, k: float) -> Tensor:
     return x * (x + 3).clamp(0, k) / k
 
 
+# ---- in Triton -----------------------------------------------------------------------------------
+
+
+@device
+def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
+    x = at_least(x, -3.0)
+    return x * at_most((x + 3.0) * c[0], 1.0)
+
+
+@device
+def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
+    # At −3 the sum is the 0 that the gradient is there, and a NaN for a NaN.
+    x = at_least(x, -3.0)
+    inside = tl.where(x > -3.0, (x * 2.0 + 3.0) * c[0], x + 3.0)
+    return tl.where(x > c[1], 1.0, inside)
+
+
+@device
+def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
+    x = at_least(x, -3.0)
+    inside = tl.where(x > -3.0, c[0] + c[0], x + 3.0)
+    return tl.where(x > c[1], 0.0, inside)
+
+
+@device
+def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
+    """±2·√((y − y_min)/k) on the quadratic part."""
+    size = tl.sqrt(at_least((y + c[0]) + c[1], c[2]) * c[3])
+    return tl.where(right, tl.where(y > c[4], 1.0, size), tl.where(y < 0, -size, y))
+
+
+def gpu_numbers(k: float) -> tuple[float, ...]:
+    """The slope of the weight, and where it becomes 1."""
+    return 1 / k, k - 3
+
+
+def gpu_output_numbers(saved: torch.dtype, k: float) -> tuple[float, ...]:
+    """The depth in two parts, what y exceeds it by at least, 4/k, and the joint's y."""
+    kinked = k < 1.5
+    shift, least = (0.0, 0.0) if kinked else centring(9 / (4 * k), saved)
+    depth = 9 / (4 * k) + shift
+    return depth, depth - leading(depth, 24), least, 4 / k, -math.inf if kinked else k - 3
+
+
 activation = Activation(
     name="hard_mish",
     module_name="HardMish",
@@ -63,5 +118,8 @@ activation = Activation(
             "width of the quadratic part, which ends at x = k − 3; positive",
             positive=True,
         ),
+    ),
+    twin=Twin(
+        gpu_f, gpu_df, gpu_d2f, gpu_df_y, numbers=gpu_numbers, output_numbers=gpu_output_numbers
     ),
 )

@@ -1,9 +1,12 @@
 """Hard-swish, which is hard_mish(6): x·min(6, max(0, x + 3))/6."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._twin import Twin
 from ..activation import Activation
 from . import hard_mish
 
@@ -26,6 +29,14 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
     return hard_mish.df_y(y, right, saved, K)
 
 
+def _numbers() -> tuple[float, ...]:
+    return hard_mish.gpu_numbers(K)
+
+
+def _output_numbers(saved: torch.dtype) -> tuple[float, ...]:
+    return hard_mish.gpu_output_numbers(saved, K)
+
+
 activation = Activation(
     name="hardswish",
     module_name="Hardswish",
@@ -39,4 +50,12 @@ activation = Activation(
     turn=hard_mish.turn(K),
     portable=F.hardswish,
     torch_function="hardswish",
+    twin=Twin(
+        hard_mish.gpu_f,
+        hard_mish.gpu_df,
+        hard_mish.gpu_d2f,
+        hard_mish.gpu_df_y,
+        numbers=_numbers,
+        output_numbers=_output_numbers,
+    ),
 )

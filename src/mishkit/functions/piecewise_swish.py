@@ -1,13 +1,35 @@
 """Piecewise swish: x·σ(x) left of 0, x·σ(2x) right of it."""
 
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from .._twin import Twin, device
 from ..activation import Activation
 from . import silu
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
 from ._limits import FAR
+from ._triton_math import (
+    FAR_RIGHT,
+    FLOOR,
+    NEAR,
+    at_least,
+    at_most,
+    branch_table,
+    divide,
+    exp,
+    from_output,
+)
+from .silu import gpu_bend, gpu_rise
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.language import constexpr
 
 
 def f(x: Tensor) -> Tensor:
@@ -36,6 +58,42 @@ def _portable(x: Tensor) -> Tensor:
     return x * torch.sigmoid(_steepened(x))
 
 
+# ---- in Triton -----------------------------------------------------------------------------------
+
+
+@device
+def gpu_parts(x: Any, half: constexpr) -> Any:
+    """x where its exponential is not 0, z = x or 2x, whichever is more, and exp(z)."""
+    x = at_least(x, FLOOR)
+    z = at_least(x + x, x)
+    return x, z, exp(at_most(z, NEAR), half)
+
+
+@device
+def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
+    x, _z, e = gpu_parts(x, half)
+    return x * divide(e, e + 1.0)
+
+
+@device
+def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
+    _x, z, e = gpu_parts(x, half)
+    return gpu_rise(z, e)
+
+
+@device
+def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
+    x = at_most(at_least(x, FLOOR), FAR_RIGHT / 2)
+    z = at_least(x + x, x)
+    bend = gpu_bend(z, exp(z, half))
+    return tl.where(x > 0, bend + bend, bend)
+
+
+@device
+def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
+    return from_output(at_least(y + y, y), right, table)
+
+
 activation = Activation(
     name="piecewise_swish",
     module_name="PiecewiseSwish",
@@ -48,4 +106,5 @@ activation = Activation(
     df_y=df_y,
     turn=TURNS["silu"][0],
     portable=_portable,
+    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "silu")),
 )

@@ -1,11 +1,20 @@
 """Swish: x·σ(beta·x), which is aptx(1, beta/2, 1/2)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from .._twin import Twin, device
 from ..activation import Activation, Parameter
 from . import aptx
-from .aptx import Value
+from ._triton_math import divide
+from .aptx import Value, gpu_d2f, gpu_df, gpu_df_y, gpu_dp, gpu_parts, gpu_trained_numbers
+
+if TYPE_CHECKING:
+    from triton.language import constexpr
 
 
 def f(x: Tensor, beta: Value) -> Tensor:
@@ -38,6 +47,38 @@ def _portable(x: Tensor, beta: Value) -> Tensor:
     return x * torch.sigmoid(beta * x)
 
 
+# ---- in Triton -----------------------------------------------------------------------------------
+
+
+@device
+def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
+    x, _within, e = gpu_parts(x, c, half)
+    return x * divide(e, e + 1.0)  # the weight less what is 0 and 1 of it
+
+
+@device
+def gpu_swish_numbers(p: Any) -> Any:
+    return gpu_trained_numbers((1.0, p[0] * 0.5, 0.5))
+
+
+@device
+def gpu_swish_dp(x: Any, c: Any, half: constexpr) -> Any:
+    _to_alpha, to_beta, _to_gamma = gpu_dp(x, c, half)
+    return (to_beta * 0.5,)
+
+
+def _numbers(beta: float) -> tuple[float, ...]:
+    return aptx.gpu_numbers(1.0, beta / 2, 0.5)
+
+
+def _output_numbers(saved: torch.dtype, beta: float) -> tuple[float, ...]:
+    return aptx.gpu_output_numbers(saved, 1.0, beta / 2, 0.5)
+
+
+def _table(saved: torch.dtype, beta: float) -> Any:
+    return aptx.gpu_table(saved, 1.0, beta / 2, 0.5)
+
+
 activation = Activation(
     name="swish",
     module_name="Swish",
@@ -52,4 +93,15 @@ activation = Activation(
     turn=turn,
     portable=_portable,
     parameters=(Parameter("beta", 1.0, "sharpness: 1 gives SiLU, a large one tends to ReLU"),),
+    twin=Twin(
+        gpu_f,
+        gpu_df,
+        gpu_d2f,
+        gpu_df_y,
+        numbers=_numbers,
+        output_numbers=_output_numbers,
+        table=_table,
+        trained_numbers=gpu_swish_numbers,
+        dp=gpu_swish_dp,
+    ),
 )

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mishkit.activation import Activation
-from mishkit.backends import cpu
+from mishkit.backends import cpu, triton
 from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
 
@@ -168,7 +168,20 @@ class Kernels:
         a = self.activation
         if self.backend == "torch":
             return plain_form(a, *tensors, *self.parameters)
+        if self.backend == "triton":
+            of_gpu = getattr(triton, plain_form.__name__)
+            return to_cpu(of_gpu(a, *(t.to(_gpu()) for t in tensors), *self.parameters))
         return getattr(torch.ops.mishkit, a.name + ending)(*tensors, *self.parameters)
+
+
+def _gpu() -> str:
+    """Where Triton's kernels run: its interpreter takes a CPU's tensors."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def to_cpu(result: Any) -> Any:
+    """A tensor, or a tuple of them, in the CPU's memory."""
+    return tuple(map(to_cpu, result)) if isinstance(result, tuple) else result.cpu()
 
 
 def measure(

@@ -1,0 +1,160 @@
+"""The bodies in Triton, each written once for every function of the family.
+
+A program works on BLOCK elements that are neighbours in memory, in float32. All but the last are
+whole: their loads and stores have no mask, so that a thread moves 16 bytes at a time. Offsets of
+programs are 64 bits wide.
+
+The side has a bit an element, eight neighbours to a byte: the bodies that pack or read it take a
+block as rows of eight, so that a byte is made within a thread or two.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language import constexpr
+
+# ---- where a block lies --------------------------------------------------------------------------
+
+
+@triton.jit
+def load(pointer, at, mask):
+    return tl.load(pointer + at, mask=mask).to(tl.float32)
+
+
+@triton.jit
+def store(pointer, at, value, mask):
+    tl.store(pointer + at, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+# ---- f, f' and f'' -------------------------------------------------------------------------------
+
+
+@triton.jit
+def _forward(x, y, at, mask, c, f: constexpr, half: constexpr):
+    store(y, at, f(load(x, at, mask), c, half), mask)
+
+
+@triton.jit
+def forward(x, y, count, c, f: constexpr, BLOCK: constexpr):
+    """y = f(x)"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = tl.arange(0, BLOCK)
+    if start + BLOCK <= count:
+        _forward(x + start, y + start, at, None, c, f, half)
+    else:
+        _forward(x + start, y + start, at, at < count - start, c, f, half)
+
+
+@triton.jit
+def _backward(grad, x, result, at, mask, c, df: constexpr, half: constexpr):
+    store(result, at, df(load(x, at, mask), c, half) * load(grad, at, mask), mask)
+
+
+@triton.jit
+def backward(grad, x, result, count, c, df: constexpr, BLOCK: constexpr):
+    """result = grad·f'(x)"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = tl.arange(0, BLOCK)
+    if start + BLOCK <= count:
+        _backward(grad + start, x + start, result + start, at, None, c, df, half)
+    else:
+        mask = at < count - start
+        _backward(grad + start, x + start, result + start, at, mask, c, df, half)
+
+
+@triton.jit
+def _double_backward(
+    grad_grad, grad, x, to_grad, to_x, at, mask, c, df: constexpr, d2f: constexpr, half: constexpr
+):
+    of_x, outer = load(x, at, mask), load(grad_grad, at, mask)
+    store(to_grad, at, df(of_x, c, half) * outer, mask)
+    store(to_x, at, d2f(of_x, c, half) * (outer * load(grad, at, mask)), mask)
+
+
+@triton.jit
+def double_backward(
+    grad_grad, grad, x, to_grad, to_x, count, c, df: constexpr, d2f: constexpr, BLOCK: constexpr
+):
+    """to_grad = grad_grad·f'(x), to_x = grad_grad·grad·f''(x)"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = tl.arange(0, BLOCK)
+    grad_grad, grad, x = grad_grad + start, grad + start, x + start
+    to_grad, to_x = to_grad + start, to_x + start
+    if start + BLOCK <= count:
+        _double_backward(grad_grad, grad, x, to_grad, to_x, at, None, c, df, d2f, half)
+    else:
+        mask = at < count - start
+        _double_backward(grad_grad, grad, x, to_grad, to_x, at, mask, c, df, d2f, half)
+
+
+# ---- the output and the side ---------------------------------------------------------------------
+
+
+@triton.jit
+def _forward_packed(
+    x, y, side, at, bytes_at, mask, bytes_mask, c, turn, f: constexpr, half: constexpr
+):
+    of_x = load(x, at, mask)
+    store(y, at, f(of_x, c, half), mask)
+    bits = (of_x > turn).to(tl.int32)
+    if mask is not None:
+        bits = tl.where(mask, bits, 0)
+    packed = tl.sum(bits << tl.arange(0, 8)[None, :], axis=1)
+    tl.store(side + bytes_at, packed.to(tl.uint8), mask=bytes_mask)
+
+
+@triton.jit
+def forward_packed(x, y, side, count, c, turn, f: constexpr, BLOCK: constexpr):
+    """y = f(x), side = x > turn, eight to a byte"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    bytes_at = tl.arange(0, BLOCK // 8)
+    at = bytes_at[:, None] * 8 + tl.arange(0, 8)[None, :]
+    x, y, side = x + start, y + start, side + start // 8
+    if start + BLOCK <= count:
+        _forward_packed(x, y, side, at, bytes_at, None, None, c, turn, f, half)
+    else:
+        left = count - start
+        mask, bytes_mask = at < left, bytes_at * 8 < left
+        _forward_packed(x, y, side, at, bytes_at, mask, bytes_mask, c, turn, f, half)
+
+
+@triton.jit
+def _backward_packed(
+    grad, y, side, result, at, bytes_at, mask, bytes_mask, c,
+    df_y: constexpr, table: constexpr, half: constexpr, sided: constexpr,
+):  # fmt: skip
+    of_y = load(y, at, mask)
+    right = of_y
+    if sided:
+        packed = tl.load(side + bytes_at, mask=bytes_mask).to(tl.int32)
+        right = ((packed[:, None] >> tl.arange(0, 8)[None, :]) & 1) != 0
+    store(result, at, df_y(of_y, right, c, table, half) * load(grad, at, mask), mask)
+
+
+@triton.jit
+def backward_packed(
+    grad, y, side, result, count, c,
+    df_y: constexpr, table: constexpr, sided: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    """result = grad·f'(x), x being known by y and its side"""
+    half: tl.constexpr = y.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    bytes_at = tl.arange(0, BLOCK // 8)
+    at = bytes_at[:, None] * 8 + tl.arange(0, 8)[None, :]
+    grad, y, side, result = grad + start, y + start, side + start // 8, result + start
+    if start + BLOCK <= count:
+        _backward_packed(
+            grad, y, side, result, at, bytes_at, None, None, c, df_y, table, half, sided
+        )
+    else:
+        left = count - start
+        mask, bytes_mask = at < left, bytes_at * 8 < left
+        _backward_packed(
+            grad, y, side, result, at, bytes_at, mask, bytes_mask, c, df_y, table, half, sided
+        )

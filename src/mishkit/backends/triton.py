@@ -1,0 +1,248 @@
+"""The GPU kernels: Triton, where torch has a GPU and Triton is installed.
+
+The functions here are the operators, as in `backends.torch`, for dense tensors of any layout. What
+Triton does not serve goes there: float64. Kernels run on the current stream of the tensors' device,
+ask nothing of the host and need no more memory than their results; the first call with a dtype
+compiles for some tenths of a second, so a CUDA graph wants one call before it is captured.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._twin import compiled
+from ..activation import Activation
+from . import torch as plain
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels take."""
+WARPS = 4
+SMALL = 1 << 18
+"""Below so many elements a program gets half a block: enough of them to go round count for more
+than two loads in flight."""
+
+
+def available() -> bool:
+    """Whether torch is built for GPUs and Triton is there; neither is imported to find out."""
+    has_gpu = torch.version.cuda is not None or torch.version.hip is not None
+    return has_gpu and importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it is launched: for a dtype and parameters, all but tensors and their size."""
+
+    kernel: Any
+    tensors: tuple[str, ...]
+    """The kernel's pointers, in order: "side" to bytes, all others to elements."""
+    numbers: tuple[float, ...]
+    """The kernel's c."""
+    turn: float | None
+    """The kernel's turn, if it has one."""
+    constants: dict[str, Any]
+    """Its constants by name, but for BLOCK."""
+    traffic: float
+    """Elements' worth of memory that it moves an element, the side not counted."""
+
+    def __call__(self, dtype: torch.dtype, count: int, *tensors: Tensor) -> None:
+        block = block_of(dtype, count)
+        turn = () if self.turn is None else (self.turn,)
+        with _on_device(tensors[0]):
+            self.kernel[(-(-count // block),)](
+                *tensors, count, self.numbers, *turn, **self.constants, BLOCK=block, num_warps=WARPS
+            )
+
+
+def block_of(dtype: torch.dtype, count: int) -> int:
+    """Elements a program: two loads of 16 bytes a thread, or one where there are few."""
+    block = WARPS * 32 * 16 // dtype.itemsize
+    return block if count < SMALL else 2 * block
+
+
+@functools.lru_cache(maxsize=1024)
+def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> Launch:
+    """The kernel of a body: "forward", "forward_packed", "backward", "backward_packed" or
+    "double_backward"."""
+    from . import _triton_kernels as kernels
+
+    twin, devices = a.twin, compiled()
+    numbers = tuple(map(float, twin.numbers(*parameters)))
+    turn = a.turn_at(*parameters) if body == "forward_packed" else None
+    kernel = getattr(kernels, body)
+    tensors: tuple[str, ...]
+    if body == "forward":
+        return Launch(kernel, ("x", "y"), numbers, None, {"f": devices[twin.f]}, 2)
+    if body == "forward_packed":
+        return Launch(kernel, ("x", "y", "side"), numbers, turn, {"f": devices[twin.f]}, 2)
+    if body == "backward":
+        tensors = ("grad", "x", "result")
+        return Launch(kernel, tensors, numbers, None, {"df": devices[twin.df]}, 3)
+    if body == "double_backward":
+        tensors = ("grad_grad", "grad", "x", "to_grad", "to_x")
+        constants = {"df": devices[twin.df], "d2f": devices[twin.d2f]}
+        return Launch(kernel, tensors, numbers, None, constants, 5)
+    if body == "backward_packed":
+        numbers = tuple(map(float, twin.output_numbers(dtype, *parameters)))
+        constants = {
+            "df_y": devices[twin.df_y],
+            "table": twin.table(dtype, *parameters),
+            "sided": a.turn is not None,
+        }
+        return Launch(kernel, ("grad", "y", "side", "result"), numbers, None, constants, 3)
+    raise ValueError(f"there is no kernel {body!r}")
+
+
+# ---- the operators -------------------------------------------------------------------------------
+
+
+def forward(a: Activation, x: Tensor, *parameters: float) -> Tensor:
+    """f(x)."""
+    if x.dtype not in DTYPES:
+        return plain.forward(a, x, *parameters)
+    x = _dense(x)
+    y = torch.empty_like(x)
+    _run(launch(a, "forward", x.dtype, *parameters), x, y)
+    return y
+
+
+def forward_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> None:
+    """f(x), written into `out`."""
+    if not _can_write(x, out):
+        plain.forward_out(a, x, out, *parameters)
+        return
+    _run(launch(a, "forward", x.dtype, *parameters), x, out)
+    torch.autograd.graph.increment_version(out)
+
+
+def backward(a: Activation, grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
+    """grad·f'(x)."""
+    if x.dtype not in DTYPES:
+        return plain.backward(a, grad, x, *parameters)
+    x = _dense(x)
+    result = torch.empty_like(x)
+    _run(launch(a, "backward", x.dtype, *parameters), _like(grad, x), x, result)
+    return result
+
+
+def double_backward(
+    a: Activation, grad_grad: Tensor, grad: Tensor, x: Tensor, *parameters: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
+    if x.dtype not in DTYPES:
+        return plain.double_backward(a, grad_grad, grad, x, *parameters)
+    x = _dense(x)
+    to_grad, to_x = torch.empty_like(x), torch.empty_like(x)
+    body = launch(a, "double_backward", x.dtype, *parameters)
+    _run(body, _like(grad_grad, x), _like(grad, x), x, to_grad, to_x)
+    return to_grad, to_x
+
+
+def forward_packed(a: Activation, x: Tensor, *parameters: float) -> tuple[Tensor, Tensor]:
+    """f(x) and the packed side (empty for a monotone function)."""
+    if x.dtype not in DTYPES:
+        return plain.forward_packed(a, x, *parameters)
+    x = _dense(x)
+    y = torch.empty_like(x)
+    return y, _pack_into(a, x, y, parameters)
+
+
+def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> Tensor:
+    """f(x), written into `out` (which may be x), and the packed side."""
+    if not _can_write(x, out):
+        return plain.forward_packed_out(a, x, out, *parameters)
+    side = _pack_into(a, x, out, parameters)
+    torch.autograd.graph.increment_version(out)
+    return side
+
+
+def backward_packed(
+    a: Activation, grad: Tensor, y: Tensor, side: Tensor, *parameters: float
+) -> Tensor:
+    """grad·f'(x), x being known by y and its packed side."""
+    if y.dtype not in DTYPES:
+        return plain.backward_packed(a, grad, y, side, *parameters)
+    # A side belongs to a dense output; of another layout its order is not known.
+    y = _dense(y)
+    result = torch.empty_like(y)
+    # A monotone function's side has no bytes, and no kernel reads it.
+    side = side if a.turn is not None else y
+    _run(launch(a, "backward_packed", y.dtype, *parameters), _like(grad, y), y, side, result)
+    return result
+
+
+def _pack_into(a: Activation, x: Tensor, y: Tensor, parameters: tuple[float, ...]) -> Tensor:
+    if a.turn is None:
+        _run(launch(a, "forward", x.dtype, *parameters), x, y)
+        return x.new_empty(0, dtype=torch.uint8)
+    side = x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
+    body = launch(a, "forward_packed", x.dtype, *parameters)
+    if x.numel():
+        body(x.dtype, x.numel(), x, y, side)
+    return side
+
+
+def _run(body: Launch, *tensors: Tensor) -> None:
+    count = tensors[-1].numel()
+    if count:
+        body(tensors[-1].dtype, count, *tensors)
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(x)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x, or a copy of it, with the strides that results have."""
+    return x if _is_dense(x) else torch.empty_like(x).copy_(x)
+
+
+def _like(grad: Tensor, x: Tensor) -> Tensor:
+    """grad in the layout of x."""
+    if grad.shape != x.shape:
+        raise RuntimeError(
+            f"mishkit: a gradient has shape {tuple(grad.shape)}, not {tuple(x.shape)}"
+        )
+    if grad.stride() == x.stride() and grad.dtype == x.dtype:
+        return grad
+    return torch.empty_like(x).copy_(grad)
+
+
+def _can_write(x: Tensor, out: Tensor) -> bool:
+    """Whether a kernel may write f(x) straight into `out`."""
+    alike = (
+        x.dtype in DTYPES
+        and x.dtype == out.dtype
+        and x.device == out.device
+        and x.shape == out.shape
+        and x.stride() == out.stride()
+        and _is_dense(x)
+    )
+    if not alike:
+        return False
+    # Elements that begin elsewhere in the same storage might be overwritten before they are read.
+    same_storage = x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+    return x.data_ptr() == out.data_ptr() or not same_storage
+
+
+def _on_device(x: Tensor) -> Any:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def register(library: torch.library.Library, a: Activation, bodies: dict[str, str]) -> None:
+    """Serve the operators of a function: `bodies` gives an operator's name its function here."""
+    for name, body in bodies.items():
+        function: Callable[..., Any] | None = globals().get(body)
+        if function is not None:
+            library.impl(name, functools.partial(function, a), "CUDA")

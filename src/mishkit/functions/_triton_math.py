@@ -1,0 +1,250 @@
+"""Elementary functions in Triton, for blocks of float32.
+
+The hardware's exp2, reciprocal and square root cost as much as four products and are good to an
+ULP or two. Its minimum and maximum drop a NaN unless they are told not to, and a constant below
+1.2e-38 would be taken for a float64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._twin import device
+from ._branch_fit import leading
+from ._df_y_tables import TABLES, TURNS
+from ._inverse import PRECISION, centring
+from ._triton_tables import (
+    LOG1P_RATIO,
+    LOG1P_RATIO_HALF,
+    MILLS_OVER,
+    MILLS_UNDER,
+    NORMAL_SCALE,
+    NORMAL_TAIL_HALF,
+)
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.language import constexpr
+    from triton.language.extra import libdevice
+
+    interpreted = constexpr(False)
+
+LOG2E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094172e-06
+"""ln 2 in two parts, a multiple of the first by a float32's exponent being exact."""
+ROUNDER = 12582912.0
+"""1.5·2²³: adding it to a float32 rounds that to an integer."""
+
+FLOOR = -104.0
+"""Where exp is 0. (Below −87.34, where results are subnormal, GPUs return 0 already.)"""
+NEAR = 19.40812110900879
+"""28·ln 2. Above it 1/(1 + exp(−x)) rounds to 1, and here exp is a power of two, whose reciprocal
+has no error: that quotient is 1 itself."""
+NEARER = 15.9
+"""Beyond it NEARER·exp(−x) is as good as x·exp(−x) beside 1, and at NEAR it no longer counts."""
+FAR_RIGHT = 80.0
+"""Here x·exp(−x) is 0 for all purposes, and exp(x) not yet infinite."""
+EXPM1_SERIES = (1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)
+"""(eˣ − 1)/x for |x| ≤ 0.35: error 2e-8."""
+NORMAL_END = 14.46
+"""Where the tail of the normal law is 0."""
+
+
+@device
+def at_least(x: Any, low: Any) -> Any:
+    """max(x, low), and NaN for NaN."""
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+
+
+@device
+def at_most(x: Any, high: Any) -> Any:
+    """min(x, high), and NaN for NaN."""
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@device
+def divide(a: Any, b: Any) -> Any:
+    """a/b for |b| below 2¹²⁶; 2 ULP."""
+    # Triton's own division is twice as exact and costs six instructions more.
+    if interpreted:
+        return a / b
+    else:
+        return libdevice.fast_dividef(a, b)
+
+
+@device
+def polynomial(x: Any, coefficients: constexpr) -> Any:
+    """c[0] + c[1]·x + c[2]·x² + …"""
+    last: tl.constexpr = len(coefficients) - 1
+    p = tl.fma(x, coefficients[last], coefficients[last - 1])
+    for i in tl.static_range(last - 1):
+        p = tl.fma(p, x, coefficients[last - 2 - i])
+    return p
+
+
+@device
+def exp_reduced(k: Any, r: Any) -> Any:
+    """exp(k·ln 2 + r) for an integer k."""
+    return tl.exp2(r * LOG2E) * tl.exp2(k)
+
+
+@device
+def exp(x: Any, half: constexpr) -> Any:
+    """eˣ for FLOOR ≤ x ≤ 88."""
+    if half:
+        # Rounding the product magnifies to |x|·2⁻²⁴.
+        return tl.exp2(x * LOG2E)
+    else:
+        k = (x * LOG2E + ROUNDER) - ROUNDER
+        return exp_reduced(k, tl.fma(k, -LN2_LOW, tl.fma(k, -LN2_HIGH, x)))
+
+
+@device
+def exp_sum(x: Any, low: Any, half: constexpr) -> Any:
+    """exp(x + low): x to more digits than float32 has. `low` is not read where half."""
+    if half:
+        return tl.exp2(x * LOG2E)
+    else:
+        k = (x * LOG2E + ROUNDER) - ROUNDER
+        return exp_reduced(k, tl.fma(k, -LN2_LOW, tl.fma(k, -LN2_HIGH, x)) + low)
+
+
+@device
+def exp_product(x: Any, high: Any, binary: Any, ln2_low: Any, half: constexpr) -> Any:
+    """exp(x·factor), the product not rounded, for the numbers of `factor`."""
+    if half:
+        return tl.exp2(x * binary)
+    else:
+        k = tl.fma(x, binary, ROUNDER) - ROUNDER
+        return exp_reduced(k, tl.fma(k, -ln2_low, tl.fma(x, high, -(k * LN2_HIGH))))
+
+
+def factor(value: float) -> tuple[float, float, float]:
+    """A factor for `exp_product`: itself, its product with log₂ e, and a low part of ln 2 that
+    makes good what float32 takes from the factor, since k is nearly proportional to the product."""
+    rest = value - leading(value, 24)
+    return value, value * LOG2E, LN2_LOW - (rest / value / LOG2E if value else 0)
+
+
+@device
+def expm1(x: Any, half: constexpr) -> Any:
+    """eˣ − 1 for FLOOR ≤ x ≤ 88; relative error 4e-7."""
+    return tl.where(tl.abs(x) < 0.35, x * polynomial(x, EXPM1_SERIES), exp(x, half) - 1.0)
+
+
+@device
+def log1p(a: Any, half: constexpr) -> Any:
+    """ln(1 + a) for 0 ≤ a ≤ 1."""
+    if half:
+        return a * polynomial(a, LOG1P_RATIO_HALF)
+    else:
+        return a * polynomial(a, LOG1P_RATIO)
+
+
+@device
+def normal(t: Any, half: constexpr) -> Any:
+    """exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ NORMAL_END."""
+    halved = t * -0.5
+    square = halved * t
+    if half:
+        e = exp(square, half)
+        z = divide(1.0, t * NORMAL_SCALE + 1.0)
+        return e, e * (z * polynomial(z, NORMAL_TAIL_HALF))
+    else:
+        # What rounding took from the square would be magnified 90 times.
+        e = exp_sum(square, tl.fma(halved, t, -square), half)
+        return e, e * divide(polynomial(t, MILLS_OVER), polynomial(t, MILLS_UNDER))
+
+
+# ---- the derivative from the output --------------------------------------------------------------
+
+
+@device
+def lookup(piece_0: Any, piece_2: Any, piece_3: Any, row: constexpr) -> Any:
+    """row[0], [2] or [3] where one of these holds, the last of them if several, else row[1]."""
+    value = tl.where(piece_2, row[2], row[1])
+    value = tl.where(piece_3, row[3], value)
+    return tl.where(piece_0, row[0], value)
+
+
+@device
+def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
+    """f' of an output by `branch_table`; `above` is what it exceeds the minimum by."""
+    tail = (y > table[0]) & ~right
+    second = (y > table[1]) & right
+    third = (y > table[2]) & right
+    root = tl.sqrt(tl.where(tail, -y, above))
+    t = tl.where(right, root, -root)
+    if table[3] is not None:
+        t -= lookup(tail, second, third, table[3])
+    last: tl.constexpr = len(table[4]) - 1
+    p = lookup(tail, second, third, table[4][last])
+    for i in tl.static_range(last):
+        p = tl.fma(p, t, lookup(tail, second, third, table[4][last - 1 - i]))
+    return p
+
+
+@device
+def from_output(y: Any, right: Any, table: constexpr) -> Any:
+    """f' of an output of the function that the table is made for."""
+    above = at_most(y, table[5]) + table[6]
+    if table[7] != 0:
+        above += table[7]
+    return from_table(y, at_least(above, table[8]), right, table)
+
+
+@device
+def from_scaled_output(y: Any, right: Any, c: Any, table: constexpr) -> Any:
+    """f' where scale·y is the output of the table's function; c begins with `scaled_numbers`."""
+    y = at_most(y, c[0])
+    scaled = y * c[1]
+    above = tl.fma(y, c[2], tl.fma(y, c[1], c[3]))
+    above = at_most(at_least(above, c[4]), table[9])
+    if table[7] != 0:
+        above += table[7]
+    return from_table(scaled, above, right, table)
+
+
+def branch_table(name: str, saved: torch.dtype) -> tuple[Any, ...]:
+    """The table of `_df_y_tables` as `from_table` reads it."""
+    fit = TABLES[name][str(saved).removeprefix("torch.")]
+    rows: Any = fit.coefficients
+    centers: Any = fit.centers
+    # A choice costs three instructions: that of the centres pays for float32's digits alone.
+    if saved in PRECISION:
+        columns = zip(*rows, strict=True)
+        rows = tuple(zip(*map(_about_zero, centers, columns), strict=True))
+        centers = None
+    return (
+        *(fit.y_tail, *fit.breaks, centers, rows),
+        *(fit.y_max, fit.y_min_hi, fit.y_min_lo, fit.least, fit.end),
+    )
+
+
+def _about_zero(center: float, coefficients: tuple[float, ...]) -> list[float]:
+    """Σ cₖ·(t − center)ᵏ in powers of t."""
+    result = [0.0] * len(coefficients)
+    for coefficient in reversed(coefficients):
+        by_t = [0.0, *result[:-1]]
+        result = [b - center * r for b, r in zip(by_t, result, strict=True)]
+        result[0] += coefficient
+    return result
+
+
+def scaled_table(name: str, saved: torch.dtype) -> tuple[Any, ...]:
+    """The table for outputs that must be scaled: bfloat16 may round these finer than the function's
+    own, which its table is made for."""
+    return branch_table(name, torch.float32 if saved == torch.float32 else torch.float16)
+
+
+def scaled_numbers(name: str, scale: float, saved: torch.dtype) -> tuple[float, ...]:
+    """What `from_scaled_output` reads of its c."""
+    fit = TABLES[name]["float32" if saved == torch.float32 else "float16"]
+    offset, least = fit.y_min_hi, fit.least
+    if saved in PRECISION:  # which rounds these outputs otherwise than the table's
+        shift, least = (scale * value for value in centring(-TURNS[name][1] / scale, saved))
+        offset = shift - TURNS[name][1]
+    # An output beyond the table, so that inf·low stays a number.
+    return 2 * fit.y_max / scale, scale, scale - leading(scale, 24), offset, least

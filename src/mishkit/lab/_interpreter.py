@@ -1,0 +1,46 @@
+"""Triton's interpreter, where it differs from every GPU, made to do as they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def make_faithful() -> None:
+    """Fuse fma, let minimum and maximum drop a NaN unless told otherwise, and convert bfloat16.
+
+    The interpreter rounds the product within an fma, propagates every NaN, truncates bfloat16 and
+    takes its smallest number for 0: what depends on these would be called wrong, and what forgets
+    about NaN right.
+    """
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def fused(_: Any, x: Any, y: Any, z: Any) -> Any:
+        # A product of two float32 is exact in float64, so but one rounding counts.
+        wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+        with np.errstate(over="ignore"):
+            return TensorHandle(wide.astype(x.data.dtype), z.dtype.scalar)
+
+    def dropping(operation: Any) -> Any:
+        return lambda self, lhs, rhs: self.binary_op(lhs, rhs, operation)
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounded(self: Any, src: Any, dst_type: Any) -> Any:
+        if src.dtype.scalar == tl.bfloat16 and dst_type.scalar == tl.float32:
+            wide = src.data.astype(np.uint32) << 16
+            return TensorHandle(wide.view(np.float32), dst_type.scalar)
+        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+            bits = src.data.view(np.uint32)
+            up = bits + 0x7FFF + ((bits >> 16) & 1)
+            # A NaN's fraction must not carry into its sign.
+            kept = np.where(np.isnan(src.data), bits | 0x400000, up) >> 16
+            return TensorHandle(kept.astype(np.uint16), dst_type.scalar)
+        return cast(self, src, dst_type)
+
+    InterpreterBuilder.create_fma = fused
+    InterpreterBuilder.create_minnumf = dropping(np.fmin)
+    InterpreterBuilder.create_maxnumf = dropping(np.fmax)
+    InterpreterBuilder.cast_impl = rounded
