@@ -193,7 +193,9 @@ else:
         ] = None,
         sizes: Annotated[str, typer.Option(help="Elements.")] = "64Ki,1Mi,16Mi",
         threads: Annotated[str, typer.Option(help="PyTorch's threads.")] = "1,2",
-        device: Annotated[str, typer.Option(help="cpu; others are not available yet.")] = "cpu",
+        device: Annotated[
+            str, typer.Option(help="cpu; or cuda, with --paper: nothing is timed there yet.")
+        ] = "cpu",
         quick: Annotated[
             bool, typer.Option("--quick", help="Fewer samples: a fifth of the time.")
         ] = False,
@@ -206,6 +208,14 @@ else:
             typer.Option(
                 "--neuron",
                 help="The APTx layer instead, and its memory; with --quick, --csv and --check.",
+            ),
+        ] = False,
+        paper: Annotated[
+            bool,
+            typer.Option(
+                "--paper",
+                help="With --device cuda: compile the GPU kernels, without a GPU, and set what "
+                "they compute against what they read and write; with --csv and --check.",
             ),
         ] = False,
     ) -> None:
@@ -228,6 +238,7 @@ else:
                 threads=lab.parse_numbers(threads),
                 device=device,
                 quick=quick,
+                paper=paper,
             )
             status = lab.main(settings, csv)
         raise typer.Exit(status if check else 0)

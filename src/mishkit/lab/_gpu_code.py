@@ -40,7 +40,7 @@ TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "gfx942")
 WIDE = 128
 """Bits: the widest access that every target has, and the one that moves memory best."""
 
-ISSUE, FMA, HEAVY, HALF, ALU, SPECIAL = "issue", "FMA", "FMA heavy", "half", "ALU", "special"
+ISSUE, FMA, HEAVY, HALF, ALU, SPECIAL = "issue", "FMA", "IMAD", "half", "ALU", "special"
 DOUBLE = "float64"
 VECTOR, SCALAR = "vector", "scalar"
 """AMD's: instructions of the vector units, in which a transcendental one takes four places, and of
@@ -217,8 +217,12 @@ def _compile(find: Finder, job: Job) -> Code | str | None:
         build = find(*job)
         return None if build is None else compile_for(build, job.target)
     except Exception as error:  # whatever the compiler raises belongs to this kernel alone
-        last = (str(error).strip().splitlines() or [""])[-1]
-        return f"{type(error).__name__}: {last}"
+        # Triton raises an error for every function on the way to the one at fault.
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        # It shows the source and points into it, then says why, or leaves it at that.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+        return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
 def compile_all(

@@ -43,6 +43,7 @@ from .environment import processor
 from .formats import NONE, significant
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
+DEVICES = ("cpu", "cuda")
 UNITS = {"": 1, "ki": 1 << 10, "mi": 1 << 20}
 QUANTILES = (0.1, 0.25, 0.75, 0.9)
 QUICK = 0.2
@@ -74,12 +75,16 @@ class Settings:
     threads: Sequence[int] = (1, 2)
     device: str = "cpu"
     quick: bool = False
+    paper: bool = False
 
     def __post_init__(self) -> None:
         _check("function", self.functions, ACTIVATIONS)
         _check("dtype", self.dtypes, DTYPES)
-        if self.device != "cpu":
-            raise LabError(f"--device {self.device} is not available yet; there is cpu")
+        _check("device", [self.device], DEVICES)
+        if self.device == "cuda" and not self.paper:
+            raise LabError("nothing is timed on a GPU yet; --device cuda wants --paper")
+        if self.paper and self.device == "cpu":
+            raise LabError("--paper is about GPU kernels: it wants --device cuda")
         if not self.sizes or min(self.sizes) < 1 or not self.threads or min(self.threads) < 1:
             raise LabError("sizes and threads must be positive")
 
@@ -194,6 +199,10 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     """Time, print the tables and the bars, write the CSV; 1 where a bar is missed."""
     from ._bench_bars import verdicts
 
+    if settings.paper:
+        from . import _paper
+
+        return _paper.main(settings.functions, settings.dtypes, csv_path)
     out = console()
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
