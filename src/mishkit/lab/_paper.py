@@ -87,7 +87,7 @@ def find_build(function: str, body: str, dtype: str, target: str) -> Build | Non
     """Of one of our kernels or of torch.compile's."""
     if not Kernel(function, body, dtype).is_ours:
         return _inductor.build(function, body, dtype, target)
-    from mishkit.backends import triton  # type: ignore[attr-defined]
+    from mishkit.backends import triton
 
     a, of = ACTIVATIONS[function], getattr(torch, dtype)
     if body == FORWARD_PACKED and a.turn is None:
@@ -98,7 +98,7 @@ def find_build(function: str, body: str, dtype: str, target: str) -> Build | Non
         name: "*u8" if name == "side" else kinds[dtype] for name in launch.tensors
     }
     given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers), "turn": "fp32"}
-    elements = triton.block_of(of, _inductor.SIZE)
+    elements = launch.block(of, _inductor.SIZE)
     constants = {**launch.constants, "BLOCK": elements}
     names = launch.kernel.arg_names
     return Build(
