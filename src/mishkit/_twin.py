@@ -41,7 +41,14 @@ def compiled() -> dict[Formula, Any]:
     interpreted = bool(triton.knobs.runtime.interpret)
     # The interpreter has no constants: it computes with numbers as they are.
     constant = (lambda value: value) if interpreted else tl.constexpr
-    triton_itself = {"tl": tl, "libdevice": libdevice, "interpreted": constant(interpreted)}
+    triton_itself = {
+        "tl": tl,
+        "libdevice": libdevice,
+        "interpreted": constant(interpreted),
+        # The compiler looks annotations up, and does no more with these.
+        "constexpr": tl.constexpr,
+        "Any": constant(None),
+    }
     # Each module's functions get a namespace of their own: theirs are the compiled functions and
     # constants, and the module keeps its own.
     spaces: dict[str, dict[str, Any]] = {}
@@ -81,7 +88,7 @@ def no_output_numbers(saved: torch.dtype, *_: float) -> tuple[float, ...]:
     return ()
 
 
-def no_table(saved: torch.dtype, *_: float) -> tuple[Any, ...] | None:
+def no_table(saved: torch.dtype, *_: float) -> tuple[float, ...] | None:
     """The table of the derivative from the output, where it has a closed form."""
     return None
 
@@ -107,7 +114,7 @@ class Twin:
     """The c of f, df and d2f, from the parameters."""
     output_numbers: Callable[..., Sequence[float]] = no_output_numbers
     """The c of df_y, from the dtype of y and the parameters."""
-    table: Callable[..., tuple[Any, ...] | None] = no_table
+    table: Callable[..., tuple[float, ...] | None] = no_table
     """What df_y reads as constants, from the dtype of y and the parameters."""
     trained_numbers: Formula | None = None
     """The c of f, df and dp from parameters that are blocks: trained_numbers(parameters)."""

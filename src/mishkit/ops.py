@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .activation import Activation
-from .backends import cpu
+from .backends import cpu, triton
 from .backends import torch as plain
 from .functions import ACTIVATIONS
 
@@ -95,6 +95,8 @@ def _define(library: torch.library.Library, a: Activation) -> None:
         library.define(name + schema.format(parameters), tags=torch.Tag.pt2_compliant_tag)
         body = functools.partial(getattr(plain, _body(ending)), a)
         library.impl(name, body, "CompositeExplicitAutograd")
+        if triton.available():
+            library.impl(name, functools.partial(getattr(triton, _body(ending)), a), "CUDA")
         fake = functools.partial(_FAKES[ending], a)
         torch.library.register_fake(f"mishkit::{name}", fake, lib=library)
 

@@ -158,3 +158,90 @@ def backward_packed(
         _backward_packed(
             grad, y, side, result, at, bytes_at, mask, bytes_mask, c, df_y, table, half, sided
         )
+
+
+# ---- trained parameters --------------------------------------------------------------------------
+# x in the order of memory is (outer, channels, inner); a program takes tiles of OUTER × CHANNELS ×
+# INNER, at most as many as the tensor has there. `parameters` has a row each, and a column each
+# channel.
+
+
+@triton.jit
+def _parameters(parameters, channel, channels, numbers: constexpr, count: constexpr):
+    """The numbers of a block of channels."""
+    mask = channel < channels
+    if count == 1:
+        return numbers((tl.load(parameters + channel, mask=mask),))
+    else:
+        return numbers(
+            (
+                tl.load(parameters + channel, mask=mask),
+                tl.load(parameters + channels + channel, mask=mask),
+                tl.load(parameters + 2 * channels + channel, mask=mask),
+            )
+        )
+
+
+@triton.jit
+def _tile(number, outer, inner, OUTER: constexpr, INNER: constexpr):
+    """The places of a tile along the outer and the inner dimension."""
+    tiles = tl.cdiv(inner, INNER)
+    row = (number // tiles).to(tl.int64) * OUTER + tl.arange(0, OUTER)[:, None, None]
+    place = (number % tiles).to(tl.int64) * INNER + tl.arange(0, INNER)[None, None, :]
+    return row, place
+
+
+@triton.jit
+def trained(
+    x, parameters, y, outer, channels, inner, tiles,
+    numbers: constexpr, f: constexpr, count: constexpr,
+    OUTER: constexpr, CHANNELS: constexpr, INNER: constexpr,
+):  # fmt: skip
+    """y = f(x)"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    program = tl.program_id(0)
+    channel = (program // tiles) * CHANNELS + tl.arange(0, CHANNELS)[None, :, None]
+    c = _parameters(parameters, channel, channels, numbers, count)
+    row, place = _tile(program % tiles, outer, inner, OUTER, INNER)
+    at = (row * channels + channel) * inner + place
+    mask = (row < outer) & (channel < channels) & (place < inner)
+    store(y, at, f(load(x, at, mask), c, half), mask)
+
+
+@triton.jit
+def trained_backward(
+    grad, x, parameters, result, sums, outer, channels, inner, tiles, parts, steps,
+    numbers: constexpr, df: constexpr, dp: constexpr, count: constexpr,
+    OUTER: constexpr, CHANNELS: constexpr, INNER: constexpr,
+):  # fmt: skip
+    """result = grad·f'(x), and of the tiles of this program the sums of grad times the derivatives
+    towards the parameters, in sums[parameter, part, channel]"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    program = tl.program_id(0)
+    channel = (program // parts) * CHANNELS + tl.arange(0, CHANNELS)[None, :, None]
+    part = program % parts
+    c = _parameters(parameters, channel, channels, numbers, count)
+    first = tl.zeros((OUTER, CHANNELS, INNER), tl.float32)
+    second, third = first, first
+    for step in range(steps):
+        number = part * steps + step
+        row, place = _tile(number, outer, inner, OUTER, INNER)
+        at = (row * channels + channel) * inner + place
+        mask = (row < outer) & (channel < channels) & (place < inner)
+        of_x, g = load(x, at, mask), load(grad, at, mask)
+        store(result, at, df(of_x, c, half) * g, mask)
+        by = dp(of_x, c, half)
+        first += tl.where(mask, by[0] * g, 0.0)
+        if count == 3:
+            second += tl.where(mask, by[1] * g, 0.0)
+            third += tl.where(mask, by[2] * g, 0.0)
+    _store_sum(sums, first, part, channel, channels)
+    if count == 3:
+        _store_sum(sums + parts * channels, second, part, channel, channels)
+        _store_sum(sums + 2 * parts * channels, third, part, channel, channels)
+
+
+@triton.jit
+def _store_sum(sums, terms, part, channel, channels):
+    total = tl.sum(tl.sum(terms, 2, keep_dims=True), 0, keep_dims=True)
+    tl.store(sums + part.to(tl.int64) * channels + channel, total, mask=channel < channels)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +24,14 @@ from . import torch as plain
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels take."""
 WARPS = 4
+STEPS = 8
+"""Tiles a program, where it sums over them."""
 SMALL = 1 << 18
 """Below so many elements a program gets half a block: enough of them to go round count for more
 than two loads in flight."""
 
 
+@functools.cache
 def available() -> bool:
     """Whether torch is built for GPUs and Triton is there; neither is imported to find out."""
     has_gpu = torch.version.cuda is not None or torch.version.hip is not None
@@ -71,12 +73,10 @@ def block_of(dtype: torch.dtype, count: int) -> int:
 def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> Launch:
     """The kernel of a body: "forward", "forward_packed", "backward", "backward_packed" or
     "double_backward"."""
-    from . import _triton_kernels as kernels
-
     twin, devices = a.twin, compiled()
     numbers = tuple(map(float, twin.numbers(*parameters)))
     turn = a.turn_at(*parameters) if body == "forward_packed" else None
-    kernel = getattr(kernels, body)
+    kernel = getattr(_kernels(), body)
     tensors: tuple[str, ...]
     if body == "forward":
         return Launch(kernel, ("x", "y"), numbers, None, {"f": devices[twin.f]}, 2)
@@ -98,6 +98,17 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
         }
         return Launch(kernel, ("grad", "y", "side", "result"), numbers, None, constants, 3)
     raise ValueError(f"there is no kernel {body!r}")
+
+
+def _kernels() -> Any:
+    from . import _triton_kernels
+
+    return _triton_kernels
+
+
+def _formulas(a: Activation, *names: str) -> list[Any]:
+    """Those of the twin, compiled."""
+    return [compiled()[getattr(a.twin, name)] for name in names]
 
 
 # ---- the operators -------------------------------------------------------------------------------
@@ -178,6 +189,86 @@ def backward_packed(
     return result
 
 
+def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
+    """f(x) with parameters in a tensor, a row each: one column, or one a channel of x."""
+    if x.dtype not in DTYPES:
+        return plain.trained(a, x, parameters)
+    x, parameters = _dense(x), parameters.contiguous()
+    y = torch.empty_like(x)
+    if x.numel():
+        tiling = Tiling.of(x, parameters.shape[1])
+        with _on_device(x):
+            _kernels().trained[(tiling.channel_blocks * tiling.tiles,)](
+                *(x, parameters, y, *tiling.shape, tiling.tiles),
+                *(*_formulas(a, "trained_numbers", "f"), len(a.parameters), *tiling.tile),
+                num_warps=WARPS,
+            )
+    return y
+
+
+def trained_backward(
+    a: Activation, grad: Tensor, x: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `trained` towards x and the parameters.
+
+    Each program sums up to STEPS tiles, and torch the programs' sums: what is added to what
+    depends on sizes alone.
+    """
+    if x.dtype not in DTYPES:
+        return plain.trained_backward(a, grad, x, parameters)
+    x, parameters = _dense(x), parameters.contiguous()
+    result = torch.empty_like(x)
+    if not x.numel():
+        return result, torch.zeros_like(parameters)
+    tiling = Tiling.of(x, parameters.shape[1])
+    steps = min(STEPS, tiling.tiles)
+    parts = -(-tiling.tiles // steps)
+    sums = parameters.new_empty(parameters.shape[0], parts, parameters.shape[1])
+    with _on_device(x):
+        _kernels().trained_backward[(tiling.channel_blocks * parts,)](
+            *(_like(grad, x), x, parameters, result, sums, *tiling.shape, tiling.tiles),
+            *(parts, steps, *_formulas(a, "trained_numbers", "df", "dp")),
+            *(len(a.parameters), *tiling.tile),
+            num_warps=WARPS,
+        )
+    return result, sums.sum(1)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A dense tensor as (outer, channels, inner) in the order of its memory, and tiles of it."""
+
+    shape: tuple[int, int, int]
+    tile: tuple[int, int, int]
+    """Powers of two."""
+
+    @classmethod
+    def of(cls, x: Tensor, channels: int) -> Tiling:
+        """Of a tensor whose dimension 1 has so many channels; with 1, of any tensor."""
+        inner = x.numel() if channels == 1 else x.stride(1)
+        shape = (x.numel() // (channels * inner), channels, inner)
+        free = 2 * WARPS * 32 * 16 // x.dtype.itemsize
+        sizes = []
+        for size in reversed(shape):  # neighbours in memory first
+            sizes.append(min(free, 1 << (size - 1).bit_length()))
+            free //= sizes[-1]
+        return cls(shape, (sizes[2], sizes[1], sizes[0]))
+
+    @property
+    def tiles(self) -> int:
+        """How many a block of channels has."""
+        return _blocks(self.shape[0], self.tile[0]) * _blocks(self.shape[2], self.tile[2])
+
+    @property
+    def channel_blocks(self) -> int:
+        """How many blocks of channels there are."""
+        return _blocks(self.shape[1], self.tile[1])
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
 def _pack_into(a: Activation, x: Tensor, y: Tensor, parameters: tuple[float, ...]) -> Tensor:
     if a.turn is None:
         _run(launch(a, "forward", x.dtype, *parameters), x, y)
@@ -238,11 +329,3 @@ def _can_write(x: Tensor, out: Tensor) -> bool:
 def _on_device(x: Tensor) -> Any:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def register(library: torch.library.Library, a: Activation, bodies: dict[str, str]) -> None:
-    """Serve the operators of a function: `bodies` gives an operator's name its function here."""
-    for name, body in bodies.items():
-        function: Callable[..., Any] | None = globals().get(body)
-        if function is not None:
-            library.impl(name, functools.partial(function, a), "CUDA")

@@ -19,9 +19,9 @@ from ._triton_tables import (
     LOG1P_RATIO,
     LOG1P_RATIO_HALF,
     MILLS_OVER,
+    MILLS_OVER_HALF,
     MILLS_UNDER,
-    NORMAL_SCALE,
-    NORMAL_TAIL_HALF,
+    MILLS_UNDER_HALF,
 )
 
 if TYPE_CHECKING:
@@ -146,13 +146,12 @@ def log1p(a: Any, half: constexpr) -> Any:
 @device
 def normal(t: Any, half: constexpr) -> Any:
     """exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ NORMAL_END."""
-    halved = t * -0.5
-    square = halved * t
     if half:
-        e = exp(square, half)
-        z = divide(1.0, t * NORMAL_SCALE + 1.0)
-        return e, e * (z * polynomial(z, NORMAL_TAIL_HALF))
+        e = tl.exp2(t * t * (-0.5 * LOG2E))
+        return e, e * divide(polynomial(t, MILLS_OVER_HALF), polynomial(t, MILLS_UNDER_HALF))
     else:
+        halved = t * -0.5
+        square = halved * t
         # What rounding took from the square would be magnified 90 times.
         e = exp_sum(square, tl.fma(halved, t, -square), half)
         return e, e * divide(polynomial(t, MILLS_OVER), polynomial(t, MILLS_UNDER))
@@ -161,38 +160,47 @@ def normal(t: Any, half: constexpr) -> Any:
 # ---- the derivative from the output --------------------------------------------------------------
 
 
+# A table is one row of numbers: the ends of the tail and of two pieces, y_max, y_min_hi, y_min_lo,
+# least and end of the `BranchFit`; then by fours, one for each piece, the centres (0 for none) and
+# the coefficients, from degree 0 up.
+CENTERS, ROWS = 8, 12
+
+
 @device
-def lookup(piece_0: Any, piece_2: Any, piece_3: Any, row: constexpr) -> Any:
-    """row[0], [2] or [3] where one of these holds, the last of them if several, else row[1]."""
-    value = tl.where(piece_2, row[2], row[1])
-    value = tl.where(piece_3, row[3], value)
-    return tl.where(piece_0, row[0], value)
+def lookup(second: Any, third: Any, table: constexpr, row: constexpr) -> Any:
+    """The number of each element's piece, but for the tail's, of the four that begin at `row`."""
+    return tl.where(third, table[row + 3], tl.where(second, table[row + 2], table[row + 1]))
 
 
 @device
 def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
-    """f' of an output by `branch_table`; `above` is what it exceeds the minimum by."""
+    """f' of an output, which exceeds the minimum by `above`."""
     tail = (y > table[0]) & ~right
     second = (y > table[1]) & right
     third = (y > table[2]) & right
     root = tl.sqrt(tl.where(tail, -y, above))
     t = tl.where(right, root, -root)
-    if table[3] is not None:
-        t -= lookup(tail, second, third, table[3])
-    last: tl.constexpr = len(table[4]) - 1
-    p = lookup(tail, second, third, table[4][last])
-    for i in tl.static_range(last):
-        p = tl.fma(p, t, lookup(tail, second, third, table[4][last - 1 - i]))
-    return p
+    centered = t
+    if table[CENTERS + 3] != 0:
+        centered -= lookup(second, third, table, CENTERS)
+    # The tail has a polynomial to itself: choices and products keep different units busy.
+    last: tl.constexpr = len(table) - 4
+    p = lookup(second, third, table, last)
+    q = t * table[last] + table[last - 4]
+    for i in tl.static_range((last - ROWS) // 4):
+        p = tl.fma(p, centered, lookup(second, third, table, last - 4 - 4 * i))
+    for i in tl.static_range((last - ROWS) // 4 - 1):
+        q = tl.fma(q, t, table[last - 8 - 4 * i])
+    return tl.where(tail, q, p)
 
 
 @device
 def from_output(y: Any, right: Any, table: constexpr) -> Any:
     """f' of an output of the function that the table is made for."""
-    above = at_most(y, table[5]) + table[6]
-    if table[7] != 0:
-        above += table[7]
-    return from_table(y, at_least(above, table[8]), right, table)
+    above = at_most(y, table[3]) + table[4]
+    if table[5] != 0:
+        above += table[5]
+    return from_table(y, at_least(above, table[6]), right, table)
 
 
 @device
@@ -201,13 +209,13 @@ def from_scaled_output(y: Any, right: Any, c: Any, table: constexpr) -> Any:
     y = at_most(y, c[0])
     scaled = y * c[1]
     above = tl.fma(y, c[2], tl.fma(y, c[1], c[3]))
-    above = at_most(at_least(above, c[4]), table[9])
-    if table[7] != 0:
-        above += table[7]
+    above = at_most(at_least(above, c[4]), table[7])
+    if table[5] != 0:
+        above += table[5]
     return from_table(scaled, above, right, table)
 
 
-def branch_table(name: str, saved: torch.dtype) -> tuple[Any, ...]:
+def branch_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
     """The table of `_df_y_tables` as `from_table` reads it."""
     fit = TABLES[name][str(saved).removeprefix("torch.")]
     rows: Any = fit.coefficients
@@ -215,11 +223,11 @@ def branch_table(name: str, saved: torch.dtype) -> tuple[Any, ...]:
     # A choice costs three instructions: that of the centres pays for float32's digits alone.
     if saved in PRECISION:
         columns = zip(*rows, strict=True)
-        rows = tuple(zip(*map(_about_zero, centers, columns), strict=True))
-        centers = None
+        rows = zip(*map(_about_zero, centers, columns), strict=True)
+        centers = (0.0, 0.0, 0.0, 0.0)
     return (
-        *(fit.y_tail, *fit.breaks, centers, rows),
-        *(fit.y_max, fit.y_min_hi, fit.y_min_lo, fit.least, fit.end),
+        *(fit.y_tail, *fit.breaks, fit.y_max, fit.y_min_hi, fit.y_min_lo, fit.least, fit.end),
+        *(number for row in (centers, *rows) for number in row),
     )
 
 
@@ -233,7 +241,7 @@ def _about_zero(center: float, coefficients: tuple[float, ...]) -> list[float]:
     return result
 
 
-def scaled_table(name: str, saved: torch.dtype) -> tuple[Any, ...]:
+def scaled_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
     """The table for outputs that must be scaled: bfloat16 may round these finer than the function's
     own, which its table is made for."""
     return branch_table(name, torch.float32 if saved == torch.float32 else torch.float16)
