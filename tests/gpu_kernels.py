@@ -98,6 +98,6 @@ def build(function: str, body: str, dtype: str, target: str) -> Build | None:
         constexprs=constants,
         num_warps=4,
         elements=elements,
-        bytes_per_element=2 * size,
+        bytes_per_element=size + 1 / 8 if body == "packed" else 2 * size,
         aligned=() if body == "unaligned" else tuple(s for s in signature if s in "XYB"),
     )

@@ -98,6 +98,7 @@ def test_packed_sides_may_be_narrow(target: str, compiled: dict[Job, Code | str 
     assert found.accesses[Access(True, 16, False)] == 1  # 16 elements a thread, a bit each
     assert found.faults == {}
     assert replace(found, narrow_allowance=8).faults.keys() == {NARROW}
+    assert replace(found, bytes_per_element=4).faults.keys() == {UNSEEN}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
@@ -168,7 +169,7 @@ def test_the_main_path() -> None:
 
 
 def test_the_main_path_of_amd() -> None:
-    # Both ways come together and part again, as LLVM has it: no path that stores twice is taken.
+    # Both ways come together and part again, as LLVM has it. No path that stores twice is taken.
     program = parse_amd(
         """
         .type   kernel,@function

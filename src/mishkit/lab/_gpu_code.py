@@ -8,9 +8,8 @@ such as float64 arithmetic or local memory.
 A kernel takes whole blocks unmasked and the last one under a mask. Costs are those of the first
 way, prologue included: the path from the entry to an exit that stores with the fewest accesses
 under a mask, then with the fewest calls (which leaves out the slow ways of divisions and square
-roots), then the most stored bytes, then the fewest instructions; so of a branch on data the cheaper
-side counts. Float64 and local memory count
-wherever they are.
+roots), then with the fewest instructions; so of a branch on data the cheaper side counts. Float64
+and local memory count wherever they are.
 
 Triton's interpreter, if chosen in the environment, leaves nothing to compile, so `compile_all`
 compiles in processes of its own, without it.
@@ -40,16 +39,20 @@ TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "gfx942")
 WIDE = 128
 """Bits: the widest access that every target has, and the one that moves memory best."""
 
-ISSUE, FMA, HEAVY, HALF, ALU, SPECIAL = "issue", "FMA", "IMAD", "half", "ALU", "special"
-DOUBLE = "float64"
-VECTOR, SCALAR = "vector", "scalar"
+ISSUE, FMA, HEAVY, ALU, SPECIAL = "issue", "FMA", "IMAD", "ALU", "SFU"
+HALF, DOUBLE = "FP16", "FP64"
+"""Units of NVIDIA's processors: what issues every instruction; float32 multiplication and addition;
+the half of it that multiplies integers too; comparisons, selections, logic and integer addition;
+special functions (on AMD: transcendental ones); packed float16; float64."""
+VECTOR, SCALAR = "VALU", "SALU"
 """AMD's: instructions of the vector units, in which a transcendental one takes four places, and of
 the scalar unit."""
 
 FLOAT64, LOCAL, NARROW, UNSEEN = "float64", "local memory", "narrow accesses", "costs unseen"
 """Faults of a kernel: an instruction in float64 that nobody asked for, often from a literal that
 float32 doesn't have; registers in memory; loads and stores of less than `WIDE` bits, or masked;
-calls, loops and branches on data, whose costs aren't counted in full."""
+calls, loops and branches on data, whose costs aren't counted in full, or more or less traffic than
+its build says, so that the path isn't the right one."""
 
 Finder = Callable[[str, str, str, str], "Build | None"]
 """What returns the build of a `Job`, or None where there is none; a function of a module, as other
@@ -126,6 +129,8 @@ class Code:
     """Instructions in float64, anywhere in a kernel whose arguments aren't."""
     calls: int
     """Calls on the main path, the cost of which isn't seen here."""
+    masks: int
+    """On AMD: how often the main path shuts out threads from some of it."""
     has_loop: bool
     """Whether there is a loop, whose body then counts once."""
     diverged: float
@@ -143,6 +148,11 @@ class Code:
     def special(self) -> float:
         """Operations of the special-function unit (on AMD: transcendental), an element."""
         return self.operations.get(SPECIAL, 0.0)
+
+    @property
+    def moved(self) -> float:
+        """Bytes that are loaded and stored on the main path, an element."""
+        return sum(n * a.bits for a, n in self.accesses.items()) / (8 * self.elements)
 
     @property
     def is_wide(self) -> bool:
@@ -173,7 +183,12 @@ class Code:
         if not self.is_wide:
             found[NARROW] = self.access_words
         unseen = {
+            # A thread or two may share a byte of packed sides, and read or write it twice.
+            f"moves {self.moved:.3g} bytes of {self.bytes_per_element:.3g}": (
+                abs(self.moved - self.bytes_per_element) > 0.3
+            ),
             f"calls: {self.calls}": self.calls > 0,
+            f"masks: {self.masks}": self.masks > 0,
             "a loop": self.has_loop,
             f"branches: {self.instructions:.1f} to {self.diverged:.1f} instructions": (
                 self.diverged > self.instructions
@@ -266,6 +281,9 @@ class Instruction:
     """The label that it branches to; "" where the kernel ends."""
     falls_through: bool = True
     is_call: bool = False
+    parts: bool = False
+    """Whether it is a branch that threads of a group may take or not, each by itself. (AMD's groups
+    branch as one: they mask threads instead.)"""
     masks: bool = False
     """Whether it shuts out threads from what follows."""
 
@@ -320,7 +338,8 @@ class Program:
         # and the blocks that may follow, the best first, each with the same for itself.
         best: dict[tuple[int, bool], tuple[_Cost, list[tuple[int, bool]]]] = {}
         for start in order:  # what follows a block comes before it
-            own = _Cost.of(self.block(start))
+            block = self.block(start)
+            own, has_store = _Cost.of(block), any(i.access and i.access.is_store for i in block)
             followers = [
                 (to, stores)
                 for to in self.followers(start)
@@ -329,14 +348,18 @@ class Program:
             ]
             ways: dict[bool, list[tuple[_Cost, list[tuple[int, bool]]]]] = {True: [], False: []}
             for to in followers:
-                ways[to[1] or own.stored < 0].append((own.plus(best[to][0]), [to]))
+                ways[to[1] or has_store].append((own.plus(best[to][0]), [to]))
             if not followers:
-                ways[own.stored < 0].append((own, []))
+                ways[has_store].append((own, []))
             for stores, found in ways.items():
                 if found:
-                    least = min(cost for cost, _ in found)
-                    ties = sorted(way for way in found if way[0][:-1] == least[:-1])
-                    best[start, stores] = least, [to for _, next in ties for to in next]
+                    found.sort()
+                    least = found[0][0]
+                    # Threads of a group may part there and all sides are run, if it is no dearer
+                    # by what counts first.
+                    alike = [next for cost, next in found if cost[:-1] == least[:-1]]
+                    sides = alike if block[-1].parts else alike[:1]
+                    best[start, stores] = least, [to for next in sides for to in next]
         entry = (0, (0, True) in best)
         path, at = [entry], entry
         while best[at][1]:
@@ -385,8 +408,6 @@ class _Cost(NamedTuple):
 
     masked: int = 0
     calls: int = 0
-    stored: int = 0
-    """Bits, negative, as more are better."""
     instructions: int = 0
 
     @classmethod
@@ -395,7 +416,6 @@ class _Cost(NamedTuple):
         return cls(
             sum(a.masked for a in accesses) + sum(i.masks for i in block),
             sum(i.is_call for i in block),
-            -sum(a.bits for a in accesses if a.is_store),
             len(block),
         )
 
@@ -524,6 +544,7 @@ def parse_nvidia(text: str) -> Program:
                 goes_to=goes_to,
                 falls_through=falls_through,
                 is_call=base == "CALL",
+                parts=base == "BRA" and falls_through and "UP" not in (guard or "") + operands,
             )
         )
     # Every address has been given a label; blocks begin at those that are gone to alone.
@@ -666,6 +687,7 @@ def _code(
         local=local,
         float64=() if "*fp64" in build.signature.values() else tuple(sorted(set(float64))),
         calls=sum(i.is_call for i in path),
+        masks=sum(i.masks for i in path),
         has_loop=has_loop,
         diverged=diverged / elements,
         # A byte an access of `WIDE` bits, or a bit an element where that is more.

@@ -49,7 +49,7 @@ BODIES = (FORWARD, FORWARD_PACKED, BACKWARD, BACKWARD_PACKED, DOUBLE_BACKWARD)
 DTYPES = ("float32", "bfloat16", "float16")
 CLOSED = ("relu", "softplus", "h_mish", "hard_mish", "hardswish")
 """Functions whose derivative from the output has a closed form; the others read tables."""
-WIDTH = 134
+WIDTH = 132
 """Columns that the tables need."""
 TORCHS = f"{_inductor.PREFIX}mish"
 """The function whose kernels by torch.compile stand beside ours."""
@@ -93,11 +93,11 @@ def find_build(function: str, body: str, dtype: str, target: str) -> Build | Non
     if body == FORWARD_PACKED and a.turn is None:
         return None  # a monotone function has no sides to pack
     launch = triton.launch(a, body, of, *a.defaults)
-    kinds = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-    given: dict[str, Any] = {
-        name: "*u8" if name == "side" else kinds[dtype] for name in launch.tensors
-    }
+    pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
+    given: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
     given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers), "turn": "fp32"}
+    if "side" in given and a.turn is not None:
+        given["side"] = "*u8"
     elements = launch.block(of, _inductor.SIZE)
     constants = {**launch.constants, "BLOCK": elements}
     names = launch.kernel.arg_names
@@ -136,9 +136,11 @@ def run(
     out.print(
         f"mishkit {mk.__version__}, torch {torch.__version__}, Triton {_triton()}: "
         f"compiled for {', '.join(targets)}; nothing is run.\n"
-        "Instructions, special functions, float32 (FMA) and other (ALU) operations: an element, "
-        "for A100.\nThe GPUs' columns: the time of the busiest unit, which is named, over that of "
-        "memory, both at their published peaks;\nunder 1 a kernel may run at memory's speed."
+        "Bytes, instructions, special functions (SFU), float32 (FMA) and other (ALU) operations: "
+        "an element, for A100.\n"
+        "Wide: by 128 bits at a time, on every target. The GPUs' columns: the time of the busiest "
+        "unit, which is named, over that of\n"
+        "memory, both at their published peaks; under 1 a kernel may run at memory's speed.",
     )
     codes: Codes = {}
     try:
@@ -175,27 +177,28 @@ def _compile(out: Console, jobs: list[Job], find: Finder, codes: Codes) -> None:
 
 
 def _print_table(out: Console, wanted: Sequence[Kernel], codes: Codes) -> None:
-    columns = ["kernel", "bytes", "instr.", "special", "FMA", "ALU", "reg.", "128 bits"]
+    columns = ["kernel", "bytes", "instr.", SPECIAL, FMA, ALU, "reg.", "wide"]
     made = table(wanted[0].dtype, [*columns, *(gpu.name for gpu in GPUS)])
+    function = None
     for kernel in wanted:
         code = codes.get(kernel.job(A100.target))
         if not isinstance(code, Code):
             continue
-        name = f"{kernel.function}, {kernel.body}"
-        if not kernel.is_ours:
-            name += ", compiled"
-        narrow = [
-            job.target
+        if kernel.function != function:
+            function = kernel.function
+            made.add_row(function if kernel.is_ours else f"{function}, compiled")
+        all_wide = all(
+            other.is_wide
             for job, other in codes.items()
-            if job[:3] == kernel and isinstance(other, Code) and not other.is_wide
-        ]
+            if job[:3] == kernel and isinstance(other, Code)
+        )
         made.add_row(
-            name.replace("_", " "),
+            f"  {_words(kernel.body)}",
             significant(code.bytes_per_element),
             _range(code.instructions, code.diverged),
             *(significant(code.operations.get(unit, 0.0)) for unit in (SPECIAL, FMA, ALU)),
             str(code.registers),
-            f"no: {', '.join(narrow)}" if narrow else "yes",
+            "yes" if all_wide else "no",
             *(_ratio_cell(codes.get(kernel.job(gpu.target)), gpu) for gpu in GPUS),
         )
     out.print(made)
