@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import mishkit
 from mishkit.activation import DTYPES, Activation
-from mishkit.backends import cpu
+from mishkit.backends import cpu, triton
 from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
 
@@ -129,7 +130,7 @@ from_output = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Engine:
-    """What computes the operators: an instruction set of the kernels, or "plain" torch."""
+    """What computes the operators: an instruction set of the CPU, "plain" torch or "triton"."""
 
     name: str
 
@@ -137,10 +138,14 @@ class Engine:
         """The operator of that ending, for tensors alone."""
         # The parameters that are trained come in a tensor.
         numbers = () if "trained" in ending else case.parameters
-        if self.name == "plain":
+        if self.name in ("plain", "triton"):
             named = "backward" in ending or "trained" in ending
-            body = getattr(plain, ending.lstrip("_") if named else "forward" + ending)
-            return lambda *tensors: body(case.a, *tensors, *numbers)
+            name = ending.lstrip("_") if named else "forward" + ending
+            body = getattr(plain if self.name == "plain" else triton, name)
+            body = functools.partial(body, case.a)
+            if self.name == "triton":
+                body = _on_gpu(body)
+            return lambda *tensors: body(*tensors, *numbers)
         operator = getattr(torch.ops.mishkit, case.a.name + ending).default
         return lambda *tensors: operator(*tensors, *numbers)
 
@@ -148,8 +153,33 @@ class Engine:
         return self.name
 
 
+def _on_gpu(body: Callable[..., Any]) -> Callable[..., Any]:
+    """With the CPU's tensors on the GPU, if there is one: Triton's interpreter takes them as they
+    are."""
+    if not torch.cuda.is_available():
+        return body
+
+    def moved(*arguments: Any) -> Any:
+        result = body(*(_moved(x, "cuda") if isinstance(x, Tensor) else x for x in arguments))
+        results = result if isinstance(result, tuple) else (result,)
+        back = tuple(_moved(y, "cpu") for y in results)
+        return back if isinstance(result, tuple) else back[0]
+
+    return moved
+
+
+def _moved(x: Tensor, device: str) -> Tensor:
+    """The tensor elsewhere, with its strides."""
+    storage = x.untyped_storage()
+    there = storage.cuda() if device == "cuda" else storage.cpu()
+    empty = torch.empty(0, dtype=x.dtype, device=device)
+    return empty.set_(there, x.storage_offset(), x.shape, x.stride())
+
+
 KERNELS = [Engine(name) for name in cpu.isas()]
 PLAIN = Engine("plain")
+TRITON = [Engine("triton")] if importlib.util.find_spec("triton") else []
+"""Triton's kernels: on a GPU, or in the interpreter."""
 
 
 # Errors allowed beyond the rounding of the result, absolute and relative. How exact the kernels

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-# Triton's kernels run in its interpreter; it looks at this when it is imported.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
-from common import KERNELS, PLAIN, Engine
+from common import KERNELS, PLAIN, TRITON, Engine
 
-from mishkit.backends import cpu
+from mishkit.backends import cpu, triton
+from mishkit.lab._interpreter import make_faithful
+
+# Without a GPU Triton's kernels run in its interpreter; it looks at this when it is imported.
+interpreted = not torch.cuda.is_available()
+if interpreted:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 TORCHS_OWN = [
     r"`torch\.jit\.:DeprecationWarning",
@@ -30,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _using(engine: Engine) -> Iterator[Engine]:
-    if engine is PLAIN:
+    if engine is PLAIN or engine in TRITON:
         yield engine
         return
     with cpu.using(engine.name):
@@ -41,6 +44,25 @@ def _using(engine: Engine) -> Iterator[Engine]:
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Every instruction set of this machine, then plain torch."""
     yield from _using(request.param)
+
+
+@pytest.fixture(
+    params=[*KERNELS, PLAIN, *(pytest.param(engine, marks=pytest.mark.gpu) for engine in TRITON)],
+    ids=str,
+)
+def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The same, and Triton."""
+    yield from _using(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _faithful_interpreter() -> None:
+    """What runs in Triton's interpreter runs as on a GPU, and in larger blocks: they take it no
+    longer than small ones."""
+    if not TRITON or not interpreted:
+        return
+    make_faithful()
+    triton.Launch.block = lambda self, dtype, count: 4096  # type: ignore[method-assign]
 
 
 @pytest.fixture(params=KERNELS, ids=str)

@@ -292,18 +292,18 @@ def test_other_dtypes_are_refused(case: Case, dtype: torch.dtype) -> None:
 
 
 @every_function
-def test_tensors_of_operators_must_match(engine: Engine, case: Case) -> None:
-    if engine.name == "plain":
+def test_tensors_of_operators_must_match(every_engine: Engine, case: Case) -> None:
+    if every_engine.name == "plain":
         pytest.skip("torch's own operators broadcast")
     x, wrong = torch.ones(8), torch.ones(7)
-    _, side = engine.operator(case, "_packed")(x)
+    _, side = every_engine.operator(case, "_packed")(x)
     calls = [("_backward", (wrong, x)), ("_double_backward", (x, wrong, x))]
     calls += [("_backward_packed", (wrong, x, side)), ("_backward", (x.double(), x))]
     if len(side):
         calls += [("_backward_packed", (x, x, bad)) for bad in (side[:0], side.int())]
     for ending, arguments in calls:
         with pytest.raises(RuntimeError, match=rf"mishkit\.{case.a.name}: the (tensors|side)"):
-            engine.operator(case, ending)(*arguments)
+            every_engine.operator(case, ending)(*arguments)
 
 
 @every_function

@@ -41,39 +41,41 @@ GRADS = {
 
 @every_layout
 @typical_case
-def test_results_are_laid_out_as_torchs(engine: Engine, case: Case, layout: str) -> None:
+def test_results_are_laid_out_as_torchs(every_engine: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     dense = x.contiguous()
-    y = engine.operator(case)(x)
+    y = every_engine.operator(case)(x)
     assert_laid_out_like(y, x)
     assert_rounds(y, case.exactly("f", dense))
-    packed, side = engine.operator(case, "_packed")(x)
+    packed, side = every_engine.operator(case, "_packed")(x)
     assert_laid_out_like(packed, x)
     for make in GRADS.values():
         grad = make(x)
         for result in (
-            engine.operator(case, "_backward")(grad, x),
-            engine.operator(case, "_backward_packed")(grad, packed, side),
-            *engine.operator(case, "_double_backward")(grad, grad, x),
+            every_engine.operator(case, "_backward")(grad, x),
+            every_engine.operator(case, "_backward_packed")(grad, packed, side),
+            *every_engine.operator(case, "_double_backward")(grad, grad, x),
         ):
             assert_laid_out_like(result, x)
 
 
 @every_layout
 @typical_case
-def test_gradients_do_not_depend_on_the_layout(engine: Engine, case: Case, layout: str) -> None:
+def test_gradients_do_not_depend_on_the_layout(
+    every_engine: Engine, case: Case, layout: str
+) -> None:
     x = laid_out(layout, torch.float32)
     dense = x.contiguous()
-    _, dense_side = engine.operator(case, "_packed")(dense)
+    _, dense_side = every_engine.operator(case, "_packed")(dense)
     for make in GRADS.values():
         grad = make(x)
-        y, side = engine.operator(case, "_packed")(x)
+        y, side = every_engine.operator(case, "_packed")(x)
         for ending, got, want in (
             ("_backward", (grad, x), (grad.contiguous(), dense)),
             ("_backward_packed", (grad, y, side), (grad.contiguous(), y.contiguous(), dense_side)),
             ("_double_backward", (grad, grad, x), (grad.contiguous(), grad.contiguous(), dense)),
         ):
-            operator = engine.operator(case, ending)
+            operator = every_engine.operator(case, ending)
             torch.testing.assert_close(operator(*got), operator(*want), rtol=1e-6, atol=1e-6)
 
 
@@ -81,16 +83,16 @@ def test_gradients_do_not_depend_on_the_layout(engine: Engine, case: Case, layou
 @every_layout
 @typical_turning
 def test_sides_are_in_memory_order(
-    engine: Engine, case: Case, layout: str, dtype: torch.dtype
+    every_engine: Engine, case: Case, layout: str, dtype: torch.dtype
 ) -> None:
     x = laid_out(layout, dtype)
-    y, side = engine.operator(case, "_packed")(x)
+    y, side = every_engine.operator(case, "_packed")(x)
     # Read back through the memory itself, not through the helpers under test.
     right = torch.empty_like(y).copy_(x.double() > case.turn)
     in_memory = torch.as_strided(right, (right.numel(),), (1,), 0)
     assert_same_bits(side, plain.pack(in_memory))
     out = torch.empty_like(y)
-    assert_same_bits(engine.operator(case, "_packed_out")(x, out), side)
+    assert_same_bits(every_engine.operator(case, "_packed_out")(x, out), side)
 
 
 def test_packing_fills_up_with_zeros() -> None:

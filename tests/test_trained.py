@@ -148,16 +148,16 @@ def stacked(parameters: list[Tensor], dtype: torch.dtype) -> Tensor:
     "shape", [(7, 5), (300, 3), (3, 70), (2, 3, 1000), (5, 1, 9), (0, 4)], ids=str
 )
 def test_operators(
-    engine: Engine, case: Case, dtype: torch.dtype, size: str, shape: tuple[int, ...]
+    every_engine: Engine, case: Case, dtype: torch.dtype, size: str, shape: tuple[int, ...]
 ) -> None:
     x = torch.randn(shape).mul(3).to(dtype)
     weight = torch.randn(shape).to(dtype)
     parameters = tensors_of(case, SIZES[size](shape[1]), wide(dtype))
     rows = stacked(parameters, dtype)
-    y = engine.operator(case, "_trained")(x, rows)
+    y = every_engine.operator(case, "_trained")(x, rows)
     assert y.dtype == dtype
     assert_rounds(y, exactly(case, x, parameters).detach())
-    to_x, to_rows = engine.operator(case, "_trained_backward")(weight, x, rows)
+    to_x, to_rows = every_engine.operator(case, "_trained_backward")(weight, x, rows)
     assert to_x.dtype == dtype and to_rows.dtype == rows.dtype and to_rows.shape == rows.shape
     by_parameter = [row.reshape(p.shape) for row, p in zip(to_rows, parameters, strict=True)]
     assert_gradients(case, [to_x, *by_parameter], x, parameters, weight)
@@ -165,15 +165,15 @@ def test_operators(
 
 @every_trained
 @pytest.mark.parametrize("layout", WIDE_LAYOUTS)
-def test_layouts(engine: Engine, case: Case, layout: str) -> None:
+def test_layouts(every_engine: Engine, case: Case, layout: str) -> None:
     """Channels lie anywhere in memory; the gradient comes in any layout too."""
     x = laid_out(layout, torch.float32)
     parameters = tensors_of(case, (x.shape[1],))
     rows = stacked(parameters, x.dtype)
-    y = engine.operator(case, "_trained")(x, rows)
+    y = every_engine.operator(case, "_trained")(x, rows)
     assert_laid_out_like(y, x)
     assert_rounds(y, exactly(case, x, parameters).detach())
-    backward = engine.operator(case, "_trained_backward")
+    backward = every_engine.operator(case, "_trained_backward")
     flipped = tuple(reversed(range(x.dim())))
     for weight in (
         torch.randn_like(x),
@@ -188,11 +188,11 @@ def test_layouts(engine: Engine, case: Case, layout: str) -> None:
 
 @every_shape
 @pytest.mark.parametrize("end", [-torch.inf, torch.inf], ids=str)
-def test_infinite_inputs(engine: Engine, case: Case, end: float) -> None:
+def test_infinite_inputs(every_engine: Engine, case: Case, end: float) -> None:
     """The limits, or what is too large to be finite; no NaN, which would spoil whole sums."""
     x = torch.full((40,), end)
     rows = stacked(tensors_of(case, (1,)), x.dtype)
-    to_x, to_rows = engine.operator(case, "_trained_backward")(torch.ones(40), x, rows)
+    to_x, to_rows = every_engine.operator(case, "_trained_backward")(torch.ones(40), x, rows)
     torch.testing.assert_close(to_x.double(), case.exactly("df", x), rtol=1e-6, atol=1e-6)
     assert case.a.dp is not None
     for got, d in zip(to_rows[:, 0], case.a.dp(x.double(), *case.parameters), strict=True):
@@ -214,7 +214,7 @@ def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str
 
 @every_function
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "few_channels", "row"])
-def test_large_sums_keep_their_digits(engine: Engine, case: Case, layout: str) -> None:
+def test_large_sums_keep_their_digits(every_engine: Engine, case: Case, layout: str) -> None:
     """A million times the same number: one float32 after the other would lose three digits."""
     x = torch.full((8, 128, 32, 33), 0.7)
     if layout == "channels_last":
@@ -224,7 +224,7 @@ def test_large_sums_keep_their_digits(engine: Engine, case: Case, layout: str) -
     channels = x.shape[1] if layout != "row" else 1
     parameters = tensors_of(case, (channels,))
     rows = stacked(parameters, x.dtype)
-    _, got = engine.operator(case, "_trained_backward")(torch.full_like(x, 0.1), x, rows)
+    _, got = every_engine.operator(case, "_trained_backward")(torch.full_like(x, 0.1), x, rows)
     one, weight = torch.full((1, channels), 0.7), torch.full((1, channels), 0.1)
     wants = exact_gradients(case, one, parameters, weight)[1:]
     sizes = sum_sizes(case, one, parameters, weight)

@@ -61,18 +61,18 @@ def tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @every_dtype
 @every_shape
-def test_forward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def test_forward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
-    assert_rounds(engine.operator(case)(x), case.exactly("f", x))
+    assert_rounds(every_engine.operator(case)(x), case.exactly("f", x))
 
 
 @every_dtype
 @every_shape
-def test_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def test_backward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     ones = torch.ones_like(x)
     df = case.exactly("df", x)
-    backward = engine.operator(case, "_backward")
+    backward = every_engine.operator(case, "_backward")
     assert_rounds(backward(ones, x), df)
     grad = torch.linspace(-2, 2, len(x)).to(dtype)
     assert_rounds(backward(grad, x), grad.double() * df)
@@ -80,13 +80,13 @@ def test_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
 
 @every_dtype
 @every_shape
-def test_double_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def test_double_backward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     grad_grad, grad = (
         torch.linspace(2, -1, len(x)).to(dtype),
         torch.linspace(-2, 2, len(x)).to(dtype),
     )
-    to_grad, to_x = engine.operator(case, "_double_backward")(grad_grad, grad, x)
+    to_grad, to_x = every_engine.operator(case, "_double_backward")(grad_grad, grad, x)
     assert_rounds(to_grad, grad_grad.double() * case.exactly("df", x))
     want = grad_grad.double() * grad.double() * case.exactly("d2f", x)
     assert_rounds(to_x, want, extra=1e-14 if dtype == torch.float64 else 4e-6)
@@ -94,12 +94,12 @@ def test_double_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None
 
 @every_dtype
 @every_decoding
-def test_from_the_output(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def test_from_the_output(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
-    y, side = engine.operator(case, "_packed")(x)
+    y, side = every_engine.operator(case, "_packed")(x)
     assert_rounds(y, case.exactly("f", x))
     assert_same_bits(side, right_of(case, x))
-    got = engine.operator(case, "_backward_packed")(torch.ones_like(y), y, side)
+    got = every_engine.operator(case, "_backward_packed")(torch.ones_like(y), y, side)
     assert_rounds(got, case.exactly("df", x), extra=DECODED[dtype])
 
 
@@ -125,37 +125,37 @@ def test_what_one_backend_packs_another_decodes(
 
 @every_dtype
 @every_decoding
-def test_limits_and_nan(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def test_limits_and_nan(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     """Those of the float64 formula, a zero of f with its sign; and NaN stays."""
     # 40 of them: in whole vectors, and in the tail.
     x = torch.tensor([-torch.inf, torch.inf, torch.nan, -1e30], dtype=torch.float64).to(dtype)
     x = x.repeat(10)
-    y, side = engine.operator(case, "_packed")(x)
+    y, side = every_engine.operator(case, "_packed")(x)
     want = case.exactly("f", x)
     assert_rounds(y, want)
     assert torch.equal(y.signbit()[want == 0], want.signbit()[want == 0])
 
     ones = torch.ones_like(x)
     want = case.exactly("df", x)
-    assert_rounds(engine.operator(case, "_backward")(ones, x), want)
-    assert_rounds(engine.operator(case, "_backward_packed")(ones, y, side), want)
-    to_grad, to_x = engine.operator(case, "_double_backward")(ones, ones, x)
+    assert_rounds(every_engine.operator(case, "_backward")(ones, x), want)
+    assert_rounds(every_engine.operator(case, "_backward_packed")(ones, y, side), want)
+    to_grad, to_x = every_engine.operator(case, "_double_backward")(ones, ones, x)
     assert_rounds(to_grad, want)
     assert (to_x[~x.isnan()].double().abs() < 1e-12).all()
 
 
 @half_dtypes
 @every_case
-def test_no_finite_input_gives_nan(engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def test_no_finite_input_gives_nan(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = every_half(dtype)
     x = x[x.isfinite()]
     ones = torch.ones_like(x)
-    y, side = engine.operator(case, "_packed")(x)
+    y, side = every_engine.operator(case, "_packed")(x)
     results = [
         y,
-        engine.operator(case, "_backward")(ones, x),
-        engine.operator(case, "_backward_packed")(ones, y, side),
-        *engine.operator(case, "_double_backward")(ones, ones, x),
+        every_engine.operator(case, "_backward")(ones, x),
+        every_engine.operator(case, "_backward_packed")(ones, y, side),
+        *every_engine.operator(case, "_double_backward")(ones, ones, x),
     ]
     for result in results:
         assert not result.isnan().any()

@@ -137,6 +137,7 @@ def backward(a: Activation, grad: Tensor, x: Tensor, *parameters: float) -> Tens
     """grad·f'(x)."""
     if x.dtype not in DTYPES:
         return plain.backward(a, grad, x, *parameters)
+    _check(a, x, grad)
     x = _dense(x)
     result = torch.empty_like(x)
     _run(launch(a, "backward", x.dtype, *parameters), _like(grad, x), x, result)
@@ -149,6 +150,7 @@ def double_backward(
     """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     if x.dtype not in DTYPES:
         return plain.double_backward(a, grad_grad, grad, x, *parameters)
+    _check(a, x, grad_grad, grad)
     x = _dense(x)
     to_grad, to_x = torch.empty_like(x), torch.empty_like(x)
     body = launch(a, "double_backward", x.dtype, *parameters)
@@ -180,11 +182,17 @@ def backward_packed(
     """grad·f'(x), x being known by y and its packed side."""
     if y.dtype not in DTYPES:
         return plain.backward_packed(a, grad, y, side, *parameters)
+    _check(a, y, grad)
+    size = 0 if a.turn is None else (y.numel() + 7) // 8
+    if side.dtype != torch.uint8 or side.shape != (size,):
+        raise RuntimeError(
+            f"mishkit.{a.name}: the side must be a row of one bit an element, packed in uint8"
+        )
     # A side belongs to a dense output; of another layout its order is not known.
     y = _dense(y)
     result = torch.empty_like(y)
     # A monotone function's side has no bytes, and no kernel reads it.
-    side = side if a.turn is not None else y
+    side = side.contiguous() if a.turn is not None else y
     _run(launch(a, "backward_packed", y.dtype, *parameters), _like(grad, y), y, side, result)
     return result
 
@@ -216,6 +224,7 @@ def trained_backward(
     """
     if x.dtype not in DTYPES:
         return plain.trained_backward(a, grad, x, parameters)
+    _check(a, x, grad)
     x, parameters = _dense(x), parameters.contiguous()
     result = torch.empty_like(x)
     if not x.numel():
@@ -298,15 +307,15 @@ def _dense(x: Tensor) -> Tensor:
     return x if _is_dense(x) else torch.empty_like(x).copy_(x)
 
 
+def _check(a: Activation, x: Tensor, *others: Tensor) -> None:
+    """Refuse tensors of other dtypes or shapes than x, as the CPU's kernels do."""
+    if any(other.dtype != x.dtype or other.shape != x.shape for other in others):
+        raise RuntimeError(f"mishkit.{a.name}: the tensors differ in dtype or shape")
+
+
 def _like(grad: Tensor, x: Tensor) -> Tensor:
     """grad in the layout of x."""
-    if grad.shape != x.shape:
-        raise RuntimeError(
-            f"mishkit: a gradient has shape {tuple(grad.shape)}, not {tuple(x.shape)}"
-        )
-    if grad.stride() == x.stride() and grad.dtype == x.dtype:
-        return grad
-    return torch.empty_like(x).copy_(grad)
+    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
 def _can_write(x: Tensor, out: Tensor) -> bool:
