@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .activation import DTYPES
+from .backends import triton
 from .ops import _operator as operator
 from .ops import are_transforms_active
 
@@ -117,6 +118,38 @@ for _name, _plain, _shapes in (
     _library.define(_name + SCHEMAS[_name], tags=torch.Tag.pt2_compliant_tag)
     _library.impl(_name, _plain, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mishkit::{_name}", _shapes, lib=_library)
+
+
+# On GPUs. The module is imported at the first call: it brings Triton with it.
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels take; a GPU computes others by the plain forms."""
+
+
+def _gpu_layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
+    if input.dtype not in GPU_DTYPES:
+        return forward(input, alpha, beta, gamma, delta)
+    from .backends import _triton_neuron
+
+    return _triton_neuron.layer(input, alpha, beta, gamma, delta)
+
+
+def _gpu_layer_backward(
+    grad: Tensor, input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, with_input: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if input.dtype not in GPU_DTYPES:
+        return backward(grad, input, alpha, beta, gamma, with_input)
+    from .backends import _triton_neuron
+
+    return _triton_neuron.layer_backward(grad, input, alpha, beta, gamma, with_input)
+
+
+def _register_gpu(key: str) -> None:
+    _library.impl("aptx_layer", _gpu_layer, key)
+    _library.impl("aptx_layer_backward", _gpu_layer_backward, key)
+
+
+if triton.available():
+    _register_gpu("CUDA")  # which is ROCm's name too
 
 _layer = operator("aptx_layer")
 _layer_backward = operator("aptx_layer_backward")

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from . import _neuron_ops as ops
 from .activation import DTYPES
-from .backends import cpu
+from .backends import cpu, triton
 from .ops import are_transforms_active, fast_apply
 
 INIT = ("published", "scaled")
 
 _apply_layer = fast_apply(ops.Layer)
-_has_kernels = bool(cpu.isas())
+_kernels: dict[str, tuple[torch.dtype, ...]] = {
+    "cpu": DTYPES if cpu.isas() else (),
+    "cuda": ops.GPU_DTYPES if triton.available() else (),
+}
+"""By kind of device, what kernels compute: the compiler then calls them. Elsewhere it fuses."""
 
 
 def aptx_layer(
@@ -61,7 +65,8 @@ def aptx_layer(
         _refuse_dtypes(input, alpha, beta, gamma, delta)
     is_transformed = are_transforms_active() or forward_ad._current_level >= 0
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() or is_transformed or kind != "cpu" or not _has_kernels:
+        has_kernels = dtype in _kernels.get(kind, ())
+        if torch.compiler.is_exporting() or is_transformed or not has_kernels:
             return ops.expression(input, alpha, beta, gamma, delta)
         return ops.TracedLayer.apply(input, alpha, beta, gamma, delta)
     if is_transformed:

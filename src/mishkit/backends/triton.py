@@ -51,22 +51,22 @@ class Launch:
     """The kernel's turn, if it has one."""
     constants: dict[str, Any]
     """Its constants by name, but for BLOCK."""
-    traffic: float
-    """Elements' worth of memory that it moves an element, the side not counted."""
+    traffic: int
+    """Elements that it reads or writes for each, the side not counted."""
+
+    def block(self, dtype: torch.dtype, count: int) -> int:
+        """Elements a program: two loads of 16 bytes a thread, or one where there are few elements
+        or five tensors, which would need too many registers."""
+        block = WARPS * 32 * 16 // dtype.itemsize
+        return block if count < SMALL or self.traffic > 3 else 2 * block
 
     def __call__(self, dtype: torch.dtype, count: int, *tensors: Tensor) -> None:
-        block = block_of(dtype, count)
+        block = self.block(dtype, count)
         turn = () if self.turn is None else (self.turn,)
         with _on_device(tensors[0]):
             self.kernel[(-(-count // block),)](
                 *tensors, count, self.numbers, *turn, **self.constants, BLOCK=block, num_warps=WARPS
             )
-
-
-def block_of(dtype: torch.dtype, count: int) -> int:
-    """Elements a program: two loads of 16 bytes a thread, or one where there are few."""
-    block = WARPS * 32 * 16 // dtype.itemsize
-    return block if count < SMALL else 2 * block
 
 
 @functools.lru_cache(maxsize=1024)

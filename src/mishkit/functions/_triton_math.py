@@ -112,6 +112,13 @@ def exp_sum(x: Any, low: Any, half: constexpr) -> Any:
 
 
 @device
+def exp2_sum(x: Any, low: Any) -> Any:
+    """2^(x + low), x to more digits than float32 has."""
+    k = (x + ROUNDER) - ROUNDER
+    return tl.exp2((x - k) + low) * tl.exp2(k)
+
+
+@device
 def exp_product(x: Any, high: Any, binary: Any, ln2_low: Any, half: constexpr) -> Any:
     """exp(x·factor), the product not rounded, for the numbers of `factor`."""
     if half:

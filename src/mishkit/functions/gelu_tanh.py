@@ -15,7 +15,16 @@ from ..activation import Activation
 from ._branch_fit import leading
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
-from ._triton_math import FLOOR, at_least, at_most, branch_table, divide, exp_sum, from_output
+from ._triton_math import (
+    FLOOR,
+    LOG2E,
+    at_least,
+    at_most,
+    branch_table,
+    divide,
+    exp2_sum,
+    from_output,
+)
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -67,9 +76,12 @@ def _portable(x: Tensor) -> Tensor:
 # ---- in Triton -----------------------------------------------------------------------------------
 
 
-WEIGHT = SCALE * CUBIC
-SCALE_REST, WEIGHT_REST = (value - leading(value, 24) for value in (SCALE, WEIGHT))
-"""What float32 lacks of the two."""
+# w in powers of two: w·log₂ e = x·(LINEAR + WEIGHT·x²), LINEAR in two parts, WEIGHT in float32 and
+# what that lacks.
+LINEAR_HIGH = leading(SCALE * LOG2E, 12)
+LINEAR_LOW = SCALE * LOG2E - LINEAR_HIGH
+WEIGHT = SCALE * CUBIC * LOG2E
+WEIGHT_REST = WEIGHT - leading(WEIGHT, 24)
 GPU_NEAR, GPU_FAR = 7.5, 26.0
 """Above the first σ(w) rounds to 1; below −GPU_FAR exp(w) is 0."""
 
@@ -80,20 +92,20 @@ def gpu_parts(x: Any, half: constexpr) -> Any:
     x = at_least(x, -GPU_FAR)
     c = at_most(x, GPU_NEAR)
     square = c * c
+    slope = square * (3 * SCALE * CUBIC) + SCALE
     bow = square * WEIGHT
-    slope = bow + SCALE
-    w = c * slope
     if half:
-        low = w
+        return x, c, tl.exp2(c * (bow + (LINEAR_HIGH + LINEAR_LOW))), slope
     else:
-        # w in two parts: its rounding would be magnified up to 87 times by the exponential.
-        carried = slope - bow
-        rest = (bow - (slope - carried)) + (SCALE - carried)
-        rest += tl.fma(square, WEIGHT, -bow)
+        # w in two parts: its rounding would be magnified up to 87 times by the exponential. The
+        # high one is no longer than that the difference of a sum and it is exact.
+        total = bow + LINEAR_HIGH
+        w = c * total
+        rest = (bow - (total - LINEAR_HIGH)) + tl.fma(square, WEIGHT, -bow)
         rest = tl.fma(tl.fma(c, c, -square), WEIGHT, rest)
-        rest += square * WEIGHT_REST + SCALE_REST
-        low = tl.fma(c, rest, tl.fma(c, slope, -w))
-    return x, c, exp_sum(at_least(w, FLOOR), low, half), bow * 3.0 + SCALE
+        rest += tl.fma(square, WEIGHT_REST, LINEAR_LOW)
+        low = tl.fma(c, rest, tl.fma(c, total, -w))
+        return x, c, exp2_sum(at_least(w, FLOOR * LOG2E), low), slope
 
 
 @device
@@ -115,7 +127,7 @@ def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
     _x, within, e, dw = gpu_parts(x, half)
     r = divide(1.0, e + 1.0)
     sigma = e * r
-    bend = dw * dw * (r - sigma) + within * (6 * WEIGHT)
+    bend = dw * dw * (r - sigma) + within * (6 * SCALE * CUBIC)
     return sigma * r * (within * bend + dw * 2.0)
 
 

@@ -98,7 +98,7 @@ def find_build(function: str, body: str, dtype: str, target: str) -> Build | Non
     given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers), "turn": "fp32"}
     if "side" in given and a.turn is not None:
         given["side"] = "*u8"
-    elements = triton.block_of(of, _inductor.SIZE)
+    elements = launch.block(of, _inductor.SIZE)
     constants = {**launch.constants, "BLOCK": elements}
     names = launch.kernel.arg_names
     return Build(

@@ -1,0 +1,540 @@
+"""The APTx layer's operators as Triton kernels, for float32, bfloat16 and float16 on a GPU.
+
+    layer(input, alpha, beta, gamma, delta) -> output
+    layer_backward(grad, input, alpha, beta, gamma, with_input)
+        -> (grad_input, grad_alpha, grad_beta, grad_gamma)
+
+Shapes are those of `_neuron_ops`. All is computed in float32. With e = 2^−|z|, z = 2·log₂e·βx, and
+r = 1/(1 + e),
+
+    |tanh(βx)| = (1 − e)·r,    1 − tanh²(βx) = 4·e·r²
+
+so that nothing overflows: e is at most 1, and 0 where βx is large. A tanh is exact to 2e-7, given
+an exp2 exact to 2^−22.5 of its result and a reciprocal exact to a unit in the last place; its
+derivative has the relative accuracy of e, however small it is. A β or x beyond 8e37 is taken for
+up to four times less where it is scaled: finite numbers must not become infinite.
+
+What binds is the unit for exp2 and reciprocals, two of them a term; the kernels hold the other
+instructions below what it leaves, and each number that they load serves many terms.
+
+Nothing of batch × out × in elements is held. Each sum is made in an order that depends on the sizes
+alone, by one program, without atomics: sums of up to BLOCK terms a lane, and then sums of those.
+A row's results do not depend on the other rows. Beyond the results, backward takes 12 bytes a
+parameter and chunk of the batch, at most 12 MiB, and nothing where there is but one chunk.
+
+α's gradient is γ·(gradᵀ·input). It is made with the others, not by torch.mm: the terms' grad and
+input are at hand, it costs one FMA of about a dozen instructions while the exponential unit is
+waited for, and no setting for TF32 reaches it.
+"""
+
+# Kernels have no types of Python's.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""What the kernels take, and Triton's names."""
+
+WARPS = 4
+# The tiles were chosen by the compiled code: no spills for sm_75 to sm_100, and in the inner loops
+# of the largest, with float32, at most the 16 instructions a term that fit beside two special ones.
+ROWS, OUTS, COLUMNS = (8, 4, 2, 1), 16, 32
+"""Of a program of forward: rows (the first that fits), outputs, and columns at a time. A lane has
+one column and ROWS·OUTS/WARPS sums, so that parameters are read as they lie."""
+INPUT_ROWS, INPUT_COLUMNS = (32, 16, 8), 64
+"""Of a program for the input's gradient, which takes one output at a time."""
+PARAMETER_OUTS, PARAMETER_COLUMNS = 16, 64
+"""Of a program for the parameters' gradients, which takes one row at a time."""
+FORWARD_BLOCK, INPUT_BLOCK, PARAMETER_BLOCK = 32 * COLUMNS, 128, 128
+"""Columns, outputs and rows whose sum is made before it is added to the others."""
+UNROLL = 2
+"""Turns of the loops over single outputs and rows made at once."""
+COMBINED = 512
+"""Parameters of a program that adds up the chunks of the batch."""
+ENOUGH_PROGRAMS = 1024
+"""The batch is cut into chunks up to so many programs: several for each processor of a GPU."""
+FEW_PROGRAMS = 256
+"""With fewer, some processors of a large GPU would have none."""
+LEAST_ROWS = 64
+"""Of a chunk of the batch: with fewer, adding up the chunks would take a share of the time."""
+
+IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+# ---- formulas ----------------------------------------------------------------------------------
+
+QUARTER_SCALE = tl.constexpr(-0.7213475204444817)
+TWO_LOG2_E = tl.constexpr(2.8853900817779268)
+LARGEST = tl.constexpr(3.4e38)
+SIGN = tl.constexpr(-(2**31))
+
+if IS_INTERPRETED:
+
+    @triton.jit
+    def _reciprocal(x):
+        return 1.0 / x
+
+else:
+
+    @triton.jit
+    def _reciprocal(x):
+        # Not 1/x, which a GPU refines; this is its approximation alone.
+        return libdevice.fast_dividef(1.0, x)
+
+
+@triton.jit
+def _scaled(x, factor: tl.constexpr):
+    """factor·x, but x where that would overflow: inf times 0 must not come of finite numbers."""
+    return tl.where(tl.abs(x) > LARGEST / factor, x, x * factor)
+
+
+@triton.jit
+def _with_sign_of(x, y):
+    """x·sign(y), in one instruction and for NaN too."""
+    sign = y.to(tl.int32, bitcast=True) & SIGN
+    return (x.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _tanh(z):
+    """|tanh(βx)| and (1 − tanh²(βx))/4 for z = −2·log₂e·|βx|."""
+    e = tl.exp2(z)
+    r = _reciprocal(1.0 + e)
+    w = e * r
+    # 2r − 1 would double the error of r where tanh is small.
+    return r - w, w * r
+
+
+@triton.jit
+def _load(pointers):
+    return tl.load(pointers).to(tl.float32)
+
+
+@triton.jit
+def _store(pointers, values, mask):
+    tl.store(pointers, values.to(pointers.dtype.element_ty), mask)
+
+
+@triton.jit
+def _places(tile, size, SIZE: tl.constexpr):
+    """The indices of a tile, which of them there are, and indices that may be loaded from in
+    their place: those beyond the end begin anew. They are computed with and never stored; a
+    remainder, unlike a minimum, leaves neighbours neighbours, to be loaded together."""
+    at = tile * SIZE + tl.arange(0, SIZE)
+    return at.to(tl.int64), at < size, (at % size).to(tl.int64)
+
+
+@triton.jit
+def _rows(tile, batch, ROWS: tl.constexpr):
+    """The same for rows, of which there may be more than 2³¹: the last stands in for others."""
+    at = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return at, at < batch, tl.minimum(at, batch - 1)
+
+
+@triton.jit
+def _wide(size):
+    """In 64 bits, for products; a size of 1 is a constant in a kernel and has no `to`."""
+    return tl.full((), size, tl.int64)
+
+
+# ---- kernels -----------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _forward_kernel(
+    input_,
+    alpha,
+    beta,
+    gamma,
+    delta,
+    output,
+    batch,
+    dims_in,
+    dims_out,
+    HAS_DELTA: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Rows vary fastest: programs that run at the same time share parameters.
+    down = tl.cdiv(batch, ROWS)
+    rows, is_row, row = _rows(tl.program_id(0) % down, batch, ROWS)
+    outs, is_out, out = _places(tl.program_id(0) // down, dims_out, OUTS)
+    inputs = input_ + row[:, None] * dims_in
+    parameters = out[:, None] * dims_in
+    total = tl.zeros((ROWS, OUTS, COLUMNS), tl.float32)
+    for begin in range(0, dims_in, BLOCK):
+        part = tl.zeros((ROWS, OUTS, COLUMNS), tl.float32)
+        for start in range(begin, tl.minimum(begin + BLOCK, dims_in), COLUMNS):
+            column = (start + tl.arange(0, COLUMNS))[None, :]
+            is_column = column < dims_in
+            at = parameters + column
+            x = tl.load(inputs + column, is_column, 0.0).to(tl.float32)
+            a = tl.load(alpha + at, is_column, 0.0).to(tl.float32)
+            b = tl.load(beta + at, is_column, 0.0).to(tl.float32)
+            c = tl.load(gamma + at, is_column, 0.0).to(tl.float32)
+            rest = a * c
+            slope = _with_sign_of(c, b)
+            scale = -tl.abs(_scaled(b, TWO_LOG2_E))
+            x = x[:, None, :]
+            t, _ = _tanh(scale[None, :, :] * tl.abs(x))
+            t = _with_sign_of(t, x)
+            part += (t * slope[None, :, :] + rest[None, :, :]) * x
+        total += part
+    y = tl.sum(total, 2)
+    if HAS_DELTA:
+        y += _load(delta + out)[None, :]
+    at = rows[:, None] * dims_out + outs[None, :]
+    _store(output + at, y, is_row[:, None] & is_out[None, :])
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _input_kernel(
+    grad,
+    input_,
+    alpha,
+    beta,
+    gamma,
+    grad_input,
+    batch,
+    dims_in,
+    dims_out,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Σ_o g·(αγ + sign(β)γ·(t′ + |β|·x·(1 − t²))), t′ = tanh(|β|x)."""
+    down = tl.cdiv(batch, ROWS)
+    rows, is_row, row = _rows(tl.program_id(0) % down, batch, ROWS)
+    columns, is_column, column = _places(tl.program_id(0) // down, dims_in, COLUMNS)
+    x = _scaled(_load(input_ + row[:, None] * dims_in + column[None, :]), 4.0)
+    size = tl.abs(x)
+    grads = grad + row * dims_out
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for begin in range(0, dims_out, BLOCK):
+        part = tl.zeros((ROWS, COLUMNS), tl.float32)
+        at = column + begin * _wide(dims_in)
+        for out in tl.range(begin, tl.minimum(begin + BLOCK, dims_out), loop_unroll_factor=UNROLL):
+            g = _load(grads + out)[:, None]
+            a, b, c = _load(alpha + at), _load(beta + at), _load(gamma + at)
+            rest, slope = (a * c)[None, :], _with_sign_of(c, b)[None, :]
+            steep = tl.abs(b)
+            scale = (steep * QUARTER_SCALE)[None, :]
+            t, h = _tanh(scale * size)
+            bend = h * x * steep[None, :] + _with_sign_of(t, x)
+            part += g * (slope * bend + rest)
+            at += dims_in
+        total += part
+    at = rows[:, None] * dims_in + columns[None, :]
+    _store(grad_input + at, total, is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _finish(alpha, beta, gamma, grad_alpha, grad_beta, grad_gamma, at, mask, s0, s1, s2):
+    """The parameters' gradients from the sums of g·x, g·|x|·|tanh| and g·x²·(1 − tanh²)/4."""
+    a = tl.load(alpha + at, mask, 0.0).to(tl.float32)
+    b = tl.load(beta + at, mask, 0.0).to(tl.float32)
+    c = tl.load(gamma + at, mask, 0.0).to(tl.float32)
+    _store(grad_alpha + at, c * s0, mask)
+    _store(grad_beta + at, c * (s2 * 4.0), mask)
+    _store(grad_gamma + at, a * s0 + _with_sign_of(s1, b), mask)
+
+
+@triton.jit(do_not_specialize=["batch", "chunk_rows"])
+def _parameters_kernel(
+    grad,
+    input_,
+    alpha,
+    beta,
+    gamma,
+    grad_alpha,
+    grad_beta,
+    grad_gamma,
+    sums,
+    batch,
+    dims_in,
+    dims_out,
+    chunk_rows,
+    IS_ONE_CHUNK: tl.constexpr,
+    OUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """The sums of `_finish` over a chunk of the batch, in (chunk, 3, out, in), or what it makes of
+    them."""
+    across = tl.cdiv(dims_out, OUTS)
+    tiles = across * tl.cdiv(dims_in, COLUMNS)
+    chunk, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    outs, is_out, out = _places(tile % across, dims_out, OUTS)
+    columns, is_column, column = _places(tile // across, dims_in, COLUMNS)
+    b = _load(beta + out[:, None] * dims_in + column[None, :])
+    scale = -tl.abs(_scaled(b, TWO_LOG2_E))
+    first = chunk.to(tl.int64) * chunk_rows
+    last = tl.minimum(first + chunk_rows, batch)
+    # Zeros, but in the layout of β for the compiler, which would load all twice for another.
+    none = tl.where(tl.abs(b) < 0.0, 1.0, 0.0)
+    s0 = none
+    s1 = tl.zeros((OUTS, COLUMNS), tl.float32)
+    s2 = tl.zeros((OUTS, COLUMNS), tl.float32)
+    for begin in range(first, last, BLOCK):
+        part0 = none
+        part1 = tl.zeros((OUTS, COLUMNS), tl.float32)
+        part2 = tl.zeros((OUTS, COLUMNS), tl.float32)
+        grads = grad + begin * dims_out + out
+        inputs = input_ + begin * dims_in + column
+        for _ in tl.range(begin, tl.minimum(begin + BLOCK, last), loop_unroll_factor=UNROLL):
+            g, x = _load(grads)[:, None], _load(inputs)[None, :]
+            size = tl.abs(x)
+            t, h = _tanh(scale * size)
+            gx = g * size
+            part0 += g * x
+            part1 += gx * t
+            part2 += gx * (h * size)
+            grads += dims_out
+            inputs += dims_in
+        s0 += part0
+        s1 += part1
+        s2 += part2
+    at = outs[:, None] * dims_in + columns[None, :]
+    mask = is_out[:, None] & is_column[None, :]
+    if IS_ONE_CHUNK:
+        _finish(alpha, beta, gamma, grad_alpha, grad_beta, grad_gamma, at, mask, s0, s1, s2)
+    else:
+        numel = _wide(dims_out) * dims_in
+        sums += 3 * chunk * numel + at
+        tl.store(sums, s0, mask)
+        tl.store(sums + numel, s1, mask)
+        tl.store(sums + 2 * numel, s2, mask)
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _combine_kernel(
+    sums,
+    alpha,
+    beta,
+    gamma,
+    grad_alpha,
+    grad_beta,
+    grad_gamma,
+    numel,
+    chunks,
+    COMBINED: tl.constexpr,
+):
+    """Adds up the chunks' sums, in their order."""
+    at, mask, place = _places(tl.program_id(0), numel, COMBINED)
+    s0 = tl.zeros((COMBINED,), tl.float32)
+    s1 = tl.zeros((COMBINED,), tl.float32)
+    s2 = tl.zeros((COMBINED,), tl.float32)
+    for _ in range(chunks):
+        s0 += tl.load(sums + place)
+        s1 += tl.load(sums + numel + place)
+        s2 += tl.load(sums + 2 * numel + place)
+        sums += 3 * numel
+    _finish(alpha, beta, gamma, grad_alpha, grad_beta, grad_gamma, at, mask, s0, s1, s2)
+
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+def layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
+    """y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o; see `_neuron_ops` for the shapes.
+
+    Raises RuntimeError for shapes and dtypes that don't fit.
+    """
+    _check(input, alpha, beta, gamma)
+    batch, dims_in, dims_out = *input.shape, gamma.shape[0]
+    if delta.dtype != input.dtype or delta.shape not in ((0,), (dims_out,)):
+        _refuse("delta must have the input's dtype and one element an output, or none")
+    output = input.new_empty(batch, dims_out)
+    if not output.numel():
+        return output
+    if not dims_in:
+        return output.copy_(delta) if delta.numel() else output.zero_()
+    rows = _rows_for(ROWS, batch, triton.cdiv(dims_out, OUTS))
+    with _device_of(input):
+        _forward_kernel[(triton.cdiv(batch, rows) * triton.cdiv(dims_out, OUTS),)](
+            *(t.contiguous() for t in (input, alpha, beta, gamma, delta)),
+            output,
+            batch,
+            dims_in,
+            dims_out,
+            **_forward_constants(rows, bool(delta.numel())),
+            num_warps=WARPS,
+        )
+    return output
+
+
+def layer_backward(
+    grad: Tensor, input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, with_input: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of input (empty unless with_input), alpha, beta and gamma.
+
+    Raises RuntimeError for shapes and dtypes that don't fit.
+    """
+    _check(input, alpha, beta, gamma)
+    batch, dims_in, dims_out = *input.shape, gamma.shape[0]
+    if grad.dtype != input.dtype or grad.shape != (batch, dims_out):
+        _refuse("grad must have the input's dtype and the output's shape")
+    to_input = input.new_empty(input.shape if with_input else 0)
+    to_alpha, to_beta, to_gamma = to_parameters = tuple(gamma.new_empty(gamma.shape) for _ in "αβγ")
+    if not batch * dims_in * dims_out:
+        for gradient in (to_input, *to_parameters):
+            gradient.zero_()
+        return to_input, to_alpha, to_beta, to_gamma
+    grad, input, *parameters = (t.contiguous() for t in (grad, input, alpha, beta, gamma))
+    sizes = (batch, dims_in, dims_out)
+    with _device_of(input):
+        if with_input:
+            across = triton.cdiv(dims_in, INPUT_COLUMNS)
+            rows = _rows_for(INPUT_ROWS, batch, across)
+            _input_kernel[(triton.cdiv(batch, rows) * across,)](
+                grad,
+                input,
+                *parameters,
+                to_input,
+                *sizes,
+                **_input_constants(rows),
+                num_warps=WARPS,
+            )
+        tiles = triton.cdiv(dims_in, PARAMETER_COLUMNS) * triton.cdiv(dims_out, PARAMETER_OUTS)
+        chunks = max(1, min(ENOUGH_PROGRAMS // tiles, batch // LEAST_ROWS))
+        chunk_rows = triton.cdiv(batch, chunks)
+        chunks = triton.cdiv(batch, chunk_rows)
+        sums = to_alpha  # not used
+        if chunks > 1:
+            sums = gamma.new_empty((chunks, 3, dims_out, dims_in), dtype=torch.float32)
+        _parameters_kernel[(tiles * chunks,)](
+            grad,
+            input,
+            *parameters,
+            *to_parameters,
+            sums,
+            *sizes,
+            chunk_rows,
+            **_parameters_constants(chunks == 1),
+            num_warps=WARPS,
+        )
+        if chunks > 1:
+            numel = gamma.numel()
+            _combine_kernel[(triton.cdiv(numel, COMBINED),)](
+                sums,
+                *parameters,
+                *to_parameters,
+                numel,
+                chunks,
+                COMBINED=COMBINED,
+                num_warps=WARPS,
+            )
+    return to_input, to_alpha, to_beta, to_gamma
+
+
+def _rows_for(choice: tuple[int, ...], batch: int, across: int) -> int:
+    """Rows of a tile: fewer where the batch has no more, or where there would be few programs. No
+    sum changes its order."""
+    for rows in choice:
+        if rows < 2 * batch and triton.cdiv(batch, rows) * across >= FEW_PROGRAMS:
+            return rows
+    return choice[-1]
+
+
+def _forward_constants(rows: int, has_delta: bool) -> dict[str, Any]:
+    return {
+        "HAS_DELTA": has_delta,
+        "ROWS": rows,
+        "OUTS": OUTS,
+        "COLUMNS": COLUMNS,
+        "BLOCK": FORWARD_BLOCK,
+    }
+
+
+def _input_constants(rows: int) -> dict[str, Any]:
+    return {"ROWS": rows, "COLUMNS": INPUT_COLUMNS, "BLOCK": INPUT_BLOCK, "UNROLL": UNROLL}
+
+
+def _parameters_constants(is_one_chunk: bool) -> dict[str, Any]:
+    return {
+        "IS_ONE_CHUNK": is_one_chunk,
+        "OUTS": PARAMETER_OUTS,
+        "COLUMNS": PARAMETER_COLUMNS,
+        "BLOCK": PARAMETER_BLOCK,
+        "UNROLL": UNROLL,
+    }
+
+
+def _check(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor) -> None:
+    if input.dtype not in DTYPES:
+        _refuse("expected tensors of float32, bfloat16 or float16")
+    if input.dim() != 2 or gamma.dim() != 2 or gamma.shape[1] != input.shape[1]:
+        _refuse("expected an input (batch, in) and parameters (out, in)")
+    for t in (alpha, beta, gamma):
+        if t.dtype != input.dtype or t.shape != gamma.shape:
+            _refuse("alpha, beta and gamma must have the input's dtype, and one shape")
+
+
+def _refuse(why: str) -> NoReturn:
+    raise RuntimeError(f"mishkit.aptx_layer: {why}")
+
+
+def _device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Kernels start on the current device, which need not be the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+# ---- what is compiled --------------------------------------------------------------------------
+
+
+class Build(NamedTuple):
+    """A kernel as it is launched, for compilers without a GPU."""
+
+    name: str
+    kernel: Any  # a triton.JITFunction
+    signature: dict[str, str]
+    """The types of all arguments in their order; those of `constants` are "constexpr"."""
+    constants: dict[str, Any]
+    warps: int
+    terms: int
+    """Terms of the layer's sum that a program computes in a turn of its innermost loop; 0 where
+    it computes no tanh."""
+
+
+def builds(dtype: torch.dtype) -> Iterator[Build]:
+    """Every kernel with each of its tiles."""
+    for rows in ROWS:
+        for has_delta in (True, False):
+            name = f"forward_{rows}" + ("" if has_delta else "_without_delta")
+            constants = _forward_constants(rows, has_delta)
+            yield _build(name, _forward_kernel, dtype, constants, rows * OUTS * COLUMNS)
+    for rows in INPUT_ROWS:
+        constants = _input_constants(rows)
+        yield _build(f"input_{rows}", _input_kernel, dtype, constants, rows * INPUT_COLUMNS)
+    for is_one_chunk in (True, False):
+        name = "parameters" if is_one_chunk else "parameters_of_chunk"
+        constants = _parameters_constants(is_one_chunk)
+        terms = PARAMETER_OUTS * PARAMETER_COLUMNS
+        yield _build(name, _parameters_kernel, dtype, constants, terms)
+    yield _build("combine", _combine_kernel, dtype, {"COMBINED": COMBINED}, 0)
+
+
+SIZES = ("batch", "dims_in", "dims_out", "chunk_rows", "chunks", "numel")
+
+
+def _build(
+    name: str, kernel: Any, dtype: torch.dtype, constants: dict[str, Any], terms: int
+) -> Build:
+    kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(SIZES, "i32") | {"sums": "*fp32"}
+    pointer = f"*{DTYPES[dtype]}"
+    signature = {argument: kinds.get(argument, pointer) for argument in kernel.arg_names}
+    return Build(name, kernel, signature, constants, WARPS, terms)
