@@ -317,8 +317,10 @@ def _fault_verdict(what: str, faulty: dict[Job, str], count: int) -> Verdict:
     if not count:
         return Verdict(what, "all", "not measured", None)
     words = f"{count - len(faulty)} of {count}"
-    for job, fault in itertools.islice(sorted(faulty.items()), 1):
+    for job, fault in itertools.islice(sorted(faulty.items()), 2):
         words += f"; {', '.join(job)}: {fault}"
+    if len(faulty) > 2:
+        words += "; …"
     return Verdict(what, "all", words, not faulty)
 
 

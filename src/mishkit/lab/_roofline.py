@@ -70,11 +70,11 @@ class GPU:
 # Rates: CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions" (results a clock
 # and multiprocessor), by compute capability 8.0, 9.0 and 10.0: float32 arithmetic 64, 128, 128;
 # integer multiplication, shift, logic, comparison, minimum and maximum 64; reciprocal, square root,
-# log2 and exp2 16, as are the conversions of the same unit. Four schedulers issue a warp's
-# instruction each. The packing conversion F2FP has no line there; the profiler's guide names the
-# ALU as its unit from Ampere on, and so it has the ALU's 64. From 9.0 on, half of the float32 lanes
-# (the heavy pipe) multiply integers too, at 64. Two-operand float32 instructions of 10.0 (FFMA2)
-# count as two operations against the published 128.
+# log2 and exp2 16. Conversions of the same unit are taken at 16 too, of which some may be faster.
+# Four schedulers issue a warp's instruction each. The packing conversion F2FP has no line there;
+# the profiler's guide names the ALU as its unit from Ampere on, and so it has the ALU's 64. From
+# 9.0 on, half of the float32 lanes (the heavy pipe) multiply integers too, at 64. Two-operand
+# float32 instructions of 10.0 (FFMA2) count as two operations against the published 128.
 _AMPERE = {ISSUE: 128, FMA: 64, HEAVY: 64, HALF: 128, ALU: 64, SPECIAL: 16, DOUBLE: 32}
 _HOPPER = {ISSUE: 128, FMA: 128, HEAVY: 64, ALU: 64, SPECIAL: 16, DOUBLE: 64}
 _BLACKWELL = _HOPPER
@@ -88,7 +88,8 @@ A100 = GPU("A100", "sm_80", 108, 19.5, 128, 2039, _AMPERE)
 H100 = GPU("H100", "sm_90", 132, 67, 256, 3350, _HOPPER)
 """SXM, 80 GB: data sheet "NVIDIA H100 Tensor Core GPU"."""
 B200 = GPU("B200", "sm_100", 148, 75, 256, 8000, _BLACKWELL)
-"""An eighth of HGX B200: data sheet "NVIDIA Blackwell"; its driver reports 148 multiprocessors."""
+"""An eighth of HGX B200, and "up to" 8 TB/s: data sheet "NVIDIA Blackwell"; its driver reports 148
+multiprocessors, and a memory clock and bus that make 7.7 TB/s."""
 MI300X = GPU("MI300X", "gfx942", 304, 163.4, 256, 5300, _CDNA3)
 """Data sheet "AMD Instinct MI300X"."""
 
