@@ -23,7 +23,9 @@ from . import torch as plain
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels take."""
-WARPS = 4
+THREADS = 128
+"""A program's: four warps, or two of AMD's."""
+WARPS = THREADS // (64 if torch.version.hip else 32)
 STEPS = 8
 """Tiles a program, where it sums over them."""
 SMALL = 1 << 18
@@ -57,7 +59,7 @@ class Launch:
     def block(self, dtype: torch.dtype, count: int) -> int:
         """Elements a program: two loads of 16 bytes a thread, or one where there are few elements
         or five tensors, which would need too many registers."""
-        block = WARPS * 32 * 16 // dtype.itemsize
+        block = THREADS * 16 // dtype.itemsize
         return block if count < SMALL or self.traffic > 3 else 2 * block
 
     def __call__(self, dtype: torch.dtype, count: int, *tensors: Tensor) -> None:
@@ -256,7 +258,7 @@ class Tiling:
         """Of a tensor whose dimension 1 has so many channels; with 1, of any tensor."""
         inner = x.numel() if channels == 1 else x.stride(1)
         shape = (x.numel() // (channels * inner), channels, inner)
-        free = 2 * WARPS * 32 * 16 // x.dtype.itemsize
+        free = 2 * THREADS * 16 // x.dtype.itemsize
         sizes = []
         for size in reversed(shape):  # neighbours in memory first
             sizes.append(min(free, 1 << (size - 1).bit_length()))

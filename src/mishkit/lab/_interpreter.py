@@ -8,16 +8,18 @@ import numpy as np
 
 
 def make_faithful() -> None:
-    """Fuse fma, let minimum and maximum drop a NaN unless told otherwise, and convert bfloat16.
+    """Fuse fma, let minimum and maximum drop a NaN unless told otherwise, convert bfloat16, and keep
+    the sign of an argument −0.
 
-    The interpreter rounds the product within an fma, propagates every NaN, truncates bfloat16 and
-    takes its smallest number for 0: what depends on these would be called wrong, and what forgets
-    about NaN right.
+    The interpreter rounds the product within an fma, propagates every NaN, truncates bfloat16,
+    takes its smallest number for 0 and an argument −0 for 0: what depends on these would be called
+    wrong, and what forgets about NaN right.
     """
     import triton.language as tl
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     np.seterr(divide="ignore", invalid="ignore", over="ignore")  # of which a GPU says nothing
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def fused(_: Any, x: Any, y: Any, z: Any) -> Any:
         # A product of two float32 is exact in float64, so but one rounding counts.
@@ -45,3 +47,12 @@ def make_faithful() -> None:
     InterpreterBuilder.create_minnumf = dropping(np.fmin)
     InterpreterBuilder.create_maxnumf = dropping(np.fmax)
     InterpreterBuilder.cast_impl = rounded
+
+    convert = interpreter._implicit_cvt
+
+    def signed(argument: Any) -> Any:
+        if type(argument) is float:
+            return tl.tensor(TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
+        return convert(argument)
+
+    interpreter._implicit_cvt = signed

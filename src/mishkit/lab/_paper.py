@@ -47,7 +47,9 @@ BACKWARD, BACKWARD_PACKED = "backward", "backward_packed"
 DOUBLE_BACKWARD = "double_backward"
 BODIES = (FORWARD, FORWARD_PACKED, BACKWARD, BACKWARD_PACKED, DOUBLE_BACKWARD)
 DTYPES = ("float32", "bfloat16", "float16")
-CLOSED = ("relu", "softplus", "h_mish", "hard_mish", "hardswish")
+CLOSED = tuple(
+    a.name for a in ACTIVATIONS.values() if a.twin.table(torch.float32, *a.defaults) is None
+)
 """Functions whose derivative from the output has a closed form; the others read tables."""
 WIDTH = 132
 """Columns that the tables need."""
@@ -105,7 +107,7 @@ def find_build(function: str, body: str, dtype: str, target: str) -> Build | Non
         kernel=launch.kernel,
         signature={name: "constexpr" if name in constants else given[name] for name in names},
         constexprs=constants,
-        num_warps=triton.WARPS,
+        num_warps=triton.THREADS // (64 if target.startswith("gfx") else 32),
         elements=elements,
         bytes_per_element=launch.traffic * of.itemsize + ("*u8" in given.values()) / 8,
         aligned=(*launch.tensors, "count"),
