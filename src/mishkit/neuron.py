@@ -45,6 +45,9 @@ def aptx_layer(
     the batch. Nothing of batch × out × in elements is ever held, forward or backward, but for
     derivatives beyond the first, forward mode and torch.func.
 
+    On a GPU, Triton's kernels are built for the same, with float64 left to plain torch. They have
+    been interpreted and compiled, but not yet run on one.
+
     Raises ValueError for shapes that don't fit and RuntimeError for dtypes that don't.
 
     Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).

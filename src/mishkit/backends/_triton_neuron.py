@@ -17,6 +17,8 @@ up to four times less where it is scaled: finite numbers must not become infinit
 What binds is the unit for exp2 and reciprocals, two of them a term; the kernels hold the other
 instructions below what it leaves, and each number that they load serves many terms.
 
+Sizes other than the batch's are below 2³¹; products of them may be larger.
+
 Nothing of batch × out × in elements is held. Each sum is made in an order that depends on the sizes
 alone, by one program, without atomics: sums of up to BLOCK terms a lane, and then sums of those.
 A row's results do not depend on the other rows. Beyond the results, backward takes 12 bytes a
@@ -333,7 +335,7 @@ def _combine_kernel(
     chunks,
     COMBINED: tl.constexpr,
 ):
-    """Adds up the chunks' sums, in their order."""
+    """Adds up the chunks' sums, in their order. (Of few parameters: others have one chunk.)"""
     at, mask, place = _places(tl.program_id(0), numel, COMBINED)
     s0 = tl.zeros((COMBINED,), tl.float32)
     s1 = tl.zeros((COMBINED,), tl.float32)
@@ -534,7 +536,8 @@ SIZES = ("batch", "dims_in", "dims_out", "chunk_rows", "chunks", "numel")
 def _build(
     name: str, kernel: Any, dtype: torch.dtype, constants: dict[str, Any], terms: int
 ) -> Build:
-    kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(SIZES, "i32") | {"sums": "*fp32"}
     pointer = f"*{DTYPES[dtype]}"
+    kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(SIZES, "i32")
+    kinds["sums"] = pointer if constants.get("IS_ONE_CHUNK") else "*fp32"  # if one, not used
     signature = {argument: kinds.get(argument, pointer) for argument in kernel.arg_names}
     return Build(name, kernel, signature, constants, WARPS, terms)
