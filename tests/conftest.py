@@ -61,7 +61,7 @@ def _faithful_interpreter() -> None:
     longer than small ones; most tensors of the tests still have whole blocks and a part of one."""
     if TRITON and interpreted:
         make_faithful()
-        triton.THREADS = 256
+        triton.LANES = 64
 
 
 @pytest.fixture(params=KERNELS, ids=str)

@@ -18,6 +18,7 @@ from common import (
     KERNELS,
     LAYOUTS,
     OTHERS,
+    TRITON,
     TURNLESS,
     Case,
     Engine,

@@ -23,9 +23,9 @@ from . import torch as plain
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels take."""
-THREADS = 128
-"""A program's: four warps, or two of AMD's."""
-WARPS = THREADS // (64 if torch.version.hip else 32)
+WARPS = 4
+LANES = 64 if torch.version.hip else 32
+"""Threads a warp."""
 STEPS = 8
 """Tiles a program, where it sums over them."""
 SMALL = 1 << 18
@@ -56,11 +56,17 @@ class Launch:
     traffic: int
     """Elements that it reads or writes for each, the side not counted."""
 
-    def block(self, dtype: torch.dtype, count: int) -> int:
-        """Elements a program: two loads of 16 bytes a thread, or one where there are few elements
-        or five tensors, which would need too many registers."""
-        block = THREADS * 16 // dtype.itemsize
-        return block if count < SMALL or self.traffic > 3 else 2 * block
+    @property
+    def has_side(self) -> bool:
+        """Whether it writes or reads bits."""
+        return "side" in self.tensors and self.constants.get("sided", True)
+
+    def block(self, dtype: torch.dtype, count: int, lanes: int = 0) -> int:
+        """Elements a program: two loads of 16 bytes a thread, or one where warps are wide or there
+        are few elements or five tensors, which would need too many registers."""
+        lanes = lanes or LANES
+        loads = 2 if lanes == 32 and count >= SMALL and self.traffic <= 3 else 1
+        return loads * WARPS * lanes * 16 // dtype.itemsize
 
     def __call__(self, dtype: torch.dtype, count: int, *tensors: Tensor) -> None:
         block = self.block(dtype, count)
@@ -258,12 +264,7 @@ class Tiling:
         """Of a tensor whose dimension 1 has so many channels; with 1, of any tensor."""
         inner = x.numel() if channels == 1 else x.stride(1)
         shape = (x.numel() // (channels * inner), channels, inner)
-        free = 2 * THREADS * 16 // x.dtype.itemsize
-        sizes = []
-        for size in reversed(shape):  # neighbours in memory first
-            sizes.append(min(free, 1 << (size - 1).bit_length()))
-            free //= sizes[-1]
-        return cls(shape, (sizes[2], sizes[1], sizes[0]))
+        return cls(shape, tile_of(shape, x.dtype))
 
     @property
     def tiles(self) -> int:
@@ -274,6 +275,17 @@ class Tiling:
     def channel_blocks(self) -> int:
         """How many blocks of channels there are."""
         return _blocks(self.shape[1], self.tile[1])
+
+
+def tile_of(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[int, int, int]:
+    """The tile for a tensor: neighbours in memory first, as many as one or two loads of 16 bytes a
+    thread take."""
+    free = WARPS * 64 * 16 // dtype.itemsize
+    sizes = []
+    for size in reversed(shape):
+        sizes.append(min(free, 1 << (size - 1).bit_length()))
+        free //= sizes[-1]
+    return sizes[2], sizes[1], sizes[0]
 
 
 def _blocks(size: int, block: int) -> int:

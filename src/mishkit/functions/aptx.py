@@ -216,7 +216,7 @@ def gpu_trained_numbers(p: Any) -> Any:
     sharpness = beta + beta
     more, less = alpha + 1.0, alpha - 1.0
     top, base = gamma * more, gamma * less
-    a, b = FLOOR / sharpness, NEAR / sharpness
+    a, b = divide(FLOOR, sharpness), divide(NEAR, sharpness)
     low = at_least(tl.minimum(a, b), -LARGEST_SPLIT)
     high = at_most(tl.maximum(a, b), LARGEST_SPLIT)
     falling = beta < 0
@@ -303,7 +303,7 @@ def gpu_iterated(y: Any, right: Any, c: Any) -> Any:
     right = right == (c[13] == 0)
     far = tl.where(right, c[11], c[12])
     limit = tl.where(right, c[9], c[10])
-    y = at_most(y, limit / c[0])
+    y = at_most(y, divide(limit, c[0]))
     above = tl.fma(y, c[1], tl.fma(y, c[0], c[5])) + c[6]
     above = at_most(at_least(above, 0.0), limit)
     root = tl.sqrt(above)
@@ -318,7 +318,7 @@ def gpu_iterated(y: Any, right: Any, c: Any) -> Any:
         size = tl.sqrt(at_least(above, 0.0))
         beyond = size > root
         low, far = tl.where(beyond, low, v), tl.where(beyond, v, far)
-        newton = v - (size + size) * (size - root) / rise
+        newton = v - divide((size + size) * (size - root), rise)
         inside = (newton - low) * (newton - far) <= 0
         v = tl.where(inside, newton, (low + far) * 0.5)
     _above, rise = gpu_at(v, c)

@@ -8,8 +8,8 @@ import numpy as np
 
 
 def make_faithful() -> None:
-    """Fuse fma, let minimum and maximum drop a NaN unless told otherwise, convert bfloat16, and keep
-    the sign of an argument −0.
+    """Fuse fma, have minimum and maximum drop a NaN unless told otherwise, convert bfloat16, and
+    keep the sign of an argument −0.
 
     The interpreter rounds the product within an fma, propagates every NaN, truncates bfloat16,
     takes its smallest number for 0 and an argument −0 for 0: what depends on these would be called

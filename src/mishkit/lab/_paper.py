@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 import mishkit as mk
+from mishkit.backends import triton
 from mishkit.functions import ACTIVATIONS
 
 from . import LabError, _inductor
@@ -89,27 +90,31 @@ def find_build(function: str, body: str, dtype: str, target: str) -> Build | Non
     """Of one of our kernels or of torch.compile's."""
     if not Kernel(function, body, dtype).is_ours:
         return _inductor.build(function, body, dtype, target)
-    from mishkit.backends import triton
-
     a, of = ACTIVATIONS[function], getattr(torch, dtype)
     if body == FORWARD_PACKED and a.turn is None:
         return None  # a monotone function has no sides to pack
-    launch = triton.launch(a, body, of, *a.defaults)
+    return build_of(triton.launch(a, body, of, *a.defaults), dtype, target)
+
+
+def build_of(launch: triton.Launch, dtype: str, target: str) -> Build:
+    """Of a launch over a large tensor."""
+    of = getattr(torch, dtype)
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
     given: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
     given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers), "turn": "fp32"}
-    if "side" in given and a.turn is not None:
+    if launch.has_side:
         given["side"] = "*u8"
-    elements = launch.block(of, _inductor.SIZE)
+    lanes = 64 if target.startswith("gfx") else 32
+    elements = launch.block(of, _inductor.SIZE, lanes)
     constants = {**launch.constants, "BLOCK": elements}
     names = launch.kernel.arg_names
     return Build(
         kernel=launch.kernel,
         signature={name: "constexpr" if name in constants else given[name] for name in names},
         constexprs=constants,
-        num_warps=triton.THREADS // (64 if target.startswith("gfx") else 32),
+        num_warps=triton.WARPS,
         elements=elements,
-        bytes_per_element=launch.traffic * of.itemsize + ("*u8" in given.values()) / 8,
+        bytes_per_element=launch.traffic * of.itemsize + launch.has_side / 8,
         aligned=(*launch.tensors, "count"),
     )
 

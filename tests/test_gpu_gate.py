@@ -1,0 +1,104 @@
+"""The code of every GPU kernel, compiled ahead of time for every target."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from common import TRITON
+
+from mishkit.backends import triton
+from mishkit.functions import ACTIVATIONS
+from mishkit.lab import _paper
+from mishkit.lab._gpu_code import FLOAT64, LOCAL, TARGETS, Build, Code, Job, compile_all
+
+pytestmark = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+
+SHAPES = {
+    "contiguous": (16, 256, 3136),
+    "channels_last": (50176, 256, 1),
+    "scalar": (1, 1, 1 << 24),
+}
+"""(outer, channels, inner) of tensors with trained parameters."""
+POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+
+
+def find(function: str, body: str, dtype: str, target: str) -> Build | None:
+    """The kernels that `_paper` does not weigh: they follow data or take masks."""
+    a, of = ACTIVATIONS[function], getattr(torch, dtype)
+    if body == "iterated":
+        launch = triton.launch(a, "backward_packed", of, 0.75, 1.25, 0.625)
+        return _paper.build_of(launch, dtype, target)
+    kernel, _, shape = body.partition(" ")
+    sizes = SHAPES[shape]
+    tiling = triton.Tiling(sizes, triton.tile_of(sizes, of))
+    is_forward = kernel == "trained"
+    names = ("numbers", "f") if is_forward else ("numbers", "df", "dp")
+    devices = triton._formulas(a, "trained_numbers", *names[1:])
+    constants: dict[str, Any] = dict(zip(names, devices, strict=True))
+    constants |= {"count": len(a.parameters)}
+    constants |= dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))
+    compiled = getattr(triton._kernels(), kernel)
+    signature: dict[str, Any] = {}
+    for name in compiled.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in ("x", "y", "grad", "result"):
+            signature[name] = POINTERS[dtype]
+        else:
+            signature[name] = "*fp32" if name in ("parameters", "sums") else "i32"
+    pointers = tuple(name for name, kind in signature.items() if str(kind).startswith("*"))
+    return Build(
+        compiled,
+        signature,
+        constants,
+        num_warps=triton.WARPS,
+        elements=tiling.tile[0] * tiling.tile[1] * tiling.tile[2],
+        bytes_per_element=(2 if is_forward else 3) * of.itemsize,
+        aligned=pointers,
+    )
+
+
+@pytest.fixture(scope="module")
+def codes() -> Iterator[_paper.Codes]:
+    jobs = [
+        kernel.job(target)
+        for kernel in _paper.kernels(ACTIVATIONS, _paper.DTYPES)
+        if kernel.is_ours
+        for target in TARGETS
+    ]
+    yield dict(compile_all(jobs, _paper.find_build))
+
+
+def test_every_bar(codes: _paper.Codes) -> None:
+    """Roofline ratios, no float64, no local memory, accesses of 128 bits, nothing unseen."""
+    missed = [
+        f"{v.what}, {v.bar}: {v.measured}" for v in _paper.verdicts(codes) if v.met is not True
+    ]
+    assert not missed
+
+
+def test_every_kernel_was_judged(codes: _paper.Codes) -> None:
+    count = len(ACTIVATIONS) * len(_paper.BODIES)
+    without_side = sum(a.turn is None for a in ACTIVATIONS.values())
+    made = [code for code in codes.values() if isinstance(code, Code)]
+    assert len(made) == (count - without_side) * len(_paper.DTYPES) * len(TARGETS)
+    assert all(code.instructions > 2 for code in made)
+
+
+def test_kernels_that_follow_data_or_take_masks() -> None:
+    trained = [a.name for a in ACTIVATIONS.values() if a.trainable]
+    bodies = [f"{b} {s}" for b in ("trained", "trained_backward") for s in SHAPES]
+    jobs = [
+        Job(function, body, dtype, target)
+        for function, body in [*itertools.product(trained, bodies), ("aptx", "iterated")]
+        for dtype, target in zip(
+            itertools.cycle(_paper.DTYPES), itertools.islice(itertools.cycle(TARGETS), 15)
+        )
+    ]
+    for job, code in compile_all(jobs, find):
+        assert isinstance(code, Code), (job, code)
+        assert FLOAT64 not in code.faults and LOCAL not in code.faults, (job, code.faults)
