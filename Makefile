@@ -24,8 +24,8 @@ kernels: $(LIBRARY) ## the C++ kernels, where csrc has changed
 demo: kernels ## mish beside its peers on this machine
 	@.venv/bin/mishkit compare
 
-test: kernels ## the tests; PYTEST="-k mish" passes options on
-	@$(PY) -m pytest $(PYTEST)
+test: kernels ## the tests, on all cores; PYTEST="-k mish" passes options on
+	@$(PY) -m pytest -n auto --dist worksteal $(PYTEST)
 
 check: kernels ## style, types, and everything generated or declared by hand against its source
 	@.venv/bin/ruff check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -62,30 +61,20 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     )
 
 
-@pytest.fixture(scope="module")
-def codes() -> Iterator[_paper.Codes]:
-    jobs = [
-        kernel.job(target)
-        for kernel in _paper.kernels(ACTIVATIONS, _paper.DTYPES)
-        if kernel.is_ours
-        for target in TARGETS
-    ]
-    yield dict(compile_all(jobs, _paper.find_build))
-
-
-def test_every_bar(codes: _paper.Codes) -> None:
+def test_every_bar() -> None:
     """Roofline ratios, no float64, no local memory, accesses of 128 bits, nothing unseen."""
+    kernels = [k for k in _paper.kernels(ACTIVATIONS, _paper.DTYPES) if k.is_ours]
+    jobs = [kernel.job(target) for kernel in kernels for target in TARGETS]
+    codes = dict(compile_all(jobs, _paper.find_build))
     missed = [
         f"{v.what}, {v.bar}: {v.measured}" for v in _paper.verdicts(codes) if v.met is not True
     ]
     assert not missed
-
-
-def test_every_kernel_was_judged(codes: _paper.Codes) -> None:
-    count = len(ACTIVATIONS) * len(_paper.BODIES)
+    # And none was left out, but for the sides that monotone functions don't have.
     without_side = sum(a.turn is None for a in ACTIVATIONS.values())
+    count = len(ACTIVATIONS) * len(_paper.BODIES) - without_side
     made = [code for code in codes.values() if isinstance(code, Code)]
-    assert len(made) == (count - without_side) * len(_paper.DTYPES) * len(TARGETS)
+    assert len(made) == count * len(_paper.DTYPES) * len(TARGETS)
     assert all(code.instructions > 2 for code in made)
 
 
