@@ -17,11 +17,14 @@ LAB_PACKAGES = frozenset(
         "lightning_fabric",
         "matplotlib",
         "mlxtend",
+        "mpmath",
         "numpy",
         "pandas",
         "PIL",
         "rich",
+        "scipy",
         "sklearn",
+        "sympy",
     )
 )
 
@@ -275,6 +278,40 @@ else:
             )
             status = lab.main(settings)
         raise typer.Exit(status)
+
+    Against = Annotated[
+        str | None,
+        typer.Option(help="Another function, whose distance is measured: gelu, swish:beta=2."),
+    ]
+
+    @app.command(
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        epilog="Parameters are options: mishkit explain hard_mish --k 3",
+    )
+    def explain(
+        context: typer.Context,
+        name: Annotated[str, typer.Argument(help="A function: mish, hard_mish, hard_mish:k=3.")],
+        against: Against = None,
+        cost: Annotated[
+            bool, typer.Option(help="Count instructions, and time the kernels on this machine.")
+        ] = True,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print JSON, with 30 digits.")
+        ] = False,
+    ) -> None:
+        """Derive from a function's definition what it is, and measure what it costs.
+
+        Prints its derivatives, range, minima, inflections, limits, joints, Lipschitz constants,
+        gains, shape, and its distance to another function; vector instructions an element, and
+        whether memory or arithmetic bounds it here.
+        """
+        with one_line_errors():
+            from mishkit.lab import explain as lab
+            from mishkit.lab._named import find, options
+
+            named = find(name, options(context.args))
+            other = find(against) if against else None
+            lab.main(named, other, cost=cost, as_json=as_json)
 
     def _command() -> str:
         """The command as it was given."""
