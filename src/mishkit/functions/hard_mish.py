@@ -64,4 +64,5 @@ activation = Activation(
             positive=True,
         ),
     ),
+    published=(("hard Mish, k = 5", (5,)), ("hard Mish, k = 3", (3,)), ("hardswish", (6,))),
 )

@@ -52,4 +52,5 @@ activation = Activation(
     turn=turn,
     portable=_portable,
     parameters=(Parameter("beta", 1.0, "sharpness: 1 gives SiLU, a large one tends to ReLU"),),
+    published=(("SiLU", (1,)), ("APTx for Mish", (2,)), ("for GELU", (1.702,))),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import mpmath
@@ -173,6 +173,7 @@ class Piece(Smooth):
         self.forms = [form]
         for _ in range(MOST_ORDER):
             self.forms.append(_factored(sympy.diff(self.forms[-1], X)))
+        self._known: dict[tuple[mpf, int], mpf] = {}
         self._functions = [sympy.lambdify(X, f, modules="mpmath", cse=True) for f in self.forms]
 
     def is_zero(self, order: int) -> bool:
@@ -184,6 +185,11 @@ class Piece(Smooth):
     def at(self, x: mpf, order: int = 0) -> mpf:
         if self.is_zero(order):
             return mpf(0)
+        if (x, order) not in self._known:
+            self._known[x, order] = self._settled(x, order)
+        return self._known[x, order]
+
+    def _settled(self, x: mpf, order: int) -> mpf:
         before = None
         for digits in PRECISIONS:
             with mpmath.workdps(digits):
@@ -302,32 +308,38 @@ class Curve:
 
     def expectation(self, of: Callable[[Smooth, mpf], mpf], scale: float = 1.0) -> mpf:
         """E[of(piece, z)] for z ~ N(0, scale²); at most `DIGITS` digits."""
+        sigma = mpf(scale)
+
+        def weighted(piece: Smooth, z: mpf) -> mpf:
+            return of(piece, z) * mpmath.npdf(z, 0, sigma)
+
+        return self.integral(weighted, -16 * sigma, 16 * sigma)
+
+    def integral(self, of: Callable[[Smooth, mpf], mpf], low: mpf, high: mpf) -> mpf:
+        """∫ of(piece, z) dz between two numbers; at most `DIGITS` digits."""
+        total = mpf(0)
         with mpmath.workdps(DIGITS + 10):
-            sigma = mpf(scale)
-            total = mpf(0)
             for piece in self.pieces:
-                edges = self._edges(piece, 16 * sigma)
+                edges = self._edges(piece, mpf(low), mpf(high))
                 if len(edges) > 1:
-
-                    def integrand(z: mpf, piece: Smooth = piece) -> mpf:
-                        return of(piece, z) * mpmath.npdf(z, 0, sigma)
-
+                    integrand = partial(of, piece)
                     total += mpmath.quad(integrand, edges, method="gauss-legendre")
-            return total
+        return total
 
-    def _edges(self, piece: Smooth, most: mpf) -> list[mpf]:
-        """Ends of intervals on each of which Gauss's rule is exact to all digits: a few of the
-        piece's own lengths long, since its nearest poles are about as far from the line."""
-        low, high = max(piece.low, -most), min(piece.high, most)
+    def _edges(self, piece: Smooth, least: mpf, most: mpf) -> list[mpf]:
+        """Ends of intervals on each of which Gauss's rule is exact to all digits: as long as the
+        nearest bend is from 0, since the piece's poles are about as far from the line."""
+        low, high = max(piece.low, least), min(piece.high, most)
         if low >= high:
             return []
+        reach = max(abs(least), abs(most))
         bends = [abs(x) for x in (*piece.roots(1), *piece.roots(2)) if x]
-        unit = min([most / 16, *(bend for bend in bends if bend > most / 10**6)])
+        unit = min([reach / 16, *(bend for bend in bends if bend > reach / 10**6)])
         places, step = [mpf(0)], unit
-        while places[-1] < most:
+        while places[-1] < reach:
             places.append(places[-1] + step)
             if places[-1] > 16 * unit:  # beyond its bends the function is all but straight
-                step = min(2 * step, most / 16)
+                step = min(2 * step, reach / 16)
         inside = {s * x for x in places for s in (-1, 1) if low < s * x < high}
         return [low, *sorted(inside), high]
 

@@ -137,7 +137,7 @@ def _end(end: End) -> str:
         return text
     if end.intercept is None:
         return f"{text}, f′ → {show(end.slope)}"
-    line = {1: "x", -1: "−x", 0: ""}.get(float(end.slope), f"{show(end.slope)}·x")
+    line = {1.0: "x", -1.0: "−x", 0.0: ""}.get(float(end.slope), f"{show(end.slope)}·x")
     if end.intercept:
         line += f" {'−' if end.intercept < 0 else '+'} {show(abs(end.intercept))}"
     return f"{text}, along the line {line}"
