@@ -13,6 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import mpmath
@@ -292,8 +293,9 @@ def analyze_named(named: Named, against: Named | None = None, *, cost: bool = Fa
     )
 
 
+@lru_cache(maxsize=32)
 def curve_of(named: Named) -> Curve:
-    """The curve of a function with its parameters."""
+    """The curve of a function with its parameters; what was found about it is remembered."""
     return Curve.of(parse(named.activation.expression, named.parameters))
 
 

@@ -6,6 +6,7 @@ and by dashes. They are drawn from the definitions, and broken where they jump.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,16 +118,20 @@ def draw(
     if len(shown) == 1:
         _mark_minimum(axes[0], shown[0], low, high)
     if against is not None:
-        for number, one in enumerate(shown):
-            if one.label != against.label:
-                _error(axes[3], one, against, number, low, high)
+        others = [(number, d) for number, d in enumerate(shown) if d.label != against.label]
+        for number, one in others:
+            _error(axes[3], one, against, number, low, high, named=len(others) > 1)
+        if len(others) > 1:
+            axes[3].legend(
+                fontsize=8.5, handlelength=2.6, frameon=True, edgecolor="none", framealpha=0.85
+            )
         _finish(axes[3], f"error: f(x) − {against.label}(x)", low, high)
-        axes[3].margins(y=0.16)
+        axes[3].margins(y=0.16 if len(others) == 1 else 0.3)
     if len(shown) > 1:
         figure.legend(
             *axes[0].get_legend_handles_labels(),
             loc="outside upper center",
-            ncols=min(len(shown), 4),
+            ncols=math.ceil(len(shown) / math.ceil(len(shown) / 4)),
             handlelength=3,
         )
 
@@ -155,19 +160,26 @@ def _mark_minimum(axes: Axes, one: Drawn, low: float, high: float) -> None:
         if e.kind == "minimum" and low < x < high:
             axes.plot([x], [y], "o", color=COLOURS[0], markersize=5, zorder=4)
             axes.annotate(
-                f"({show(e.x, 4)}, {show(e.y, 4)})", (x, y), (0, 9), textcoords="offset points",
-                ha="center", va="bottom", fontsize=9,
+                f"({show(e.x, 4)}, {show(e.y, 4)})", (x, y), (0, -8), textcoords="offset points",
+                ha="center", va="top", fontsize=9,
             )  # fmt: skip
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(min(bottom, y - 0.12 * (top - bottom)), top)
 
 
-def _error(axes: Axes, one: Drawn, against: Drawn, number: int, low: float, high: float) -> None:
+def _error(
+    axes: Axes, one: Drawn, against: Drawn, number: int, low: float, high: float, *, named: bool
+) -> None:
+    """The error, with a dot where it is largest; how large stands there, or in the legend."""
     x = np.union1d(one.lines(0, low, high)[0], against.lines(0, low, high)[0])
     error = _values(one, x) - _values(against, x)
     style = _style(number)
-    axes.plot(x, error, **style)
     worst = int(np.nanargmax(np.abs(error)))
+    label = f"{one.label}: {show(error[worst], 3)}" if named else None
+    axes.plot(x, error, label=label, **style)
     if error[worst]:
         axes.plot([x[worst]], [error[worst]], "o", color=style["color"], markersize=5, zorder=4)
+    if error[worst] and not named:
         above = error[worst] > 0
         # Inwards from the edges, where a centred figure would be cut off.
         share = (x[worst] - low) / (high - low)

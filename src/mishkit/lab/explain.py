@@ -170,6 +170,8 @@ def _shape(found: Analysis) -> str:
     if shape.but_for_jumps:
         words[0] += f" ({shape.but_for_jumps} but for the jumps of f)"
     words.append("convex" if shape.convex else "concave" if shape.concave else "not convex")
+    if shape.monotone:  # then it is both
+        return ", ".join(words)
     if shape.quasiconvex and not shape.convex:
         words.append("quasiconvex")
     if shape.quasiconcave and not shape.concave:

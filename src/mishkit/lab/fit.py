@@ -36,7 +36,7 @@ from .analyze import Number, curve_of, farthest, l2, number, show
 
 Array = NDArray[np.float64]
 
-POINTS = 2401
+POINTS = 1601
 """Samples of the interval, or of the distribution."""
 SIGMAS = 8
 """A normal distribution is sampled so far out."""
@@ -271,14 +271,17 @@ class _Problem:
     ) -> None:
         self.family, self.measure, self.constraints = family, measure, constraints
         self.x, self.weights = measure.points, measure.weights
+        wanted = curve_of(target)
+        if measure.kind == "max":  # at a joint the error may peak in a kink
+            joints = [float(at) for at in wanted.joints if measure.a < at < measure.b]
+            self.x = np.union1d(self.x, joints)
         symbols = [sympy.Symbol(p.name, real=True) for p in family.parameters]
         names = {str(symbol): symbol for symbol in symbols}
         form = parse_expr(family.expression, local_dict={"x": X, **names})
         self._g = _vectorised(form, [X, *symbols])
         self._joints = [_vectorised(joint, symbols) for joint in _joints(form)]
-        wanted = curve_of(target)
-        f = _vectorised(parse(target.activation.expression, target.parameters), [X])
-        self.f = np.broadcast_to(f(self.x), self.x.shape)
+        self._f = _vectorised(parse(target.activation.expression, target.parameters), [X])
+        self.f = self.target(self.x)
         self.free = [i for i, p in enumerate(family.parameters) if p.low < p.high]
         self.fixed = np.array([p.low for p in family.parameters])
         if {"place", "depth"} & set(constraints):
@@ -301,17 +304,33 @@ class _Problem:
             y = self._g(x, *(row[None, :] for row in self.whole(p)))
         return np.broadcast_to(y, np.broadcast_shapes(np.shape(y), (x.shape[0], p.shape[1])))
 
+    def target(self, x: Array) -> Array:
+        """f at x."""
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(self._f(x), x.shape)
+
     def errors(self, p: Array) -> Array:
         """f − g at the points, a column for each column of p."""
         difference = self.f[:, None] - self.g(self.x[:, None], p)
         return np.where(np.isfinite(difference), difference, 1e6)
 
+    def errors_at_joints(self, p: Array) -> Array:
+        """f − g at the family's joints, which move with p; a row each."""
+        rows = []
+        full = self.whole(p)
+        for joint in self._joints:
+            at = np.broadcast_to(joint(*full), full.shape[1:])
+            at = np.clip(at, self.measure.a, self.measure.b)[None, :]
+            rows.append((self.target(at) - self.g(at, p))[0])
+        return np.array(rows).reshape(len(rows), p.shape[1])
+
     def size(self, p: Array) -> Array:
         """The error by the measure."""
         errors = self.errors(p)
         if self.measure.kind == "max":
-            largest: Array = np.abs(errors).max(axis=0)
-            return largest + TIE * np.sqrt(self.weights @ errors**2)
+            peaks = np.concatenate([errors, self.errors_at_joints(p)])
+            largest: Array = np.abs(peaks).max(axis=0)
+            return largest + TIE * np.sqrt((errors**2).mean(axis=0))
         return np.sqrt(self.weights @ errors**2)
 
     def missed(self, p: Array, *, exactly: bool = False) -> Array:
@@ -366,7 +385,7 @@ class _Problem:
 
         box = [(self.family.parameters[i].low, self.family.parameters[i].high) for i in self.free]
         found = scipy.optimize.differential_evolution(
-            cost, box, popsize=24, maxiter=400, tol=1e-9, atol=1e-12, polish=False,
+            cost, box, popsize=20, maxiter=200, tol=1e-7, atol=1e-10, polish=False,
             updating="deferred", vectorized=True, **{_seed_name(): SEED},
         )  # fmt: skip
         best: Array = found.x
@@ -414,18 +433,20 @@ class _Problem:
         errors = np.abs(self.errors(start[:, None])[:, 0])
         inner = (errors[1:-1] >= errors[:-2]) & (errors[1:-1] >= errors[2:])
         peaks = np.flatnonzero(inner) + 1
-        near = {int(np.clip(i + d, 0, POINTS - 1)) for i in peaks for d in range(-12, 13)}
-        chosen = np.array(sorted(near | set(range(0, POINTS, 24))))
+        last = len(self.x) - 1
+        near = {int(np.clip(i + d, 0, last)) for i in peaks for d in range(-12, 13)}
+        chosen = np.array(sorted(near | set(range(0, last, 24))))
         x, f = self.x[chosen][:, None], self.f[chosen]
         n = len(self.free)
 
         def slack(v: Array) -> Array:
-            error = f - self.g(x, v[:n, None])[:, 0]
+            p = v[:n, None]
+            error = np.append(f - self.g(x, p)[:, 0], self.errors_at_joints(p)[:, 0])
             return np.concatenate([v[n] - error, v[n] + error])
 
         found = scipy.optimize.minimize(
             lambda v: float(v[n]),
-            np.append(start, errors.max()),
+            np.append(start, self.size(start[:, None])),
             method="SLSQP",
             bounds=[*self._bounds(), (0, None)],
             constraints=[{"type": "ineq", "fun": slack}, *self._equalities()],
