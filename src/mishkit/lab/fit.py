@@ -36,8 +36,10 @@ from .analyze import Number, curve_of, farthest, l2, number, show
 
 Array = NDArray[np.float64]
 
-POINTS = 1601
+POINTS = 1201
 """Samples of the interval, or of the distribution."""
+SECTIONS, NODES = 32, 12
+"""Of Gauss's rule in the local search."""
 SIGMAS = 8
 """A normal distribution is sampled so far out."""
 SEED = 0
@@ -119,13 +121,17 @@ class Measure:
             return np.linspace(-SIGMAS * self.a, SIGMAS * self.a, POINTS)
         return np.linspace(self.a, self.b, POINTS)
 
+    def density(self, x: Array) -> Array:
+        """Of the distribution."""
+        if self.kind == "normal":
+            bell: Array = np.exp(-0.5 * (x / self.a) ** 2) / (self.a * np.sqrt(2 * np.pi))
+            return bell
+        return np.full_like(x, 1 / (self.b - self.a))
+
     @property
     def weights(self) -> Array:
         """By which squares of errors are summed: the trapezoidal rule."""
-        x = self.points
-        density = np.ones_like(x)
-        if self.kind == "normal":
-            density = np.exp(-0.5 * (x / self.a) ** 2)
+        density = self.density(self.points)
         density[[0, -1]] /= 2
         weights: Array = density / density.sum()
         return weights
@@ -272,9 +278,10 @@ class _Problem:
         self.family, self.measure, self.constraints = family, measure, constraints
         self.x, self.weights = measure.points, measure.weights
         wanted = curve_of(target)
+        self._kinks = [float(at) for at in wanted.joints]
         if measure.kind == "max":  # at a joint the error may peak in a kink
-            joints = [float(at) for at in wanted.joints if measure.a < at < measure.b]
-            self.x = np.union1d(self.x, joints)
+            inside = [at for at in self._kinks if measure.a < at < measure.b]
+            self.x = np.union1d(self.x, inside)
         symbols = [sympy.Symbol(p.name, real=True) for p in family.parameters]
         names = {str(symbol): symbol for symbol in symbols}
         form = parse_expr(family.expression, local_dict={"x": X, **names})
@@ -385,7 +392,7 @@ class _Problem:
 
         box = [(self.family.parameters[i].low, self.family.parameters[i].high) for i in self.free]
         found = scipy.optimize.differential_evolution(
-            cost, box, popsize=20, maxiter=200, tol=1e-7, atol=1e-10, polish=False,
+            cost, box, popsize=16, maxiter=150, tol=1e-6, atol=1e-9, polish=False,
             updating="deferred", vectorized=True, **{_seed_name(): SEED},
         )  # fmt: skip
         best: Array = found.x
@@ -405,7 +412,22 @@ class _Problem:
     def _merit(self, p: Array) -> float:
         column = p[:, None]
         missed = np.abs(self.missed(column, exactly=True)).sum() if self.constraints else 0.0
-        return float(self.size(column)[0] + PENALTY * missed)
+        size = self.size(column)[0] if self.measure.kind == "max" else self._square(p) ** 0.5
+        return float(size + PENALTY * missed)
+
+    def _square(self, p: Array) -> float:
+        """The square of the L2 error by Gauss's rule between the joints: smooth in p."""
+        low, high = self.x[0], self.x[-1]
+        full = self.whole(p[:, None])
+        joints = [float(np.squeeze(joint(*full))) for joint in self._joints]
+        cuts = np.linspace(low, high, SECTIONS + 1)
+        edges = np.unique(np.clip([*cuts, *joints, *self._kinks], low, high))
+        middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
+        nodes, weights = np.polynomial.legendre.leggauss(NODES)
+        x = (middle[:, None] + half[:, None] * nodes).ravel()
+        weights = (half[:, None] * weights).ravel() * self.measure.density(x)
+        error = self.target(x) - self.g(x[:, None], p[:, None])[:, 0]
+        return float(weights @ error**2)
 
     def _equalities(self) -> list[dict[str, Any]]:
         if not self.constraints:
@@ -416,9 +438,9 @@ class _Problem:
         ]
 
     def _least_squares(self, start: Array) -> Array:
-        scale = self.size(start[:, None])[0] ** 2 or 1.0
+        scale = self._square(start) or 1.0
         found = scipy.optimize.minimize(
-            lambda p: float(self.size(p[:, None])[0] ** 2 / scale),
+            lambda p: self._square(p) / scale,
             start,
             method="SLSQP",
             bounds=self._bounds(),
@@ -655,7 +677,7 @@ def _print(found: Fit) -> None:
         ratio = float(c.error) / float(everyone[0].error) if everyone[0].error else 1.0
         made.add_row(
             c.label,
-            *(show(value, 7) for value in c.parameters.values()),
+            *(show(value, 6) for value in c.parameters.values()),
             *(show(c.error, 5), f"{ratio:.2f}", show(c.largest, 5)),
             *("–" if c.at is None else show(c.at, 5), str(c.rank)),
             style="bold" if c.label == "fitted" else "",
