@@ -423,6 +423,18 @@ def test_instructions_are_counted(name: str) -> None:
 
 
 @linux
+@pytest.mark.skipif(not shutil.which("strip"), reason="needs strip")
+def test_symbols_are_not_needed(tmp_path: Path) -> None:
+    path = tmp_path / "stripped.so"
+    subprocess.run(["strip", "-s", "-o", path, cpu.LIBRARY], check=True)
+    whole, stripped = _machine_code.library(), _machine_code.Library(path)
+    assert stripped.kernels == whole.kernels
+    for body in _machine_code.BODIES:
+        kernel = (KERNELS[-1].name, "aptx", "float32", body)
+        assert stripped.count(*kernel) == whole.count(*kernel)
+
+
+@linux
 def test_a_missing_objdump_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     library = _machine_code.Library(cpu.LIBRARY)

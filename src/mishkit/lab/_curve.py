@@ -27,7 +27,7 @@ PRECISIONS = (60, 100, 350, 800)
 """Digits that are tried until two of them agree: 1 + tanh and the like cancel in the tails."""
 MOST_ORDER = 3
 DECADES = 10
-A_DECADE = 20
+A_DECADE = 12
 """The search for roots samples 10^t about 0 and every joint, −DECADES ≤ t ≤ DECADES, so densely."""
 FAR = (mpf(10) ** 20, mpf(10) ** 25)
 """Where functions that tend to their asymptotes exponentially have arrived, and a second place."""

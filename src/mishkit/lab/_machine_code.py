@@ -43,7 +43,7 @@ _ROOT = re.compile(r"^v?sqrtp[sd]$|^fsqrt$")
 _STREAMING = re.compile(r"^v?movnt|^stnp$")
 _LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
 _JUMP = re.compile(r"^(j[a-z]+|b(\.[a-z]+)?|cbn?z|tbn?z)$")
-_TARGET = re.compile(r"(?:0x)?([0-9a-f]+)\s*<")
+_TARGET = re.compile(r"(?:^|[\s,])(?:0x)?([0-9a-f]+)\s*(?:<|$)")
 
 
 @dataclass(frozen=True)

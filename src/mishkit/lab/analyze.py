@@ -1,9 +1,9 @@
 """`mishkit explain`: what a function is, by calculus on its definition.
 
 Everything follows from the definition (`Activation.expression`) with the parameters put in. Roots
-are found by scanning ±10^t about 0 and every joint, −10 ≤ t ≤ 10 in steps of 1/20, for changes of
+are found by scanning ±10^t about 0 and every joint, −10 ≤ t ≤ 10 in steps of 1/12, for changes of
 sign and for dips towards 0, and closed in on to 30 digits; integrals are Gauss's. Two roots nearer
-to each other than the scan's steps (a factor of 1.12) that also leave no dip would be missed.
+to each other than the scan's steps (a factor of 1.21) that also leave no dip would be missed.
 """
 
 from __future__ import annotations
