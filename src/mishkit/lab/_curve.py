@@ -18,6 +18,7 @@ from mpmath import mpf
 from sympy.parsing.sympy_parser import parse_expr
 
 from . import LabError
+from ._notation import unicode
 
 DIGITS = 30
 """Right digits of every figure."""
@@ -203,7 +204,7 @@ class Piece(Smooth):
         """The derivative of that order in its shortest form, for people."""
         raw = sympy.diff(self.expression, X, order)
         forms = [raw, sympy.factor_terms(raw), self.forms[order]]
-        return min(forms, key=lambda form: (form.count_ops(), len(str(form))))
+        return min(forms, key=lambda form: len(unicode(form)))
 
 
 class Difference(Smooth):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal, localcontext
 
 import sympy
 from sympy.printing.str import StrPrinter
@@ -25,13 +26,16 @@ def decimal(number: sympy.Rational) -> str | None:
             rest //= prime
     if number.q <= _LONG or rest != 1:
         return None
-    return f"{number.evalf(40)}".rstrip("0")
+    with localcontext() as context:
+        context.prec = 60
+        text = str(Decimal(number.p) / Decimal(number.q))
+    return text if "E" not in text else None
 
 
 def unicode(expression: sympy.Expr) -> str:
     """x·eˣ/(eˣ + 1)²"""
     text = _Printer({"order": None}).doprint(_with_decimals(expression))
-    text = re.sub(r"\*\*(-?\d+)\b(?![./])", lambda m: m[1].translate(_SUPERSCRIPTS), text)
+    text = re.sub(r"\*\*(-?\d+)\b", lambda m: m[1].translate(_SUPERSCRIPTS), text)
     text = re.sub(r"sqrt\((\w+)\)", r"√\1", text).replace("sqrt(", "√(").replace("**", "^")
     text = re.sub(r"\bexp\((\d*)\*?x\)", lambda m: f"e{m[1].translate(_SUPERSCRIPTS)}ˣ", text)
     for old, new in ((r"\bpi\b", "π"), (r"\blog\(", "ln("), (r"\*", "·"), ("-", "−")):
