@@ -12,7 +12,7 @@ PY := .venv/bin/python
 LIBRARY := src/mishkit/_kernels.so
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check bench accuracy format clean
+.PHONY: help venv kernels demo test check bench accuracy gallery format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: kernels ## time the kernels
 
 accuracy: kernels ## measure the error of the kernels
 	@.venv/bin/mishkit accuracy
+
+gallery: .venv/installed ## draw every function into docs/gallery, and write docs/gallery.md
+	@.venv/bin/mishkit plot --gallery docs
 
 format: .venv/installed ## put the Python files into shape
 	@.venv/bin/ruff check --fix

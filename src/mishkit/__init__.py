@@ -10,6 +10,7 @@
 from typing import TYPE_CHECKING
 
 from . import functional, modules
+from ._lazy import analyze
 from ._version import __version__
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
@@ -29,6 +30,7 @@ __all__ = [
     "APTxNeuron",
     "KeptBytes",
     "__version__",
+    "analyze",
     "aptx_layer",
     "functional",
     "get",

@@ -92,6 +92,8 @@ class Activation:
     keeps_state: bool = False
     """Whether a module's fixed parameters are in its state_dict, as in the package that published
     the function."""
+    published: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    """Values of the parameters that were published for this form, each with where or as what."""
     torch_function: str | None = None
     """The function's name in `torch.nn.functional`, if torch has it under the same arguments."""
 

@@ -366,6 +366,7 @@ activation = Activation(
         Parameter("beta", 1.0, "sharpness"),
         Parameter("gamma", 0.5, "½ gives the right side slope 1"),
     ),
+    published=(("APTx for Mish", (1, 1, 0.5)), ("APTx for SiLU", (1, 0.5, 0.5))),
     iterates=lambda alpha, beta, gamma: alpha != 1,
     keeps_state=True,
     twin=Twin(

@@ -122,4 +122,5 @@ activation = Activation(
     twin=Twin(
         gpu_f, gpu_df, gpu_d2f, gpu_df_y, numbers=gpu_numbers, output_numbers=gpu_output_numbers
     ),
+    published=(("hard Mish, k = 5", (5,)), ("hard Mish, k = 3", (3,)), ("hardswish", (6,))),
 )

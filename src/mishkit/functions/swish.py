@@ -104,4 +104,5 @@ activation = Activation(
         trained_numbers=gpu_swish_numbers,
         dp=gpu_swish_dp,
     ),
+    published=(("SiLU", (1,)), ("APTx for Mish", (2,)), ("for GELU", (1.702,))),
 )

@@ -1,0 +1,525 @@
+"""`mishkit explain`: what a function is, by calculus on its definition.
+
+Everything follows from the definition (`Activation.expression`) with the parameters put in. Roots
+are found by scanning ±10^t about 0 and every joint, −10 ≤ t ≤ 10 in steps of 1/12, for changes of
+sign and for dips towards 0, and closed in on to 30 digits; integrals are Gauss's. Two roots nearer
+to each other than the scan's steps (a factor of 1.21) that also leave no dip would be missed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import mpmath
+import sympy
+from mpmath import mpf
+
+from . import LabError
+from ._curve import DIGITS, WORKING, Curve, Piece, Smooth, Stretch, X, parse
+from ._named import Named, find
+from ._notation import latex, unicode
+
+if TYPE_CHECKING:
+    from .cost import Cost
+
+Number = Decimal
+"""30 significant digits; float(number) where fewer do."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An expression in x."""
+
+    unicode: str
+    latex: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """The function between two joints, and its derivatives."""
+
+    low: Number
+    high: Number
+    f: Formula
+    df: Formula
+    d2f: Formula
+
+
+@dataclass(frozen=True)
+class Range:
+    """All values of f: between two numbers, which are values themselves or are not."""
+
+    low: Number
+    high: Number
+    has_low: bool
+    has_high: bool
+
+    def __str__(self) -> str:
+        left, right = "[" if self.has_low else "(", "]" if self.has_high else ")"
+        return f"{left}{show(self.low)}, {show(self.high)}{right}"
+
+
+@dataclass(frozen=True)
+class Extremum:
+    """Where f stops falling and begins to rise, or the other way round."""
+
+    kind: str
+    """"minimum" or "maximum"."""
+    x: Number
+    y: Number
+    flat_to: Number | None = None
+    """The other end, where it is a plateau."""
+
+
+@dataclass(frozen=True)
+class Inflection:
+    """Where f″ changes its sign."""
+
+    x: Number
+    y: Number
+    slope: Number | None
+    """f′ there; None where it jumps."""
+    becomes_convex: bool
+    is_joint: bool
+
+
+@dataclass(frozen=True)
+class End:
+    """What f does as x → −∞ or +∞: it tends to the line slope·x + intercept."""
+
+    side: str
+    """"−∞" or "+∞"."""
+    limit: Number
+    slope: Number
+    intercept: Number | None
+    """None if there is no such line."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Where two parts of the definition meet."""
+
+    x: Number
+    smoothness: int
+    """The highest derivative that is continuous; 0 for f alone, −1 where f itself jumps."""
+    jumps: int | None
+    """The first derivative that jumps; None if none up to the third does."""
+    jump: Number
+    """By how much: its value on the right less that on the left."""
+
+
+@dataclass(frozen=True)
+class Lipschitz:
+    """The smallest L with |g(a) − g(b)| ≤ L·|a − b|, g being f or f′."""
+
+    constant: Number
+    """Infinite where g jumps."""
+    steepest: Number
+    """The largest |g′| where g is smooth; the constant itself if g does not jump."""
+    places: tuple[Number, ...]
+    """Where |g′| is that large; ±∞ if it is the limit there."""
+    everywhere_from: tuple[Number, Number] | None = None
+    """An interval on all of which |g′| is that large."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """f of a standard normal input z ~ N(0, 1)."""
+
+    mean: Number
+    """E[f(z)]"""
+    second_moment: Number
+    """E[f(z)²]"""
+    slope_second_moment: Number
+    """E[f′(z)²]"""
+    gain: Number
+    """1/√E[f(z)²]: weights of variance gain²/fan_in keep E[y²] from layer to layer. For ReLU it
+    is the √2 of `torch.nn.init.calculate_gain`."""
+    backward_gain: Number
+    """1/√E[f′(z)²]: weights of variance backward_gain²/fan_out keep the gradient's size."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Verdicts; a jump of f counts."""
+
+    monotone: str | None
+    """"rising", "falling", "constant", or None."""
+    convex: bool
+    concave: bool
+    quasiconvex: bool
+    """Falling to one minimum, then rising; either part may be missing or flat in places."""
+    quasiconcave: bool
+    but_for_jumps: str | None
+    """What it would be, but for the jumps of f, where that is more."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far f is from another function g."""
+
+    other: str
+    parameters: dict[str, float]
+    max_error: Number
+    """sup |f − g| over the whole line."""
+    at: Number | None
+    """Where; ±∞ if it is a limit there, None if f is g."""
+    signed: Number
+    """f − g there."""
+    l2: Number
+    """√E[(f(z) − g(z))²], z ~ N(0, 1)."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` finds."""
+
+    name: str
+    parameters: dict[str, float]
+    formula: str
+    parts: tuple[Part, ...]
+    range: Range
+    extrema: tuple[Extremum, ...]
+    inflections: tuple[Inflection, ...]
+    ends: tuple[End, End]
+    joints: tuple[Joint, ...]
+    lipschitz_f: Lipschitz
+    lipschitz_df: Lipschitz
+    gaussian: Gaussian
+    shape: Shape
+    against: Distance | None = None
+    cost: Cost | None = None
+
+    @property
+    def minima(self) -> tuple[Extremum, ...]:
+        """The minima among the extrema."""
+        return tuple(e for e in self.extrema if e.kind == "minimum")
+
+    @property
+    def smoothness(self) -> int | None:
+        """The highest derivative that is continuous everywhere; None where there is no joint."""
+        return min((joint.smoothness for joint in self.joints), default=None)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """All of it; numbers with all their digits, infinities as strings."""
+        plain = dataclasses.asdict(self)
+        text = json.dumps(plain, default=_mark, indent=indent, ensure_ascii=False)
+        return re.sub(r'"@([^"]*)@"', r"\1", text)
+
+    def __rich__(self) -> Any:
+        from .explain import tables
+
+        return tables(self)
+
+    def __str__(self) -> str:
+        from .explain import plain_text
+
+        return plain_text(self)
+
+
+def _mark(value: object) -> str:
+    if isinstance(value, Decimal):
+        return f"@{value}@" if value.is_finite() else str(value)
+    raise TypeError(type(value))
+
+
+def show(value: Number | float | None, digits: int = 8) -> str:
+    """A figure for people: so many significant digits, without trailing zeros; ∞ and − as such."""
+    if value is None:
+        return "–"
+    value = Decimal(value)
+    if not value.is_finite():
+        return "−∞" if value < 0 else "∞"
+    text = f"{value:.{digits}g}" if value else "0"
+    mantissa, e, exponent = text.partition("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    text = f"{mantissa}e{int(exponent)}" if e else mantissa
+    if e and -1 < int(exponent) < 12:
+        text = f"{Decimal(text):f}"
+    return text.replace("-", "−")
+
+
+# ---- the analysis --------------------------------------------------------------------------------
+
+
+def analyze(
+    name: str,
+    /,
+    *,
+    against: str | None = None,
+    cost: bool = False,
+    **parameters: float,
+) -> Analysis:
+    """What follows from the definition of a function: see `mishkit.analyze`."""
+    return analyze_named(find(name, parameters), find(against) if against else None, cost=cost)
+
+
+def analyze_named(named: Named, against: Named | None = None, *, cost: bool = False) -> Analysis:
+    """The same, for functions that were found already."""
+    curve = curve_of(named)
+    distance = None
+    if against is not None:
+        distance = distance_between(curve, curve_of(against), against)
+    costs = None
+    if cost:
+        from .cost import measure
+
+        costs = measure(named)
+    falls = curve.stretches(1)
+    bends = curve.stretches(2)
+    return Analysis(
+        name=named.activation.name,
+        parameters=named.parameters,
+        formula=named.activation.formula,
+        parts=tuple(_part(piece) for piece in curve.pieces if isinstance(piece, Piece)),
+        range=_range(curve),
+        extrema=tuple(_extrema(curve, falls)),
+        inflections=tuple(_inflections(curve, bends)),
+        ends=(_end(curve, -1), _end(curve, 1)),
+        joints=tuple(_joint(curve, number) for number in range(len(curve.joints))),
+        lipschitz_f=_lipschitz(curve, 0),
+        lipschitz_df=_lipschitz(curve, 1),
+        gaussian=_gaussian(curve),
+        shape=_shape(falls, bends),
+        against=distance,
+        cost=costs,
+    )
+
+
+@lru_cache(maxsize=32)
+def curve_of(named: Named) -> Curve:
+    """The curve of a function with its parameters; what was found about it is remembered."""
+    return Curve.of(parse(named.activation.expression, named.parameters))
+
+
+def number(value: mpf) -> Number:
+    """`DIGITS` significant digits."""
+    if not mpmath.isfinite(value):
+        return Decimal("Infinity") if value > 0 else Decimal("-Infinity")
+    with mpmath.workdps(WORKING):
+        # A root at 0 is found to so many decimals.
+        if abs(value) < mpf(10) ** -(WORKING - 2):
+            return Decimal(0)
+        return Decimal(mpmath.nstr(value, DIGITS, strip_zeros=True))
+
+
+def distance_between(one: Curve, other: Curve, named: Named) -> Distance:
+    """How far two curves are apart; `named` is the other."""
+    largest, where = farthest(one, other)
+    return Distance(
+        other=named.activation.name,
+        parameters=named.parameters,
+        max_error=number(abs(largest)),
+        at=None if where is None else number(where),
+        signed=number(largest),
+        l2=number(l2(one, other)),
+    )
+
+
+def farthest(
+    one: Curve, other: Curve, low: float = -mpmath.inf, high: float = mpmath.inf
+) -> tuple[mpf, mpf | None]:
+    """The difference that is largest in size, and where it is (None if there is none), between
+    two places."""
+    difference = one.minus(other)
+    largest, where = mpf(0), None
+    found = [(x, value) for x, value, _ in difference.extremes(0) if low <= x <= high]
+    found += [(x, difference.at(x)) for x in (mpf(low), mpf(high)) if mpmath.isfinite(x)]
+    for x, value in found:
+        # At infinity only if nothing comes up to it.
+        closer = where is not None and mpmath.isinf(where) and mpmath.isfinite(x)
+        if abs(value) > abs(largest) or (value and abs(value) == abs(largest) and closer):
+            largest, where = value, x
+    return largest, where
+
+
+def l2(one: Curve, other: Curve, scale: float = 1.0) -> mpf:
+    """√E[(f(z) − g(z))²], z ~ N(0, scale²)."""
+    with mpmath.workdps(WORKING):
+        return mpmath.sqrt(one.minus(other).expectation(lambda p, z: p.quick(z) ** 2, scale))
+
+
+def _part(piece: Piece) -> Part:
+    forms = [piece.expression, piece.derivative(1), piece.derivative(2)]
+    f, df, d2f = (Formula(unicode(form), latex(form)) for form in forms)
+    return Part(number(piece.low), number(piece.high), f, df, d2f)
+
+
+def _range(curve: Curve) -> Range:
+    found = curve.extremes(0)
+    ends = []
+    for best in (min, max):
+        value = best(value for _, value, _ in found)
+        attained = any(
+            mpmath.isfinite(x) or piece.is_zero(1)
+            for x, y, piece in found
+            if mpmath.isfinite(y) and _same(y, value)
+        )
+        ends.append((number(value), attained))
+    (low, has_low), (high, has_high) = ends
+    return Range(low, high, has_low, has_high)
+
+
+def _same(one: mpf, other: mpf) -> bool:
+    if not (mpmath.isfinite(one) and mpmath.isfinite(other)):
+        return bool(one == other)
+    with mpmath.workdps(WORKING):
+        return bool(abs(one - other) <= mpf(10) ** -(DIGITS - 3) * max(1, abs(other)))
+
+
+def _extrema(curve: Curve, falls: list[Stretch]) -> list[Extremum]:
+    found, before, flat_from = [], 0, None
+    for stretch in falls:
+        if stretch.low == stretch.high:  # a jump
+            continue
+        if not stretch.sign:
+            flat_from = stretch.low if flat_from is None else flat_from
+            continue
+        if before and stretch.sign != before:
+            x = stretch.low if flat_from is None else flat_from
+            found.append(
+                Extremum(
+                    "minimum" if stretch.sign > 0 else "maximum",
+                    number(x),
+                    number(curve.at(x)),
+                    None if flat_from is None else number(stretch.low),
+                )
+            )
+        before, flat_from = stretch.sign, None
+    return found
+
+
+def _inflections(curve: Curve, bends: list[Stretch]) -> list[Inflection]:
+    """Changes of sign between stretches of some length; at kinks the sign is that of the jump."""
+    found, before = [], 0
+    for stretch in bends:
+        if not stretch.sign:
+            continue
+        if before and stretch.sign != before:
+            x = stretch.low
+            joint = next((i for i, at in enumerate(curve.joints) if at == x), None)
+            kink = joint is not None and curve.jump(joint, 1)
+            slope = None if kink else number(curve.at(x, 1))
+            found.append(
+                Inflection(
+                    number(x), number(curve.at(x)), slope, stretch.sign > 0, joint is not None
+                )
+            )
+        before = stretch.sign
+    return found
+
+
+def _end(curve: Curve, side: int) -> End:
+    piece = curve.pieces[0 if side < 0 else -1]
+    limit, slope = piece.end(side, 0), piece.end(side, 1)
+    intercept = None
+    if mpmath.isfinite(limit):
+        intercept, slope = limit, mpf(0)
+    elif isinstance(piece, Piece) and mpmath.isfinite(slope):
+        exact = _rational(slope)
+        if exact is not None:
+            rest = Piece(piece.low, piece.high, piece.forms[0] - exact * X)
+            intercept = rest.end(side, 0)
+    return End(
+        "−∞" if side < 0 else "+∞",
+        number(limit),
+        number(slope),
+        None if intercept is None or mpmath.isinf(intercept) else number(intercept),
+    )
+
+
+def _rational(value: mpf) -> sympy.Rational | None:
+    """The short fraction that a limit is."""
+    with mpmath.workdps(WORKING):
+        exact = sympy.Rational(str(value)).limit_denominator(10**12)
+        return exact if abs(value - mpf(exact.p) / exact.q) < mpf(10) ** -(DIGITS - 2) else None
+
+
+def _joint(curve: Curve, joint: int) -> Joint:
+    for order in range(4):
+        jump = curve.jump(joint, order)
+        if jump:
+            return Joint(number(curve.joints[joint]), order - 1, order, number(jump))
+    return Joint(number(curve.joints[joint]), 3, None, Decimal(0))
+
+
+def _lipschitz(curve: Curve, order: int) -> Lipschitz:
+    found = curve.extremes(order + 1)
+    steepest = max(abs(value) for _, value, _ in found)
+    at = {number(x) for x, value, _ in found if _same(abs(value), steepest)}
+    finite = {x for x in at if x.is_finite()}
+    constant = next(
+        (
+            (number(piece.low), number(piece.high))
+            for piece in curve.pieces
+            if piece.is_zero(order + 2) and _same(abs(piece.end(1, order + 1)), steepest)
+        ),
+        None,
+    )
+    jumps = any(
+        curve.jump(joint, k) for joint in range(len(curve.joints)) for k in range(order + 1)
+    )
+    return Lipschitz(
+        Decimal("Infinity") if jumps else number(steepest),
+        number(steepest),
+        tuple(sorted(finite or at)),
+        constant,
+    )
+
+
+def _gaussian(curve: Curve) -> Gaussian:
+    def value(piece: Smooth, z: mpf) -> mpf:
+        return piece.quick(z)
+
+    def square(piece: Smooth, z: mpf) -> mpf:
+        return piece.quick(z) ** 2
+
+    def slope_square(piece: Smooth, z: mpf) -> mpf:
+        return piece.quick(z, 1) ** 2
+
+    found = map(curve.expectation, (value, square, slope_square))
+    # What cancels to less is 0.
+    mean, second, slopes = (m if abs(m) > mpf(10) ** -DIGITS else mpf(0) for m in found)
+    with mpmath.workdps(WORKING):
+        gains = [1 / mpmath.sqrt(m) if m else mpmath.inf for m in (second, slopes)]
+    return Gaussian(*map(number, (mean, second, slopes, *gains)))
+
+
+def _monotone(falls: list[Stretch]) -> str | None:
+    signs = {stretch.sign for stretch in falls} - {0}
+    if not signs:
+        return "constant"
+    return {1: "rising", -1: "falling"}[signs.pop()] if len(signs) == 1 else None
+
+
+def _turns_once(stretches: list[Stretch], first: int) -> bool:
+    """Whether the sign is `first` up to somewhere and the other from there on."""
+    signs = [stretch.sign for stretch in stretches if stretch.sign]
+    turned = [sign != first for sign in signs]
+    return turned == sorted(turned)
+
+
+def _shape(falls: list[Stretch], bends: list[Stretch]) -> Shape:
+    smooth = [stretch for stretch in falls if stretch.low < stretch.high]
+    continuous = len(smooth) == len(falls)
+    signs = {stretch.sign for stretch in bends} - {0}
+    monotone = _monotone(falls)
+    otherwise = _monotone(smooth)
+    return Shape(
+        monotone=monotone,
+        convex=continuous and -1 not in signs,
+        concave=continuous and 1 not in signs,
+        quasiconvex=_turns_once(falls, -1),
+        quasiconcave=_turns_once(falls, 1),
+        but_for_jumps=otherwise if otherwise != monotone else None,
+    )
+
+
+__all__ = ["Analysis", "LabError", "analyze", "analyze_named", "show"]

@@ -1,0 +1,247 @@
+"""`mishkit explain`: an analysis on the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+import rich.progress
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ._named import Named
+from .analyze import Analysis, End, Extremum, Joint, Lipschitz, analyze_named, show
+from .cost import Cost
+from .formats import significant
+
+WIDTH = 100
+"""Columns where there is no terminal to ask."""
+
+
+def main(named: Named, against: Named | None, *, cost: bool, as_json: bool) -> None:
+    """Analyse and print."""
+    out = Console(highlight=False)
+    status = Console(stderr=True)
+    with rich.progress.Progress(
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        console=status,
+        transient=True,
+        disable=not status.is_terminal,
+    ) as bar:
+        bar.add_task(f"analysing {named}", total=None)
+        found = analyze_named(named, against, cost=cost)
+    if as_json:
+        print(found.to_json())
+    else:
+        if not out.is_terminal:
+            out.width = max(WIDTH, out.width)
+        out.print(found)
+
+
+def plain_text(found: Analysis) -> str:
+    """The tables without colours."""
+    stream = io.StringIO()
+    Console(file=stream, width=WIDTH, highlight=False, color_system=None).print(tables(found))
+    return stream.getvalue()
+
+
+def tables(found: Analysis) -> RenderableType:
+    """The whole analysis."""
+    shown: list[RenderableType] = [_title(found), _formulas(found), _facts(found)]
+    if found.cost is not None:
+        shown += _cost(found.cost)
+    return Group(*shown)
+
+
+def _title(found: Analysis) -> Text:
+    given = ", ".join(f"{name} = {show(value)}" for name, value in found.parameters.items())
+    title = Text(f"{found.name}", style="bold")
+    title.append(f": {found.formula}" + (f"   with {given}" if given else ""), style="not bold")
+    return title
+
+
+def _formulas(found: Analysis) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for part in found.parts:
+        if len(found.parts) > 1:
+            table.add_row("where", Text(_interval(show(part.low), show(part.high))))
+        for label, form in (("f", part.f), ("f′", part.df), ("f″", part.d2f)):
+            table.add_row(label, Text(form.unicode))
+    return table
+
+
+def _interval(low: str, high: str) -> str:
+    if low == "−∞":
+        return "all x" if high == "∞" else f"x < {high}"
+    return f"x > {low}" if high == "∞" else f"{low} < x < {high}"
+
+
+def _facts(found: Analysis) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in facts(found):
+        table.add_row(label, Text(text))
+    return table
+
+
+def facts(found: Analysis) -> Iterator[tuple[str, str]]:
+    """What there is to know, a line each."""
+    yield "range", str(found.range)
+    for extremum in found.extrema:
+        yield extremum.kind, _extremum(extremum)
+    if not found.extrema:
+        yield "minimum", "none"
+    yield (
+        "inflections",
+        "; ".join(
+            f"x = {show(i.x)}, f = {show(i.y)}"
+            + (f", f′ = {show(i.slope)}" if i.slope is not None else " (a kink)")
+            for i in found.inflections
+        )
+        or "none",
+    )
+    for end in found.ends:
+        yield f"x → {end.side}", _end(end)
+    for joint in found.joints:
+        yield "joint", _joint(joint)
+    if not found.joints:
+        yield "smoothness", "no joints: derivatives of every order"
+    yield "Lipschitz, f", _lipschitz(found.lipschitz_f, "f′", "f")
+    yield "Lipschitz, f′", _lipschitz(found.lipschitz_df, "f″", "f′")
+    yield "shape", _shape(found)
+    g = found.gaussian
+    yield "gain", f"{show(g.gain)} = 1/√E[f(z)²] for z ~ N(0, 1); E[f] = {show(g.mean)}"
+    yield "gain, backward", f"{show(g.backward_gain)} = 1/√E[f′(z)²]"
+    if found.against is not None:
+        d = found.against
+        other = d.other + "".join(f", {name} = {show(v)}" for name, v in d.parameters.items())
+        where = f" at x = {show(d.at)} (f is {'above' if d.signed > 0 else 'below'})"
+        yield f"from {other}", f"at most {show(d.max_error)}" + (where if d.at is not None else "")
+        yield "", f"L2 under N(0, 1): {show(d.l2)}"
+
+
+def _extremum(extremum: Extremum) -> str:
+    flat = f" to {show(extremum.flat_to)}" if extremum.flat_to is not None else ""
+    return f"f = {show(extremum.y, 10)} at x = {show(extremum.x, 10)}{flat}"
+
+
+def _end(end: End) -> str:
+    text = f"f → {show(end.limit)}"
+    if end.limit.is_finite():
+        return text
+    if end.intercept is None:
+        return f"{text}, f′ → {show(end.slope)}"
+    line = {1.0: "x", -1.0: "−x", 0.0: ""}.get(float(end.slope), f"{show(end.slope)}·x")
+    if end.intercept:
+        line += f" {'−' if end.intercept < 0 else '+'} {show(abs(end.intercept))}"
+    return f"{text}, along the line {line}"
+
+
+def _joint(joint: Joint) -> str:
+    x = f"x = {show(joint.x)}: "
+    if joint.jumps is None:
+        return x + "C³ or smoother"
+    primes = ("f", "f′", "f″", "f‴")[joint.jumps]
+    order = str(joint.smoothness).translate(str.maketrans("0123-", "⁰¹²³⁻")).replace("⁻1", "⁻¹")
+    name = f"C{order}" if joint.smoothness >= 0 else "not continuous"
+    return f"{x}{name}, {primes} jumps by {show(joint.jump)}"
+
+
+def _lipschitz(found: Lipschitz, derivative: str, function: str) -> str:
+    if found.everywhere_from is not None:
+        where = "for " + _interval(*(show(end) for end in found.everywhere_from))
+    else:
+        where = "at x = " + ", ".join(show(x) for x in found.places)
+    largest = f"|{derivative}| is at most {show(found.steepest)}"
+    if not found.constant.is_finite():
+        return f"none, since {function} jumps; elsewhere {largest}"
+    return f"{show(found.constant)}, reached {where}"
+
+
+def _shape(found: Analysis) -> str:
+    shape = found.shape
+    words = [shape.monotone or "not monotone"]
+    if shape.but_for_jumps:
+        words[0] += f" ({shape.but_for_jumps} but for the jumps of f)"
+    words.append("convex" if shape.convex else "concave" if shape.concave else "not convex")
+    if shape.monotone:  # then it is both
+        return ", ".join(words)
+    if shape.quasiconvex and not shape.convex:
+        words.append("quasiconvex")
+    if shape.quasiconcave and not shape.concave:
+        words.append("quasiconcave")
+    return ", ".join(words)
+
+
+def _cost(cost: Cost) -> list[RenderableType]:
+    shown: list[RenderableType] = []
+    if cost.loops:
+        shown.append(_loops(cost))
+        if any(loop.iterates for loop in cost.loops):
+            shown.append(
+                Text("* There is a loop inside that repeats until it converges; one pass of it.\n")
+            )
+    else:
+        shown.append(Text(f"{cost.why_no_loops}\n"))
+    shown.append(_roofline(cost))
+    return shown
+
+
+def _loops(cost: Cost) -> Table:
+    columns = ["body", "dtype"]
+    isas = list(dict.fromkeys(loop.isa for loop in cost.loops))
+    title = (
+        "Vector instructions an element, in the main loop (÷ vector divisions, √ roots, a vector)"
+    )
+    table = _table(title, [*columns, *isas])
+    cells = {(loop.body, loop.dtype, loop.isa): loop for loop in cost.loops}
+    for body, dtype in dict.fromkeys((loop.body, loop.dtype) for loop in cost.loops):
+        row = []
+        for isa in isas:
+            loop = cells[body, dtype, isa]
+            a_vector = loop.elements / 4
+            extra = "".join(
+                f" {sign}{significant(rate * a_vector, 2)}"
+                for sign, rate in (("÷", loop.divisions), ("√", loop.square_roots))
+                if rate
+            )
+            row.append(significant(loop.vector_instructions) + extra + "*" * loop.iterates)
+        table.add_row(body, dtype, *row)
+    return table
+
+
+def _roofline(cost: Cost) -> Table:
+    title = (
+        f"One core, {cost.processor}, kernels: {cost.kernels}; memory copies "
+        f"{cost.copy_bytes_per_ns:.1f} GB/s ({cost.copied_bytes >> 20} MiB)"
+    )
+    table = _table(
+        title,
+        ["body", "dtype", "bytes an\nelement", "compute,\nns", "memory,\nns", "ratio", "bound by"],
+    )
+    for roof in cost.roofs:
+        table.add_row(
+            roof.body,
+            roof.dtype,
+            f"{roof.bytes:g}",
+            significant(roof.compute_ns),
+            significant(roof.memory_ns),
+            f"{roof.ratio:.2f}",
+            roof.bound,
+        )
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    made = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
+    return made
