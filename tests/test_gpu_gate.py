@@ -20,6 +20,7 @@ SHAPES = {
     "contiguous": (16, 256, 3136),
     "channels_last": (50176, 256, 1),
     "scalar": (1, 1, 1 << 24),
+    "few": (3, 20, 1),
 }
 """(outer, channels, inner) of tensors with trained parameters."""
 POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -41,6 +42,11 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     constants |= {"count": len(a.parameters)}
     constants |= dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))
     compiled = getattr(triton._kernels(), kernel)
+    # What is 1 is a constant to Triton.
+    sizes_by_name = dict(zip(("outer", "channels", "inner"), sizes, strict=True))
+    constants |= {name: 1 for name, size in sizes_by_name.items() if size == 1}
+    if tiling.tiles <= triton.STEPS and "parts" in compiled.arg_names:
+        constants["parts"] = 1
     signature: dict[str, Any] = {}
     for name in compiled.arg_names:
         if name in constants:

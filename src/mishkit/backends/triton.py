@@ -82,7 +82,12 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
     """The kernel of a body: "forward", "forward_packed", "backward", "backward_packed" or
     "double_backward"."""
     twin, devices = a.twin, compiled()
-    numbers = tuple(map(float, twin.numbers(*parameters)))
+    if body == "backward_packed":
+        numbers = twin.output_numbers(dtype, *parameters)
+    else:
+        numbers = twin.numbers(*parameters)
+    # Kernels whose formulas read none get one, as empty tuples are not what launchers are used to.
+    numbers = tuple(map(float, numbers)) or (0.0,)
     turn = a.turn_at(*parameters) if body == "forward_packed" else None
     kernel = getattr(_kernels(), body)
     tensors: tuple[str, ...]
@@ -98,7 +103,6 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
         constants = {"df": devices[twin.df], "d2f": devices[twin.d2f]}
         return Launch(kernel, tensors, numbers, None, constants, 5)
     if body == "backward_packed":
-        numbers = tuple(map(float, twin.output_numbers(dtype, *parameters)))
         constants = {
             "df_y": devices[twin.df_y],
             "table": twin.table(dtype, *parameters),
