@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +101,15 @@ def test_kernels_that_follow_data_or_take_masks() -> None:
     for job, code in compile_all(jobs, find):
         assert isinstance(code, Code), (job, code)
         assert FLOAT64 not in code.faults and LOCAL not in code.faults, (job, code.faults)
+
+
+def test_every_launch_fits_its_kernel() -> None:
+    """Numbers of arguments, tuples, and sizes of 1, which Triton treats apart."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = Path(__file__).parent / "feigned_launches.py"
+    done = subprocess.run([sys.executable, program], env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, *names = done.stdout.split()
+    bodies = ("forward", "forward_packed", "backward", "backward_packed", "double_backward")
+    assert names == sorted([*bodies, "trained", "trained_backward"])
+    assert int(count) > 200
