@@ -264,7 +264,7 @@ else:
             typer.Option(
                 help="Take every so many-th float32 by bit pattern; 1 for all.",
                 min=1,
-                show_default="509",
+                show_default="509; 65521 in Triton's interpreter",
             ),
         ] = None,
         isa: Annotated[
@@ -272,7 +272,11 @@ else:
             typer.Option(help="The kernels' instruction set.", show_default="the best there is"),
         ] = None,
         backend: Annotated[
-            str, typer.Option(help="cpu (the kernels), or torch (the plain formulas).")
+            str,
+            typer.Option(
+                help="cpu (the kernels), torch (the plain formulas), or triton (the GPU's kernels, "
+                "in Triton's interpreter where there is no GPU)."
+            ),
         ] = "cpu",
     ) -> None:
         """Measure the errors of f and f' over all 16-bit inputs and a stride of float32.
@@ -285,7 +289,7 @@ else:
             settings = lab.Settings(
                 functions=tuple(function or lab.Settings.functions),
                 dtypes=tuple(dtype or lab.Settings.dtypes),
-                stride=stride or lab.STRIDE,
+                stride=stride or lab.default_stride(backend),
                 isa=isa,
                 backend=backend,
             )
