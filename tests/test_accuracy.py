@@ -237,9 +237,9 @@ def test_float64_kernels(case: Case, kernels: Engine) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed")
-@pytest.mark.parametrize("name", ["mish", "hardswish", "gelu"])
+@pytest.mark.parametrize("name", ["mish", "hardswish"])
 def test_triton(name: str) -> None:
-    """One that inverts by a table, one in closed form, and the one with the most arithmetic."""
+    """One that is inverted by a table, and one in closed form."""
     stride = accuracy.default_stride("triton")
     results = list(accuracy.run(accuracy.Settings([name], backend="triton", stride=stride)))
     assert [result.dtype for result in results] == list(accuracy.DTYPES)
