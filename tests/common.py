@@ -159,16 +159,16 @@ def _on_gpu(body: Callable[..., Any]) -> Callable[..., Any]:
     if not torch.cuda.is_available():
         return body
 
-    def moved(*arguments: Any) -> Any:
-        result = body(*(_moved(x, "cuda") if isinstance(x, Tensor) else x for x in arguments))
+    def there(*arguments: Any) -> Any:
+        result = body(*(moved(x, "cuda") if isinstance(x, Tensor) else x for x in arguments))
         results = result if isinstance(result, tuple) else (result,)
-        back = tuple(_moved(y, "cpu") for y in results)
+        back = tuple(moved(y, "cpu") for y in results)
         return back if isinstance(result, tuple) else back[0]
 
-    return moved
+    return there
 
 
-def _moved(x: Tensor, device: str) -> Tensor:
+def moved(x: Tensor, device: str) -> Tensor:
     """The tensor elsewhere, with its strides."""
     storage = x.untyped_storage()
     there = storage.cuda() if device == "cuda" else storage.cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 
 import mpmath
@@ -14,6 +15,7 @@ from common import (
     DEFAULTS,
     FURTHER,
     OTHERS,
+    TRITON,
     Case,
     Engine,
     every_case,
@@ -233,6 +235,18 @@ def test_float64_kernels(case: Case, kernels: Engine) -> None:
             assert_slope(case, at, from_output, 5e-8 if abs(gradient) < 1e-6 else 1e-9)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("name", ["mish", "hardswish"])
+def test_triton(name: str) -> None:
+    """One that is inverted by a table, and one in closed form."""
+    stride = accuracy.default_stride("triton")
+    results = list(accuracy.run(accuracy.Settings([name], backend="triton", stride=stride)))
+    assert [result.dtype for result in results] == list(accuracy.DTYPES)
+    for result in results:
+        assert_bars(result)
+
+
 # ---- the bars can be missed ----------------------------------------------------------------------
 
 
@@ -298,6 +312,42 @@ def test_exit_status(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "MISSED" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_the_table_says_where_triton_ran(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = accuracy.Settings(["relu"], ["bfloat16"], backend="triton")
+    monkeypatch.setattr(accuracy, "measure", lambda a, dtype, **_: accuracy.Accuracy(a.name, dtype))
+    for is_there, words in ((False, "in its interpreter, not on a GPU"), (True, "on some GPU")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+        if not (is_there or interpreted_from_the_start()):
+            continue
+        assert accuracy.main(settings) == 0
+        assert f"Triton kernels {words}" in capsys.readouterr().out
+
+
+def interpreted_from_the_start() -> bool:
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def test_triton_needs_its_interpreter_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    language = pytest.importorskip("triton.language")
+    monkeypatch.setattr(language, "sum", None)  # as a compiler's
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LabError, match="set TRITON_INTERPRET=1 from the start"):
+        list(accuracy.run(accuracy.Settings(["relu"], backend="triton")))
+
+
+def test_triton_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LabError, match="Triton is not installed"):
+        accuracy.Settings(backend="triton")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -306,6 +356,7 @@ def test_exit_status(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         {"isa": "mmx"},
         {"backend": "cuda"},
         {"backend": "torch", "isa": "avx2"},
+        {"backend": "triton", "isa": "avx2"},
         {"stride": 0},
     ],
 )

@@ -209,7 +209,7 @@ def test_numbers() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"functions": ["mush"]}, {"dtypes": ["int8"]}, {"device": "cuda"}, {"threads": [0]}],
+    [{"functions": ["mush"]}, {"dtypes": ["int8"]}, {"device": "mps"}, {"threads": [0]}],
 )
 def test_misuse(wrong: dict[str, object]) -> None:
     with pytest.raises(LabError):

@@ -38,10 +38,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_contenders_do_the_same_work() -> None:
     """Anything else would make the ratios worthless."""
-    (y, gradients), (want, wanted) = (_bench_neuron.pass_of(name)() for name in (OURS, PLAIN))
+    (y, gradients), (want, wanted) = (
+        _bench_neuron.layer().pass_of(name)() for name in (OURS, PLAIN)
+    )
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients, wanted, rtol=1e-5, atol=1e-5)
-    linear, of_linear = _bench_neuron.pass_of(LINEAR)()
+    linear, of_linear = _bench_neuron.layer().pass_of(LINEAR)()
     assert linear.shape == y.shape and of_linear[0].shape == gradients[0].shape
 
 

@@ -191,13 +191,16 @@ else:
             typer.Option(
                 "--dtype",
                 help="float32, bfloat16, float16 or float64, once for each.",
-                show_default="float32, bfloat16",
+                show_default="float32, bfloat16; timed on a GPU float16 too",
             ),
         ] = None,
-        sizes: Annotated[str, typer.Option(help="Elements.")] = "64Ki,1Mi,16Mi",
+        sizes: Annotated[
+            str | None,
+            typer.Option(help="Elements.", show_default="64Ki,1Mi,16Mi; on a GPU 1Mi,16Mi,128Mi"),
+        ] = None,
         threads: Annotated[str, typer.Option(help="PyTorch's threads.")] = "1,2",
         device: Annotated[
-            str, typer.Option(help="cpu; or cuda, with --paper: nothing is timed there yet.")
+            str, typer.Option(help="cpu; or cuda, the current GPU, NVIDIA's or AMD's.")
         ] = "cpu",
         quick: Annotated[
             bool, typer.Option("--quick", help="Fewer samples: a fifth of the time.")
@@ -224,26 +227,28 @@ else:
     ) -> None:
         """Time every function beside torch's ReLU and torch's own, in turns.
 
-        Prints ns per element (minimum/median), the ratios, and the bars that one thread must
-        reach. Timings are noisy: a missed bar is an error with --check alone.
+        Prints ns per element (minimum/median), the ratios, and the bars that one thread, or a GPU,
+        must reach. Timings are noisy: a missed bar is an error with --check alone.
         """
         with one_line_errors():
-            from mishkit.lab import _bench_neuron
             from mishkit.lab import bench as lab
 
-            if neuron:
-                status = _bench_neuron.main(quick, csv)
-                raise typer.Exit(status if check else 0)
+            on_gpu = device == "cuda" and not paper
+            dtypes = lab.GPU_DTYPES if on_gpu else lab.Settings.dtypes
+            of_device = lab.GPU_SIZES if on_gpu else lab.Settings.sizes
             settings = lab.Settings(
                 functions=tuple(function or lab.Settings.functions),
-                dtypes=tuple(dtype or lab.Settings.dtypes),
-                sizes=lab.parse_numbers(sizes),
+                dtypes=tuple(dtype or dtypes),
+                sizes=lab.parse_numbers(sizes) if sizes else of_device,
                 threads=lab.parse_numbers(threads),
                 device=device,
                 quick=quick,
                 paper=paper,
             )
-            status = lab.main(settings, csv)
+            if neuron:
+                status = lab.main_of_layer(settings, csv)
+            else:
+                status = lab.main(settings, csv)
         raise typer.Exit(status if check else 0)
 
     @app.command()
@@ -262,7 +267,7 @@ else:
             typer.Option(
                 help="Take every so many-th float32 by bit pattern; 1 for all.",
                 min=1,
-                show_default="509",
+                show_default="509; 65521 in Triton's interpreter",
             ),
         ] = None,
         isa: Annotated[
@@ -270,7 +275,11 @@ else:
             typer.Option(help="The kernels' instruction set.", show_default="the best there is"),
         ] = None,
         backend: Annotated[
-            str, typer.Option(help="cpu (the kernels), or torch (the plain formulas).")
+            str,
+            typer.Option(
+                help="cpu (the kernels), torch (the plain formulas), or triton (the GPU's kernels, "
+                "in Triton's interpreter where there is no GPU)."
+            ),
         ] = "cpu",
     ) -> None:
         """Measure the errors of f and f' over all 16-bit inputs and a stride of float32.
@@ -283,7 +292,7 @@ else:
             settings = lab.Settings(
                 functions=tuple(function or lab.Settings.functions),
                 dtypes=tuple(dtype or lab.Settings.dtypes),
-                stride=stride or lab.STRIDE,
+                stride=stride or lab.default_stride(backend),
                 isa=isa,
                 backend=backend,
             )

@@ -64,32 +64,47 @@ class PlainLayer(mk.APTxLayer):
         return y if self.delta is None else y + self.delta
 
 
-def contender(name: str) -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
-    """A layer to call, and its parameters; the same numbers each time."""
-    torch.manual_seed(0)
-    kinds = {OURS: mk.APTxLayer, PLAIN: PlainLayer, COMPILED: PlainLayer, LINEAR: nn.Linear}
-    made = kinds[name](IN, OUT)
-    call: Any = torch.compile(made) if name == COMPILED else made
-    return call, list(made.parameters())
+@dataclass(frozen=True)
+class Layer:
+    """A layer and its input, the same numbers each time."""
+
+    batch: int
+    input: int
+    output: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def contender(self, name: str) -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
+        """A layer to call, and its parameters."""
+        torch.manual_seed(0)
+        kinds = {OURS: mk.APTxLayer, PLAIN: PlainLayer, COMPILED: PlainLayer, LINEAR: nn.Linear}
+        made = kinds[name](self.input, self.output).to(self.device, self.dtype)
+        call: Any = torch.compile(made) if name == COMPILED else made
+        return call, list(made.parameters())
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """An input, and a gradient of the output."""
+        generator = torch.Generator().manual_seed(1)
+        shapes = (self.batch, self.input), (self.batch, self.output)
+        x, g = (torch.randn(shape, generator=generator) for shape in shapes)
+        x, g = (t.to(self.device, self.dtype) for t in (x, g))
+        return x.requires_grad_(), g
+
+    def pass_of(self, name: str) -> Callable[[], Any]:
+        """One forward and backward pass, which returns all it has made."""
+        call, parameters = self.contender(name)
+        x, g = self.tensors()
+
+        def both() -> Any:
+            y = call(x)
+            return y, torch.autograd.grad(y, [x, *parameters], g)
+
+        return both
 
 
-def tensors() -> tuple[Tensor, Tensor]:
-    """An input, and a gradient of the output."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(BATCH, IN, generator=generator)
-    return x.requires_grad_(), torch.randn(BATCH, OUT, generator=generator)
-
-
-def pass_of(name: str) -> Callable[[], Any]:
-    """One forward and backward pass, which returns all it has made."""
-    call, parameters = contender(name)
-    x, g = tensors()
-
-    def both() -> Any:
-        y = call(x)
-        return y, torch.autograd.grad(y, [x, *parameters], g)
-
-    return both
+def layer() -> Layer:
+    """The one that is timed on the CPU."""
+    return Layer(BATCH, IN, OUT)
 
 
 # ---- time ----------------------------------------------------------------------------------------
@@ -102,10 +117,11 @@ def key(case: str, contender: str, threads: int) -> Key:
 
 def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
     """Everything that is timed in turns, compiled."""
-    x, g = tensors()
+    of = layer()
+    x, g = of.tensors()
     made: dict[tuple[str, str], Call] = {}
     for name in names:
-        call, parameters = contender(name)
+        call, parameters = of.contender(name)
         leaves = [x, *parameters]
         y = call(x)
 
@@ -115,7 +131,7 @@ def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
         backward()
         made[FORWARD, name] = Call(lambda call=call: call(x))  # type: ignore[misc]
         made[BACKWARD, name] = Call(backward)
-        made[BOTH, name] = Call(pass_of(name))
+        made[BOTH, name] = Call(of.pass_of(name))
         made[BOTH, name].run()
     return made
 
@@ -162,7 +178,7 @@ def memory_of(name: str) -> Memory:
 
 def print_memory(name: str) -> None:
     """The other end of `memory_of`."""
-    both = pass_of(name)
+    both = layer().pass_of(name)
     both()  # compiles, starts threads, loads code
     found = {"allocated": allocated_by(both), "resident": grown_by(both)}
     print(json.dumps(found))

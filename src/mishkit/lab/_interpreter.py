@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 
+@functools.cache  # once: it wraps what it finds
 def make_faithful() -> None:
     """Fuse fma, have minimum and maximum drop a NaN unless told otherwise, convert bfloat16, and
     keep the sign of an argument −0.

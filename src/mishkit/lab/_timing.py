@@ -91,7 +91,7 @@ def round_robin(
     """
     timings = {key: Timing() for key in calls}
     share = seconds * 1e9 / len(calls)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         counts = {key: call.calls_a_sample() for key, call in calls.items()}
         left = dict.fromkeys(calls, share)
         for done in range(most):
@@ -106,7 +106,8 @@ def round_robin(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collect garbage before a block, and not within it."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -22,9 +22,11 @@ limits  f and the gradients at ±∞ are the limits, zeros of f with their sign;
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +42,7 @@ from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
 
 from . import LabError
+from ._interpreter import make_faithful
 from ._references import Reference
 from ._timing import torch_threads
 from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
@@ -47,6 +50,8 @@ from ._verdicts import Verdict, any_missed, console, summary, table, verdict_tab
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STRIDE = 509
 """A prime, so that no bit of the mantissa stays the same; eight million values of float32."""
+INTERPRETED_STRIDE = 65521
+"""The same for Triton's interpreter, which is slow; 65,000 values."""
 CHUNK = 1 << 16
 """Values at a time: few enough for the caches to hold what is computed of them."""
 
@@ -60,6 +65,11 @@ BAR_F_MEAN_ULP = 0.75
 BAR_TAIL = 1.7e-36
 BAR_DF = 2.5e-7
 BAR_DF_Y = 2e-6
+INTERPRETED_LANES = 1 << 12
+"""Threads a warp in Triton's interpreter, where blocks of a chunk's size take the least time and
+give the same results."""
+BACKENDS = ("cpu", "torch", "triton")
+
 BAR_DECODER = 1.05
 """The decoder's error over the exact inverse's."""
 
@@ -411,13 +421,15 @@ class Settings:
         _check("dtype", self.dtypes, DTYPES)
         if self.stride < 1:
             raise LabError("the stride must be positive")
-        _check("backend", [self.backend], ("cpu", "torch"))
+        _check("backend", [self.backend], BACKENDS)
+        if self.backend == "triton" and importlib.util.find_spec("triton") is None:
+            raise LabError("Triton is not installed: pip install triton")
         if self.backend == "cpu":
             if not cpu.isas():
                 raise LabError("the kernels were not built: --backend torch measures plain torch")
             _check("instruction set", [self.isa] if self.isa else [], cpu.isas())
         elif self.isa:
-            raise LabError("--isa chooses kernels, and --backend torch has none")
+            raise LabError(f"--isa chooses the CPU's kernels: not with --backend {self.backend}")
 
 
 def _check(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
@@ -426,14 +438,62 @@ def _check(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
             raise LabError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
 
 
+def default_stride(backend: str) -> int:
+    """What is quick enough."""
+    return INTERPRETED_STRIDE if is_interpreted(backend) else STRIDE
+
+
+def is_interpreted(backend: str) -> bool:
+    """Whether Triton's interpreter stands in for a GPU."""
+    return backend == "triton" and not torch.cuda.is_available()
+
+
+@contextmanager
+def interpreter() -> Iterator[None]:
+    """Triton's kernels run in its interpreter within a block: as a GPU computes, and in large
+    blocks.
+
+    Raises LabError where Triton has been imported without it, which then can't be undone.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks at it when it is imported
+    from triton.language import sum as builtin
+    from triton.runtime.interpreter import InterpretedFunction
+
+    if not isinstance(builtin, InterpretedFunction):
+        raise LabError("Triton was imported before: set TRITON_INTERPRET=1 from the start")
+    make_faithful()
+    lanes, triton.LANES = triton.LANES, INTERPRETED_LANES
+    try:
+        yield
+    finally:
+        triton.LANES = lanes
+
+
 def run(settings: Settings) -> Iterator[Accuracy]:
     """The sweeps, one after the other."""
     for dtype in settings.dtypes:
         for name in settings.functions:
-            with cpu.using(settings.isa) if settings.isa else nullcontext():
+            with _prepared(settings):
                 a = ACTIVATIONS[name]
                 result = measure(a, dtype, backend=settings.backend, stride=settings.stride)
             yield result
+
+
+def _prepared(settings: Settings) -> AbstractContextManager[Any]:
+    if is_interpreted(settings.backend):
+        return interpreter()
+    return cpu.using(settings.isa) if settings.isa else nullcontext()
+
+
+def _kernels(settings: Settings) -> str:
+    """What is swept, in words."""
+    if settings.backend == "torch":
+        return "plain torch"
+    if settings.backend == "cpu":
+        return settings.isa or cpu.isa()
+    if is_interpreted(settings.backend):
+        return "Triton kernels in its interpreter, not on a GPU"
+    return f"Triton kernels on {torch.cuda.get_device_name()}"
 
 
 def main(settings: Settings) -> int:
@@ -446,7 +506,7 @@ def main(settings: Settings) -> int:
         for result in run(settings):
             results.append(result)
             bar.update(task, advance=1, description=f"{result.function}, {result.dtype}")
-    kernels = "plain torch" if settings.backend == "torch" else settings.isa or cpu.isa()
+    kernels = _kernels(settings)
     for dtype in settings.dtypes:
         _print_table(out, [r for r in results if r.dtype == dtype], dtype, kernels, settings.stride)
     found = verdicts(results)

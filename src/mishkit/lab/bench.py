@@ -44,6 +44,9 @@ from .formats import NONE, significant
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 DEVICES = ("cpu", "cuda")
+GPU_DTYPES = ("float32", "bfloat16", "float16")
+GPU_SIZES = (1 << 20, 1 << 24, 1 << 27)
+"""What is timed on a GPU unless it is said: the last is beyond every cache, at 256 MiB and more."""
 UNITS = {"": 1, "ki": 1 << 10, "mi": 1 << 20}
 QUANTILES = (0.1, 0.25, 0.75, 0.9)
 QUICK = 0.2
@@ -81,8 +84,6 @@ class Settings:
         _check("function", self.functions, ACTIVATIONS)
         _check("dtype", self.dtypes, DTYPES)
         _check("device", [self.device], DEVICES)
-        if self.device == "cuda" and not self.paper:
-            raise LabError("nothing is timed on a GPU yet; --device cuda wants --paper")
         if self.paper and self.device == "cpu":
             raise LabError("--paper is about GPU kernels: it wants --device cuda")
         if not self.sizes or min(self.sizes) < 1 or not self.threads or min(self.threads) < 1:
@@ -203,6 +204,10 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
         from . import _paper
 
         return _paper.main(settings.functions, settings.dtypes, csv_path)
+    if settings.device == "cuda":
+        from . import _bench_gpu
+
+        return _bench_gpu.main(settings, csv_path)
     out = console()
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
@@ -225,6 +230,19 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
         write_csv(csv_path, results)
         out.print(Text(f"Written: {csv_path}"))
     return int(any_missed(found))
+
+
+def main_of_layer(settings: Settings, csv_path: Path | None = None) -> int:
+    """The same for the APTx layer, whose sizes and dtypes are its own."""
+    if settings.paper:
+        raise LabError("--paper is about the functions: it does not go with --neuron")
+    if settings.device == "cuda":
+        from . import _bench_gpu_neuron
+
+        return _bench_gpu_neuron.main(settings.quick, csv_path)
+    from . import _bench_neuron
+
+    return _bench_neuron.main(settings.quick, csv_path)
 
 
 def warn_of_load(out: Console) -> None:
