@@ -377,7 +377,8 @@ def test_parts_of_a_batch_or_of_the_channels_need_nothing_of_each_other(case: An
     x = torch.randn(12, 10)
     for dimension in (0, 1):
         parts = torch.cat([case.call(p) for p in x.chunk(2, dimension)], dimension)
-        assert torch.equal(parts, case.call(x))
+        # Plain torch rounds the ends of a tensor otherwise than its middle.
+        torch.testing.assert_close(parts, case.call(x), rtol=1e-6, atol=1e-7)
     # But partial sums, as a matrix split along what it sums over leaves them, must meet before.
     a, b = x.chunk(2)
     assert not torch.allclose(case.call(a) + case.call(b), case.call(a + b), atol=0.05)
