@@ -145,6 +145,13 @@ def test_relus_gain_is_torchs() -> None:
     assert float(of("relu").gaussian.gain) == torch.nn.init.calculate_gain("relu")
 
 
+def test_sizes_have_their_digits() -> None:
+    """Those of negative numbers too."""
+    found = analyze_named(find("mish"), find("relu"))
+    assert found.against is not None and found.against.max_error == found.minima[0].y.copy_negate()
+    assert found.lipschitz_f.constant == found.inflections[1].slope
+
+
 @pytest.mark.parametrize("name", ["mish", "gelu", "swish:beta=30"])
 def test_integrals_have_their_digits(name: str) -> None:
     """Against mpmath's other rule, at more digits."""
@@ -279,6 +286,15 @@ def test_aptx_tends_to_relu(beta: float) -> None:
     distance = analyze_named(find("aptx", {"beta": beta}), find("relu")).against
     assert distance is not None
     assert float(distance.max_error) == pytest.approx(0.13923 / beta, rel=1e-4)
+
+
+def test_narrow_differences_are_integrated() -> None:
+    """aptx is within 1e−6 of relu all but there, where z hardly varies."""
+    distance = analyze_named(find("aptx:beta=1e6"), find("relu")).against
+    integral = mpmath.quad(lambda u: (u / (1 + mpmath.exp(2 * u))) ** 2, [0, 1, 4, 16, 64])
+    assert distance is not None
+    want = math.sqrt(2 * mpmath.npdf(0) * integral / 1e18)
+    assert float(distance.l2) == pytest.approx(want, rel=1e-9)
 
 
 def test_a_distance_that_grows_is_infinite() -> None:

@@ -335,7 +335,7 @@ class Curve:
             return []
         reach = max(abs(least), abs(most))
         bends = [abs(x) for x in (*piece.roots(1), *piece.roots(2)) if x]
-        unit = min([reach / 16, *(bend for bend in bends if bend > reach / 10**6)])
+        unit = min([reach / 16, *(bend for bend in bends if bend > reach / 10**12)])
         places, step = [mpf(0)], unit
         while places[-1] < reach:
             places.append(places[-1] + step)

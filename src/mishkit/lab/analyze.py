@@ -310,13 +310,19 @@ def number(value: mpf) -> Number:
         return Decimal(mpmath.nstr(value, DIGITS, strip_zeros=True))
 
 
+def magnitude(value: mpf) -> mpf:
+    """|value|, with all its digits: abs rounds to mpmath's precision of the moment."""
+    with mpmath.workdps(WORKING):
+        return abs(value)
+
+
 def distance_between(one: Curve, other: Curve, named: Named) -> Distance:
     """How far two curves are apart; `named` is the other."""
     largest, where = farthest(one, other)
     return Distance(
         other=named.activation.name,
         parameters=named.parameters,
-        max_error=number(abs(largest)),
+        max_error=number(magnitude(largest)),
         at=None if where is None else number(where),
         signed=number(largest),
         l2=number(l2(one, other)),
@@ -452,14 +458,14 @@ def _joint(curve: Curve, joint: int) -> Joint:
 
 def _lipschitz(curve: Curve, order: int) -> Lipschitz:
     found = curve.extremes(order + 1)
-    steepest = max(abs(value) for _, value, _ in found)
-    at = {number(x) for x, value, _ in found if _same(abs(value), steepest)}
+    steepest = max(magnitude(value) for _, value, _ in found)
+    at = {number(x) for x, value, _ in found if _same(magnitude(value), steepest)}
     finite = {x for x in at if x.is_finite()}
     constant = next(
         (
             (number(piece.low), number(piece.high))
             for piece in curve.pieces
-            if piece.is_zero(order + 2) and _same(abs(piece.end(1, order + 1)), steepest)
+            if piece.is_zero(order + 2) and _same(magnitude(piece.end(1, order + 1)), steepest)
         ),
         None,
     )

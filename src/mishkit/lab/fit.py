@@ -32,7 +32,7 @@ from ._curve import WORKING, Curve, X, parse
 from ._named import Named
 from ._notation import unicode
 from ._verdicts import console, table
-from .analyze import Number, curve_of, farthest, l2, number, show
+from .analyze import Number, curve_of, farthest, l2, magnitude, number, show
 
 Array = NDArray[np.float64]
 
@@ -139,7 +139,7 @@ class Measure:
     def exactly(self, target: Curve, fitted: Curve) -> mpf:
         """The error, to 30 digits."""
         if self.kind == "max":
-            return abs(farthest(target, fitted, self.a, self.b)[0])
+            return magnitude(farthest(target, fitted, self.a, self.b)[0])
         if self.kind == "normal":
             return l2(target, fitted, self.a)
         difference = target.minus(fitted)
@@ -623,12 +623,12 @@ def _candidate(
 ) -> Candidate:
     curve = curve or _member(family, values)
     largest, at = farthest(target, curve, *measure.interval)
-    error = abs(largest) if measure.kind == "max" else measure.exactly(target, curve)
+    error = magnitude(largest) if measure.kind == "max" else measure.exactly(target, curve)
     return Candidate(
         label=label,
         parameters=dict(zip(_names(family), map(float, values), strict=True)),
         error=number(error),
-        largest=number(abs(largest)),
+        largest=number(magnitude(largest)),
         at=None if at is None else number(at),
         rank=0,
     )
