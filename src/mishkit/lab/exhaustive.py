@@ -50,7 +50,7 @@ from mishkit.functions import ACTIVATIONS
 from . import LabError, accuracy, environment
 from ._references import Reference
 from ._timing import torch_threads
-from ._verdicts import WIDTH, Verdict, any_missed, console, summary, table, verdict_table
+from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
 from .accuracy import BAR_DF, BAR_DF_Y, BAR_TAIL, TAIL_F, TAIL_WEIGHT, Errors, Finding, Kernels
 
 PROGRESS = Path("mishkit-exhaustive.json")
@@ -450,27 +450,27 @@ def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
     columns = ("function", "f, ULP", "mean", "f, abs.", "order", "df, abs.", "df_y, abs.", "min")
     errors = table(f"float32, every value, {isa}: the largest errors, and where", columns)
     classes = ("function", *(_slope(place) for place in range(SLOPES)), "far")
-    slopes = table("df in ULP, by |f'|; far: 1 and more from the turn", classes)
+    slopes = table("df in ULP, by |f'|", classes)
     others = ("function", "f", "ULP", "tail", "abs.", "df", "abs.", "df_y", "abs.")
     bits = table(f"{isa} and {versus}: how many results differ, and by how much", others)
     for name, s in swept.items():
         f_ulp, f_abs = s.row("f_ulp"), s.row("f_abs")
         errors.add_row(
-            *(name, str(f_ulp), f"{f_ulp.mean:.3f}", f"{f_abs.max:.1e}"),
+            *(name, str(f_ulp), f"{f_ulp.mean:.3f}", str(f_abs)),
             *(f"{s.row('falls').max:.3g}", str(s.row("df_abs")), str(s.row("df_y"))),
             f"{s.seconds / 60:.1f}",
         )
         slopes.add_row(name, *(f"{s.row(row).max:.3g}" for row in (*DF_ROWS, "df_far")))
         in_ulp, *plain = (s.row(f"{what}_differs_{unit}") for what, unit in _SHOWN)
-        counts = (_count(row.total) for row in plain)
+        counts = (f"{row.total:,.0f}" for row in plain)
         sizes = (f"{row.max:.1e}" if row.max else "0" for row in plain)
         (_, f_size), *rest = zip(counts, sizes, strict=True)
         bits.add_row(
             *(
                 name,
-                _count(in_ulp.total),
+                f"{in_ulp.total:,.0f}",
                 f"{in_ulp.max:.3g}",
-                _count(plain[0].total - in_ulp.total),
+                f"{plain[0].total - in_ulp.total:,.0f}",
                 f_size,
             ),
             *(text for pair in rest for text in pair),
@@ -481,8 +481,12 @@ def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
 _SHOWN = (("f", "ulp"), ("f", "abs"), ("df", "abs"), ("df_y", "abs"))
 
 
-def _count(number: float) -> str:
-    return f"{number:,.0f}" if number < 1e6 else f"{number:.2e}"
+WIDE = 132
+"""Columns that the tables need."""
+LEGEND = """\
+order: how far f(x) and f of the next float32 are in the wrong order, in ULP; min: minutes.
+far: 1 and more from the turn. tail: |f| < 1.7e−36 or |f| < |x|·exp(−87); ULP is of f elsewhere.
+"""
 
 
 def _slope(place: int) -> str:
@@ -499,8 +503,10 @@ def report(
     found = verdicts(swept, isa)
 
     def show(out: Console) -> None:
+        out.width = max(WIDE, out.width)
         for made in tables(swept, isa, versus):
             out.print(made)
+        out.print(LEGEND)
         title = "Bars (the function nearest to each, or all that miss it)"
         out.print(verdict_table(title, found))
         out.print(summary(found) + ".")
@@ -510,7 +516,7 @@ def report(
 
 def markdown(swept: dict[str, Swept], settings: Settings, show: Callable[..., None]) -> str:
     """The page for docs/."""
-    text = Console(file=StringIO(), width=WIDTH, highlight=False, color_system=None)
+    text = Console(file=StringIO(), width=WIDE, highlight=False, color_system=None)
     show(text)
     assert isinstance(text.file, StringIO)
     lines = [line.rstrip() for line in text.file.getvalue().rstrip().splitlines()]
