@@ -275,9 +275,7 @@ def same(a: dict[str, exhaustive.Swept], b: dict[str, exhaustive.Swept]) -> None
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
-    whole, begun = settings(tmp_path / "whole"), settings(tmp_path / "begun")
-    for each in (whole, begun):
-        each.progress.parent.mkdir()
+    whole, begun = (settings(tmp_path, progress=tmp_path / name) for name in ("whole", "begun"))
     want = exhaustive.run(whole, silent)
     told = 0
 
@@ -300,7 +298,12 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     same(exhaustive.run(begun, count), want)
     assert total == 2 * sum(stop - start for start, stop in SPANS)
     same(exhaustive.run(begun, silent), want)  # there is nothing left to do
-    assert not list(tmp_path.glob("*/*.new"))
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_function_named_twice_is_swept_once(tmp_path: Path) -> None:
+    swept = exhaustive.run(settings(tmp_path, functions=("relu", "relu")), silent)
+    assert swept["relu"].blocks == len(exhaustive.blocks(SPANS, 700))
 
 
 def test_processes_change_nothing(tmp_path: Path) -> None:
@@ -324,7 +327,13 @@ def test_the_progress_of_another_sweep_is_refused(tmp_path: Path) -> None:
     first.progress.write_text(json.dumps(kept))
     with pytest.raises(LabError, match=r"version '0\.0\.0'"):
         exhaustive.run(first, silent)
-    for broken in ("", "[]", "{}", json.dumps({**kept, "functions": {"relu": 3}})):
+    for broken in (
+        "",
+        "[]",
+        "{}",
+        '{"what": {}, "functions": []}',
+        json.dumps({**kept, "functions": {"relu": 3}}),
+    ):
         first.progress.write_text(broken)
         with pytest.raises(LabError, match="holds no progress"):
             exhaustive.run(first, silent)
@@ -403,6 +412,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["--exhaustive", "--stride", "3"], "--stride does not go with --exhaustive"),
         (["--exhaustive", "--backend", "torch"], "--backend does not go with --exhaustive"),
         (["mish", "--resume", "x.json"], "--resume needs --exhaustive"),
+        (["--exhaustive", "--markdown", "nowhere/page.md"], "there is no folder nowhere"),
         (["--exhaustive", "--compare-isa", "mmx"], "unknown instruction set 'mmx'"),
     ],
 )

@@ -261,6 +261,9 @@ class Settings:
         accuracy.check("instruction set", named, cpu.isas())
         if self.processes is not None and self.processes < 1:
             raise LabError("there must be a process at least")
+        for path in filter(None, (self.progress, self.markdown)):
+            if not path.parent.is_dir():
+                raise LabError(f"there is no folder {path.parent}")
 
     @property
     def kernels(self) -> tuple[str, str]:
@@ -315,7 +318,7 @@ class Progress:
             for name, (count, seconds, rows) in functions.items():
                 array = np.array([rows[row] for row in ALL_ROWS], dtype=np.float64)
                 self.swept[name] = Swept(count, seconds, array)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, AttributeError, ValueError, KeyError, TypeError):
             raise LabError(f"{self.path} holds no progress of a sweep") from None
         for key, value in self.what.items():
             if what.get(key) != value:
@@ -359,11 +362,13 @@ def run(settings: Settings, advance: Callable[[str, int], None]) -> dict[str, Sw
     progress = Progress(settings)
     spans = blocks(settings.spans, settings.block)
     sizes = [stop - start for start, stop in spans]
-    todo = []
-    for name in settings.functions:
-        done = progress.swept[name].blocks if name in progress.swept else 0
-        advance(name, sum(sizes[:done]))
-        todo += [Block(name, *settings.kernels, *span) for span in spans[done:]]
+    functions = list(dict.fromkeys(settings.functions))
+    todo, done = [], 0
+    for name in functions:
+        count = progress.swept[name].blocks if name in progress.swept else 0
+        todo += [Block(name, *settings.kernels, *span) for span in spans[count:]]
+        done += sum(sizes[:count])
+    advance(todo[0].function if todo else functions[-1], done)
     with _mapping(settings.processes or os.cpu_count() or 1, len(todo)) as over:
         begin = time.perf_counter()
         for block, rows in zip(todo, over(sweep, todo), strict=True):
@@ -371,7 +376,7 @@ def run(settings: Settings, advance: Callable[[str, int], None]) -> dict[str, Sw
             progress.add(block.function, rows, now - begin)
             begin = now
             advance(block.function, block.stop - block.start)
-    return {name: progress.swept[name] for name in settings.functions}
+    return {name: progress.swept[name] for name in functions}
 
 
 @contextmanager
@@ -402,6 +407,13 @@ def _begin() -> None:
 
 
 # ---- the report ----------------------------------------------------------------------------------
+
+WIDE = 132
+"""Columns that the tables need."""
+LEGEND = """\
+order: how far f(x) and f of the next float32 are in the wrong order, in ULP; min: minutes.
+far: 1 and more from the turn. tail: |f| < 1.7e−36 or |f| < |x|·exp(−87); ULP is of f elsewhere.
+"""
 
 
 def findings(name: str, swept: Swept, broken_limits: Sequence[str]) -> list[Finding]:
@@ -461,32 +473,18 @@ def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
             f"{s.seconds / 60:.1f}",
         )
         slopes.add_row(name, *(f"{s.row(row).max:.3g}" for row in (*DF_ROWS, "df_far")))
-        in_ulp, *plain = (s.row(f"{what}_differs_{unit}") for what, unit in _SHOWN)
-        counts = (f"{row.total:,.0f}" for row in plain)
-        sizes = (f"{row.max:.1e}" if row.max else "0" for row in plain)
-        (_, f_size), *rest = zip(counts, sizes, strict=True)
+        f, *slopes_of = (s.row(f"{what}_differs_abs") for what in COMPARED)
+        in_ulp = s.row("f_differs_ulp")
         bits.add_row(
-            *(
-                name,
-                f"{in_ulp.total:,.0f}",
-                f"{in_ulp.max:.3g}",
-                f"{plain[0].total - in_ulp.total:,.0f}",
-                f_size,
-            ),
-            *(text for pair in rest for text in pair),
+            *(name, f"{in_ulp.total:,.0f}", f"{in_ulp.max:.3g}"),
+            *(f"{f.total - in_ulp.total:,.0f}", _size(f)),
+            *(text for row in slopes_of for text in (f"{row.total:,.0f}", _size(row))),
         )
     return [errors, slopes, *([bits] if versus != isa else [])]
 
 
-_SHOWN = (("f", "ulp"), ("f", "abs"), ("df", "abs"), ("df_y", "abs"))
-
-
-WIDE = 132
-"""Columns that the tables need."""
-LEGEND = """\
-order: how far f(x) and f of the next float32 are in the wrong order, in ULP; min: minutes.
-far: 1 and more from the turn. tail: |f| < 1.7e−36 or |f| < |x|·exp(−87); ULP is of f elsewhere.
-"""
+def _size(found: Errors) -> str:
+    return f"{found.max:.1e}" if found.max else "0"
 
 
 def _slope(place: int) -> str:
