@@ -12,7 +12,7 @@ PY := .venv/bin/python
 LIBRARY := src/mishkit/_kernels.so
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check bench accuracy gallery format clean
+.PHONY: help venv kernels demo test check bench accuracy exhaustive gallery format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: kernels ## time the kernels
 
 accuracy: kernels ## measure the error of the kernels
 	@.venv/bin/mishkit accuracy
+
+exhaustive: kernels ## the error for every float32, which takes an hour; Ctrl-C and again goes on
+	@.venv/bin/mishkit accuracy --exhaustive --markdown docs/accuracy-exhaustive.md
 
 gallery: .venv/installed ## draw every function into docs/gallery, and write docs/gallery.md
 	@.venv/bin/mishkit plot --gallery docs

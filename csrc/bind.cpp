@@ -9,6 +9,7 @@
 #include <exception>
 #include <string>
 
+#include "errors.h"
 #include "functions/table.h"
 #include "kernels.h"
 #include "neuron_operators.h"
@@ -469,6 +470,15 @@ MISHKIT_EXPORT const char* mishkit_isas() {
 }
 
 MISHKIT_EXPORT const char* mishkit_isa() { return mishkit::chosen.load()->name; }
+
+// What compiled this file, and in all likelihood the kernels.
+MISHKIT_EXPORT const char* mishkit_compiler() {
+#if defined(__clang__)
+  return __VERSION__;
+#else
+  return "GCC " __VERSION__;
+#endif
+}
 
 // Switches to one of them; anything else is ignored.
 MISHKIT_EXPORT void mishkit_use_isa(const char* name) {

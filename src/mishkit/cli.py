@@ -253,6 +253,9 @@ else:
 
     @app.command()
     def accuracy(
+        functions: Annotated[
+            list[str] | None, typer.Argument(help="Functions.", show_default="all")
+        ] = None,
         function: Function = None,
         dtype: Annotated[
             list[str] | None,
@@ -275,28 +278,84 @@ else:
             typer.Option(help="The kernels' instruction set.", show_default="the best there is"),
         ] = None,
         backend: Annotated[
-            str,
+            str | None,
             typer.Option(
                 help="cpu (the kernels), torch (the plain formulas), or triton (the GPU's kernels, "
-                "in Triton's interpreter where there is no GPU)."
+                "in Triton's interpreter where there is no GPU).",
+                show_default="cpu",
             ),
-        ] = "cpu",
+        ] = None,
+        exhaustive: Annotated[
+            bool,
+            typer.Option(
+                "--exhaustive",
+                help="Every float32 through the kernels, in minutes a function, and bit by bit "
+                "beside another instruction set. Ctrl-C, and the same command goes on.",
+            ),
+        ] = False,
+        compare_isa: Annotated[
+            str | None,
+            typer.Option(
+                help="With --exhaustive: the other instruction set.",
+                show_default="the best of the others",
+            ),
+        ] = None,
+        processes: Annotated[
+            int | None, typer.Option(help="With --exhaustive.", min=1, show_default="one a core")
+        ] = None,
+        resume: Annotated[
+            Path | None,
+            typer.Option(
+                help="With --exhaustive: the file that keeps the progress; a sweep that has begun "
+                "in it goes on.",
+                show_default="mishkit-exhaustive.json",
+            ),
+        ] = None,
+        markdown: Annotated[
+            Path | None, typer.Option(help="With --exhaustive: write the report to this file.")
+        ] = None,
     ) -> None:
-        """Measure the errors of f and f' over all 16-bit inputs and a stride of float32.
+        """Measure the errors of f and f' over all 16-bit inputs and a stride of float32, or all.
 
         Prints the largest errors, where they are, and the bars. Exits with 1 where one is missed.
         """
         with one_line_errors():
+            from mishkit.lab import LabError
             from mishkit.lab import accuracy as lab
+            from mishkit.lab import exhaustive as everything
 
-            settings = lab.Settings(
-                functions=tuple(function or lab.Settings.functions),
-                dtypes=tuple(dtype or lab.Settings.dtypes),
-                stride=stride or lab.default_stride(backend),
-                isa=isa,
-                backend=backend,
-            )
-            status = lab.main(settings)
+            chosen = (*(functions or ()), *(function or ()))
+            sampling = {"--dtype": dtype, "--stride": stride, "--backend": backend}
+            sweeping = {
+                "--compare-isa": compare_isa,
+                "--processes": processes,
+                "--resume": resume,
+                "--markdown": markdown,
+            }
+            wrong = [o for o, v in (sampling if exhaustive else sweeping).items() if v is not None]
+            if wrong:
+                how = "does not go with" if exhaustive else "needs"
+                raise LabError(f"{wrong[0]} {how} --exhaustive")
+            if exhaustive:
+                status = everything.main(
+                    everything.Settings(
+                        functions=chosen or everything.Settings.functions,
+                        isa=isa,
+                        versus=compare_isa,
+                        processes=processes,
+                        progress=resume or everything.PROGRESS,
+                        markdown=markdown,
+                    )
+                )
+            else:
+                settings = lab.Settings(
+                    functions=chosen or lab.Settings.functions,
+                    dtypes=tuple(dtype or lab.Settings.dtypes),
+                    stride=stride or lab.default_stride(backend or lab.Settings.backend),
+                    isa=isa,
+                    backend=backend or lab.Settings.backend,
+                )
+                status = lab.main(settings)
         raise typer.Exit(status)
 
     Against = Annotated[

@@ -40,7 +40,7 @@ def _register() -> str | None:
     try:
         torch.ops.load_library(LIBRARY)
         library = ctypes.CDLL(str(LIBRARY))
-        names = ("mishkit_isas", "mishkit_isa", "mishkit_failure")
+        names = ("mishkit_isas", "mishkit_isa", "mishkit_failure", "mishkit_compiler")
         for name in names:
             getattr(library, name).restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
@@ -69,6 +69,18 @@ def isas() -> list[str]:
 def isa() -> str:
     """The instruction set in use; "none" where plain torch does the work."""
     return _handle.mishkit_isa().decode() if _handle else "none"
+
+
+def compiler() -> str:
+    """What compiled the library; "none" where plain torch does the work."""
+    return _handle.mishkit_compiler().decode() if _handle else "none"
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library, for what it offers beside operators."""
+    if _handle is None:
+        raise RuntimeError("mishkit's kernels are not loaded")
+    return _handle
 
 
 def use(name: str) -> None:

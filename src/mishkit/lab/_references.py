@@ -36,6 +36,10 @@ class Reference:
         """f'(x)."""
         return self.activation.df(x, *self.parameters)
 
+    def d2f(self, x: Tensor) -> Tensor:
+        """f''(x)."""
+        return self.activation.d2f(x, *self.parameters)
+
     def df_of_output(self, y: Tensor, near: Tensor) -> Tensor:
         """f' at the x with f(x) = y on the side of the turn that `near` is on.
 

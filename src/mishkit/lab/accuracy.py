@@ -215,7 +215,7 @@ def measure(
             _add_forward(result, kernels, reference, x)
             _add_backward(result, kernels, reference, x)
             _add_from_output(result, kernels, reference, x)
-        result.broken_limits = _broken_limits(kernels, reference, DTYPES[dtype])
+        result.broken_limits = broken_limits(kernels, reference, DTYPES[dtype])
     return result
 
 
@@ -267,10 +267,7 @@ def _add_from_output(result: Accuracy, kernels: Kernels, reference: Reference, x
         decoded = _before_rounding(kernels, x, y, side)
     else:
         decoded = _array(kernels.backward_packed(y, side))
-        beyond = np.abs(decoded - exact)
-        far = np.flatnonzero(beyond > BAR_DF_Y)
-        beyond[far] = _outside(decoded[far], y[far], x[far], reference, result.dtype)
-        result.df_y_abs.add(np.maximum(beyond, 0), at)
+        result.df_y_abs.add(_beyond(decoded, exact, y, x, reference, result.dtype), at)
     weight = np.exp(-0.5 * at * at) * ulp(at, result.dtype)
     for candidate, largest, square in (
         (decoded, result.decoder, result.decoder_square),
@@ -301,6 +298,21 @@ def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Ar
     return np.clip(formula, low, high)
 
 
+def _beyond(
+    gradient: Array, exact: Array, y: Tensor, x: Tensor, reference: Reference, dtype: str
+) -> Array:
+    beyond = np.abs(gradient - exact)
+    far = np.flatnonzero(beyond > BAR_DF_Y)
+    beyond[far] = _outside(gradient[far], y[far], x[far], reference, dtype)
+    return np.maximum(beyond, 0)
+
+
+def beyond_rounding(gradient: Tensor, y: Tensor, x: Tensor, reference: Reference) -> Array:
+    """The error of a float32 gradient from the output that the rounding of y does not explain."""
+    exact = _array(reference.df_of_output(y.double(), x.double()))
+    return _beyond(_array(gradient), exact, y, x, reference, "float32")
+
+
 def _outside(gradient: Array, y: Tensor, x: Tensor, reference: Reference, dtype: str) -> Array:
     """How far gradients lie from those of all inputs whose outputs round to y."""
     half = torch.from_numpy(0.5 * ulp(_array(y), dtype))
@@ -308,7 +320,8 @@ def _outside(gradient: Array, y: Tensor, x: Tensor, reference: Reference, dtype:
     return np.maximum(np.minimum(*ends) - gradient, gradient - np.maximum(*ends))
 
 
-def _broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) -> list[str]:
+def broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) -> list[str]:
+    """Where f or a gradient at ±∞, or f of a NaN, is not what it must be."""
     inf, broken = math.inf, []
     for name, far in (("−inf", (-1e30, -3e38, -inf)), ("inf", (inf,))):
         end = torch.tensor([far[-1]], dtype=torch.float64)
@@ -386,20 +399,22 @@ def findings(result: Accuracy) -> list[Finding]:
     ]
 
 
+def verdict(what: str, bar: str, found: Sequence[tuple[Finding, str]]) -> Verdict:
+    """The row of one bar: every function that misses it, or the one that comes closest."""
+    missed = [pair for pair in found if not pair[0].met]
+    shown = missed or [max(found, key=lambda pair: pair[0].figure)]
+    measured = "; ".join(f"{name} {finding.text}" for finding, name in shown)
+    return Verdict(what, bar, measured, not missed)
+
+
 def verdicts(results: Iterable[Accuracy]) -> list[Verdict]:
-    """A row a bar and dtype: every function that misses it, or the one that comes closest."""
+    """A row a bar and dtype."""
     by_bar: dict[tuple[str, str, str], list[tuple[Finding, str]]] = {}
     for result in results:
         for finding in findings(result):
             key = result.dtype, finding.what, finding.bar
             by_bar.setdefault(key, []).append((finding, result.function))
-    rows = []
-    for (dtype, what, bar), found in by_bar.items():
-        missed = [pair for pair in found if not pair[0].met]
-        shown = missed or [max(found, key=lambda pair: pair[0].figure)]
-        measured = "; ".join(f"{name} {finding.text}" for finding, name in shown)
-        rows.append(Verdict(f"{dtype}: {what}", bar, measured, not missed))
-    return rows
+    return [verdict(f"{dtype}: {what}", bar, found) for (dtype, what, bar), found in by_bar.items()]
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -417,22 +432,23 @@ class Settings:
     """The instruction set of the kernels; None for the one in use."""
 
     def __post_init__(self) -> None:
-        _check("function", self.functions, ACTIVATIONS)
-        _check("dtype", self.dtypes, DTYPES)
+        check("function", self.functions, ACTIVATIONS)
+        check("dtype", self.dtypes, DTYPES)
         if self.stride < 1:
             raise LabError("the stride must be positive")
-        _check("backend", [self.backend], BACKENDS)
+        check("backend", [self.backend], BACKENDS)
         if self.backend == "triton" and importlib.util.find_spec("triton") is None:
             raise LabError("Triton is not installed: pip install triton")
         if self.backend == "cpu":
             if not cpu.isas():
                 raise LabError("the kernels were not built: --backend torch measures plain torch")
-            _check("instruction set", [self.isa] if self.isa else [], cpu.isas())
+            check("instruction set", [self.isa] if self.isa else [], cpu.isas())
         elif self.isa:
             raise LabError(f"--isa chooses the CPU's kernels: not with --backend {self.backend}")
 
 
-def _check(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+def check(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not known."""
     for name in wanted:
         if name not in known:
             raise LabError(f"unknown {kind} {name!r}; there are {', '.join(known)}")

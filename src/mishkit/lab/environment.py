@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from datetime import datetime
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def commit() -> str:
+    """The commit of the sources and its date; "not a checkout" where they are installed."""
+    command = ["git", "-C", str(Path(mk.__file__).parent), "log", "-1", "--format=%h of %cs"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "not a checkout"
 
 
 def processor() -> str:
