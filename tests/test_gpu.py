@@ -237,7 +237,7 @@ def test_kernels_start_on_the_device_of_their_tensors(monkeypatch: pytest.Monkey
     body = triton.Launch(Kernel(), ("x", "y"), (), None, {}, 2)
     body(torch.float32, 1000, there, there)
     assert entered == ["cuda:1", "started", "left"]
-    for guard in (triton._on_device, _triton_neuron._device_of):
+    for guard in (triton.on_device, _triton_neuron.on_device):
         entered.clear()
         with guard(there):
             assert entered == ["cuda:1"]

@@ -29,7 +29,7 @@ from mishkit.backends import _triton_neuron as kernels  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 interpreted = pytest.mark.skipif(
-    not kernels.IS_INTERPRETED, reason="TRITON_INTERPRET is not set: kernels need a GPU"
+    not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is not set: kernels need a GPU"
 )
 every_dtype = pytest.mark.parametrize("dtype", kernels.DTYPES, ids=name_of)
 INFINITE = math.inf
@@ -304,12 +304,13 @@ import torch
 torch.version.cuda = "13.0"  # as a build for GPUs says
 import mishkit
 from mishkit import _neuron_ops, neuron
+from mishkit.backends import triton
 from neurons import formula
 
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for name in ("aptx_layer", "aptx_layer_backward"):
     assert has(f"mishkit::{name}", "CUDA") and not has(f"mishkit::{name}", "CPU")
-assert neuron._kernels == {"cpu": (), "cuda": _neuron_ops.GPU_DTYPES}
+assert neuron._kernels == {"cpu": (), "cuda": triton.DTYPES}
 assert "triton" not in sys.modules
 _neuron_ops._register_gpu("CPU")
 
@@ -339,7 +340,7 @@ one = mishkit.APTxLayer(5, 1, use_delta=False)
 assert_trains(one, one, torch.randn(5, requires_grad=True))
 assert calls == ["layer", "layer_backward"] * 2
 
-neuron._kernels["cpu"] = _neuron_ops.GPU_DTYPES
+neuron._kernels["cpu"] = triton.DTYPES
 compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
 assert_trains(layer, compiled, torch.randn(4, 5, requires_grad=True))
 assert calls == ["layer", "layer_backward"] * 3

@@ -120,13 +120,12 @@ for _name, _plain, _shapes in (
     torch.library.register_fake(f"mishkit::{_name}", _shapes, lib=_library)
 
 
-# On GPUs. The module is imported at the first call: it brings Triton with it.
-GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels take; a GPU computes others by the plain forms."""
+# On GPUs. The module is imported at the first call: it brings Triton with it. Dtypes that it
+# doesn't take are computed by the plain forms.
 
 
 def _gpu_layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
-    if input.dtype not in GPU_DTYPES:
+    if input.dtype not in triton.DTYPES:
         return forward(input, alpha, beta, gamma, delta)
     from .backends import _triton_neuron
 
@@ -136,7 +135,7 @@ def _gpu_layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta:
 def _gpu_layer_backward(
     grad: Tensor, input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, with_input: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if input.dtype not in GPU_DTYPES:
+    if input.dtype not in triton.DTYPES:
         return backward(grad, input, alpha, beta, gamma, with_input)
     from .backends import _triton_neuron
 

@@ -26,7 +26,7 @@ INIT = ("published", "scaled")
 _apply_layer = fast_apply(ops.Layer)
 _kernels: dict[str, tuple[torch.dtype, ...]] = {
     "cpu": DTYPES if cpu.isas() else (),
-    "cuda": ops.GPU_DTYPES if triton.available() else (),
+    "cuda": triton.DTYPES if triton.available() else (),
 }
 """By kind of device, what kernels compute: the compiler then calls them. Elsewhere it fuses."""
 

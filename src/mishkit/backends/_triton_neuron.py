@@ -34,7 +34,6 @@ waited for, and no setting for TF32 reaches it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
@@ -42,12 +41,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
+
+from .._twin import compiled
+from ..functions._triton_math import divide
+from .triton import WARPS, on_device
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """What the kernels take, and Triton's names."""
 
-WARPS = 4
 # The tiles were chosen by the compiled code: no spills for sm_75 to sm_100, and in the inner loops
 # of the largest, with float32, at most the 16 instructions a term that fit beside two special ones.
 ROWS, OUTS, COLUMNS = (8, 4, 2, 1), 16, 32
@@ -70,9 +71,6 @@ FEW_PROGRAMS = 256
 LEAST_ROWS = 64
 """Of a chunk of the batch: with fewer, adding up the chunks would take a share of the time."""
 
-IS_INTERPRETED: bool = triton.knobs.runtime.interpret
-
-
 # ---- formulas ----------------------------------------------------------------------------------
 
 QUARTER_SCALE = tl.constexpr(-0.7213475204444817)
@@ -80,18 +78,7 @@ TWO_LOG2_E = tl.constexpr(2.8853900817779268)
 LARGEST = tl.constexpr(3.4e38)
 SIGN = tl.constexpr(-(2**31))
 
-if IS_INTERPRETED:
-
-    @triton.jit
-    def _reciprocal(x):
-        return 1.0 / x
-
-else:
-
-    @triton.jit
-    def _reciprocal(x):
-        # Not 1/x, which a GPU refines; this is its approximation alone.
-        return libdevice.fast_dividef(1.0, x)
+_divide = compiled()[divide]
 
 
 @triton.jit
@@ -111,7 +98,7 @@ def _with_sign_of(x, y):
 def _tanh(z):
     """|tanh(βx)| and (1 − tanh²(βx))/4 for z = −2·log₂e·|βx|."""
     e = tl.exp2(z)
-    r = _reciprocal(1.0 + e)
+    r = _divide(1.0, 1.0 + e)
     w = e * r
     # 2r − 1 would double the error of r where tanh is small.
     return r - w, w * r
@@ -366,7 +353,7 @@ def layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tens
     if not dims_in:
         return output.copy_(delta) if delta.numel() else output.zero_()
     rows = _rows_for(ROWS, batch, triton.cdiv(dims_out, OUTS))
-    with _device_of(input):
+    with on_device(input):
         _forward_kernel[(triton.cdiv(batch, rows) * triton.cdiv(dims_out, OUTS),)](
             *(t.contiguous() for t in (input, alpha, beta, gamma, delta)),
             output,
@@ -398,7 +385,7 @@ def layer_backward(
         return to_input, to_alpha, to_beta, to_gamma
     grad, input, *parameters = (t.contiguous() for t in (grad, input, alpha, beta, gamma))
     sizes = (batch, dims_in, dims_out)
-    with _device_of(input):
+    with on_device(input):
         if with_input:
             across = triton.cdiv(dims_in, INPUT_COLUMNS)
             rows = _rows_for(INPUT_ROWS, batch, across)
@@ -488,11 +475,6 @@ def _check(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor) -> None:
 
 def _refuse(why: str) -> NoReturn:
     raise RuntimeError(f"mishkit.aptx_layer: {why}")
-
-
-def _device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Kernels start on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 # ---- what is compiled --------------------------------------------------------------------------

@@ -28,6 +28,14 @@ LANES = 64 if torch.version.hip else 32
 """Threads a warp."""
 STEPS = 8
 """Tiles a program, where it sums over them."""
+BODIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "forward": (("x", "y"), ("f",)),
+    "forward_packed": (("x", "y", "side"), ("f",)),
+    "backward": (("grad", "x", "result"), ("df",)),
+    "backward_packed": (("grad", "y", "side", "result"), ("df_y",)),
+    "double_backward": (("grad_grad", "grad", "x", "to_grad", "to_x"), ("df", "d2f")),
+}
+"""The kernels of one function, with their pointers and the formulas that they take."""
 SMALL = 1 << 18
 """Below so many elements a program gets half a block: enough of them to go round count for more
 than two loads in flight."""
@@ -71,45 +79,33 @@ class Launch:
     def __call__(self, dtype: torch.dtype, count: int, *tensors: Tensor) -> None:
         block = self.block(dtype, count)
         turn = () if self.turn is None else (self.turn,)
-        with _on_device(tensors[0]):
-            self.kernel[(-(-count // block),)](
+        with on_device(tensors[0]):
+            self.kernel[(_blocks(count, block),)](
                 *tensors, count, self.numbers, *turn, **self.constants, BLOCK=block, num_warps=WARPS
             )
 
 
 @functools.lru_cache(maxsize=1024)
 def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> Launch:
-    """The kernel of a body: "forward", "forward_packed", "backward", "backward_packed" or
-    "double_backward"."""
-    twin, devices = a.twin, compiled()
+    """The kernel of a body, one of `BODIES`."""
+    if body not in BODIES:
+        raise ValueError(f"there is no kernel {body!r}")
+    twin, (tensors, formulas) = a.twin, BODIES[body]
+    constants = dict(zip(formulas, _formulas(a, *formulas), strict=True))
     if body == "backward_packed":
         numbers = twin.output_numbers(dtype, *parameters)
+        constants |= {"table": twin.table(dtype, *parameters), "sided": a.turn is not None}
     else:
         numbers = twin.numbers(*parameters)
-    # Kernels whose formulas read none get one, as empty tuples are not what launchers are used to.
-    numbers = tuple(map(float, numbers)) or (0.0,)
-    turn = a.turn_at(*parameters) if body == "forward_packed" else None
-    kernel = getattr(_kernels(), body)
-    tensors: tuple[str, ...]
-    if body == "forward":
-        return Launch(kernel, ("x", "y"), numbers, None, {"f": devices[twin.f]}, 2)
-    if body == "forward_packed":
-        return Launch(kernel, ("x", "y", "side"), numbers, turn, {"f": devices[twin.f]}, 2)
-    if body == "backward":
-        tensors = ("grad", "x", "result")
-        return Launch(kernel, tensors, numbers, None, {"df": devices[twin.df]}, 3)
-    if body == "double_backward":
-        tensors = ("grad_grad", "grad", "x", "to_grad", "to_x")
-        constants = {"df": devices[twin.df], "d2f": devices[twin.d2f]}
-        return Launch(kernel, tensors, numbers, None, constants, 5)
-    if body == "backward_packed":
-        constants = {
-            "df_y": devices[twin.df_y],
-            "table": twin.table(dtype, *parameters),
-            "sided": a.turn is not None,
-        }
-        return Launch(kernel, ("grad", "y", "side", "result"), numbers, None, constants, 3)
-    raise ValueError(f"there is no kernel {body!r}")
+    return Launch(
+        kernel=getattr(_kernels(), body),
+        tensors=tensors,
+        # Those whose formulas read none get one: empty tuples are not what launchers are used to.
+        numbers=tuple(map(float, numbers)) or (0.0,),
+        turn=a.turn_at(*parameters) if body == "forward_packed" else None,
+        constants=constants,
+        traffic=len(tensors) - ("side" in tensors),
+    )
 
 
 def _kernels() -> Any:
@@ -217,7 +213,7 @@ def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
     y = torch.empty_like(x)
     if x.numel():
         tiling = Tiling.of(x, parameters.shape[1])
-        with _on_device(x):
+        with on_device(x):
             _kernels().trained[(tiling.channel_blocks * tiling.tiles,)](
                 *(x, parameters, y, *tiling.shape, tiling.tiles),
                 *(*_formulas(a, "trained_numbers", "f"), len(a.parameters), *tiling.tile),
@@ -243,9 +239,9 @@ def trained_backward(
         return result, torch.zeros_like(parameters)
     tiling = Tiling.of(x, parameters.shape[1])
     steps = min(STEPS, tiling.tiles)
-    parts = -(-tiling.tiles // steps)
+    parts = _blocks(tiling.tiles, steps)
     sums = parameters.new_empty(parameters.shape[0], parts, parameters.shape[1])
-    with _on_device(x):
+    with on_device(x):
         _kernels().trained_backward[(tiling.channel_blocks * parts,)](
             *(_like(grad, x), x, parameters, result, sums, *tiling.shape, tiling.tiles),
             *(parts, steps, *_formulas(a, "trained_numbers", "df", "dp")),
@@ -301,16 +297,14 @@ def _pack_into(a: Activation, x: Tensor, y: Tensor, parameters: tuple[float, ...
         _run(launch(a, "forward", x.dtype, *parameters), x, y)
         return x.new_empty(0, dtype=torch.uint8)
     side = x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
-    body = launch(a, "forward_packed", x.dtype, *parameters)
-    if x.numel():
-        body(x.dtype, x.numel(), x, y, side)
+    _run(launch(a, "forward_packed", x.dtype, *parameters), x, y, side)
     return side
 
 
 def _run(body: Launch, *tensors: Tensor) -> None:
-    count = tensors[-1].numel()
-    if count:
-        body(tensors[-1].dtype, count, *tensors)
+    first = tensors[0]  # the last may be a side
+    if first.numel():
+        body(first.dtype, first.numel(), *tensors)
 
 
 # ---- tensors -------------------------------------------------------------------------------------
@@ -353,6 +347,6 @@ def _can_write(x: Tensor, out: Tensor) -> bool:
     return x.data_ptr() == out.data_ptr() or not same_storage
 
 
-def _on_device(x: Tensor) -> Any:
+def on_device(x: Tensor) -> Any:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
