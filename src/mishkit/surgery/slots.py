@@ -86,7 +86,7 @@ def restore(model: nn.Module) -> list[str]:
 
 _REPLACED = "_mishkit_replaced"
 _REPLACED_ATTRIBUTES = "_mishkit_replaced_attributes"
-"""What a module replaced, kept by it, and what functions replaced, kept by the module they are of."""
+"""Where a module keeps what it replaced, and where one keeps what functions in it replaced."""
 
 _HOOKS = (
     *(name for name in vars(nn.Module()) if name.endswith("_hooks")),
