@@ -112,6 +112,8 @@ class Trace:
     """Storages of parameters, buffers and inputs."""
     operators: dict[int, str]
     """The operator of each node."""
+    kinds: dict[str, str]
+    """The classes of the modules without submodules, by path."""
     held: list[Any]
     """What must live on for storages to keep their addresses."""
 
@@ -126,9 +128,22 @@ def watch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     generator of random numbers changes."""
     observer = _Observer(model)
     given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
-    with undisturbed(model), torch.enable_grad(), observer:
+    with _only_young_garbage(), undisturbed(model), torch.enable_grad(), observer:
         output = model(*args, **kwargs)
     return observer.trace({storage_of(t) for t in given}, output, given)
+
+
+@contextmanager
+def _only_young_garbage() -> Iterator[None]:
+    """Afterwards nothing of what was made within lives on in dropped cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.collect(0)  # where all of it still is
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
@@ -184,9 +199,10 @@ class _Running:
 class _Observer(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.names: dict[int, str] = {}
-        for name, module in model.named_modules():
-            self.names[id(module)] = name
+        modules = dict(model.named_modules())
+        self.names = {id(module): name for name, module in modules.items()}
+        leaves = {name: one for name, one in modules.items() if not any(one.children())}
+        self.kinds = {name: type(module).__name__ for name, module in leaves.items()}
         self.path: list[str] = []
         self.running: list[_Running] = []
         self.calls: list[Call] = []
@@ -265,8 +281,6 @@ class _Observer(TorchDispatchMode):
         self._note_uses(operator, args, kwargs, Use(name, self._module, node if is_new else None))
         if self.running:
             return output
-        # The further operators of an autograd.Function are no calls of their own.
-        inside = not torch.is_grad_enabled() and node == self.function
         known = _called(operator, args, kwargs)
         if known is not None and not inside:
             # In place and with out= the result is the argument that is written.
@@ -359,7 +373,6 @@ class _Observer(TorchDispatchMode):
             self.by_storage[storage] = [e for e in self.by_storage[storage] if e[0] is not call]
 
     def trace(self, given: set[Storage], output: Any, held: Iterable[Any]) -> Trace:
-        gc.collect()  # what was dropped in a cycle is not kept
         alive = [kept for kept in (reference() for reference in self.kept) if kept is not None]
         saved = [
             Saved(
@@ -377,6 +390,7 @@ class _Observer(TorchDispatchMode):
             outputs={storage_of(t) for t in outputs},
             given=given,
             operators=self.operators,
+            kinds=self.kinds,
             held=[*self.held, *held, *alive, output],
         )
 
