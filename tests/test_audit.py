@@ -179,11 +179,12 @@ def test_calls_of_functions_are_named_by_line() -> None:
     model = nn.Sequential(Gated(F.silu), nn.Linear(4, 8), Gated(silu_of))
     report = audit(model, rows())
     assert [(s.name, s.function, s.how, s.advice) for s in report.sites] == [
-        ("0", "silu", "call", "output"),
+        ("0.function", "silu", "call", "output"),  # an attribute
         ("2", "silu", "call", "output"),
     ]
-    assert all(site.line.startswith(__file__) for site in report.sites)
-    assert len(report.lines) == 2
+    attribute, call = report.sites
+    assert not attribute.line and call.line.startswith(__file__)
+    assert report.lines == {call.line} and model[0].function is F.silu
     assert report.kept == kept_in_graph(model, rows())
 
 

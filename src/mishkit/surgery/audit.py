@@ -25,7 +25,8 @@ class Site:
     """One place in a model where an activation is applied, once or several times in a pass."""
 
     name: str
-    """The path of the module; for a call of a function, of the module around it."""
+    """The path of the module, or of the attribute that is a function; for a call of a function, of
+    the module around it."""
     line: str
     """For a call of a function: the file and the line."""
     function: str
@@ -213,8 +214,9 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
     units: dict[Any, Unit] = {}
     for call in trace.calls:
         key = id(call.module) if call.module is not None else call.place.line
-        unit = units.setdefault(key, Unit([], held.get(id(call.module), [])))
-        unit.calls.append(call)
+        holder = call.module
+        found = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
+        units.setdefault(key, Unit([], found)).calls.append(call)
     return list(units.values())
 
 
@@ -377,7 +379,7 @@ def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
         )
         saving = alone - new
     reason = _reason(unit, calls, trace, own, output_kept_by, input_kept_by)
-    how = type(first.module).__name__ if first.module is not None else "call"
+    how = type(first.module).__name__ if isinstance(first.module, nn.Module) else "call"
     return Site(
         name=first.place.module,
         line=first.place.line,
