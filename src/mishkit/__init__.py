@@ -17,6 +17,7 @@ from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
+from .surgery.swap import swap, unswap
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -37,6 +38,8 @@ __all__ = [
     "modules",
     "names",
     "register",
+    "swap",
+    "unswap",
     *_functions,
     *_modules,
 ]
