@@ -114,12 +114,14 @@ def _opened(model: Any) -> ir.Model:
 def sites(model: ir.Model) -> list[Site]:
     """Every site of the model, its subgraphs and functions, in order; they share no node."""
     found: list[Site] = []
-    for graph in (model, *model.functions.values()):
-        opset = next((graph.opset_imports[d] for d in _DOMAINS if d in graph.opset_imports), 0)
+    graphs = [(model.graph, model.opset_imports)]
+    graphs += [(function.graph, function.opset_imports) for function in model.functions.values()]
+    for graph, imports in graphs:
+        opset = next((imports[domain] for domain in _DOMAINS if domain in imports), 0)
         taken: set[ir.Node] = set()
         here = []
         # From the end, so that what has tanh(softplus(x)) within is known before these two are.
-        for node in reversed(list(ir.traversal.RecursiveGraphIterator(graph.graph))):
+        for node in reversed(list(ir.traversal.RecursiveGraphIterator(graph))):
             if node not in taken and node.op_type != "Identity":
                 site = _recognise(node, opset)
                 if site is not None:
