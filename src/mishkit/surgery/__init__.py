@@ -2,5 +2,6 @@
 
 from .audit import audit
 from .lean import lean, lean_functional
+from .swap import swap, unswap
 
-__all__ = ["audit", "lean", "lean_functional"]
+__all__ = ["audit", "lean", "lean_functional", "swap", "unswap"]
