@@ -22,7 +22,7 @@ venv: .venv/installed ## the environment in .venv: torch, then mishkit with ever
 kernels: $(LIBRARY) ## the C++ kernels, where csrc has changed
 
 demo: kernels ## mish beside its peers on this machine
-	@.venv/bin/mishkit compare
+	@.venv/bin/mishkit compare --seeds 3 --lr 5e-3 --target 0.93 --fresh
 
 test: kernels ## the tests, on all cores; PYTEST="-k mish" passes options on
 	@$(PY) -m pytest -n auto --dist worksteal $(PYTEST)

@@ -19,15 +19,15 @@ def test_mnist_is_split_by_class_and_standardised():
     assert images.shape == (1, 28, 28) and images.classes == 10
     assert len(images.train_labels) == 4000 and len(images.test_labels) == 1000
     assert images.test_labels.bincount().tolist() == [100] * 10  # the package has 500 of each
-    assert images.train_images.dtype == torch.float32
-    assert images.train_images.mean().abs() < 1e-4
-    assert (images.train_images.std() - 1).abs() < 1e-4
+    assert images.train_inputs.dtype == torch.float32
+    assert images.train_inputs.mean().abs() < 1e-4
+    assert (images.train_inputs.std() - 1).abs() < 1e-4
     assert "MNIST" in images.source
 
 
 def test_the_split_depends_on_the_seed_alone():
     first, again, other = (data.load("digits", seed=seed) for seed in (3, 3, 4))
-    torch.testing.assert_close(first.test_images, again.test_images, rtol=0, atol=0)
+    torch.testing.assert_close(first.test_inputs, again.test_inputs, rtol=0, atol=0)
     assert torch.equal(first.train_labels, again.train_labels)
     assert not torch.equal(first.test_labels, other.test_labels)
     assert first.shape == (1, 8, 8)
@@ -35,14 +35,14 @@ def test_the_split_depends_on_the_seed_alone():
 
 def test_no_image_is_both_in_train_and_in_test():
     images = data.load("digits")
-    pixels = torch.cat([images.train_images, images.test_images]).flatten(1)
+    pixels = torch.cat([images.train_inputs, images.test_inputs]).flatten(1)
     assert len(pixels) == 1797
     assert len(pixels.unique(dim=0)) == 1797
 
 
 def test_fewer_samples_keep_the_proportions():
     images = data.load("mnist", train_samples=200, test_samples=50, image_size=12)
-    assert images.train_images.shape == (200, 1, 12, 12)
+    assert images.train_inputs.shape == (200, 1, 12, 12)
     assert images.train_labels.bincount(minlength=10).tolist() == [20] * 10
     assert images.test_labels.bincount(minlength=10).tolist() == [5] * 10
 
@@ -73,7 +73,7 @@ def test_a_folder_has_a_class_in_each_sub_folder(folder: Path):
     assert images.train_labels.bincount().tolist() == [4, 4]
     assert images.test_labels.bincount().tolist() == [1, 1]
     # Cats have no green and dogs no red, before standardisation as after it.
-    cats = images.train_images[images.train_labels == 0]
+    cats = images.train_inputs[images.train_labels == 0]
     assert (cats[:, 1] == cats[:, 1].min()).all()
 
 
@@ -109,7 +109,7 @@ def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path, monkeypatch: pytes
     loaded = data.load("fashion-mnist", train_samples=20)
     assert len(loaded.train_labels) == 20 and len(loaded.test_labels) == 20
     # The corner pixel was set to the label: images and labels must still belong together.
-    corners = loaded.test_images[:, 0, 0, 0]
+    corners = loaded.test_inputs[:, 0, 0, 0]
     assert torch.equal(corners.argsort(stable=True), loaded.test_labels.argsort(stable=True))
 
 

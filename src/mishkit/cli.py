@@ -96,15 +96,27 @@ else:
             ),
         ] = None,
         data: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Once for each: mnist, digits, fashion-mnist, folder:PATH (a sub-folder a "
+                "class), torchvision:CLASS; tables: sklearn:NAME, mlbench:NAME.",
+                show_default="mnist",
+            ),
+        ] = None,
+        model: Annotated[
             str,
             typer.Option(
-                help="mnist, digits, fashion-mnist, folder:PATH (a sub-folder a class) "
-                "or torchvision:CLASS."
+                help="auto (seven convolutions for images, an MLP for tables), timm:NAME, "
+                "path/to/file.py:FUNCTION or package.module:FUNCTION."
             ),
-        ] = "mnist",
-        data_root: Annotated[Path, typer.Option(help="Where torchvision keeps its data.")] = Path(
-            "data"
-        ),
+        ] = "auto",
+        option: Annotated[
+            list[str] | None,
+            typer.Option("--option", help="KEY=VALUE for what builds the model, once for each."),
+        ] = None,
+        data_root: Annotated[
+            Path, typer.Option(help="Where the data of torchvision and mlbench are.")
+        ] = Path("data"),
         download: Annotated[
             bool, typer.Option("--download", help="Let torchvision download the data.")
         ] = False,
@@ -112,27 +124,66 @@ else:
             int | None, typer.Option(help="Resize images to a square of so many pixels.", min=4)
         ] = None,
         train_samples: Annotated[
-            int | None, typer.Option(help="Train with so many images.", min=2, show_default="all")
+            int | None, typer.Option(help="Train with so many samples.", min=2, show_default="all")
         ] = None,
         test_samples: Annotated[
-            int | None, typer.Option(help="Test with so many images.", min=1, show_default="all")
+            int | None, typer.Option(help="Test with so many samples.", min=1, show_default="all")
         ] = None,
-        channels: Annotated[int, typer.Option(help="Channels of every layer.", min=1)] = 16,
+        channels: Annotated[
+            int,
+            typer.Option(help="Of every layer of our own; an eighth of the MLP's units.", min=1),
+        ] = 16,
         epochs: Annotated[int, typer.Option(min=1)] = 5,
-        seeds: Annotated[int, typer.Option(help="Trainings of each activation.", min=1)] = 3,
+        seeds: Annotated[int, typer.Option(help="Final trainings of each activation.", min=1)] = 5,
         seed: Annotated[
             int, typer.Option(help="The first seed; it also decides the train/test split.", min=0)
         ] = 0,
         batch_size: Annotated[
-            int, typer.Option(help="Images a step, over all devices.", min=1)
+            int, typer.Option(help="Samples a step, over all devices.", min=1)
         ] = 64,
-        lr: Annotated[float, typer.Option(help="The highest learning rate (AdamW).", min=0)] = 5e-3,
+        lr: Annotated[
+            str,
+            typer.Option(
+                help="Learning rates (AdamW's highest), with commas. Of several, each activation "
+                "gets the one that is best for it on a part of the training data."
+            ),
+        ] = "2e-3,5e-3,1e-2",
+        tuning_seeds: Annotated[
+            int, typer.Option(help="Trainings of each activation with each rate.", min=1)
+        ] = 2,
         target: Annotated[
-            float, typer.Option(help="The test accuracy to reach, 0 to 1.", min=0, max=1)
-        ] = 0.93,
+            list[float] | None,
+            typer.Option(
+                help="The test accuracy to reach, 0 to 1: once, or once for each --data.",
+                min=0,
+                max=1,
+                show_default="a point below the baseline",
+            ),
+        ] = None,
+        baseline: Annotated[
+            str | None,
+            typer.Option(
+                help="The activation that the others are set against.",
+                show_default="the first ReLU, or the first",
+            ),
+        ] = None,
         threads: Annotated[
             int | None,
-            typer.Option(help="PyTorch's threads.", min=1, show_default="PyTorch's choice"),
+            typer.Option(
+                help="PyTorch's threads, of each trial.", min=1, show_default="PyTorch's choice"
+            ),
+        ] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(
+                help="Trials at a time, in so many processes; times then suffer.",
+                min=1,
+                show_default="1",
+            ),
+        ] = None,
+        ray: Annotated[
+            str | None,
+            typer.Option(help="Run the trials on this Ray cluster, an address; local makes one."),
         ] = None,
         precision: Annotated[
             str, typer.Option(help="Fabric's, for instance bf16-mixed.")
@@ -141,21 +192,27 @@ else:
         devices: Annotated[str, typer.Option(help="Fabric's: how many, or which.")] = "1",
         strategy: Annotated[str, typer.Option(help="Fabric's: ddp, fsdp, auto.")] = "auto",
         output: Annotated[
-            Path, typer.Option("--output", "-o", help="The folder for the report and the figures.")
+            Path, typer.Option("--output", "-o", help="The folder for the report and its tables.")
         ] = Path("mishkit-compare"),
+        fresh: Annotated[
+            bool, typer.Option("--fresh", help="Forget the trials that are in the folder.")
+        ] = False,
     ) -> None:
-        """Train a network on real data once per activation, and report what each one costs.
+        """Train a network on real data with each activation, and report what each costs and brings.
 
-        Prints time per step, bytes kept for backward, time per epoch, epochs and seconds to a
-        target accuracy, and final accuracy over several seeds; writes report.html, summary.csv,
-        epochs.csv, steps.csv and results.json. Ctrl-C keeps what is done.
+        Searches the learning rate of each, then trains several seeds. Prints time per step, bytes
+        kept for backward, epochs and seconds to a target accuracy, and final accuracy with its
+        difference to the baseline, all with 95 % intervals; writes report.html, trials.csv,
+        epochs.csv and summary.csv. Ctrl-C keeps what is done, and the same command goes on.
         """
         with one_line_errors():
             from mishkit.lab import compare as lab
 
             settings = lab.Settings(
                 activations=tuple(activation) if activation else lab.Settings.activations,
-                data=data,
+                data=tuple(data) if data else lab.Settings.data,
+                model=model,
+                options=tuple(option or ()),
                 data_root=data_root,
                 download=download,
                 image_size=image_size,
@@ -166,14 +223,19 @@ else:
                 seeds=seeds,
                 first_seed=seed,
                 batch_size=batch_size,
-                lr=lr,
-                target=target,
+                lr=lab.parse_rates(lr),
+                tuning_seeds=tuning_seeds,
+                target=tuple(target or ()),
+                baseline=baseline,
                 threads=threads,
+                workers=workers,
+                ray=ray,
                 precision=precision,
                 accelerator=accelerator,
                 devices=devices,
                 strategy=strategy,
                 output=output,
+                fresh=fresh,
             )
             status = lab.main(settings, command=_command())
         raise typer.Exit(status)

@@ -11,22 +11,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .compare import Comparison, Settings, summarise
-from .contenders import find
-from .formats import NONE, between, ratio, significant, with_std
-from .training import Run, Watcher
+from .compare import Comparison, Settings
+from .formats import NONE, ratio, signed, significant, with_half
+from .intervals import headline, summarise
+from .trial import Trial, Watcher
 
 _console = Console(highlight=False)
 
 
 class Progress(Watcher):
-    """A bar over all trainings, and a line for each one that is done."""
+    """A bar over all trials, and a line for each one that is done."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._labels = {name: find(name).label for name in settings.activations}
-        self._runs = len(self._labels) * settings.seeds
+    def __init__(self, settings: Settings, planned: int, found: int) -> None:
+        self._labels = {contender.name: contender.label for contender in settings.contenders}
+        self._several = len(settings.datasets) > 1
+        self._planned = planned
         self._epochs = settings.epochs
-        self._done = 0
+        self._found = self._done = min(found, planned)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=None),
@@ -35,43 +36,39 @@ class Progress(Watcher):
             console=_console,
             transient=True,
         )
-        self._task = self._bar.add_task("starting", total=self._runs * self._epochs)
-        self._steps_an_epoch = 0
-        self._steps = 0
+        self._task = self._bar.add_task("training", total=planned - self._found)
 
     def __enter__(self) -> Progress:
+        if self._found:
+            say(f"{self._found} of {self._planned} trials were there already (--fresh forgets).")
         self._bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
 
-    def step(self) -> None:
-        self._steps += 1
-        if self._steps_an_epoch:  # known from the first epoch on
-            within = self._steps / self._steps_an_epoch
-            self._bar.update(self._task, completed=within)
-
-    def epoch(self, run: Run) -> None:
-        if not self._steps_an_epoch:
-            self._steps_an_epoch = self._steps
-        last = run.epochs[-1]
+    def epoch(self, trial: Trial, number: int, accuracy: float) -> None:
         self._bar.update(
             self._task,
-            completed=self._steps / self._steps_an_epoch,
-            description=f"{self._labels[run.activation]}, seed {run.seed}, "
-            f"epoch {last.number}/{self._epochs}: {last.test_accuracy:.1%}",
+            completed=self._done - self._found + number / self._epochs,
+            description=f"{self._name(trial)}, epoch {number}/{self._epochs}: {accuracy:.1%}",
         )
 
-    def run(self, run: Run) -> None:
+    def trial(self, trial: Trial, result: dict[str, Any]) -> None:
         self._done += 1
-        width = len(str(self._runs))
+        self._bar.update(self._task, completed=self._done - self._found)
+        width = len(str(self._planned))
         self._bar.console.print(
-            f"[{self._done:{width}}/{self._runs}] {self._labels[run.activation]}, "
-            f"seed {run.seed}: {run.epochs[-1].test_accuracy:.1%} "
-            f"after {sum(epoch.seconds for epoch in run.epochs):.1f} s",
+            f"[{self._done:{width}}/{self._planned}] {self._name(trial)}: "
+            f"{result['accuracy'][-1]:.1%} after {sum(result['seconds']):.1f} s",
             markup=False,
         )
+
+    def _name(self, trial: Trial) -> str:
+        parts = [trial.data] if self._several else []
+        parts.append(self._labels[trial.activation])
+        parts.append(f"lr {trial.lr:g}" if trial.phase == "tune" else f"seed {trial.seed}")
+        return ", ".join(parts)
 
 
 def say(text: str) -> None:
@@ -85,57 +82,63 @@ def say_path(path: Path) -> None:
 
 
 def show(result: Comparison) -> None:
-    """Prints the table, in two parts that fit 80 columns."""
+    """Prints what was found, and for each data set the table in two parts that fit 80 columns."""
     table = summarise(result)
-    fewest, most = table["seeds"].min(), table["seeds"].max()
-    count = str(most) if fewest == most else f"{fewest}–{most}"
-    seeds = f"{count} seed{'s' if most > 1 else ''}"
     if not result.is_complete:
-        wanted = len(result.contenders) * result.settings.seeds
-        say(f"Partial: {len(result.runs)} of {wanted} trainings were finished.")
-    steps = _table(
-        f"Cost of a training step ({seeds}; mean ± std, min–max)",
-        ("activation", "forward, ms", "backward, ms", "both", "kept for\nbackward", "kept"),
-    )
-    training = _table(
-        f"Training to {result.settings.target:.1%} and to the end ({seeds})",
-        ("activation", "s/epoch", "epochs to\ntarget", "seconds to\ntarget", "final\naccuracy, %"),
-    )
-    for row in table.to_dict("records"):
-        steps.add_row(
-            row["label"],
-            _two_lines(row, "forward_ms"),
-            _two_lines(row, "backward_ms"),
-            ratio(row["step_ratio"]),
-            f"{significant(row['kept_bytes'] / 1024)} KiB",
-            ratio(row["kept_ratio"]),
+        say(f"Partial: {len(result.finals)} of {result.wanted} final trainings were done.")
+    for data, rows in table.groupby("data", sort=False):
+        fewest, most = rows["seeds"].min(), rows["seeds"].max()
+        seeds = f"{most if fewest == most else f'{fewest}–{most}'} seed{'s' if most > 1 else ''}"
+        model, target = rows["model"].iloc[0], rows["target"].iloc[0]
+        cost = _table(
+            f"{data}, {model}: the cost of a training step ({seeds})",
+            ("activation", "forward, ms", "backward, ms", "both", "kept for\nbackward", "kept"),
         )
-        training.add_row(
-            row["label"],
-            f"{with_std(row['epoch_s_mean'], row['epoch_s_std'])}\n{ratio(row['epoch_ratio'])}",
-            target_cell(row, "epochs_to_target", 2),
-            target_cell(row, "seconds_to_target", 3),
-            _two_lines(row, "accuracy"),
+        training = _table(
+            f"{data}, {model}: training to {target:.1%}, and to the end ({seeds})",
+            ("activation", "rate", "epochs", "seconds", "final, %", "difference"),
         )
-    _console.print(steps)
-    _console.print(training)
+        for row in rows.to_dict("records"):
+            cost.add_row(
+                row["label"],
+                _two_lines(row, "forward_ms"),
+                _two_lines(row, "backward_ms"),
+                ratio(row["step_ratio"]),
+                f"{significant(row['kept_bytes'] / 1024)} KiB",
+                ratio(row["kept_ratio"]),
+            )
+            training.add_row(
+                row["label"],
+                f"{row['lr']:g}{' !' if row['lr_at_edge'] else ''}",
+                target_cell(row, "epochs_to_target"),
+                target_cell(row, "budget_s"),
+                _two_lines(row, "accuracy", 4),
+                NONE
+                if row["activation"] == result.baseline.name
+                else f"{signed(row['accuracy_diff'], row['accuracy_diff_half'])}\n"
+                f"{row['accuracy_verdict']}",
+            )
+        _console.print(cost)
+        _console.print(training)
+    edge = " !: at the edge of the rates tried." if table["lr_at_edge"].any() else ""
     say(
-        f"× is relative to {result.baseline.label}; for time it is the ratio of medians.\n"
-        f"Kept: what autograd keeps for backward, a sample. {NONE}: target not reached."
+        f"{headline(result, table)}.\n"
+        f"±: 95 % interval over seeds. × and differences (points) are to {result.baseline.label}.\n"
+        f"Kept: for backward, a sample. {NONE}: target not reached.{edge}"
     )
 
 
-def target_cell(row: dict[str, Any], quantity: str, digits: int) -> str:
+def target_cell(row: dict[Any, Any], quantity: str) -> str:
     """The mean over the seeds that reached the target; how many, if not all; a dash if none."""
-    text = with_std(row[f"{quantity}_mean"], row[f"{quantity}_std"], digits)
-    if 0 < row["reached"] < row["seeds"]:
-        text += f"\n({row['reached']} of {row['seeds']})"
-    return text
+    if not row["reached"]:
+        return NONE
+    if row["reached"] < row["seeds"]:
+        return f"{significant(row[quantity])}\n{row['reached']} of {row['seeds']}"
+    return _two_lines(row, quantity)
 
 
-def _two_lines(row: dict[str, Any], quantity: str) -> str:
-    mean, std, low, high = (row[f"{quantity}_{what}"] for what in ("mean", "std", "min", "max"))
-    return f"{with_std(mean, std)}\n{between(low, high)}"
+def _two_lines(row: dict[Any, Any], quantity: str, digits: int = 3) -> str:
+    return with_half(row[quantity], row[f"{quantity}_half"], digits, "\n")
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:

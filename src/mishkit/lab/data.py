@@ -1,4 +1,4 @@
-"""Labelled images for the experiments, read whole into memory from what is installed.
+"""Labelled images and tables for the experiments, read whole into memory from what is installed.
 
 Nothing is bundled and nothing is downloaded unless asked for.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,34 +23,37 @@ from torch import Tensor
 from . import LabError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
+SKLEARN = ("breast_cancer", "digits", "iris", "wine")
+"""The sets for classification that scikit-learn brings along."""
 TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.2
 FOLDER_SIZE = 32
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 
 Part = tuple[Tensor, Tensor]
-"""Images (n, channels, height, width) in [0, 1] and labels (n,), from 0."""
+"""Images (n, channels, height, width) in [0, 1], or rows (n, columns), and labels (n,), from 0."""
 
 
 @dataclass(frozen=True)
-class Images:
-    """A train and a test set: standardised float32 images (n, c, h, w) and int64 labels (n,)."""
+class Labelled:
+    """A train and a test set: standardised float32 inputs (n, …) and int64 labels (n,)."""
 
     name: str
     source: str
-    """Where the images come from, in words."""
-    train_images: Tensor
+    """Where the samples come from, in words."""
+    train_inputs: Tensor
     train_labels: Tensor
-    test_images: Tensor
+    test_inputs: Tensor
     test_labels: Tensor
     classes: int
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: channels, height and width of an image, the columns of a table's row."""
+        return tuple(self.train_inputs.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -74,22 +78,25 @@ def load(
     train_samples: int | None = None,
     test_samples: int | None = None,
     image_size: int | None = None,
+    validation: bool = False,
     root: Path = Path("data"),
     download: bool = False,
-) -> Images:
+) -> Labelled:
     """The data set called `spec`.
 
-    ``mnist``, ``digits``, ``fashion-mnist``, ``folder:PATH`` (one sub-folder a class) or
-    ``torchvision:CLASS``. A set without a test set of its own gives a fifth of every class for it.
-    That split, and the choice when fewer samples are asked for, are stratified and depend on `seed`
-    alone. Images are standardised with the mean and the deviation of each channel over the train
-    set.
+    Images: ``mnist``, ``digits``, ``fashion-mnist``, ``folder:PATH`` (one sub-folder a class) or
+    ``torchvision:CLASS``. Tables: ``sklearn:NAME`` and ``mlbench:NAME``, R's collection, such as
+    ``mlbench:LetterRecognition``. A set without a test set of its own gives a fifth of every class
+    for it. With `validation`, a fifth of the train set takes the place of the test set, which is
+    not touched. These splits, and the choice when fewer samples are asked for, are stratified and
+    depend on `seed` alone. Inputs are standardised with the mean and the deviation of each channel
+    or column over the train set.
     """
     kind, _, argument = spec.partition(":")
-    if kind not in _READERS or bool(argument) != (kind in ("folder", "torchvision")):
+    if kind not in _READERS or bool(argument) != (kind in _WITH_ARGUMENT):
         raise LabError(
-            f"unknown data {spec!r}; there are mnist, digits, fashion-mnist, folder:PATH "
-            "and torchvision:CLASS"
+            f"unknown data {spec!r}; there are mnist, digits, fashion-mnist, folder:PATH, "
+            "torchvision:CLASS, sklearn:NAME and mlbench:NAME"
         )
     source = _READERS[kind](argument, _Options(image_size, root, download))
     generator = torch.Generator().manual_seed(seed)
@@ -101,20 +108,26 @@ def load(
         test_order = torch.arange(cut)
     else:
         test_order = stratified_order(test[1], generator)
-    train = _take(train, order[:train_samples])
-    test = _take(test, test_order[:test_samples])
+    order = order[:train_samples]
+    if validation:  # of the samples that are trained with otherwise
+        cut = round(VALIDATION_SHARE * len(order))
+        test, order = _take(train, order[:cut]), order[cut:]
+    else:
+        test = _take(test, test_order[:test_samples])
+    train = _take(train, order)
     if not len(train[1]) or not len(test[1]):
-        raise LabError(f"data {spec!r} has too few images to train and to test")
-    if image_size is not None:
+        raise LabError(f"data {spec!r} has too few samples to train and to test")
+    if image_size is not None and train[0].ndim == 4:
         train, test = _resized(train, image_size), _resized(test, image_size)
-    deviation, mean = torch.std_mean(train[0], dim=(0, 2, 3), keepdim=True)
+    over = [dimension for dimension in range(train[0].ndim) if dimension != 1]
+    deviation, mean = torch.std_mean(train[0], dim=over, keepdim=True)
     deviation = deviation.clamp_min(1e-6)
-    return Images(
+    return Labelled(
         name=spec,
         source=source.description,
-        train_images=(train[0] - mean) / deviation,
+        train_inputs=(train[0] - mean) / deviation,
         train_labels=train[1],
-        test_images=(test[0] - mean) / deviation,
+        test_inputs=(test[0] - mean) / deviation,
         test_labels=test[1],
         classes=int(source.train[1].max()) + 1,
     )
@@ -305,10 +318,62 @@ def _read_torchvision(dataset: Any, image_size: int | None) -> Part:
     return _part(np.stack(images), np.array(labels), 255)
 
 
+def _sklearn(argument: str, options: _Options) -> _Source:
+    datasets = _need("sklearn.datasets", f"sklearn:{argument}", 'pip install "mishkit[lab]"')
+    if argument not in SKLEARN:
+        raise LabError(f"data 'sklearn:{argument}': there are {', '.join(SKLEARN)}")
+    table, labels = getattr(datasets, f"load_{argument}")(return_X_y=True)
+    return _Source(
+        f"the table {argument} in the package scikit-learn, {len(table):,} rows",
+        _rows(table, labels),
+    )
+
+
+def _mlbench(argument: str, options: _Options) -> _Source:
+    places = [options.root, options.root / MLBENCH.relative_to("/"), MLBENCH]
+    found = [path for place in places if (path := place / f"{argument}.rda").is_file()]
+    if not found:
+        raise LabError(
+            f"data 'mlbench:{argument}': no {argument}.rda under {MLBENCH}; on Debian and Ubuntu: "
+            "apt install r-cran-mlbench, or without R: apt download r-cran-mlbench && "
+            f"dpkg-deb -x r-cran-mlbench_*.deb {options.root}; --data-root says where it is"
+        )
+    rdata = _need("rdata", f"mlbench:{argument}", 'pip install "mishkit[lab]"')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about encodings, of names that are ASCII
+            frame = rdata.read_rda(found[0])[argument]
+    except Exception as error:
+        raise LabError(f"data 'mlbench:{argument}': {found[0]} is not readable: {error}") from None
+    frame = frame.dropna()
+    factors = list(frame.select_dtypes("category").columns)
+    if not factors:
+        raise LabError(f"data 'mlbench:{argument}': no column has classes")
+    # The classes are the last factor; LetterRecognition has no other.
+    labels = frame[factors[-1]].cat.remove_unused_categories().cat.codes.to_numpy()
+    inputs = frame.drop(columns=factors[-1]).select_dtypes(exclude=["object", "string"])
+    pandas = importlib.import_module("pandas")
+    columns = pandas.get_dummies(inputs, drop_first=True, dtype="float32")
+    return _Source(
+        f"the table {argument} of the R package mlbench, {len(frame):,} rows",
+        _rows(columns.to_numpy(), labels),
+    )
+
+
+def _rows(table: np.ndarray, labels: np.ndarray) -> Part:
+    return (
+        torch.from_numpy(np.array(table, np.float32)),
+        torch.from_numpy(np.array(labels)).to(torch.int64),
+    )
+
+
 _READERS: dict[str, Callable[[str, _Options], _Source]] = {
     "mnist": _mnist,
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "folder": _folder,
     "torchvision": _torchvision,
+    "sklearn": _sklearn,
+    "mlbench": _mlbench,
 }
+_WITH_ARGUMENT = frozenset(("folder", "torchvision", "sklearn", "mlbench"))

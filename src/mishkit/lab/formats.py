@@ -17,17 +17,31 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def with_std(mean: float, std: float, digits: int = 3) -> str:
-    """mean ± std with the mean's decimals; without the std where there is only one value."""
+def with_half(mean: float, half: float, digits: int = 3, between: str = " ") -> str:
+    """mean ± the half-width of its interval, with two digits of that; alone where there is none."""
     if not math.isfinite(mean):
         return NONE
-    text = significant(mean, digits)
-    decimals = len(text.partition(".")[2])
-    return text if not math.isfinite(std) else f"{text} ± {std:,.{decimals}f}"
+    if not math.isfinite(half):
+        return significant(mean, digits)
+    if half == 0:
+        return f"{significant(mean, digits)}{between}± 0"
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    # No more digits than the mean deserves: a tiny interval does not make it longer than five.
+    most = max(0, 4 - math.floor(math.log10(abs(mean)))) if mean else decimals
+    decimals = min(decimals, most)
+    return f"{mean:,.{decimals}f}{between}± {half:,.{decimals}f}"
+
+
+def signed(mean: float, half: float) -> str:
+    """+0.12 ± 0.34, with two decimals and a true minus."""
+    if not math.isfinite(mean):
+        return NONE
+    text = f"{mean:+.2f}".replace("-", "−")
+    return text if not math.isfinite(half) else f"{text} ± {half:.2f}"
 
 
 def between(low: float, high: float, digits: int = 3) -> str:
-    """min–max."""
+    """low–high."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return NONE
     return f"{significant(low, digits)}–{significant(high, digits)}"

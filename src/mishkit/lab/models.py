@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,24 +56,52 @@ def load(
     LabError
         if there is no such model, a package is missing, or inputs are
     """
-    torch.manual_seed(0)
+    model, given = _built(name, options, {}, seed=0)
+    inputs = tuple(given) or tuple(_input(model, text) for text in shapes)
+    if not inputs:
+        raise LabError(f"{name} needs inputs: --input 2,3,224,224, for instance")
+    return Example(name, model.train(train), inputs)
+
+
+def build(name: str, options: Sequence[str] = (), *, seed: int = 0, **offered: Any) -> nn.Module:
+    """The model of that name in training mode, its weights drawn with `seed`.
+
+    timm's models are given all of `offered`, a function what it has a parameter for; `options` go
+    before. Raises LabError as `load`, and for `hf:`, whose models return no plain scores.
+    """
+    if name.startswith("hf:"):
+        raise LabError(f"{name}: only models that return a tensor of scores can be trained here")
+    return _built(name, options, offered, seed)[0].train()
+
+
+def _built(
+    name: str, options: Sequence[str], offered: dict[str, Any], seed: int
+) -> tuple[nn.Module, list[Any]]:
+    """The model, and the inputs that came with it."""
+    torch.manual_seed(seed)
     keywords = dict(_option(text) for text in options)
     library, _, rest = name.partition(":")
     if library == "timm":
-        built: Any = _timm(rest, keywords)
+        built: Any = _timm(rest, {**offered, **keywords})
     elif library == "hf":
         built = _transformers(rest, keywords)
     elif rest:
-        built = _function(library, rest)(**keywords)
+        function = _function(library, rest)
+        built = function(**{**_accepted(function, offered), **keywords})
     else:
         raise LabError(f'what is "{name}"? There is {KINDS}')
     model, *given = built if isinstance(built, tuple) else (built,)
     if not isinstance(model, nn.Module):
         raise LabError(f"{name} is no torch.nn.Module but a {type(model).__name__}")
-    inputs = tuple(given) or tuple(_input(model, text) for text in shapes)
-    if not inputs:
-        raise LabError(f"{name} needs inputs: --input 2,3,224,224, for instance")
-    return Example(name, model.train(train), inputs)
+    return model, given
+
+
+def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in offered.items() if name in names}
 
 
 def mend_torchvision() -> Any:
@@ -85,6 +114,8 @@ def mend_torchvision() -> Any:
         for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():
             torch.ops.load_library(library)
     except OSError:
+        if hasattr(torch.ops.torchvision, "nms"):
+            return None  # mended already
         mended = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

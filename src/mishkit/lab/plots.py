@@ -7,6 +7,7 @@ style as well as in colour.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from .compare import Comparison, epochs_table
+from .compare import Comparison
+from .formats import significant
+from .intervals import interval
 
 # Stand-ins, which matplotlib takes for colours, and the CSS variables that replace them.
 INK, GRID = "#010203", "#040506"
@@ -55,126 +58,146 @@ RC: dict[Any, Any] = {
 }
 
 
-def accuracy_by_epoch(result: Comparison) -> str:
-    """Test accuracy against epoch: mean over seeds, and a band of one standard deviation."""
-    with _figure("accuracy-by-epoch") as (figure, axes):
-        for number, group, label in _contenders(result):
-            by_epoch = group.groupby("epoch")["test_accuracy"]
-            mean, std = 100 * by_epoch.mean(), 100 * by_epoch.std().fillna(0)
+def accuracy_by_epoch(result: Comparison, data: str) -> str:
+    """Test accuracy against epoch: mean over seeds, and a band of the 95 % interval."""
+    table = result.epochs
+    table = table[(table["phase"] == "final") & (table["data"] == data)]
+    with _figure(f"accuracy-by-epoch {data}") as (figure, axes):
+        lowest, highest = [], []
+        for number, contender in enumerate(result.contenders):
+            group = table[table["activation"] == contender.name]
+            if group.empty:
+                continue
+            found = [interval(100 * one) for _, one in group.groupby("epoch")["accuracy"]]
+            epochs = sorted(group["epoch"].unique())
+            mean = np.array([one.mean for one in found])
+            half = np.nan_to_num([one.half for one in found])
             axes.fill_between(
-                mean.index, mean - std, mean + std, color=_colour(number), alpha=0.14, linewidth=0
+                epochs, mean - half, mean + half, color=_colour(number), alpha=0.14, linewidth=0
             )
-            axes.plot(mean.index, mean, label=label, **_line(number))
+            axes.plot(epochs, mean, label=contender.label, **_line(number))
+            lowest.append(mean[-1])
+            highest.append(mean.max())
+        target = 100 * result.targets[data]
+        # Cuts off the first steep rise, where all curves are one.
+        axes.set_ylim(max(0, min(*lowest, target) - 8), min(100, max(*highest, target) + 1))
+        axes.axhline(target, color=INK, linewidth=0.9, linestyle=":")
+        axes.annotate(
+            "target", (0, target), (2, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="left", fontsize=8,
+        )  # fmt: skip
         axes.set_xlabel("epoch")
+        axes.set_ylabel("test accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _accuracy_axis(axes, result)
-        return _svg(figure, "Test accuracy against epoch")
+        axes.grid(True)
+        _legend(figure)
+        return _svg(figure, f"Test accuracy against epoch, {data}")
 
 
-def accuracy_by_time(result: Comparison) -> str:
-    """Test accuracy against training time, and each seed thinly.
+def accuracy_by_step(result: Comparison, summary: pd.DataFrame, data: str) -> str:
+    """Final accuracy against the time of a step, both with their 95 % intervals."""
+    with _figure(f"accuracy-by-step {data}") as (figure, axes):
+        for number, row in _rows(result, summary, data):
+            look = _line(number) | {"linestyle": "none", "markersize": 7}
+            axes.errorbar(
+                row["step_ms"],
+                row["accuracy"],
+                xerr=np.nan_to_num(row["step_ms_half"]),
+                yerr=np.nan_to_num(row["accuracy_half"]),
+                label=row["label"],
+                elinewidth=1,
+                capsize=2,
+                **look,
+            )
+        axes.set_xlabel("time of a training step, ms")
+        axes.set_ylabel("final test accuracy, %")
+        axes.margins(0.08)
+        axes.grid(True)
+        _legend(figure)
+        return _svg(figure, f"Final accuracy against the time of a step, {data}")
 
-    The mean accuracy over seeds, at the sum of the epochs' median times: one epoch that the machine
-    spent on something else would squeeze all curves into a corner.
-    """
-    with _figure("accuracy-by-time") as (figure, axes):
-        end = 0.0
-        for number, group, label in _contenders(result):
-            for _, one in group.groupby("seed"):
+
+def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
+    """Differences in accuracy to the baseline on equal seeds, with both intervals."""
+    with _figure(f"differences {data}") as (figure, axes):
+        labels: list[str] = []
+        for number, row in _rows(result, summary, data):
+            if row["activation"] == result.baseline.name:
+                continue
+            at, middle = len(labels), row["accuracy_diff"]
+            labels.append(row["label"])
+            for name, width in (("wide", 1.2), ("half", 4.5)):
+                half = np.nan_to_num(row[f"accuracy_diff_{name}"])
                 axes.plot(
-                    one["seconds"], 100 * one["test_accuracy"],
-                    color=_colour(number), linewidth=0.7, alpha=0.4,
+                    [middle - half, middle + half], [at, at], color=_colour(number),
+                    linewidth=width, solid_capstyle="butt",
                 )  # fmt: skip
-            by_epoch = group.groupby("epoch")
-            seconds = by_epoch["epoch_seconds"].median().cumsum()
-            axes.plot(seconds, 100 * by_epoch["test_accuracy"].mean(), label=label, **_line(number))
-            end = max(end, seconds.max())
-        axes.set_xlabel("training time, s (without the tests)")
-        axes.set_xlim(0, 1.04 * end)
-        _accuracy_axis(axes, result)
-        return _svg(figure, "Test accuracy against training time")
+            look = _line(number) | {"linestyle": "none", "markersize": 7}
+            axes.plot([middle], [at], **look, markeredgecolor=INK, markeredgewidth=0.6)
+        axes.axvline(0, color=INK, linewidth=0.9)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.grid(True, axis="x")
+        axes.set_xlabel(f"points above {result.baseline.label}, on equal seeds")
+        return _svg(figure, f"Differences in accuracy to the baseline, {data}")
 
 
-def step_times(result: Comparison, summary: pd.DataFrame) -> str:
-    """Forward and backward time of a step: the median, and from the 10 % to the 90 % quantile."""
-    with _figure("step-times") as (figure, axes):
-        rows, colours = np.arange(len(summary)), _bar_colours(result, summary)
-        for offset, what, hatch in ((-0.2, "forward", None), (0.2, "backward", "////")):
-            axes.barh(
-                rows + offset,
-                summary[f"{what}_ms_median"],
-                0.38,
-                xerr=_errors(summary, f"{what}_ms"),
-                color="none" if hatch else colours,
-                edgecolor=colours,
-                hatch=hatch,
-                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-            )
-        _names_axis(axes, summary)
-        axes.set_xlabel("ms a step: forward solid, backward hatched")
-        return _svg(figure, "Forward and backward time of a training step")
-
-
-def kept_bytes(result: Comparison, summary: pd.DataFrame) -> str:
+def kept_bytes(result: Comparison, summary: pd.DataFrame, data: str) -> str:
     """Bytes kept for backward, a sample."""
-    with _figure("kept-bytes") as (figure, axes):
-        rows = np.arange(len(summary))
-        kibibytes = summary["kept_bytes"] / 1024
-        axes.barh(rows, kibibytes, 0.7, color=_bar_colours(result, summary))
-        for row, value in zip(rows, kibibytes, strict=True):
+    with _figure(f"kept-bytes {data}") as (figure, axes):
+        labels: list[str] = []
+        for number, row in _rows(result, summary, data):
+            kibibytes = row["kept_bytes"] / 1024
+            axes.barh(len(labels), kibibytes, 0.7, color=_colour(number))
             axes.annotate(
-                f"{value:,.0f}", (value, row), (4, 0), textcoords="offset points", va="center"
-            )
-        axes.margins(x=0.14)
-        _names_axis(axes, summary)
+                significant(kibibytes), (kibibytes, len(labels)), (4, 0),
+                textcoords="offset points", va="center",
+            )  # fmt: skip
+            labels.append(row["label"])
+        axes.margins(x=0.16)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.grid(True, axis="x")
+        axes.set_xlim(left=0)
         axes.set_xlabel("kept for backward, KiB a sample")
-        return _svg(figure, "Bytes kept for the backward pass")
+        return _svg(figure, f"Bytes kept for the backward pass, {data}")
 
 
-def _contenders(result: Comparison) -> Iterator[tuple[int, pd.DataFrame, str]]:
-    table = epochs_table(result)
-    for number, contender in enumerate(result.contenders):
-        group = table[table["activation"] == contender.name]
-        if len(group):
-            yield number, group, contender.label
+def rates(result: Comparison, data: str) -> str:
+    """Accuracy on the validation part against the learning rate; a ring marks the chosen one."""
+    with _figure(f"rates {data}") as (figure, axes):
+        for number, contender in enumerate(result.contenders):
+            choice = result.choices[data, contender.name]
+            means = [score.mean for _, score in choice.scores]
+            grid = [lr for lr, _ in choice.scores]
+            axes.plot(grid, means, label=contender.label, **_line(number))
+            axes.plot(
+                [choice.lr], [means[grid.index(choice.lr)]], marker="o", markersize=11,
+                markerfacecolor="none", markeredgecolor=_colour(number), linestyle="none",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(result.settings.rates, [f"{lr:g}" for lr in result.settings.rates])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("validation accuracy, %")
+        axes.grid(True)
+        _legend(figure)
+        return _svg(figure, f"Validation accuracy against learning rate, {data}")
 
 
-def _accuracy_axis(axes: Axes, result: Comparison) -> None:
-    """Cuts off the first steep rise, where all curves are one, and marks the target."""
-    last = min(run.epochs[-1].test_accuracy for run in result.runs)
-    best = max(epoch.test_accuracy for run in result.runs for epoch in run.epochs)
-    target = result.settings.target
-    low = max(0.0, min(last, target) - 0.12)
-    high = min(1.0, max(best, target) + 0.01)
-    axes.set_ylim(100 * low, 100 * high)
-    axes.set_ylabel("test accuracy, %")
-    axes.axhline(100 * target, color=INK, linewidth=0.9, linestyle=":")
-    axes.annotate(
-        "target", (0, 100 * target), (2, 2), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="left", fontsize=8,
-    )  # fmt: skip
-    axes.grid(True)
-    axes.figure.legend(loc="outside upper left", ncols=2, handlelength=3)
-
-
-def _names_axis(axes: Axes, summary: pd.DataFrame) -> None:
-    axes.set_yticks(range(len(summary)), summary["label"])
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
-    axes.grid(True, axis="x")
-    axes.set_xlim(left=0)
-
-
-def _bar_colours(result: Comparison, summary: pd.DataFrame) -> list[str]:
-    """Each row in the colour that its contender has in the other figures."""
+def _rows(
+    result: Comparison, summary: pd.DataFrame, data: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a data set, each with the number that gives its contender's look."""
     names = [contender.name for contender in result.contenders]
-    return [_colour(names.index(name)) for name in summary["activation"]]
+    for row in summary[summary["data"] == data].to_dict("records"):
+        yield names.index(row["activation"]), {str(name): value for name, value in row.items()}
 
 
-def _errors(summary: pd.DataFrame, quantity: str) -> np.ndarray:
-    """How far the 10 % and the 90 % quantile are from the median."""
-    low, median, high = (summary[f"{quantity}_{what}"] for what in ("p10", "median", "p90"))
-    return np.stack([median - low, high - median])
+def _legend(figure: Figure) -> None:
+    figure.legend(loc="outside upper left", ncols=2, handlelength=3)
 
 
 def _colour(number: int) -> str:
@@ -203,7 +226,7 @@ def _svg(figure: Figure, title: str) -> str:
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
     # Size comes from the page; the view box keeps the proportions.
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)

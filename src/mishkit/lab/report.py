@@ -1,28 +1,28 @@
-"""The report of `mishkit compare`: a self-contained HTML file, and the numbers as CSV and JSON."""
+"""The report of `mishkit compare`: a self-contained HTML file beside the tables it is made from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from . import formats, plots
-from .compare import Comparison, epochs_table, results_json, steps_table, summarise
+from . import formats, intervals, plots
+from .compare import Comparison
+
+TABLES = ("trials.csv", "epochs.csv", "summary.csv")
 
 
 def write(result: Comparison) -> Path:
-    """Writes all files into the output folder; returns the path of report.html."""
+    """Writes the tables and the page into the output folder; returns the path of report.html."""
     folder = result.settings.output
     folder.mkdir(parents=True, exist_ok=True)
-    summarise(result).to_csv(folder / "summary.csv", index=False)
-    epochs_table(result).to_csv(folder / "epochs.csv", index=False)
-    steps_table(result).to_csv(folder / "steps.csv", index=False, float_format="%.4f")
-    (folder / "results.json").write_text(results_json(result), encoding="utf-8")
+    for name, table in zip(
+        TABLES, (result.trials, result.epochs, intervals.summarise(result)), strict=True
+    ):
+        table.to_csv(folder / name, index=False)
     path = folder / "report.html"
     path.write_text(render(result), encoding="utf-8")
     return path
@@ -36,76 +36,105 @@ def render(result: Comparison) -> str:
     environment.filters.update(
         significant=formats.significant, ratio=formats.ratio, thousands="{:,}".format
     )
-    environment.globals.update(with_std=formats.with_std, between=formats.between)
+    environment.globals.update(
+        with_half=formats.with_half, signed=formats.signed, between=formats.between
+    )
     template = environment.from_string(
         (files(__package__) / "report.html.j2").read_text(encoding="utf-8")
     )
-    summary = summarise(result)
-    figures = [
-        ("Accuracy against epoch", plots.accuracy_by_epoch(result),
-         "Mean over seeds; the band is one standard deviation each way. The axis is cut below."),
-        ("Accuracy against training time", plots.accuracy_by_time(result),
-         "Mean accuracy over seeds at the sum of the epochs' median times, a point for each epoch; "
-         "thin lines are single seeds. The axes are cut."),
-        ("Time of a step", plots.step_times(result, summary),
-         "Median over all steps; the whisker goes from the 10 % to the 90 % quantile."),
-        ("Memory kept for backward", plots.kept_bytes(result, summary),
-         "What autograd holds between forward and backward, over the whole network."),
-    ]  # fmt: skip
+    summary = intervals.summarise(result)
+    names = [contender.name for contender in result.contenders]
     return template.render(
         result=result,
         settings=result.settings,
-        rows=summary.to_dict("records"),
-        figures=figures,
-        colours={
-            contender.name: number % len(plots.SERIES)
-            for number, contender in enumerate(result.contenders)
-        },
-        chance=chance(result, summary),
+        headline=intervals.headline(result, summary),
+        budget=budget(result, summary),
+        groups=[
+            {
+                "data": data,
+                "rows": summary[summary["data"] == data].to_dict("records"),
+                "facts": next(found for one, found in result.done if one.data == data),
+                "train": _size(result, data, "train_size"),
+                "test": _size(result, data, "test_size"),
+                "figures": list(figures(result, summary, str(data))),
+            }
+            for data in summary["data"].unique()
+        ],
+        pairs=int((summary["activation"] != result.baseline.name).sum()),
+        trials=result.trials.astype(object).where(result.trials.notna(), None).to_dict("records"),
+        colours={name: number % len(plots.SERIES) for number, name in enumerate(names)},
+        edges=summary[summary["lr_at_edge"]].to_dict("records"),
+        diverged=summary[summary["diverged"] > 0].to_dict("records"),
         twins=twins(result),
+        several_machines=result.trials["processor"].nunique() > 1,
+        intervals=intervals,
         NONE=formats.NONE,
     )
 
 
-def chance(result: Comparison, summary: pd.DataFrame) -> dict[str, Any] | None:
-    """Whether the final accuracies tell the contenders apart, judged on the same seeds.
+def figures(result: Comparison, summary: pd.DataFrame, data: str) -> Iterator[tuple[str, str, str]]:
+    """Title, SVG and caption of every figure of a data set."""
+    yield (
+        "Accuracy against epoch",
+        plots.accuracy_by_epoch(result, data),
+        "Mean over seeds; the band is its 95 % interval. The axis is cut below. From epochs.csv, "
+        "phase “final”.",
+    )
+    yield (
+        "Accuracy against the time of a step",
+        plots.accuracy_by_step(result, summary, data),
+        "Up and to the left is better. Means over seeds, with their 95 % intervals: accuracy and "
+        "step_ms in summary.csv.",
+    )
+    if (summary["activation"] != result.baseline.name).any():
+        yield (
+            f"Difference to {result.baseline.label}",
+            plots.differences(result, summary, data),
+            "In final accuracy, on equal seeds. The thick bar is the 95 % interval; the thin line, "
+            "from which verdicts are drawn, holds all comparisons to 95 % together. "
+            "accuracy_diff in summary.csv.",
+        )
+    yield (
+        "Memory kept for backward",
+        plots.kept_bytes(result, summary, data),
+        "What autograd holds between forward and backward, over the whole network: kept_bytes in "
+        "summary.csv.",
+    )
+    if len(result.settings.rates) > 1:
+        yield (
+            "The search for the learning rate",
+            plots.rates(result, data),
+            "Mean accuracy on the validation part over the tuning seeds; rings mark what was "
+            "chosen. From trials.csv, phase “tune”.",
+        )
 
-    For each contender the differences to the baseline, seed by seed, in points: their mean and the
-    half-width of its 95 % confidence interval (Student's t with n − 1 degrees of freedom). `beyond`
-    names those whose interval leaves zero out. None with fewer than two seeds or contenders.
-    """
-    accuracy = {
-        contender.name: {
-            run.seed: 100 * run.epochs[-1].test_accuracy for run in result.runs_of(contender)
-        }
-        for contender in result.contenders
-    }
-    base = accuracy[result.baseline.name]
-    differences = []
-    for contender in result.contenders:
-        own = accuracy[contender.name]
-        shared = sorted(base.keys() & own.keys())
-        if contender == result.baseline or len(shared) < 2:
-            continue
-        values = np.array([own[seed] - base[seed] for seed in shared])
-        error = values.std(ddof=1) / len(values) ** 0.5
-        half_width = float(error * stdtrit(len(values) - 1, 0.975))
-        differences.append((contender.label, float(values.mean()), half_width))
-    if not differences:
-        return None
-    return {
-        "differences": differences,
-        "beyond": [label for label, mean, half_width in differences if abs(mean) > half_width],
-        "gap": float(summary["accuracy_mean"].max() - summary["accuracy_mean"].min()),
-        "spread": float((summary["accuracy_max"] - summary["accuracy_min"]).max()),
-    }
+
+def budget(result: Comparison, summary: pd.DataFrame) -> list[str]:
+    """What may be said of the time to the target: a sentence for each verdict and data set."""
+    several = summary["data"].nunique() > 1
+    sentences = []
+    for verdict, words in ((intervals.BETTER, "less"), (intervals.WORSE, "more")):
+        rows = summary[summary["budget_verdict"] == verdict]
+        for data, group in rows.groupby("data", sort=False):
+            needs = "needs" if len(group) == 1 else "need"
+            where = f" on {data}" if several else ""
+            sentences.append(
+                f"{intervals.listed(group['label'])} {needs} {words} time to the target than "
+                f"{result.baseline.label}{where}."
+            )
+    return sentences
 
 
 def twins(result: Comparison) -> list[str]:
     """The labels of contenders that compute one and the same function, of the largest group."""
     groups: dict[str, list[str]] = {}
     for contender in result.contenders:
-        if result.runs_of(contender):
+        if (result.finals["activation"] == contender.name).any():
             groups.setdefault(contender.function, []).append(contender.label)
     largest = max(groups.values(), key=len)
     return largest if len(largest) > 1 else []
+
+
+def _size(result: Comparison, data: str, column: str) -> int:
+    finals = result.finals
+    return int(finals[finals["data"] == data][column].iloc[0])

@@ -1,4 +1,4 @@
-"""Training one network once, with everything that is measured on the way."""
+"""The training loop, with everything that is measured on the way."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 
 import mishkit as mk
 
-from .contenders import Contender
-from .data import Images
-from .networks import initialise, seven_layers
+from .data import Labelled
 
 WARM_UP_PASSES = 3
 RISING_SHARE = 0.2
@@ -30,34 +28,20 @@ EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: with AdamW and the schedule of `rise_and_fall`."""
-
-    epochs: int
-    batch_size: int
-    """Images a step, over all devices."""
-    lr: float
-    """The highest learning rate of the schedule."""
-    channels: int
-
-
-@dataclass(frozen=True)
 class Epoch:
     """What one epoch gave. Seconds are those of training, without the test."""
 
-    number: int
     train_loss: float
-    test_loss: float
-    test_accuracy: float
+    loss: float
+    """On the samples that are tested with, as the accuracy."""
+    accuracy: float
     seconds: float
 
 
 @dataclass
 class Run:
-    """One training of one contender with one seed. Times in seconds, as device 0 sees them."""
+    """One training. Times in seconds, as device 0 sees them."""
 
-    activation: str
-    seed: int
     kept_bytes: float = math.nan
     """Bytes that autograd keeps for backward, a sample."""
     forward: list[float] = field(default_factory=list)
@@ -65,76 +49,52 @@ class Run:
     backward: list[float] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
 
-    def reached(self, target: float) -> tuple[int, float] | None:
-        """Epochs and training seconds after which the test accuracy first was `target`."""
-        seconds = 0.0
-        for epoch in self.epochs:
-            seconds += epoch.seconds
-            if epoch.test_accuracy >= target:
-                return epoch.number, seconds
-        return None
-
 
 class Stopped(Exception):
     """The user asked to stop; the training under way is dropped."""
 
 
-class Watcher:
-    """Is told how training goes on; does nothing."""
-
-    def step(self) -> None:
-        """A training step is done."""
-
-    def epoch(self, run: Run) -> None:
-        """An epoch is done, the last of `run.epochs`."""
-
-    def run(self, run: Run) -> None:
-        """A training is done."""
-
-
 def train(
     fabric: Fabric,
-    contender: Contender,
-    data: Images,
-    recipe: Recipe,
+    network: nn.Module,
+    data: Labelled,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
     seed: int,
-    watcher: Watcher,
+    on_epoch: Callable[[int, Epoch], None],
     is_stopping: Callable[[], bool],
 ) -> Run:
-    """Trains the network with `contender` at its seven sites.
+    """Trains with AdamW and the schedule of `rise_and_fall`, whose highest rate is `lr`.
 
-    `seed` decides the weights and the order of the images, and nothing else does: contenders with
-    the same seed start from the same weights and see the same batches. Raises `Stopped` as soon
-    as `is_stopping` on any device.
+    A step takes `batch_size` samples over all devices. `seed` decides their order and what the
+    network draws. Raises `Stopped` as soon as `is_stopping` on any device.
     """
-    torch.manual_seed(seed)  # for activations that draw random numbers
-    network = seven_layers(data.classes, data.shape[0], recipe.channels, contender.make)
-    initialise(network, seed)
-    raw_optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=WEIGHT_DECAY)
-    loader, sampler = _batches(fabric, data, recipe.batch_size, seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        raw_optimizer, rise_and_fall(recipe.epochs * len(loader))
-    )
+    torch.manual_seed(seed)
+    raw_optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    loader, sampler = _batches(fabric, data, batch_size, seed)
+    schedule = torch.optim.lr_scheduler.LambdaLR(raw_optimizer, rise_and_fall(epochs * len(loader)))
     model, optimizer = fabric.setup(network, raw_optimizer)
 
-    run = Run(contender.name, seed)
-    first = slice(0, recipe.batch_size // fabric.world_size)
+    run = Run()
+    first = slice(0, batch_size // fabric.world_size)
     run.kept_bytes = _warm_up(
         fabric,
         model,
-        fabric.to_device(data.train_images[first]),
+        fabric.to_device(data.train_inputs[first]),
         fabric.to_device(data.train_labels[first]),
     )
-    for number in range(1, recipe.epochs + 1):
+    for number in range(1, epochs + 1):
         sampler.set_epoch(number)
         model.train()
         losses = []
         started = _now(fabric)
-        for images, labels in loader:
+        for inputs, labels in loader:
             if _agree(fabric, is_stopping()):
                 raise Stopped
             begin = _now(fabric)
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(inputs), labels)
             middle = _now(fabric)
             fabric.backward(loss)
             end = _now(fabric)
@@ -144,12 +104,10 @@ def train(
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
-            watcher.step()
         seconds = _now(fabric) - started
         train_loss = float(_sum(fabric, torch.stack(losses).mean())) / fabric.world_size
-        run.epochs.append(Epoch(number, train_loss, *evaluate(fabric, model, data), seconds))
-        watcher.epoch(run)
-    watcher.run(run)
+        run.epochs.append(Epoch(train_loss, *evaluate(fabric, model, data), seconds))
+        on_epoch(number, run.epochs[-1])
     return run
 
 
@@ -166,18 +124,18 @@ def rise_and_fall(steps: int) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, model: nn.Module, data: Images) -> tuple[float, float]:
+def evaluate(fabric: Fabric, model: nn.Module, data: Labelled) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over the test set, each device taking its share."""
     model.eval()
     share = slice(fabric.global_rank, None, fabric.world_size)
     sums = torch.zeros(2, dtype=torch.float64)
-    for images, labels in zip(
-        data.test_images[share].split(EVALUATION_BATCH),
+    for inputs, labels in zip(
+        data.test_inputs[share].split(EVALUATION_BATCH),
         data.test_labels[share].split(EVALUATION_BATCH),
         strict=True,
     ):
         labels = fabric.to_device(labels)
-        scores = model(fabric.to_device(images))
+        scores = model(fabric.to_device(inputs))
         loss = F.cross_entropy(scores, labels, reduction="sum")
         correct = (scores.argmax(1) == labels).sum()
         sums += torch.tensor([float(loss), float(correct)], dtype=torch.float64)
@@ -217,12 +175,18 @@ def reproducible(threads: int | None) -> Iterator[None]:
 
 
 def _batches(
-    fabric: Fabric, data: Images, batch_size: int, seed: int
+    fabric: Fabric, data: Labelled, batch_size: int, seed: int
 ) -> tuple[Any, DistributedSampler[Any]]:
     """This device's batches, in an order that depends on `seed` and the epoch."""
-    dataset = TensorDataset(data.train_images, data.train_labels)
+    dataset = TensorDataset(data.train_inputs, data.train_labels)
+    # However many devices there are, a step takes the same samples, and an epoch as many steps.
     sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, num_replicas=fabric.world_size, rank=fabric.global_rank, shuffle=True, seed=seed
+        dataset,
+        num_replicas=fabric.world_size,
+        rank=fabric.global_rank,
+        shuffle=True,
+        seed=seed,
+        drop_last=True,
     )
     batches = BatchSampler(sampler, batch_size // fabric.world_size, drop_last=True)
     # A batch at a time: the data set is indexed with whole batches.
@@ -230,19 +194,23 @@ def _batches(
     return fabric.setup_dataloaders(loader, use_distributed_sampler=False), sampler
 
 
-def _warm_up(fabric: Fabric, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def _warm_up(fabric: Fabric, model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Untimed passes that change no weight; returns the bytes kept for backward, a sample."""
     kept_bytes = 0
+    state = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for _ in range(WARM_UP_PASSES):
-        # A clone has its own storage: `images` is a view of the whole train set.
-        x = images.clone()
+        # A clone has its own storage: `inputs` is a view of the whole train set.
+        x = inputs.clone()
         present = [*model.parameters(), *model.buffers(), x, labels]
         with mk.KeptBytes(exclude=present) as kept:
             loss = F.cross_entropy(model(x), labels)
         kept_bytes = kept.total
         fabric.backward(loss)
         model.zero_grad()
-    return kept_bytes / len(images)
+    with torch.no_grad():
+        for buffer, before in state:  # the statistics of normalisations
+            buffer.copy_(before)
+    return kept_bytes / len(inputs)
 
 
 def _now(fabric: Fabric) -> float:
