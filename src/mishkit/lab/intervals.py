@@ -154,11 +154,11 @@ def headline(result: Comparison, summary: pd.DataFrame) -> str:
         return "Too few seeds to tell accuracies apart"
     several = summary["data"].nunique() > 1
     found = []
-    for verdict, words in ((BETTER, "more"), (WORSE, "less")):
+    for verdict, word in ((BETTER, "above"), (WORSE, "below")):
         rows = others[others["accuracy_verdict"] == verdict]
         for data, group in rows.groupby("data", sort=False):
             where = f" on {data}" if several else ""
-            found.append(f"{listed(group['label'])} {_ends(group)} {words} accurate{where}")
+            found.append(f"{listed(group['label'])} {_ends(group)} {word} {base}{where}")
     seeds = int(others["seeds"].min())
     if not found and several:
         return (
@@ -171,8 +171,8 @@ def headline(result: Comparison, summary: pd.DataFrame) -> str:
     rest = ""
     if left:
         what = "comparison" if several else "activation"
-        rest = f"; {left} other {what}{'s' if left > 1 else ''} cannot be told from it"
-    return f"Against {base}, {'; '.join(found)}{rest}"
+        rest = f"; {left} other {what}{'s are' if left > 1 else ' is'} not told apart"
+    return f"In accuracy, {'; '.join(found)}{rest}"
 
 
 def _ends(group: pd.DataFrame) -> str:

@@ -76,11 +76,12 @@ def accuracy_by_epoch(result: Comparison, data: str) -> str:
                 epochs, mean - half, mean + half, color=_colour(number), alpha=0.14, linewidth=0
             )
             axes.plot(epochs, mean, label=contender.label, **_line(number))
-            lowest.append(mean[-1])
-            highest.append(mean.max())
+            lowest.append((mean - half)[-1])
+            highest.append((mean + half).max())
         target = 100 * result.targets[data]
         # Cuts off the first steep rise, where all curves are one.
-        axes.set_ylim(max(0, min(*lowest, target) - 8), min(100, max(*highest, target) + 1))
+        low, high = min(*lowest, target), max(*highest, target)
+        axes.set_ylim(max(0, low - 0.5 * (high - low) - 1), min(100, high + 1))
         axes.axhline(target, color=INK, linewidth=0.9, linestyle=":")
         axes.annotate(
             "target", (0, target), (2, 2), xycoords=("axes fraction", "data"),
@@ -104,11 +105,11 @@ def accuracy_by_step(result: Comparison, summary: pd.DataFrame, data: str) -> st
                 row["accuracy"],
                 xerr=np.nan_to_num(row["step_ms_half"]),
                 yerr=np.nan_to_num(row["accuracy_half"]),
-                label=row["label"],
                 elinewidth=1,
                 capsize=2,
                 **look,
             )
+            axes.plot([], [], label=row["label"], **look)  # the legend without bars
         axes.set_xlabel("time of a training step, ms")
         axes.set_ylabel("final test accuracy, %")
         axes.margins(0.08)
