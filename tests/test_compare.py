@@ -369,13 +369,15 @@ def test_after_ctrl_c_the_same_command_goes_on(result: Comparison, tmp_path: Pat
 
 @pytest.mark.parametrize("changed", [{"epochs": 3}, {"train_samples": 90}, {"threads": 2}])
 def test_other_settings_are_not_mixed_in(tmp_path: Path, changed: dict):
-    sweep.Store(tmp_path, TINY.shared(1))
     other = dataclasses.replace(TINY, **changed)
     (name,) = changed
+    sweep.Store(tmp_path, other.shared(1))  # in which nothing was finished
+    one = TINY.trial("final", "digits", "mish", 5e-3, 0, 1)
+    sweep.Store(tmp_path, TINY.shared(1)).add(one, {})
     with pytest.raises(LabError, match=f"holds a sweep with {name} .*--fresh"):
         sweep.Store(tmp_path, other.shared(1))
-    sweep.Store(tmp_path, other.shared(1), fresh=True)
-    sweep.Store(tmp_path, other.shared(1))
+    assert one in sweep.Store(tmp_path, TINY.shared(1))
+    assert one not in sweep.Store(tmp_path, other.shared(1), fresh=True)
 
 
 def test_worker_processes_give_the_same_rows(tmp_path: Path):
@@ -577,18 +579,15 @@ def test_every_number_is_traced_to_rows_of_the_table(tmp_path: Path):
     result = made_up(APART, output=tmp_path)
     page = report.write(result).read_text(encoding="utf-8")
     trials = pd.read_csv(tmp_path / "trials.csv", dtype={"trial": str}).set_index("trial")
-    traced = re.findall(
-        r'title="mean of (\w+) over (?:the )?\d+ final trials[^:]*: ([\w ]+)">([^<]+)<',
-        page,
-    )
+    title = r'title="mean of (\w+) over (?:the )?\d+ final trials[^:]*: ([\w ]+)">'
+    traced = re.findall(title + r"\s*([^<]+)<small>± ([^<]+)<", page)
     assert len(traced) == 2 * 6
-    for column, ids, shown in traced:
+    for column, ids, mean, half in traced:
         values = trials.loc[ids.split(), column] * (100 if column == "accuracy" else 1)
-        mean, half = (float(part) for part in shown.split(" ± "))
-        digits = len(shown.split(" ")[0].partition(".")[2])
-        assert mean == pytest.approx(values.mean(), abs=0.51 * 10**-digits)
+        rounding = 0.51 * 10 ** -len(mean.strip().partition(".")[2])
+        assert float(mean) == pytest.approx(values.mean(), abs=rounding)
         spread = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        assert half == pytest.approx(spread, abs=0.51 * 10**-digits)
+        assert float(half) == pytest.approx(spread, abs=rounding)
 
 
 def test_what_was_asked_for_is_escaped(result: Comparison):

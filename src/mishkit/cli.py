@@ -147,7 +147,7 @@ else:
                 help="Learning rates (AdamW's highest), with commas. Of several, each activation "
                 "gets the one that is best for it on a part of the training data."
             ),
-        ] = "2e-3,5e-3,1e-2",
+        ] = "5e-3,1e-2,2e-2,4e-2",
         tuning_seeds: Annotated[
             int, typer.Option(help="Trainings of each activation with each rate.", min=1)
         ] = 2,

@@ -62,7 +62,7 @@ class Settings:
     epochs: int = 5
     seeds: int = 5
     first_seed: int = 0
-    lr: tuple[float, ...] = (2e-3, 5e-3, 1e-2)
+    lr: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 4e-2)
     """The grid; with a single rate nothing is searched."""
     tuning_seeds: int = 2
     batch_size: int = 64
@@ -420,8 +420,9 @@ def compare(
     try:
         _run(planned, store, runner, watcher)
         done = [(one, store[one]) for one in planned]
-        planned += final(settings, choose(settings, done), devices)
-        _run(planned, store, runner, watcher)
+        finals = final(settings, choose(settings, done), devices)
+        planned += finals
+        _run(finals, store, runner, watcher)
     except Stopped:
         pass
     done = [(one, store[one]) for one in planned if one in store]
@@ -429,7 +430,9 @@ def compare(
 
 
 def _run(planned: Sequence[Trial], store: Store, runner: Runner, watcher: Watcher) -> None:
-    for one, result in runner([one for one in planned if one not in store]):
+    missing = [one for one in planned if one not in store]
+    watcher.round(len(planned), len(planned) - len(missing))
+    for one, result in runner(missing):
         store.add(one, result)
         watcher.trial(one, result)
 
@@ -474,7 +477,7 @@ def _compare_and_tell(fabric: Fabric | None, settings: Settings, command: str) -
             + len(settings.datasets) * len(settings.contenders) * settings.seeds
         )
         with (
-            console.Progress(settings, planned, store.found) as progress,
+            console.Progress(settings, planned) as progress,
             _runner(fabric, settings, progress, stop) as runner,
         ):
             result = compare(

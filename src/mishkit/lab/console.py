@@ -22,12 +22,12 @@ _console = Console(highlight=False)
 class Progress(Watcher):
     """A bar over all trials, and a line for each one that is done."""
 
-    def __init__(self, settings: Settings, planned: int, found: int) -> None:
+    def __init__(self, settings: Settings, planned: int) -> None:
         self._labels = {contender.name: contender.label for contender in settings.contenders}
         self._several = len(settings.datasets) > 1
         self._planned = planned
         self._epochs = settings.epochs
-        self._found = self._done = min(found, planned)
+        self._done = 0
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=None),
@@ -36,27 +36,34 @@ class Progress(Watcher):
             console=_console,
             transient=True,
         )
-        self._task = self._bar.add_task("training", total=planned - self._found)
+        self._task = self._bar.add_task("training", total=planned)
 
     def __enter__(self) -> Progress:
-        if self._found:
-            say(f"{self._found} of {self._planned} trials were there already (--fresh forgets).")
         self._bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
 
+    def round(self, planned: int, found: int) -> None:
+        if found:
+            self._bar.console.print(
+                f"{found} of {planned} trials were there already; --fresh forgets them.",
+                markup=False,
+            )
+        self._done += found
+        self._bar.update(self._task, completed=self._done)
+
     def epoch(self, trial: Trial, number: int, accuracy: float) -> None:
         self._bar.update(
             self._task,
-            completed=self._done - self._found + number / self._epochs,
+            completed=self._done + number / self._epochs,
             description=f"{self._name(trial)}, epoch {number}/{self._epochs}: {accuracy:.1%}",
         )
 
     def trial(self, trial: Trial, result: dict[str, Any]) -> None:
         self._done += 1
-        self._bar.update(self._task, completed=self._done - self._found)
+        self._bar.update(self._task, completed=self._done)
         width = len(str(self._planned))
         self._bar.console.print(
             f"[{self._done:{width}}/{self._planned}] {self._name(trial)}: "

@@ -324,7 +324,7 @@ def _sklearn(argument: str, options: _Options) -> _Source:
         raise LabError(f"data 'sklearn:{argument}': there are {', '.join(SKLEARN)}")
     table, labels = getattr(datasets, f"load_{argument}")(return_X_y=True)
     return _Source(
-        f"the table {argument} in the package scikit-learn, {len(table):,} rows",
+        f"The table {argument} in the package scikit-learn, {len(table):,} rows",
         _rows(table, labels),
     )
 
@@ -355,7 +355,7 @@ def _mlbench(argument: str, options: _Options) -> _Source:
     pandas = importlib.import_module("pandas")
     columns = pandas.get_dummies(inputs, drop_first=True, dtype="float32")
     return _Source(
-        f"the table {argument} of the R package mlbench, {len(frame):,} rows",
+        f"The table {argument} of the R package mlbench, {len(frame):,} rows",
         _rows(columns.to_numpy(), labels),
     )
 

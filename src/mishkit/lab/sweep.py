@@ -52,14 +52,12 @@ class Store:
         self._results: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / SETTINGS
-        if fresh or not self._path.exists():
+        if fresh or not (self._path.exists() and self._path.stat().st_size):
             self._path.write_text("")
             written.write_text(json.dumps(dict(shared), indent=1) + "\n")
         else:
             _refuse_others(folder, written, shared)
             self._read()
-        self.found = len(self._results)
-        """How many trials were there already."""
 
     def __contains__(self, one: Trial) -> bool:
         return one.id in self._results

@@ -87,6 +87,9 @@ class Trial:
 class Watcher:
     """Is told how trials go on; does nothing."""
 
+    def round(self, planned: int, found: int) -> None:
+        """A round of so many trials begins, so many of which were finished before."""
+
     def epoch(self, trial: Trial, number: int, accuracy: float) -> None:
         """An epoch is done."""
 
