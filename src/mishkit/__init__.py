@@ -17,6 +17,7 @@ from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
+from .surgery.prune import prune
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -36,6 +37,7 @@ __all__ = [
     "get",
     "modules",
     "names",
+    "prune",
     "register",
     *_functions,
     *_modules,
