@@ -1,1 +1,7 @@
 """What a user does to the activations of a model that exists: audit, lean, swap, anneal, prune."""
+
+from .audit import audit
+from .lean import lean, lean_functional
+from .prune import prune
+
+__all__ = ["audit", "lean", "lean_functional", "prune"]
