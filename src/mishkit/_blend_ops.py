@@ -16,7 +16,9 @@ The operators know nothing of autograd: `call` does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +45,9 @@ SCHEMAS = {
 }
 
 
-def function(name: str, *parameters: float) -> tuple[float, ...]:
+def function(name: str, *parameters: Any) -> tuple[Any, ...]:
     """A function with its parameters, as the operators take it."""
-    return _PLACES[name], *map(float, parameters), *(0.0,) * (NUMBERS - len(parameters))
+    return _PLACES[name], *parameters, *(0.0,) * (NUMBERS - len(parameters))
 
 
 # ---- plain torch -------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ class _Blend:
 BLEND = _Blend()
 
 
-def _exported(x: Tensor, both: tuple[float, ...], t: float) -> Tensor:
+def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
     (a, of_a), (b, of_b) = _split(both)
     if t <= 0 or t >= 1:
         return b.portable(x, *of_b) if t >= 1 else a.portable(x, *of_a)
@@ -126,21 +128,69 @@ _SavingInput = saving_input(
 _apply = fast_apply(_SavingInput)
 
 
-def call(x: Tensor, both: tuple[float, ...], t: float, at: Callable[[], Tensor]) -> Tensor:
+class Fraction:
+    """t, a number from 0 to 1 that changes between calls; several sites may share one.
+
+    Eager code reads the number, compiled code a tensor () on the device of its input, so that it
+    need not be compiled again for every t. The number is one that float32 has, for both to agree.
+    """
+
+    value: float
+
+    def __init__(self, value: float, devices: Iterable[torch.device]) -> None:
+        self._tensors: dict[torch.device, Tensor] = dict.fromkeys(
+            [*devices] or [torch.device("cpu")], torch.empty(0)
+        )
+        self.set(value)
+
+    def set(self, value: float) -> None:
+        """Change it for every call from now on; backward passes of earlier ones keep theirs."""
+        (self.value,) = struct.unpack("f", struct.pack("f", value))
+        for device in self._tensors:
+            self._place(device)
+
+    def place(self, device: torch.device) -> None:
+        """Be there too, for compiled code on that device."""
+        if device.type != "meta" and device not in self._tensors:
+            self._place(device)
+
+    def _place(self, device: torch.device) -> None:
+        # A new tensor: compiled backward passes may still want the old one. Not one of inference
+        # mode, which autograd refuses.
+        with torch.inference_mode(False):
+            self._tensors[device] = torch.full((), self.value, device=device)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor on that device, for compiled code."""
+        if device in self._tensors:
+            return self._tensors[device]
+        return next(iter(self._tensors.values())).to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"value": self.value, "devices": [str(device) for device in self._tensors]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._tensors = {}
+        self.set(state["value"])
+        for device in ["cpu", *state["devices"]]:
+            with suppress(RuntimeError, AssertionError):  # it may not be there any more
+                self.place(torch.device(device))
+
+
+def call(x: Tensor, both: tuple[Any, ...], t: Fraction) -> Tensor:
     """The blend of two functions, `function` + `function`, which keeps its input.
 
     It takes what a function of `mishkit.functional` takes, is differentiable to any order and in
-    any mode, and is laid out as x. Compiled code reads t from the tensor `at()` when it runs;
-    exported code has the number t in it.
+    any mode, and is laid out as x. Exported code has the number t in it.
     """
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
-            return _exported(x, both, t)
-        return plain.forward(BLEND, x, *both, at())
+            return _exported(x, both, t.value)
+        return plain.forward(BLEND, x, *both, t.on(x.device))
     if not isinstance(x, Tensor):
         raise TypeError(f"mishkit.blend: the input must be a tensor, not {type(x).__name__}")
     if are_transforms_active():
-        return _SavingInput.apply(x, *both, t)
+        return _SavingInput.apply(x, *both, t.value)
     if (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        return _apply(x, *both, t)
-    return _forward(x, *both, t)
+        return _apply(x, *both, t.value)
+    return _forward(x, *both, t.value)
