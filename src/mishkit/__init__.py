@@ -19,6 +19,7 @@ from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
 from .surgery import audit, lean, lean_functional, prune
 from .surgery.swap import swap, unswap
+from .surgery.anneal import Anneal
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -30,6 +31,7 @@ globals().update(_functions, **_modules)
 __all__ = [
     "APTxLayer",
     "APTxNeuron",
+    "Anneal",
     "KeptBytes",
     "__version__",
     "analyze",
