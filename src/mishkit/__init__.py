@@ -18,8 +18,8 @@ from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
 from .surgery import audit, lean, lean_functional, prune
-from .surgery.swap import swap, unswap
 from .surgery.anneal import Anneal
+from .surgery.swap import swap, unswap
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
