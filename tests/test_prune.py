@@ -562,6 +562,12 @@ def test_wrong_use(arguments: tuple[Tensor, ...], options: dict, message: str) -
         mk.prune(perceptron(nn.ReLU(), []), *arguments, **options)
 
 
+def test_data_are_batches_and_not_one() -> None:
+    for data in (torch.ones(3, 4), {"input": torch.ones(3, 4)}):
+        with pytest.raises(TypeError, match=r"mishkit.prune: data must be an iterable of batches"):
+            mk.prune(perceptron(nn.ReLU(), []), torch.ones(1, 4), data=data)
+
+
 def test_without_torch_pruning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "mishkit\[prune\]"'):

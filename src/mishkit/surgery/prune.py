@@ -179,11 +179,18 @@ def prune(
     ValueError
         if a pattern in `sites` matches no activation, there are no inputs or `data` is empty, or
         `threshold` or `fraction` is out of its range
+    TypeError
+        if `data` is a tensor or a mapping, which is no iterable of batches
     ModuleNotFoundError
         without the extra ``prune``
     """
     if not inputs:
         raise ValueError("mishkit.prune: give inputs, with which the model is traced")
+    if isinstance(data, Tensor | Mapping):
+        raise TypeError(
+            f"mishkit.prune: data must be an iterable of batches, as [batch], not a single "
+            f"{type(data).__name__}"
+        )
     if not threshold >= 0:
         raise ValueError(f"mishkit.prune: threshold must not be below 0, but is {threshold}")
     if not 0 <= fraction < 1:
@@ -820,10 +827,10 @@ class _Work:
             quiet = reading.silent(self.fraction) if reading else []
             silent = [unit for unit, is_silent in enumerate(quiet) if is_silent]
             removed, reasons = [], Counter[str]()
-            roots = [(cut, cut.sites[call]) for cut in cuts if call in cut.sites]
+            roots = [(cut, cut.sites[call], set(cut.removed)) for cut in cuts if call in cut.sites]
             for unit in range(len(quiet)):
-                for cut, units in roots:
-                    if units.get(unit) in cut.removed:
+                for cut, units, gone in roots:
+                    if units.get(unit) in gone:
                         removed.append(unit)
                     elif unit in units and quiet[unit]:
                         reasons[cut.why_not[units[unit]]] += 1
