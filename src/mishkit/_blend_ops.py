@@ -104,6 +104,21 @@ def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
 
 # ---- operators ---------------------------------------------------------------------------------
 
+
+def on_gpu(name: str, *arguments: Any) -> Tensor:
+    """The operators by Triton, in dtypes that it serves."""
+    *tensors, x = (argument for argument in arguments if isinstance(argument, Tensor))
+    *both, t = arguments[len(tensors) + 1 :]
+    body = "backward" if tensors else "forward"
+    if x.dtype not in triton.DTYPES:
+        return getattr(plain, body)(BLEND, *tensors, x, *both, t)
+    (a, of_a), (b, of_b) = _split(both)
+    if t <= 0 or t >= 1:
+        one, numbers = (b, of_b) if t >= 1 else (a, of_a)
+        return getattr(triton, body)(one, *tensors, x, *numbers)
+    return getattr(triton, name)(a, tuple(of_a), b, tuple(of_b), *tensors, x, t)
+
+
 _library = torch.library.Library("mishkit", "FRAGMENT")
 for _name, _body, _fake in (
     ("blend", "forward", lambda x, *_: torch.empty_like(x)),
@@ -114,7 +129,7 @@ for _name, _body, _fake in (
         _name, functools.partial(getattr(plain, _body), BLEND), "CompositeExplicitAutograd"
     )
     if triton.available():
-        _library.impl(_name, getattr(triton, _name), "CUDA")
+        _library.impl(_name, functools.partial(on_gpu, _name), "CUDA")
     torch.library.register_fake(f"mishkit::{_name}", _fake, lib=_library)
 
 _forward = operator("blend")

@@ -116,9 +116,7 @@ class Blend(nn.Module):
 class BlendedFunction:
     """(1 − t)·old(x) + t·new(x), in the place of the function `old`: see `Blend`."""
 
-    def __init__(
-        self, old: Callable[..., Tensor], new: Callable[..., Tensor], t: Fraction
-    ) -> None:
+    def __init__(self, old: Callable[..., Tensor], new: Callable[..., Tensor], t: Fraction) -> None:
         self._both = (old, new)
         self._t = t
         known = [identify_function(one) for one in self._both]
@@ -386,7 +384,13 @@ def _resolve(model: nn.Module, rules: Mapping[Any, Any]) -> list[tuple[Slot, Any
             hit = (slot.known and slot.known.function == key) or slot.name == key
             hit = hit or (isinstance(key, type) and type(slot.value) is key)
             if hit:
-                name, kw = (value, {}) if isinstance(value, str) else value if isinstance(value, tuple) else (None, {})
+                name, kw = (
+                    (value, {})
+                    if isinstance(value, str)
+                    else value
+                    if isinstance(value, tuple)
+                    else (None, {})
+                )
                 new = get(name, **kw) if name else value
                 if not isinstance(slot.value, nn.Module):
                     new = identify(new).call()  # type: ignore[union-attr]
