@@ -18,6 +18,7 @@ from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
 from .surgery.anneal import Anneal
+from .surgery.swap import swap, unswap
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -39,6 +40,8 @@ __all__ = [
     "modules",
     "names",
     "register",
+    "swap",
+    "unswap",
     *_functions,
     *_modules,
 ]

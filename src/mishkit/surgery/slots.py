@@ -42,10 +42,10 @@ class Slot:
             vars(value)[_REPLACED] = vars(current).get(_REPLACED, (current,))
         else:
             _remember(self.owner, self.attribute)
-            if isinstance(self.owner, nn.TransformerEncoderLayer):
-                # Its fused inference goes by a number, not by the function.
-                _remember(self.owner, "activation_relu_or_gelu")
-                self.owner.activation_relu_or_gelu = 0
+        if isinstance(self.owner, nn.TransformerEncoderLayer) and self.attribute == "activation":
+            # Its fused inference goes by a number, not by the activation.
+            _remember(self.owner, "activation_relu_or_gelu")
+            self.owner.activation_relu_or_gelu = 0
         setattr(self.owner, self.attribute, value)
 
 
