@@ -19,8 +19,7 @@ import functools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -82,17 +81,20 @@ def _split(both: Any) -> Iterator[tuple[Activation, Any]]:
         yield a, both[begin + 1 : begin + 1 + len(a.parameters)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Blend:
+class _Blend(NamedTuple):
     """Two functions of the table as one: see `Formulas`."""
 
-    name: str = "blend"
-    f: Callable[..., Tensor] = _mixed("f")
-    df: Callable[..., Tensor] = _mixed("df")
-    d2f: Callable[..., Tensor] = _mixed("d2f")
+    name: str
+    f: Callable[..., Tensor]
+    df: Callable[..., Tensor]
+    d2f: Callable[..., Tensor]
 
 
-BLEND = _Blend()
+BLEND = _Blend("blend", _mixed("f"), _mixed("df"), _mixed("d2f"))
+
+
+_expression: Callable[..., Tensor] = functools.partial(plain.forward, BLEND)
+"""With t in a tensor."""
 
 
 def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
@@ -201,7 +203,7 @@ def call(x: Tensor, both: tuple[Any, ...], t: Fraction) -> Tensor:
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             return _exported(x, both, t.value)
-        return plain.forward(BLEND, x, *both, t.on(x.device))
+        return _expression(x, *both, t.on(x.device))
     if not isinstance(x, Tensor):
         raise TypeError(f"mishkit.blend: the input must be a tensor, not {type(x).__name__}")
     if are_transforms_active():
