@@ -87,13 +87,17 @@ class Blend(nn.Module):
         """The functions with parameters from buffers, which may have changed."""
         if not self._fused:
             return None
+        compiling = torch.compiler.is_compiling()
         numbers: list[Any] = []
         for module in self._both:
-            if isinstance(module, TrainableModule):
-                numbers += function(module.activation.name, *module._values())
-            else:
+            if not isinstance(module, TrainableModule):
                 numbers += _function(identify(module))
-        if any(isinstance(n, Tensor) for n in numbers) and not torch.compiler.is_compiling():
+            elif compiling:  # which reads tensors when it runs
+                own = (getattr(module, name) for name in module.parameter_names)
+                numbers += function(module.activation.name, *own)
+            else:
+                numbers += function(module.activation.name, *module._values())
+        if not compiling and any(isinstance(number, Tensor) for number in numbers):
             return None  # within a transform of theirs
         return tuple(numbers)
 
