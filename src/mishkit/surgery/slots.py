@@ -101,7 +101,7 @@ _HOOKS = (
 def _take_over(old: nn.Module, new: nn.Module) -> None:
     for name in dict.fromkeys(_HOOKS):
         vars(new)[name] = vars(old)[name]
-    new.training = old.training
+    new.train(old.training)  # and what is in it
 
 
 def _remember(owner: nn.Module, attribute: str) -> None:

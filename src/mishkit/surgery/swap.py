@@ -233,7 +233,8 @@ def _swap_onnx(
 ) -> Replacements:
     library = type(model).__module__.partition(".")[0]
     is_path = isinstance(model, (str, os.PathLike))
-    if not is_path and library not in ("onnx", "onnx_ir") and not hasattr(model, "model_proto"):
+    is_program = library == "torch" and type(model).__name__ == "ONNXProgram"
+    if not (is_path or is_program or library in ("onnx", "onnx_ir")):
         raise TypeError(
             f"{_SWAP}: the model must be a torch.nn.Module, an ONNX model or a path of one, not "
             f"{type(model).__name__}"
