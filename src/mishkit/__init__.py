@@ -17,8 +17,7 @@ from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
-from .surgery.anneal import Anneal
-from .surgery.swap import swap, unswap
+from .surgery import Anneal, audit, lean, lean_functional, swap, unswap
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -35,8 +34,11 @@ __all__ = [
     "__version__",
     "analyze",
     "aptx_layer",
+    "audit",
     "functional",
     "get",
+    "lean",
+    "lean_functional",
     "modules",
     "names",
     "register",
