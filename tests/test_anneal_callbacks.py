@@ -130,6 +130,7 @@ def test_lightning_resumes(lightning: Any, tmp_path: Path) -> None:
     first.save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=False)
     assert "net.layers.3.new.beta" in checkpoint["state_dict"]
+    assert checkpoint["callbacks"]["AnnealCallback[gelu, leaky_relu]"]["count"] == 2
 
     again, other = AnnealCallback(RULES, steps=0.9), lit(lightning)
     trainer(lightning, tmp_path, again, max_epochs=4).fit(

@@ -79,6 +79,13 @@ class AnnealCallback(*_bases()):  # type: ignore[misc]
         self._is_resumed = False
         self._seen = 0
 
+    @property
+    def state_key(self) -> str:
+        """What the state is found by in a checkpoint: the keys of the rules, so that there may be
+        several of these callbacks."""
+        keys = (key if isinstance(key, str) else key.__qualname__ for key in self.rules)
+        return f"AnnealCallback[{', '.join(keys)}]"
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Replace the activations, unless this very module has been through that."""
         if stage != "fit" or self._module is pl_module:
