@@ -17,7 +17,7 @@ from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
-from .surgery import audit, lean, lean_functional, swap, unswap
+from .surgery import Anneal, audit, lean, lean_functional, swap, unswap
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -29,6 +29,7 @@ globals().update(_functions, **_modules)
 __all__ = [
     "APTxLayer",
     "APTxNeuron",
+    "Anneal",
     "KeptBytes",
     "__version__",
     "analyze",

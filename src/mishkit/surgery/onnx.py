@@ -335,7 +335,8 @@ def _table() -> tuple[list[str], Tensor]:
     """The functions without parameters, or with their defaults, and their values; the first of
     those that are the same is the one that is meant."""
     ours = {name: a.f(_grid(), *a.defaults) for name, a in ACTIVATIONS.items()}
-    others = sorted(FUNCTION_NAMES - ours.keys() - {"rrelu", "celu"})
+    # Without elu's twin, and those that need chance or weights.
+    others = sorted(FUNCTION_NAMES - ours.keys() - {"celu", "prelu", "rrelu"})
     values = {**ours, **{name: getattr(F, name)(_grid()) for name in others}}
     return list(values), torch.stack(list(values.values()))
 
