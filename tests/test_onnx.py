@@ -434,6 +434,8 @@ def test_files_and_models_of_every_kind(tmp_path: Path) -> None:
         )
         torch.testing.assert_close(torch.from_numpy(y), want)
     assert path.read_bytes() == before
+    mk.swap(path, {"mish": "hardswish"}, output=path)
+    assert found(onnx.load(path)) == ["hardswish (HardSwish)"]
     mk.swap(model, {"mish": "hardswish"}, output=str(tmp_path / "whole.onnx"))
     for one in (model, onnx.load(tmp_path / "whole.onnx")):
         torch.testing.assert_close(run(one, x)[0], want)

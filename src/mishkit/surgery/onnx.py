@@ -415,7 +415,9 @@ class _Writer:
 
     @property
     def has_hard_sigmoid(self) -> bool:
-        """Whether the operator is likely to run: for float64 ONNX Runtime has none."""
+        """Whether the operator takes the dtype, and ONNX Runtime runs it."""
+        if self.dtype == ir.DataType.BFLOAT16:
+            return self.opset >= 22
         return self.dtype != ir.DataType.DOUBLE
 
     def __call__(self, operator: str, *inputs: ir.Value | float, **attributes: Any) -> ir.Value:
