@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .._blend_ops import Fraction, call, function, mix
-from ..functions import ACTIVATIONS
 from ..modules import TrainableModule
 from .known import Known, identify, identify_function
 from .slots import Slot
@@ -147,10 +146,7 @@ def _are_fused(known: Sequence[Known | None]) -> bool:
 def _function(known: Known | None) -> tuple[Any, ...]:
     """As the kernel takes it."""
     assert known is not None
-    parameters = ACTIVATIONS[known.function].parameters
-    return function(
-        known.function, *(float(known.parameters.get(p.name, p.default)) for p in parameters)
-    )
+    return function(known.function, *known.values)
 
 
 def _both_called(
