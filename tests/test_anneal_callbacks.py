@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,27 @@ def assert_finished(network: Network) -> None:
     first, second = network.layers[1], network.layers[3]
     assert type(first) is mk.HMish and type(second) is mk.Swish
     assert float(second.beta.detach()) != 1  # it was trained
+
+
+@pytest.mark.parametrize(
+    ("module", "packages", "message"),
+    [
+        (
+            "lightning",
+            ("lightning", "lightning.pytorch", "pytorch_lightning"),
+            "lightning or pytor",
+        ),
+        ("transformers", ("transformers",), "needs transformers"),
+    ],
+)
+def test_a_missing_package_is_named(
+    module: str, packages: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in packages:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"mishkit.surgery.{module}", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=rf"{message}.*mishkit\[integrations\]"):
+        importlib.import_module(f"mishkit.surgery.{module}")
 
 
 # ---- Lightning -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 def _bases() -> tuple[type, ...]:
     """The callbacks' class of the package that is in use, or of both, which are two."""
-    imported = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
+    imported = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name)]
     for name in _PACKAGES:
         if imported:
             break
