@@ -80,7 +80,7 @@ def swap(
         - the name of one of mishkit's activations, ``"mish"``, with parameters as in
           ``"hard_mish:k=5"`` or ``("aptx", {"trainable": True})``, or its class. A module's
           ``inplace=True`` is kept, and mishkit's ``save="output"``, where the new one allows it
-          and no argument says otherwise;
+          and no argument says otherwise; so are parameters where it is the same function;
         - another class of modules, which is called without arguments;
         - a module, of which each site gets a copy;
         - a function of the old module that returns the new one.
