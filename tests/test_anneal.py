@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -401,11 +399,3 @@ def test_export_has_the_t_of_the_moment(t: int) -> None:
     exported = torch.export.export(net.eval(), (x,)).module()
     after(anneal, 1)
     torch.testing.assert_close(exported(x), want, rtol=1e-5, atol=1e-6)
-
-
-def test_the_code_in_its_documentation_runs() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "anneal.md").read_text()
-    namespace: dict[str, object] = {}
-    for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        exec(code, namespace)
-    assert type(namespace["anneal"]) is mk.Anneal
