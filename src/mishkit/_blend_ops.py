@@ -19,8 +19,7 @@ import functools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -82,17 +81,20 @@ def _split(both: Any) -> Iterator[tuple[Activation, Any]]:
         yield a, both[begin + 1 : begin + 1 + len(a.parameters)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Blend:
+class _Blend(NamedTuple):
     """Two functions of the table as one: see `Formulas`."""
 
-    name: str = "blend"
-    f: Callable[..., Tensor] = _mixed("f")
-    df: Callable[..., Tensor] = _mixed("df")
-    d2f: Callable[..., Tensor] = _mixed("d2f")
+    name: str
+    f: Callable[..., Tensor]
+    df: Callable[..., Tensor]
+    d2f: Callable[..., Tensor]
 
 
-BLEND = _Blend()
+BLEND = _Blend("blend", _mixed("f"), _mixed("df"), _mixed("d2f"))
+
+
+_expression: Callable[..., Tensor] = functools.partial(plain.forward, BLEND)
+"""With t in a tensor."""
 
 
 def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
@@ -104,6 +106,21 @@ def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
 
 # ---- operators ---------------------------------------------------------------------------------
 
+
+def on_gpu(name: str, *arguments: Any) -> Tensor:
+    """The operators by Triton, in dtypes that it serves."""
+    *tensors, x = (argument for argument in arguments if isinstance(argument, Tensor))
+    *both, t = arguments[len(tensors) + 1 :]
+    body = "backward" if tensors else "forward"
+    if x.dtype not in triton.DTYPES:
+        return getattr(plain, body)(BLEND, *tensors, x, *both, t)
+    (a, of_a), (b, of_b) = _split(both)
+    if t <= 0 or t >= 1:
+        one, numbers = (b, of_b) if t >= 1 else (a, of_a)
+        return getattr(triton, body)(one, *tensors, x, *numbers)
+    return getattr(triton, name)(a, tuple(of_a), b, tuple(of_b), *tensors, x, t)
+
+
 _library = torch.library.Library("mishkit", "FRAGMENT")
 for _name, _body, _fake in (
     ("blend", "forward", lambda x, *_: torch.empty_like(x)),
@@ -114,7 +131,7 @@ for _name, _body, _fake in (
         _name, functools.partial(getattr(plain, _body), BLEND), "CompositeExplicitAutograd"
     )
     if triton.available():
-        _library.impl(_name, getattr(triton, _name), "CUDA")
+        _library.impl(_name, functools.partial(on_gpu, _name), "CUDA")
     torch.library.register_fake(f"mishkit::{_name}", _fake, lib=_library)
 
 _forward = operator("blend")
@@ -186,7 +203,7 @@ def call(x: Tensor, both: tuple[Any, ...], t: Fraction) -> Tensor:
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             return _exported(x, both, t.value)
-        return plain.forward(BLEND, x, *both, t.on(x.device))
+        return _expression(x, *both, t.on(x.device))
     if not isinstance(x, Tensor):
         raise TypeError(f"mishkit.blend: the input must be a tensor, not {type(x).__name__}")
     if are_transforms_active():

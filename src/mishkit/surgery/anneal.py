@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .._blend_ops import Fraction, call, function, mix
-from ..functions import ACTIVATIONS
 from ..modules import TrainableModule
 from .known import Known, identify, identify_function
-from .slots import Slot, slots
+from .slots import Slot
+from .swap import resolve
 
 Schedule = Callable[[float], float]
+
+_ANNEAL = "mishkit.Anneal"
 
 
 def _linear(progress: float) -> float:
@@ -84,13 +86,17 @@ class Blend(nn.Module):
         """The functions with parameters from buffers, which may have changed."""
         if not self._fused:
             return None
+        compiling = torch.compiler.is_compiling()
         numbers: list[Any] = []
         for module in self._both:
-            if isinstance(module, TrainableModule):
-                numbers += function(module.activation.name, *module._values())
-            else:
+            if not isinstance(module, TrainableModule):
                 numbers += _function(identify(module))
-        if any(isinstance(n, Tensor) for n in numbers) and not torch.compiler.is_compiling():
+            elif compiling:  # which reads tensors when it runs
+                own = (getattr(module, name) for name in module.parameter_names)
+                numbers += function(module.activation.name, *own)
+            else:
+                numbers += function(module.activation.name, *module._values())
+        if not compiling and any(isinstance(number, Tensor) for number in numbers):
             return None  # within a transform of theirs
         return tuple(numbers)
 
@@ -140,10 +146,7 @@ def _are_fused(known: Sequence[Known | None]) -> bool:
 def _function(known: Known | None) -> tuple[Any, ...]:
     """As the kernel takes it."""
     assert known is not None
-    parameters = ACTIVATIONS[known.function].parameters
-    return function(
-        known.function, *(float(known.parameters.get(p.name, p.default)) for p in parameters)
-    )
+    return function(known.function, *known.values)
 
 
 def _both_called(
@@ -189,10 +192,10 @@ def _is_trained(owner: Any) -> bool:
 class Anneal:
     """Take a model from one activation to another little by little, while it is trained.
 
-    Each site that the rules name computes (1 − t)·old(x) + t·new(x), with one t for all: 0 at first,
-    and after `steps` calls of `step` 1. `finish` leaves the new activations alone, as
-    `mishkit.swap` would have put them, and `mishkit.unswap` takes the model back to what it was,
-    from there or on the way.
+    Each site that the rules name computes (1 − t)·old(x) + t·new(x), with one t for all: 0 at
+    first, and 1 after `steps` calls of `step`. `finish` leaves the new activations alone, as
+    `mishkit.swap` would have put them. `mishkit.unswap` takes the model back to what it was, from
+    there or on the way.
 
     Where mishkit has both functions a site is one kernel, which computes in float32 (float64 for
     float64), keeps its input for backward and is differentiable to any order. torch.compile
@@ -238,18 +241,16 @@ class Anneal:
         schedule: str | Schedule = "linear",
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"mishkit.Anneal: the model must be a module, not {type(model).__name__}"
-            )
+            raise TypeError(f"{_ANNEAL}: the model must be a module, not {type(model).__name__}")
         self.steps = _checked_steps(steps)
         self._schedule = _checked_schedule(schedule)
         self.count = 0
-        found = _resolve(model, rules)
+        found, _ = resolve(model, rules, _ANNEAL)
         for slot, _ in found:
             if isinstance(slot.value, (Blend, BlendedFunction)):
-                raise ValueError(f'mishkit.Anneal: "{slot.name}" is being annealed already')
+                raise ValueError(f'{_ANNEAL}: "{slot.name}" is being annealed already')
         if not found:
-            raise ValueError(f"mishkit.Anneal: there is nothing in the model for {dict(rules)!r}")
+            raise ValueError(f"{_ANNEAL}: there is nothing in the model for {dict(rules)!r}")
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         self._t = Fraction(_at(self._schedule, 0.0), (d for d in devices if d.type != "meta"))
         blends: dict[int, Blend] = {}
@@ -323,12 +324,12 @@ class Anneal:
         wanted = {"count", "steps", "schedule"}
         if not isinstance(state, Mapping) or set(state) != wanted:
             raise ValueError(
-                f"mishkit.Anneal: a state has {', '.join(sorted(wanted))}, and not {state!r}"
+                f"{_ANNEAL}: a state has {', '.join(sorted(wanted))}, and not {state!r}"
             )
         steps, count, schedule = (state[name] for name in ("steps", "count", "schedule"))
         steps = _checked_steps(steps)
         if not isinstance(count, int) or not 0 <= count <= steps:
-            raise ValueError(f"mishkit.Anneal: count must be from 0 to {steps}, not {count!r}")
+            raise ValueError(f"{_ANNEAL}: count must be from 0 to {steps}, not {count!r}")
         if schedule is not None:
             self._schedule = _checked_schedule(schedule)
         self.steps, self.count = steps, count
@@ -346,7 +347,7 @@ class Anneal:
 
 def _checked_steps(steps: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"mishkit.Anneal: steps must be a number of at least 1, not {steps!r}")
+        raise ValueError(f"{_ANNEAL}: steps must be a number of at least 1, not {steps!r}")
     return steps
 
 
@@ -354,13 +355,11 @@ def _checked_schedule(schedule: str | Schedule) -> Schedule:
     if callable(schedule):
         last = _at(schedule, 1.0)
         if last != 1:
-            raise ValueError(f"mishkit.Anneal: the schedule must end with 1, not {last:g}")
+            raise ValueError(f"{_ANNEAL}: the schedule must end with 1, not {last:g}")
         return schedule
     if schedule not in SCHEDULES:
         known = ", ".join(f'"{name}"' for name in SCHEDULES)
-        raise ValueError(
-            f"mishkit.Anneal: the schedule must be {known} or a function, not {schedule!r}"
-        )
+        raise ValueError(f"{_ANNEAL}: the schedule must be {known} or a function, not {schedule!r}")
     return SCHEDULES[schedule]
 
 
@@ -368,32 +367,7 @@ def _at(schedule: Schedule, progress: float) -> float:
     t = float(schedule(progress))
     if not -1e-6 <= t <= 1 + 1e-6:
         raise ValueError(
-            f"mishkit.Anneal: the schedule must give a number from 0 to 1, not {t!r} for {progress}"
+            f"{_ANNEAL}: the schedule must give a number from 0 to 1, not {t!r} for {progress}"
         )
     # 1 − 2⁻²⁴ is the last number before 1 that counts.
     return 0.0 if t < 0 else 1.0 if t > 1 - 1e-7 else t
-
-
-def _resolve(model: nn.Module, rules: Mapping[Any, Any]) -> list[tuple[Slot, Any]]:
-    """A stand-in until there is mishkit.swap's."""
-    from ..registry import get
-
-    found: list[tuple[Slot, Any]] = []
-    for slot in slots(model):
-        for key, value in rules.items():
-            hit = (slot.known and slot.known.function == key) or slot.name == key
-            hit = hit or (isinstance(key, type) and type(slot.value) is key)
-            if hit:
-                name, kw = (
-                    (value, {})
-                    if isinstance(value, str)
-                    else value
-                    if isinstance(value, tuple)
-                    else (None, {})
-                )
-                new = get(name, **kw) if name else value
-                if not isinstance(slot.value, nn.Module):
-                    new = identify(new).call()  # type: ignore[union-attr]
-                found.append((slot, new))
-                break
-    return found

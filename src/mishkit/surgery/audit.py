@@ -25,7 +25,8 @@ class Site:
     """One place in a model where an activation is applied, once or several times in a pass."""
 
     name: str
-    """The path of the module; for a call of a function, of the module around it."""
+    """The path of the module, or of the attribute that is a function; for a call of a function, of
+    the module around it."""
     line: str
     """For a call of a function: the file and the line."""
     function: str
@@ -213,8 +214,9 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
     units: dict[Any, Unit] = {}
     for call in trace.calls:
         key = id(call.module) if call.module is not None else call.place.line
-        unit = units.setdefault(key, Unit([], held.get(id(call.module), [])))
-        unit.calls.append(call)
+        holder = call.module
+        found = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
+        units.setdefault(key, Unit([], found)).calls.append(call)
     return list(units.values())
 
 
@@ -291,13 +293,13 @@ class _Ledger:
 
 def side_bytes(call: Call) -> int:
     """What the sides of a call take: nothing where the function is monotone."""
-    turn = ACTIVATIONS[call.known.function].turn
-    return 0 if turn is None else (call.elements + 7) // 8
+    known = ACTIVATIONS.get(call.known.function)
+    return 0 if known is None or known.turn is None else (call.elements + 7) // 8
 
 
 def can_keep_output(unit: Unit) -> bool:
     """Whether ours can stand in for every call and work from the output."""
-    return not any(_obstacle(call) for call in unit.calls)
+    return not any(call.overwritten or _obstacle(call) for call in unit.calls)
 
 
 def _obstacle(call: Call) -> str:
@@ -307,14 +309,12 @@ def _obstacle(call: Call) -> str:
         return f'it is put together by hand: mishkit.swap it for "{known.function}" first'
     if not known.ours:
         return "mishkit has no such function"
-    if known.state and not known.parameters:
+    if known.state and not known.parameters:  # they are trained
         return "the gradients of its parameters need the input"
     try:
-        ACTIVATIONS[known.function].turn_at(*known.parameters.values())
+        ACTIVATIONS[known.function].turn_at(*known.values)
     except ValueError:
         return "with these parameters the output does not determine the gradient"
-    if call.overwritten is not None:
-        return f"{_who(call.overwritten)} writes over its output"
     return ""
 
 
@@ -364,7 +364,7 @@ def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
     def keepers(storages: set[Storage]) -> tuple[str, ...]:
         found = (one for one in others if one.storage in storages)
         uses = (Use(trace.operators.get(one.node, ""), one.module, one.node) for one in found)
-        return tuple(dict.fromkeys(_who(use) for use in uses))
+        return tuple(dict.fromkeys(_who(use, trace) for use in uses))
 
     outputs = {call.y for call in calls}
     output_kept_by, input_kept_by = keepers(outputs), keepers(own - outputs)
@@ -378,8 +378,8 @@ def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
             if call.y not in {one.storage for one in others}
         )
         saving = alone - new
-    reason = _reason(unit, calls, own, output_kept_by, input_kept_by)
-    how = type(first.module).__name__ if first.module is not None else "call"
+    reason = _reason(unit, calls, trace, own, output_kept_by, input_kept_by)
+    how = type(first.module).__name__ if isinstance(first.module, nn.Module) else "call"
     return Site(
         name=first.place.module,
         line=first.place.line,
@@ -402,26 +402,36 @@ def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
 def _reason(
     unit: Unit,
     calls: list[Call],
+    trace: Trace,
     own: set[Storage],
     output_kept_by: tuple[str, ...],
     input_kept_by: tuple[str, ...],
 ) -> str:
     """Why, in a few words."""
     if unit.lean:
-        return f"as {output_kept_by[0]} keeps it" if output_kept_by else "as it takes less"
+        why = f"as {output_kept_by[0]} keeps it" if output_kept_by else "as it takes less"
+        ours = calls[0].module is None and calls[0].known.save is not None
+        return f'{why}: call it with save="output"' if ours else why
     if not any(call.nodes for call in calls):
         return "as no gradient passes here"
     if not own:
         return "as it keeps nothing"
-    if own <= {call.y for call in calls}:
-        return "as it keeps no more than its output"
-    obstacles = [_obstacle(call) for call in unit.calls]
-    if any(obstacles):
-        return f"as {next(filter(None, obstacles))}"
+    size = {one.storage: one.nbytes for one in trace.saved}
+    output = sum(call.elements * call.dtype.itemsize + side_bytes(call) for call in calls)
+    if own & {call.y for call in calls} and sum(size[s] for s in own) <= output:
+        return "as it keeps its output already"
+    obstacles = list(filter(None, (_obstacle(call) for call in unit.calls)))
+    if obstacles:
+        return f"as {obstacles[0]}"
+    writers = [call.overwritten for call in unit.calls if call.overwritten is not None]
+    if writers:
+        return f"as {_who(writers[0], trace)} writes over its output"
     if input_kept_by:
         return f"as {input_kept_by[0]} keeps its input"
     readers = [use for call in calls for use in call.y_uses if use.operator not in _LOOKS]
-    who = f"{_who(readers[0])} does not keep" if readers else "nobody keeps"
+    # Rather one that has a gradient, which might have kept it.
+    readers.sort(key=lambda use: use.node is None)
+    who = f"{_who(readers[0], trace)} does not keep" if readers else "nobody keeps"
     return f"as {who} its output"
 
 
@@ -447,25 +457,24 @@ _LOOKS = frozenset(
 _WORDS = {
     "_to_copy": "a cast",
     "add": "an addition",
-    "bernoulli": "dropout",
+    "addmm": "a linear layer",
+    "bmm": "a matrix product",
     "cat": "a concatenation",
     "clone": "a copy",
     "convolution": "a convolution",
     "mean": "a mean",
     "mm": "a matrix product",
-    "addmm": "a linear layer",
-    "bmm": "a matrix product",
     "mul": "a product",
-    "native_batch_norm": "a batch norm",
-    "native_dropout": "dropout",
-    "native_group_norm": "a group norm",
-    "native_layer_norm": "a layer norm",
 }
 
 
-def _who(use: Use) -> str:
+def _who(use: Use, trace: Trace) -> str:
+    """The module that does it, if it does nothing else, or the operator and where it is."""
+    kind = trace.kinds.get(use.module)
+    if kind is not None:
+        return f"{kind} {use.module}".rstrip()
     name = use.operator.removesuffix("_")
-    what = _WORDS.get(name) or name
+    what = _WORDS.get(name, name)
     return f"{what} in {use.module}" if use.module else what
 
 

@@ -30,8 +30,8 @@ from .swap import Replacement, Replacements
 _SWAP = "mishkit.swap"
 LARGEST = 12
 """Nodes of a site, at most: the longest way to write GELU has nine."""
-OLDEST = 7
-"""The first opset in which elementwise operators broadcast as they do now."""
+OLDEST = 9
+"""The first opset that has all that is written."""
 _DOMAINS = ("", "ai.onnx")
 
 
@@ -43,6 +43,8 @@ class Site:
     """In no order, but that the one with the output is first."""
     input: ir.Value
     known: Known
+    opset: int
+    """Of the graph or function that it is in; 0 where that has none of the standard operators."""
 
     @property
     def output(self) -> ir.Value:
@@ -71,25 +73,20 @@ def swap(
     model: Any, rules: Sequence[tuple[Key, Value]], output: str | os.PathLike[str] | None
 ) -> Replacements:
     """Rewrite an ONNX model by rules, see `mishkit.swap`."""
-    targets = [_target(value) for _, value in rules]
+    targets = [(_target(value), value) for _, value in rules]
     for key, _ in rules:
         if key.kind is not None:
             raise ValueError(
                 f"{_SWAP}: an ONNX model has no classes such as {key.kind.__name__}; "
                 "name the function"
             )
-    if isinstance(model, (str, os.PathLike)):
-        graph = ir.load(model)
-    elif isinstance(model, onnx.ModelProto):
-        graph = ir.from_proto(model)
-    else:
-        graph = model if isinstance(model, ir.Model) else model.model
+    graph = _opened(model)
     done = _rewrite(graph, rules, targets)
     is_external = any(
         isinstance(value.const_value, ir.ExternalTensor)
         for value in graph.graph.initializers.values()
     )
-    if isinstance(model, onnx.ModelProto) or not is_external:
+    if done and (isinstance(model, onnx.ModelProto) or not is_external):
         proto = ir.to_proto(graph)
         onnx.checker.check_model(proto)
         if isinstance(model, onnx.ModelProto):
@@ -103,16 +100,30 @@ def swap(
     return done
 
 
+def _opened(model: Any) -> ir.Model:
+    if isinstance(model, (str, os.PathLike)):
+        return ir.load(model)
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    found = model if isinstance(model, ir.Model) else getattr(model, "model", None)
+    if not isinstance(found, ir.Model):
+        raise TypeError(f"{_SWAP}: an ONNX model is needed, not {type(model).__name__}")
+    return found
+
+
 def sites(model: ir.Model) -> list[Site]:
     """Every site of the model, its subgraphs and functions, in order; they share no node."""
     found: list[Site] = []
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+    graphs = [(model.graph, model.opset_imports)]
+    graphs += [(function.graph, function.opset_imports) for function in model.functions.values()]
+    for graph, imports in graphs:
+        opset = next((imports[domain] for domain in _DOMAINS if domain in imports), 0)
         taken: set[ir.Node] = set()
         here = []
         # From the end, so that what has tanh(softplus(x)) within is known before these two are.
         for node in reversed(list(ir.traversal.RecursiveGraphIterator(graph))):
             if node not in taken and node.op_type != "Identity":
-                site = _recognise(node)
+                site = _recognise(node, opset)
                 if site is not None:
                     taken.update(site.nodes)
                     here.append(site)
@@ -123,7 +134,7 @@ def sites(model: ir.Model) -> list[Site]:
 # ---- recognising ---------------------------------------------------------------------------------
 
 
-def _recognise(last: ir.Node) -> Site | None:
+def _recognise(last: ir.Node, opset: int) -> Site | None:
     """The smallest site that ends with this node, if one does."""
     if not _is_elementwise(last):
         return None
@@ -133,8 +144,9 @@ def _recognise(last: ir.Node) -> Site | None:
         if len(given) == 1:
             (x,) = given
             known = _computed(nodes, x)
-            if known is not None and _is_broadcast_free(nodes, x):
-                return Site(tuple(nodes), x, known)
+            is_float = x.dtype is None or x.dtype.is_floating_point()
+            if known is not None and is_float and _is_broadcast_free(nodes, x):
+                return Site(tuple(nodes), x, known, opset)
         further = [node for value in given if (node := _hidden_producer(value, nodes)) is not None]
         if not further:
             return None
@@ -180,7 +192,7 @@ def _number(value: ir.Value) -> Tensor | None:
 def _is_broadcast_free(nodes: Sequence[ir.Node], x: ir.Value) -> bool:
     """Whether the result has the input's shape: a constant of more dimensions would add some."""
     rank = len(x.shape) if x.shape is not None else 1
-    return all(len(c.shape) <= max(rank, 0) for c in _constants(nodes))
+    return all(len(c.shape) <= rank for c in _constants(nodes))
 
 
 def _constants(nodes: Sequence[ir.Node]) -> Iterator[Any]:
@@ -198,20 +210,29 @@ def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
         return None
     if y.dtype != torch.float64 or y.shape != _grid().shape or not y.isfinite().all():
         return None
+    if _is_line(y):
+        return None  # which would be the limit of many functions
     # What constants lost in being rounded is no other function.
     tolerance = max([1e-5, *(_eps(constant.dtype) for constant in _constants(nodes))])
     names, values = _table()
-    candidates = [Known(name) for name in names]
-    errors = ((values - y).abs() / (1 + _grid().abs())).amax(1).tolist()
-    for name, (fit, f) in _FITTED.items():
+    candidates = [(Known(name), f) for name, f in zip(names, values, strict=True)]
+    for name, (fit, fitted) in _FITTED.items():
         parameters = fit(y)
-        if parameters is not None and all(math.isfinite(p) for p in parameters.values()):
-            candidates.append(Known(name, parameters))
-            error = (f(_grid(), **parameters) - y).abs() / (1 + _grid().abs())
-            errors.append(float(error.max()))
-    errors = [math.inf if math.isnan(error) else round(error, 9) for error in errors]
+        if parameters is not None:
+            candidates.append((Known(name, parameters), fitted(_grid(), **parameters)))
+    if all(node.op_type != "Tanh" for node in nodes):
+        # Scaled, SiLU is an APTx too, but is meant to be SiLU, scaled.
+        candidates = [one for one in candidates if one[0].function != "aptx"]
+    distances = (torch.stack([f for _, f in candidates]) - y).abs() / (1 + _grid().abs())
+    # Rounded, so that of two names for the same function the first counts.
+    errors = [round(error, 9) for error in distances.nan_to_num(math.inf).amax(1).tolist()]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return candidates[best] if errors[best] <= tolerance else None
+    return candidates[best][0] if errors[best] <= tolerance else None
+
+
+def _is_line(y: Tensor) -> bool:
+    slope, middle = (_at(y, 12) - _at(y, -12)) / 24, _at(y, 0)
+    return bool(torch.allclose(y, middle + slope * _grid(), rtol=1e-6, atol=1e-6))
 
 
 def _eps(dtype: ir.DataType) -> float:
@@ -314,7 +335,8 @@ def _table() -> tuple[list[str], Tensor]:
     """The functions without parameters, or with their defaults, and their values; the first of
     those that are the same is the one that is meant."""
     ours = {name: a.f(_grid(), *a.defaults) for name, a in ACTIVATIONS.items()}
-    others = sorted(FUNCTION_NAMES - ours.keys() - {"rrelu", "celu"})
+    # Without elu's twin, and those that need chance or weights.
+    others = sorted(FUNCTION_NAMES - ours.keys() - {"celu", "prelu", "rrelu"})
     values = {**ours, **{name: getattr(F, name)(_grid()) for name in others}}
     return list(values), torch.stack(list(values.values()))
 
@@ -329,7 +351,7 @@ Fit = Callable[[Tensor], dict[str, float] | None]
 
 def _fit_swish(y: Tensor) -> dict[str, float] | None:
     weight = _at(y, 1)
-    return {"beta": math.log(weight / (1 - weight))} if 0 < weight < 1 else None
+    return {"beta": math.log(weight / (1 - weight))} if 0.5 < weight < 1 else None
 
 
 def _fit_hard_mish(y: Tensor) -> dict[str, float] | None:
@@ -344,20 +366,22 @@ def _fit_softplus(y: Tensor) -> dict[str, float] | None:
 
 def _fit_aptx(y: Tensor) -> dict[str, float] | None:
     left, right = _at(y, -30) / -30, _at(y, 30) / 30
-    if right == left:
-        return None
     gamma = (right - left) / 2
-    alpha = (right + left) / (right - left)
+    if gamma == 0:
+        return None
+    alpha = (right + left) / 2 / gamma
     bend = _at(y, 1) / gamma - alpha
-    return {"alpha": alpha, "beta": math.atanh(bend), "gamma": gamma} if -1 < bend < 1 else None
+    return {"alpha": alpha, "beta": math.atanh(bend), "gamma": gamma} if 0 < bend < 1 else None
 
 
 def _fit_elu(y: Tensor) -> dict[str, float] | None:
-    return {"alpha": _at(y, -1) / math.expm1(-1)}
+    low = _at(y, -1)
+    return {"alpha": low / math.expm1(-1)} if low < 0 else None
 
 
 def _fit_leaky_relu(y: Tensor) -> dict[str, float] | None:
-    return {"negative_slope": -_at(y, -1)}
+    slope = -_at(y, -1)
+    return {"negative_slope": slope} if slope > 0 else None
 
 
 def _ours(name: str) -> Callable[..., Tensor]:
@@ -369,8 +393,8 @@ def _ours(name: str) -> Callable[..., Tensor]:
 _FITTED: dict[str, tuple[Fit, Callable[..., Tensor]]] = {
     "softplus": (_fit_softplus, _ours("softplus")),
     "hard_mish": (_fit_hard_mish, _ours("hard_mish")),
-    "swish": (_fit_swish, _ours("swish")),
     "aptx": (_fit_aptx, _ours("aptx")),
+    "swish": (_fit_swish, _ours("swish")),
     "leaky_relu": (_fit_leaky_relu, F.leaky_relu),
     "elu": (_fit_elu, F.elu),
 }
@@ -392,7 +416,9 @@ class _Writer:
 
     @property
     def has_hard_sigmoid(self) -> bool:
-        """Whether the operator is likely to run: for float64 ONNX Runtime has none."""
+        """Whether the operator takes the dtype, and ONNX Runtime runs it."""
+        if self.dtype == ir.DataType.BFLOAT16:
+            return self.opset >= 22
         return self.dtype != ir.DataType.DOUBLE
 
     def __call__(self, operator: str, *inputs: ir.Value | float, **attributes: Any) -> ir.Value:
@@ -534,8 +560,19 @@ def _completed(known: Known) -> Known:
     )
 
 
+def _kept(known: Known, target: Known, value: Value) -> Known:
+    """The target, with the site's own parameters where it is the same function and the rule gives
+    no others."""
+    if value.name is None or known.function != target.function:
+        return target
+    kept = {p: v for p, v in known.parameters.items() if p not in value.arguments}
+    return dataclasses.replace(target, parameters={**target.parameters, **kept})
+
+
 def _rewrite(
-    model: ir.Model, rules: Sequence[tuple[Key, Value]], targets: Sequence[Known]
+    model: ir.Model,
+    rules: Sequence[tuple[Key, Value]],
+    targets: Sequence[tuple[Known, Value]],
 ) -> Replacements:
     every = sites(model)
     chosen: list[tuple[Site, Known]] = []
@@ -543,22 +580,23 @@ def _rewrite(
     for site in every:
         for i, (key, _) in enumerate(rules):
             if _takes(key, site):
-                chosen.append((site, targets[i]))
+                chosen.append((site, _kept(site.known, *targets[i])))
                 used.add(i)
                 break
     for key, _ in rules:
         if key.pattern is not None and not any(_takes(key, site) for site in every):
             raise ValueError(f"{_SWAP}: {unknown(key.pattern, [site.name for site in every])}")
     for site, _ in chosen:
-        if _opset(model, site) < OLDEST:
+        if site.opset < OLDEST:
             raise ValueError(
-                f"{_SWAP}: the model is of opset {_opset(model, site)}; it must be of {OLDEST} "
+                f"{_SWAP}: the model is of opset {site.opset}; it must be of {OLDEST} "
                 "or later: onnx.version_converter.convert_version changes that"
             )
     taken_names = _Names(model)
     done = []
-    for site, target in chosen:
-        writer = _Writer(site.input, _opset(model, site), _dtype(site))
+    # From the end, as what a site takes in may be what another one gives.
+    for site, target in reversed(chosen):
+        writer = _Writer(site.input, site.opset, _dtype(site))
         result = _WRITERS[target.function](writer, **target.parameters)
         new = [node for node in writer.nodes if node.op_type not in ("Constant", "CastLike")]
         if len(new) >= len(site.nodes) and _is_same(_completed(site.known), target):
@@ -567,7 +605,9 @@ def _rewrite(
         types = ", ".join(node.op_type for node in new)
         done.append(Replacement(site.name, str(site), f"{_named(target)} ({types})"))
         _put(site, writer.nodes, result, taken_names)
-    return Replacements(done, [key.given for i, (key, _) in enumerate(rules) if i not in used])
+    return Replacements(
+        reversed(done), [key.given for i, (key, _) in enumerate(rules) if i not in used]
+    )
 
 
 def _takes(key: Key, site: Site) -> bool:
@@ -579,35 +619,25 @@ def _takes(key: Key, site: Site) -> bool:
 def _is_same(one: Known, other: Known) -> bool:
     if one.function != other.function:
         return False
-    return all(math.isclose(one.parameters[p], q) for p, q in other.parameters.items())
+    return all(_is_close(one.parameters[p], q) for p, q in other.parameters.items())
+
+
+def _is_close(one: float, other: float) -> bool:
+    """Whether two parameters differ by what a fit to rounded numbers may be off, at most."""
+    return math.isclose(one, other, rel_tol=1e-5)
 
 
 def _named(known: Known) -> str:
     """`hard_mish(k=3)`; parameters at their defaults are left out."""
     defaults = (
-        {p.name: p.default for p in ACTIVATIONS[known.function].parameters} if (known.ours) else {}
+        {p.name: p.default for p in ACTIVATIONS[known.function].parameters} if known.ours else {}
     )
     given = ", ".join(
         f"{p}={value:.6g}"
         for p, value in known.parameters.items()
-        if p not in defaults or not math.isclose(value, defaults[p])
+        if p not in defaults or not _is_close(value, defaults[p])
     )
     return f"{known.function}({given})" if given else known.function
-
-
-def _opset(model: ir.Model, site: Site) -> int:
-    imports = model.opset_imports
-    for function in model.functions.values():
-        if function.graph is _outermost(site.nodes[0].graph):
-            imports = function.opset_imports
-    return next((imports[domain] for domain in _DOMAINS if domain in imports), 0)
-
-
-def _outermost(graph: Any) -> Any:
-    """The graph or the function's body that a subgraph is in."""
-    while graph.parent_node is not None:
-        graph = graph.parent_node.graph
-    return graph
 
 
 def _dtype(site: Site) -> ir.DataType | None:

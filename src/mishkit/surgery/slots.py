@@ -52,7 +52,8 @@ class Slot:
 def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
     """Every submodule, and every attribute that is a known function, under each of its names.
 
-    What is below a known module, or a blend of two (`Anneal`), is its own affair. The model itself is no slot: nothing holds it.
+    What is below a known module, or a blend of two (`Anneal`), is its own affair. The model itself
+    is no slot: nothing holds it.
     """
     for attribute, value in list(vars(model).items()):
         if callable(value) and not isinstance(value, nn.Module):
@@ -100,7 +101,7 @@ _HOOKS = (
 def _take_over(old: nn.Module, new: nn.Module) -> None:
     for name in dict.fromkeys(_HOOKS):
         vars(new)[name] = vars(old)[name]
-    new.training = old.training
+    new.train(old.training)  # and what is in it
 
 
 def _remember(owner: nn.Module, attribute: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..functions import ACTIVATIONS
 from .known import Known, identify
+from .slots import Slot, slots
 
 Storage = int
 """The address of a storage that is alive, by which it is told from the others."""
@@ -62,8 +63,8 @@ class Call:
 
     known: Known
     place: Place
-    module: nn.Module | None
-    """The module that does nothing but this."""
+    module: nn.Module | Slot | None
+    """The module that does nothing but this, or the place of a function held as an attribute."""
     by_hand: bool
     """Whether it is put together from other functions."""
     shape: torch.Size
@@ -112,6 +113,8 @@ class Trace:
     """Storages of parameters, buffers and inputs."""
     operators: dict[int, str]
     """The operator of each node."""
+    kinds: dict[str, str]
+    """The classes of the modules without submodules, by path."""
     held: list[Any]
     """What must live on for storages to keep their addresses."""
 
@@ -126,9 +129,22 @@ def watch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     generator of random numbers changes."""
     observer = _Observer(model)
     given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
-    with undisturbed(model), torch.enable_grad(), observer:
+    with _only_young_garbage(), undisturbed(model), torch.enable_grad(), observer:
         output = model(*args, **kwargs)
     return observer.trace({storage_of(t) for t in given}, output, given)
+
+
+@contextmanager
+def _only_young_garbage() -> Iterator[None]:
+    """Afterwards nothing of what was made within lives on in dropped cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.collect(0)  # where all of it still is
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
@@ -170,9 +186,9 @@ class _Kept:
 
 @dataclass(eq=False)
 class _Running:
-    """A call of a known module that has not returned yet."""
+    """A call of a known module, or of a function held as an attribute, that has not returned."""
 
-    module: nn.Module
+    module: nn.Module | Slot
     known: Known
     place: Place
     first: int
@@ -184,9 +200,11 @@ class _Running:
 class _Observer(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.names: dict[int, str] = {}
-        for name, module in model.named_modules():
-            self.names[id(module)] = name
+        modules = dict(model.named_modules())
+        self.names = {id(module): name for name, module in modules.items()}
+        leaves = {name: one for name, one in modules.items() if not any(one.children())}
+        self.kinds = {name: type(module).__name__ for name, module in leaves.items()}
+        self.functions = [s for s in slots(model) if not isinstance(s.value, nn.Module)]
         self.path: list[str] = []
         self.running: list[_Running] = []
         self.calls: list[Call] = []
@@ -203,6 +221,9 @@ class _Observer(TorchDispatchMode):
     def __enter__(self) -> _Observer:
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
         self._stack.enter_context(hooks)
+        for slot in self.functions:
+            setattr(slot.owner, slot.attribute, self._marked(slot))
+            self._stack.callback(setattr, slot.owner, slot.attribute, slot.value)
         for handle in (
             register_module_forward_pre_hook(self._before),
             register_module_forward_hook(self._after),
@@ -228,19 +249,34 @@ class _Observer(TorchDispatchMode):
         if name is None:
             return
         self.path.append(name)
-        if self.running:
-            return
         known = identify(module)
-        if known is not None and len(args) == 1 and isinstance(args[0], Tensor):
-            x = args[0]
-            self.held.append(x.untyped_storage())
-            running = _Running(module, known, Place(name), _latest(), x, _wants_grad(x))
-            self.running.append(running)
+        if known is not None and len(args) == 1:
+            self._begin(module, known, name, args[0])
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) not in self.names:
-            return
-        self.path.pop()
+        if id(module) in self.names:
+            self.path.pop()
+            self._end(module, output)
+
+    def _marked(self, slot: Slot) -> Callable[..., Any]:
+        """The function of a slot, whose calls are known to be the slot's."""
+        function: Any = slot.value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            assert slot.known is not None
+            self._begin(slot, slot.known, slot.name, args[0] if args else None)
+            output = function(*args, **kwargs)
+            self._end(slot, output)
+            return output
+
+        return call
+
+    def _begin(self, module: nn.Module | Slot, known: Known, name: str, x: Any) -> None:
+        if isinstance(x, Tensor) and not self.running:
+            self.held.append(x.untyped_storage())
+            self.running.append(_Running(module, known, Place(name), _latest(), x, _wants_grad(x)))
+
+    def _end(self, module: nn.Module | Slot, output: Any) -> None:
         if self.running and self.running[-1].module is module:
             running = self.running.pop()
             if isinstance(output, Tensor):
@@ -265,8 +301,6 @@ class _Observer(TorchDispatchMode):
         self._note_uses(operator, args, kwargs, Use(name, self._module, node if is_new else None))
         if self.running:
             return output
-        # The further operators of an autograd.Function are no calls of their own.
-        inside = not torch.is_grad_enabled() and node == self.function
         known = _called(operator, args, kwargs)
         if known is not None and not inside:
             # In place and with out= the result is the argument that is written.
@@ -335,7 +369,7 @@ class _Observer(TorchDispatchMode):
         self,
         known: Known,
         place: Place,
-        module: nn.Module | None,
+        module: nn.Module | Slot | None,
         x: Tensor,
         y: Tensor,
         nodes: set[int],
@@ -359,7 +393,6 @@ class _Observer(TorchDispatchMode):
             self.by_storage[storage] = [e for e in self.by_storage[storage] if e[0] is not call]
 
     def trace(self, given: set[Storage], output: Any, held: Iterable[Any]) -> Trace:
-        gc.collect()  # what was dropped in a cycle is not kept
         alive = [kept for kept in (reference() for reference in self.kept) if kept is not None]
         saved = [
             Saved(
@@ -377,6 +410,7 @@ class _Observer(TorchDispatchMode):
             outputs={storage_of(t) for t in outputs},
             given=given,
             operators=self.operators,
+            kinds=self.kinds,
             held=[*self.held, *held, *alive, output],
         )
 
