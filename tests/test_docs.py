@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/audit.md", "docs/swap.md", "docs/anneal.md")
+PAGES = ("README.md", "docs/audit.md", "docs/swap.md", "docs/anneal.md", "docs/prune.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 
 
