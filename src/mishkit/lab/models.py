@@ -31,10 +31,6 @@ class Example:
     model: nn.Module
     inputs: tuple[Any, ...]
 
-    def loss(self) -> Tensor:
-        """A number that all outputs have a part in, to be differentiated."""
-        return _mean_square(self.model(*self.inputs))
-
 
 def load(
     name: str, shapes: Sequence[str] = (), options: Sequence[str] = (), *, train: bool = True
@@ -162,7 +158,8 @@ def _input(model: nn.Module, text: str) -> Tensor:
     return torch.randn(shape)
 
 
-def _mean_square(output: Any) -> Tensor:
+def mean_square(output: Any) -> Tensor:
+    """A number that all outputs of a model have a part in, to be differentiated."""
     from mishkit.surgery.watch import tensors_of
 
     parts = [t.float().square().mean() for t in tensors_of(output) if t.requires_grad]
