@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import posixpath
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path

@@ -128,8 +128,8 @@ def swish(
     The function falls to its minimum at x = -1.278465 (with these defaults), then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
 
-    Tensors among the parameters, of one element or one a channel (dimension 1 of the
-    input), get gradients, which are summed in float32 (float64 for float64); they exclude
+    Tensors as parameters, of one element or one a channel (dimension 1 of the input),
+    get gradients, which are summed in float32 (float64 for float64); they exclude
     save="output".
 
     Parameters
@@ -177,8 +177,8 @@ def aptx(
     The function falls to its minimum at x = -0.6392323 (with these defaults), then rises.
     See `mishkit.functional` for `inplace`, `save` and `out`.
 
-    Tensors among the parameters, of one element or one a channel (dimension 1 of the
-    input), get gradients, which are summed in float32 (float64 for float64); they exclude
+    Tensors as parameters, of one element or one a channel (dimension 1 of the input),
+    get gradients, which are summed in float32 (float64 for float64); they exclude
     save="output".
 
     Parameters

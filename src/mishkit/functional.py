@@ -264,8 +264,8 @@ def _document(a: Activation) -> str:
     if a.trainable:
         lines += [
             "",
-            "Tensors among the parameters, of one element or one a channel (dimension 1 of the",
-            "input), get gradients, which are summed in float32 (float64 for float64); they exclude",
+            "Tensors as parameters, of one element or one a channel (dimension 1 of the input),",
+            "get gradients, which are summed in float32 (float64 for float64); they exclude",
             'save="output".',
         ]
     if a.parameters:
