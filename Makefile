@@ -71,8 +71,8 @@ clean: ## remove what was built; .venv stays
 # torch is named again so that no other package can move it: pip would fail instead. The library
 # is left to the next rule, which builds it without an environment of its own.
 .venv/installed: pyproject.toml setup.py .venv/torch
-	@echo "venv: mishkit[lab,test,dev,integrations,docs]"
-	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,docs]"
+	@echo "venv: mishkit[lab,test,dev,integrations,onnx,docs]"
+	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,onnx,docs]"
 	@touch $@
 
 $(LIBRARY): $(CSRC) .venv/installed

@@ -13,7 +13,15 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/audit.md", "docs/index.md", "docs/tutorial.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/tutorial.md",
+    "docs/audit.md",
+    "docs/swap.md",
+    "docs/anneal.md",
+    "docs/prune.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 
 

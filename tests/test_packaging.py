@@ -222,7 +222,14 @@ def test_the_command_without_the_lab(bare: Path) -> None:
 def test_sdist(sdist: Path) -> None:
     """It has what building, checking, testing and the site need, and nothing that was built."""
     inside = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
-    folders = ("csrc/**/*.*", "docs/**/*.*", "src/**/*.py", "tests/*.py", "tools/*.py")
+    folders = (
+        "csrc/**/*.*",
+        "docs/**/*.*",
+        "examples/*.py",
+        "src/**/*.py",
+        "tests/*.py",
+        "tools/*.py",
+    )
     files = [path for pattern in folders for path in ROOT.glob(pattern) if path.suffix != ".pyc"]
     files += [ROOT / name for name in ("Makefile", "mkdocs.yml", "setup.py")]
     assert {path.relative_to(ROOT).as_posix() for path in files} <= inside

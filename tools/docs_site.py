@@ -43,7 +43,14 @@ PARTS = {
 }
 """Pages of the reference by where their names come from; `tools` has the rest."""
 RETURNED = {
-    "models": ("mishkit.surgery.audit.Report", "mishkit.surgery.audit.Site"),
+    "models": (
+        "mishkit.surgery.audit.Report",
+        "mishkit.surgery.audit.Site",
+        "mishkit.surgery.swap.Replacements",
+        "mishkit.surgery.swap.Replacement",
+        "mishkit.surgery.prune.PruneReport",
+        "mishkit.surgery.prune.PrunedSite",
+    ),
     "tools": ("mishkit.lab.analyze.Analysis",),
 }
 """Classes that public functions return, by page. Of these the attributes stand in a table."""

@@ -114,7 +114,8 @@ class _Call:
         self.check(x, inplace, save, out)
         parameters = self.stack(x, values)
         needs_grad = _is_grad_enabled() and (x.requires_grad or parameters.requires_grad)
-        if save == "output" or (inplace and needs_grad):
+        wants_output = save == "output" or (inplace and needs_grad)
+        if wants_output and not torch.compiler.is_exporting():
             raise ValueError(
                 f'mishkit.{self.a.name}: save="output" and inplace=True need parameters that are '
                 "numbers; the gradients of tensors need the input"

@@ -125,8 +125,10 @@ class TrainableModule(ActivationModule):
             return [getattr(self, name) for name in self.parameter_names]
         buffers: list[Any] = list(self._buffers.values())
         if torch.compiler.is_compiling():
-            # As tensors if they can be: compiled code reads what they are when it runs.
-            as_tensors = self.save == "input" and not self.inplace
+            # As tensors if they can be: compiled code reads what they are when it runs. What is
+            # exported keeps nothing for backward, whatever `save` says.
+            keeps_input = self.save == "input" and not self.inplace
+            as_tensors = keeps_input or torch.compiler.is_exporting()
         else:
             as_tensors = any(buffer.is_meta or _is_transformed(buffer) for buffer in buffers)
         return buffers if as_tensors else self._read(buffers)

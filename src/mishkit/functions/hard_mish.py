@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
@@ -52,7 +53,10 @@ def turn(k: float) -> float:
 
 
 def _portable(x: Tensor, k: float) -> Tensor:
-    return x * (x + 3).clamp(0, k) / k
+    if k == 6:
+        return F.hardswish(x)
+    # Divided first, or large x overflow; both bounds of one type, or the ONNX exporter fails.
+    return x * ((x + 3).clamp(0.0, k) / k)
 
 
 # ---- in Triton -----------------------------------------------------------------------------------

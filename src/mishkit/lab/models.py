@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import os
@@ -75,10 +76,11 @@ def load(
     return Example(name, model.train(train), inputs)
 
 
-def mend_torchvision() -> Any:
+@functools.cache  # the operators last as long as what defines them
+def mend_torchvision() -> torch.library.Library | None:
     """Give torchvision the two operators without which it can't be imported, where its library does
     not load: PyPI's is built for CUDA, and does not go with a torch for CPUs. timm and transformers
-    import it. The result must live as long as it is used; None where there is nothing to mend.
+    import it. None where there is nothing to mend.
     """
     spec = importlib.util.find_spec("torchvision")
     try:
@@ -92,12 +94,8 @@ def mend_torchvision() -> Any:
     return None
 
 
-_mended: list[Any] = []
-
-
 def _library(name: str) -> Any:
-    if not _mended:
-        _mended.append(mend_torchvision())
+    mend_torchvision()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -309,10 +309,10 @@ def _obstacle(call: Call) -> str:
         return f'it is put together by hand: mishkit.swap it for "{known.function}" first'
     if not known.ours:
         return "mishkit has no such function"
-    if known.state and not known.parameters:
+    if known.state and not known.parameters:  # they are trained
         return "the gradients of its parameters need the input"
     try:
-        ACTIVATIONS[known.function].turn_at(*known.parameters.values())
+        ACTIVATIONS[known.function].turn_at(*known.values)
     except ValueError:
         return "with these parameters the output does not determine the gradient"
     return ""
@@ -409,7 +409,9 @@ def _reason(
 ) -> str:
     """Why, in a few words."""
     if unit.lean:
-        return f"as {output_kept_by[0]} keeps it" if output_kept_by else "as it takes less"
+        why = f"as {output_kept_by[0]} keeps it" if output_kept_by else "as it takes less"
+        ours = calls[0].module is None and calls[0].known.save is not None
+        return f'{why}: call it with save="output"' if ours else why
     if not any(call.nodes for call in calls):
         return "as no gradient passes here"
     if not own:

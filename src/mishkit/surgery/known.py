@@ -37,6 +37,12 @@ class Known:
         """Whether mishkit has this function."""
         return self.function in ACTIVATIONS
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The parameters of a function of ours in order, those not given with their defaults."""
+        parameters = ACTIVATIONS[self.function].parameters
+        return tuple(float(self.parameters.get(p.name, p.default)) for p in parameters)
+
     def module(self, *, inplace: bool = False, save: str = "input") -> ActivationModule:
         """Our module for it."""
         made = MODULES[ACTIVATIONS[self.function].module_name]
@@ -214,5 +220,9 @@ _FUNCTIONS: dict[Any, str] = {
 }
 """What a function computes."""
 
-FUNCTION_NAMES = frozenset(_FUNCTIONS.values()) | ACTIVATIONS.keys()
+FUNCTION_NAMES = (
+    frozenset(_FUNCTIONS.values())
+    | {reader for reader in _CLASSES.values() if isinstance(reader, str)}
+    | ACTIVATIONS.keys()
+)
 """The names of functions that a slot may have."""

@@ -78,12 +78,13 @@ def lean_functional(report: Report | None = None) -> Iterator[None]:
     ``with mishkit.lean_functional(): loss = model(x).sum()`` turns `torch.nn.functional.silu`,
     gelu, mish, hardswish and softplus, however they are imported, into mishkit's with
     ``save="output"``, in the forward pass of everything within, modules included. The backward
-    pass may come later. Threads have it each for themselves.
+    pass may come later. Threads have it each for themselves. Calls of mishkit's own functions take
+    ``save="output"`` themselves.
 
     Parameters
     ----------
     report : Report, optional
-        of an audit: only calls from lines of code where it advises to. Without it, all calls, which
+        Of an audit: only calls from lines of code where it advises to. Without it, all calls, which
         costs memory where it does not pay: one bit an element, or the whole output where the input
         is kept by someone else.
 

@@ -42,17 +42,18 @@ class Slot:
             vars(value)[_REPLACED] = vars(current).get(_REPLACED, (current,))
         else:
             _remember(self.owner, self.attribute)
-            if isinstance(self.owner, nn.TransformerEncoderLayer):
-                # Its fused inference goes by a number, not by the function.
-                _remember(self.owner, "activation_relu_or_gelu")
-                self.owner.activation_relu_or_gelu = 0
+        if isinstance(self.owner, nn.TransformerEncoderLayer) and self.attribute == "activation":
+            # Its fused inference goes by a number, not by the activation.
+            _remember(self.owner, "activation_relu_or_gelu")
+            self.owner.activation_relu_or_gelu = 0
         setattr(self.owner, self.attribute, value)
 
 
 def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
     """Every submodule, and every attribute that is a known function, under each of its names.
 
-    What is below a known module is its own affair. The model itself is no slot: nothing holds it.
+    What is below a known module, or a blend of two (`Anneal`), is its own affair. The model itself
+    is no slot: nothing holds it.
     """
     for attribute, value in list(vars(model).items()):
         if callable(value) and not isinstance(value, nn.Module):
@@ -63,7 +64,7 @@ def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
         if child is not None:
             known = identify(child)
             yield Slot(prefix + attribute, model, attribute, child, known)
-            if known is None:
+            if known is None and not getattr(child, "_is_blend", False):
                 yield from slots(child, f"{prefix}{attribute}.")
 
 
@@ -100,7 +101,7 @@ _HOOKS = (
 def _take_over(old: nn.Module, new: nn.Module) -> None:
     for name in dict.fromkeys(_HOOKS):
         vars(new)[name] = vars(old)[name]
-    new.training = old.training
+    new.train(old.training)  # and what is in it
 
 
 def _remember(owner: nn.Module, attribute: str) -> None:

@@ -1,0 +1,212 @@
+"""Rules of replacement: what a mapping from functions, classes and patterns to activations says.
+
+A rule's key says which sites it is for, its value what comes there.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ..functional import FUNCTIONS
+from ..functions import ACTIVATIONS
+from ..modules import MODULES, ActivationModule
+from ..registry import get
+from .known import FUNCTION_NAMES, Known, identify
+from .slots import Slot
+
+_NAMES = {a.module_name: name for name, a in ACTIVATIONS.items()} | {
+    name: name for name in FUNCTION_NAMES
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which sites a rule is for."""
+
+    given: Any
+    """As it stands in the mapping."""
+    function: str | None = None
+    """The function that the site computes,"""
+    kind: type[nn.Module] | None = None
+    """or the class of the module,"""
+    pattern: str | None = None
+    """or what its path looks like."""
+
+    def matches(self, name: str) -> bool:
+        """Whether this is a pattern, and the path looks like it."""
+        return self.pattern is not None and fnmatchcase(name, self.pattern)
+
+    def takes(self, slot: Slot) -> bool:
+        """Whether the rule is for this slot."""
+        if self.function is not None:
+            return slot.known is not None and slot.known.function == self.function
+        if self.kind is not None:
+            return type(slot.value) is self.kind
+        return self.matches(slot.name) and (slot.known is not None or self._names(slot.value))
+
+    def _names(self, value: Any) -> bool:
+        """Whether an unknown module is meant: a leaf without state whose own name is spelt out."""
+        assert self.pattern is not None
+        own_name = self.pattern.rpartition(".")[2]
+        bare = not any((value._modules, value._parameters, value._buffers))
+        return bare and not any(letter in own_name for letter in "*?[")
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a rule puts in."""
+
+    given: Any
+    """As it stands in the mapping."""
+    name: str | None = None
+    """One of our functions,"""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """with what its module is called with;"""
+    make: Callable[[Any], Any] | None = None
+    """or what makes something new of the old module or function."""
+
+    def module(self, old: nn.Module, known: Known | None) -> nn.Module:
+        """The module that replaces one; `inplace` and `save` are kept where they can be."""
+        if self.make is not None:
+            made = self.make(old)
+            if not isinstance(made, nn.Module):
+                raise TypeError(f"{self.given!r} must make a module, not {type(made).__name__}")
+            return made
+        assert self.name is not None
+        return get(self.name, **{**self._kept(known), **self.arguments})
+
+    def function(self, old: Callable[..., Any], known: Known | None) -> Callable[..., Any]:
+        """The function that replaces one."""
+        if self.make is not None:
+            made = self.make(old)
+            if not isinstance(made, nn.Module):
+                if not callable(made):
+                    raise TypeError(f"{self.given!r} must make a function")
+                return made
+            return _as_function(made)
+        assert self.name is not None
+        return _as_function(get(self.name, **{**self._kept(known), **self.arguments}))
+
+    def _kept(self, known: Known | None) -> dict[str, Any]:
+        """Of the old activation's arguments, those that hold for the new one too."""
+        if known is None:
+            return {}
+        assert self.name is not None
+        same = known.function == self.name
+        kept: dict[str, Any] = dict(known.parameters) if same else {}
+        try:
+            get(self.name, **{**kept, **self.arguments, "save": "output"})
+        except ValueError:  # its backward needs the input
+            return kept
+        if known.inplace:
+            kept["inplace"] = True
+        if known.save == "output":
+            kept["save"] = "output"
+        return kept
+
+
+def parse(rules: Mapping[Any, Any], caller: str) -> list[tuple[Key, Value]]:
+    """What the rules say; whether patterns match anything is for the model to tell.
+
+    Raises TypeError and ValueError, which begin with the caller's name.
+    """
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"{caller}: rules must be a mapping, not {type(rules).__name__}")
+    return [(_key(key, caller), _value(value, caller)) for key, value in rules.items()]
+
+
+def unknown(given: str, paths: Iterable[str]) -> str:
+    """That a key names nothing, and what may have been meant."""
+    near = difflib.get_close_matches(given, [*_NAMES, *paths], n=3)
+    meant = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return f'"{given}" is neither a function nor does any site have such a name{meant}'
+
+
+def _key(key: Any, caller: str) -> Key:
+    if isinstance(key, str):
+        if key in _NAMES:
+            return Key(key, function=_NAMES[key])
+        return Key(key, pattern=key)
+    if isinstance(key, type) and issubclass(key, nn.Module):
+        return Key(key, kind=key)
+    raise TypeError(
+        f"{caller}: a rule is for a function's name, a pattern or a class of modules, not {key!r}"
+    )
+
+
+def _value(value: Any, caller: str) -> Value:
+    if isinstance(value, str):
+        return _named(value, *_split(value, caller), caller)
+    if isinstance(value, tuple):
+        try:
+            name, arguments = value
+            arguments = dict(arguments)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{caller}: a pair must be a name and its arguments, not {value!r}"
+            ) from None
+        return _named(value, name, arguments, caller)
+    if isinstance(value, nn.Module):
+        return Value(value, make=functools.partial(_copy, value))
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        if value in MODULES.values():
+            return _named(value, value.__name__, {}, caller)
+        return Value(value, make=functools.partial(_new, value))
+    if callable(value):
+        return Value(value, make=value)
+    raise TypeError(
+        f"{caller}: what takes a site's place must be a name, a pair of one and its arguments, a "
+        f"module or its class, or a function of the old module, not {value!r}"
+    )
+
+
+def _named(given: Any, name: str, arguments: dict[str, Any], caller: str) -> Value:
+    try:
+        module = get(name, **arguments)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{caller}: {str(error).removeprefix('mishkit.get: ')}") from None
+    assert isinstance(module, ActivationModule)
+    return Value(given, module.activation.name, arguments)
+
+
+def _split(text: str, caller: str) -> tuple[str, dict[str, float]]:
+    """``"hard_mish:k=5"`` is hard_mish and {"k": 5.0}."""
+    name, _, rest = text.partition(":")
+    arguments = {}
+    for pair in rest.split(",") if rest else ():
+        parameter, _, number = pair.partition("=")
+        try:
+            arguments[parameter.strip()] = float(number)
+        except ValueError:
+            raise ValueError(
+                f'{caller}: parameters are written as in "hard_mish:k=5", not "{text}"'
+            ) from None
+    return name, arguments
+
+
+def _copy(module: nn.Module, _old: Any) -> nn.Module:
+    return copy.deepcopy(module)
+
+
+def _new(kind: type[nn.Module], _old: Any) -> nn.Module:
+    return kind()
+
+
+def _as_function(module: nn.Module) -> Callable[..., Any]:
+    """What computes the same as a module, for a place where no module can be."""
+    known = identify(module)
+    if known is not None and known.save is not None and (known.parameters or not known.state):
+        if known.parameters or known.inplace or known.save == "output":
+            return known.call(inplace=known.inplace, save=known.save)
+        return FUNCTIONS[known.function]
+    if any(True for _ in (*module.parameters(), *module.buffers())):
+        raise ValueError(f"{module} has parameters, which a function can't hold")
+    return module.forward
