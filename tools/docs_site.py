@@ -53,7 +53,7 @@ RETURNED = {
     ),
     "tools": ("mishkit.lab.analyze.Analysis",),
 }
-"""Classes that public functions return, by page. Of these the attributes stand in a table."""
+"""Classes that public functions return, by page."""
 
 # ---- the reference -------------------------------------------------------------------------------
 
@@ -97,10 +97,6 @@ def path_of(name: str) -> str:
 
 def entries(names: list[str]) -> str:
     return "\n".join(f"::: {path_of(name)}\n" for name in names)
-
-
-def returned(path: str) -> str:
-    return f"::: {path}\n    options:\n      members: false\n      summary: true\n"
 
 
 def table(link: Callable[[Any], str]) -> str:
@@ -191,7 +187,7 @@ def reference() -> Iterator[tuple[str, str]]:
         elif page == "modules":
             text = modules_page(names)
         else:
-            also = "\n".join(map(returned, RETURNED.get(page, ())))
+            also = "\n".join(f"::: {path}\n" for path in RETURNED.get(page, ()))
             text = f"{TITLES[page]}\n\n{entries(names)}\n{also}"
         yield f"reference/{page}.md", text
     yield "reference/commands.md", commands_page()
