@@ -49,10 +49,14 @@ NORMAL_SCALE = 0.31
 """z = 1/(1 + NORMAL_SCALE·t) maps the tail's t ∈ [0, 14] to a short interval."""
 
 
-def with_half(fit: Fit, degree: int) -> tuple[Fit, Fit]:
-    """A fit for float32, and the same of a lower degree for 16-bit results."""
-    meaning = "the same, for 16-bit results"
-    return fit, replace(fit, name=f"{fit.name}_half", meaning=meaning, degree=degree)
+def with_half(fit: Fit, degree: int, slope: int | None = None) -> list[Fit]:
+    """A fit for float32, and the same of lower degrees for slopes and for 16-bit results."""
+    lower = {"slope": ("slopes", slope), "half": ("16-bit results", degree)}
+    return [fit] + [
+        replace(fit, name=f"{fit.name}_{ending}", meaning=f"the same, for {what}", degree=degree)
+        for ending, (what, degree) in lower.items()
+        if degree is not None
+    ]
 
 
 FITS = [
@@ -64,9 +68,10 @@ FITS = [
             lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
             -0.0435,
             0.0435,
-            1,
+            2,
         ),
         degree=0,
+        slope=1,
     ),
     *with_half(
         Fit(
@@ -210,10 +215,10 @@ def table(name: str, values: np.ndarray) -> list[str]:
 
 
 PIECES = 32
-NORMAL_PIECES_DEGREE = 4
+NORMAL_PIECES_DEGREES = {"": 5, "_slope": 4}
 
 
-def normal_pieces() -> tuple[np.ndarray, float]:
+def normal_pieces(degree: int) -> tuple[np.ndarray, float]:
     """Φ(−t)·exp(t²/2) by pieces of u = 1 + t ∈ [1, 16), eight to an octave, and the largest error.
 
     A row a degree, a column a piece: the column is bits 20 to 24 of u's float32, the variable is
@@ -228,7 +233,7 @@ def normal_pieces() -> tuple[np.ndarray, float]:
             def g(w: mp.mpf, octave: int = octave, i: int = i) -> mp.mpf:
                 return mills(mp.ldexp(1 + mp.mpf(2 * i + 1) / (2 * per_octave) + w, octave) - 1)
 
-            piece = Fit("", "", g, lambda w, g=g: 1 / g(w), -half, half, NORMAL_PIECES_DEGREE)
+            piece = Fit("", "", g, lambda w, g=g: 1 / g(w), -half, half, degree)
             column = ((127 + octave) % 4) * per_octave + i
             columns[column], error = fit(piece, nodes=80)
             errors.append(error)
@@ -266,16 +271,17 @@ def render() -> str:
             *(f"    {c.hex()}f," for c in coefficients),
             "};",
         ]
-    pieces, error = normal_pieces()
-    lines += [
-        "",
-        "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is a",
-        f"// degree of w, the rest of the mantissa less 1/16: error {error:.1e}.",
-        f"alignas(64) constexpr float normal_pieces[{len(pieces)}][{PIECES}] = {{",
-    ]
-    for row in pieces:
-        lines += ["    {", *(f"        {float(value).hex()}f," for value in row), "    },"]
-    lines += ["};"]
+    for ending, degree in NORMAL_PIECES_DEGREES.items():
+        pieces, error = normal_pieces(degree)
+        lines += [
+            "",
+            "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is",
+            f"// a degree of w, the rest of the mantissa less 1/16: error {error:.1e}.",
+            f"alignas(64) constexpr float normal_pieces{ending}[{len(pieces)}][{PIECES}] = {{",
+        ]
+        for row in pieces:
+            lines += ["    {", *(f"        {float(value).hex()}f," for value in row), "    },"]
+        lines += ["};"]
     return "\n".join([*lines, "", "}  // namespace mishkit", ""])
 
 
