@@ -113,8 +113,8 @@ constexpr float normal_tail_half[] = {
     -0x1.2ed06a0000000p-4f,
 };
 
-// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is
-// a degree of w, the rest of the mantissa less 1/16: error 5.9e-08.
+// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row
+// the degree of w, the rest of the mantissa less 1/16: error 5.9e-08.
 alignas(64) constexpr float normal_pieces[6][32] = {
     {
         0x1.f6704e0000000p-3f,
@@ -322,8 +322,8 @@ alignas(64) constexpr float normal_pieces[6][32] = {
     },
 };
 
-// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is
-// a degree of w, the rest of the mantissa less 1/16: error 8.9e-08.
+// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row
+// the degree of w, the rest of the mantissa less 1/16: error 8.9e-08.
 alignas(64) constexpr float normal_pieces_slope[5][32] = {
     {
         0x1.f6704e0000000p-3f,

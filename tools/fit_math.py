@@ -275,8 +275,8 @@ def render() -> str:
         pieces, error = normal_pieces(degree)
         lines += [
             "",
-            "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is",
-            f"// a degree of w, the rest of the mantissa less 1/16: error {error:.1e}.",
+            "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row",
+            f"// the degree of w, the rest of the mantissa less 1/16: error {error:.1e}.",
             f"alignas(64) constexpr float normal_pieces{ending}[{len(pieces)}][{PIECES}] = {{",
         ]
         for row in pieces:
