@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from common import KERNELS, PLAIN, TRITON, Engine
 
 from mishkit.backends import cpu, triton
 from mishkit.lab._interpreter import make_faithful
+from mishkit.lab.models import mend_torchvision
 
 # Without a GPU Triton's kernels run in its interpreter; it looks at this when it is imported.
 interpreted = not torch.cuda.is_available()
@@ -85,16 +84,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def torchvision() -> Iterator[None]:
-    """Mend torchvision, which timm and transformers import: PyPI's is built for CUDA, and does not
-    load beside a torch that is not. What it misses then are two operators that it describes."""
-    spec = find_spec("torchvision")
-    mended = None
-    try:
-        for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():
-            torch.ops.load_library(library)
-    except OSError:
-        mended = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """What timm and transformers import, as the command line has it."""
+    mended = mend_torchvision()
     yield
     del mended  # the operators last as long as it

@@ -17,6 +17,7 @@ from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
+from .surgery import audit, lean, lean_functional
 
 if TYPE_CHECKING:  # what the next line brings
     from ._function_types import *  # noqa: F403
@@ -32,8 +33,11 @@ __all__ = [
     "__version__",
     "analyze",
     "aptx_layer",
+    "audit",
     "functional",
     "get",
+    "lean",
+    "lean_functional",
     "modules",
     "names",
     "register",

@@ -1,0 +1,173 @@
+"""Models that the command line can be asked to look at, by name, and inputs for them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import LabError
+
+KINDS = (
+    "timm:NAME, hf:NAME (or a folder), path/to/file.py:FUNCTION or package.module:FUNCTION; the "
+    "function returns a model, or a model and its inputs"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model with inputs for one pass."""
+
+    name: str
+    model: nn.Module
+    inputs: tuple[Any, ...]
+
+    def loss(self) -> Tensor:
+        """A number that all outputs have a part in, to be differentiated."""
+        return _mean_square(self.model(*self.inputs))
+
+
+def load(
+    name: str, shapes: Sequence[str] = (), options: Sequence[str] = (), *, train: bool = True
+) -> Example:
+    """The model of that name in training (or evaluation) mode, and inputs drawn with a fixed seed.
+
+    Parameters
+    ----------
+    name : str
+        as in `KINDS`
+    shapes : sequence of str
+        a shape for each input, "2,3,224,224"; token numbers for a model with a vocabulary, else
+        N(0, 1) numbers
+    options : sequence of str
+        "key=value" for what builds the model: "pretrained=True", "act_layer=mish"
+
+    Raises
+    ------
+    LabError
+        if there is no such model, a package is missing, or inputs are
+    """
+    torch.manual_seed(0)
+    keywords = dict(_option(text) for text in options)
+    library, _, rest = name.partition(":")
+    if library == "timm":
+        built: Any = _timm(rest, keywords)
+    elif library == "hf":
+        built = _transformers(rest, keywords)
+    elif rest:
+        built = _function(library, rest)(**keywords)
+    else:
+        raise LabError(f'what is "{name}"? There is {KINDS}')
+    model, *given = built if isinstance(built, tuple) else (built,)
+    if not isinstance(model, nn.Module):
+        raise LabError(f"{name} is no torch.nn.Module but a {type(model).__name__}")
+    inputs = tuple(given) or tuple(_input(model, text) for text in shapes)
+    if not inputs:
+        raise LabError(f"{name} needs inputs: --input 2,3,224,224, for instance")
+    return Example(name, model.train(train), inputs)
+
+
+def mend_torchvision() -> Any:
+    """Give torchvision the two operators without which it can't be imported, where its library does
+    not load: PyPI's is built for CUDA, and does not go with a torch for CPUs. timm and transformers
+    import it. The result must live as long as it is used; None where there is nothing to mend.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    try:
+        for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():
+            torch.ops.load_library(library)
+    except OSError:
+        mended = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return mended
+    return None
+
+
+_mended: list[Any] = []
+
+
+def _library(name: str) -> Any:
+    if not _mended:
+        _mended.append(mend_torchvision())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise LabError(
+            f'{error.name} is not installed: pip install "mishkit[integrations]"'
+        ) from None
+
+
+def _timm(name: str, options: dict[str, Any]) -> nn.Module:
+    timm = _library("timm")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5])
+        raise LabError(f'timm has no model "{name}"' + (f"; it has {near}" if near else ""))
+    return timm.create_model(name, **options)
+
+
+def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
+    transformers = _library("transformers")
+    kind = options.pop("class", "AutoModel")
+    options.setdefault("dtype", "float32")
+    if Path(name).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        return getattr(transformers, kind).from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise LabError(f"transformers: {' '.join(str(error).split())}") from None
+
+
+def _function(place: str, name: str) -> Callable[..., Any]:
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise LabError(f"{place} can't be imported: {error}") from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise LabError(f'{place} has no function "{name}"')
+    return found
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise LabError(f'an option is key=value, not "{text}"')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a name, without quotes
+        return key, value
+
+
+def _input(model: nn.Module, text: str) -> Tensor:
+    try:
+        shape = [int(size) for size in text.split(",")]
+    except ValueError:
+        raise LabError(f'a shape is numbers with commas, 2,3,224,224, not "{text}"') from None
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if vocabulary:
+        return torch.randint(vocabulary, shape)
+    return torch.randn(shape)
+
+
+def _mean_square(output: Any) -> Tensor:
+    from mishkit.surgery.watch import tensors_of
+
+    parts = [t.float().square().mean() for t in tensors_of(output) if t.requires_grad]
+    if not parts:
+        raise LabError("no output of the model has a gradient")
+    return torch.stack(parts).sum()

@@ -1,0 +1,271 @@
+"""`mishkit audit` and `mishkit lean`: what a model's activations cost, and what leaning changes."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import ctypes
+import dataclasses
+import gc
+import multiprocessing
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+import mishkit as mk
+from mishkit.surgery.audit import Report, readable
+
+from . import LabError
+from .models import Example, load
+
+AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is looked at."""
+
+    name: str
+    shapes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    autocast: str | None = None
+    """A 16-bit dtype."""
+    evaluation: bool = False
+    """Evaluation instead of training mode."""
+
+    def __post_init__(self) -> None:
+        if self.autocast is not None and self.autocast not in AUTOCASTS:
+            raise LabError(f"--autocast takes {' or '.join(AUTOCASTS)}, not {self.autocast}")
+
+    def load(self) -> Example:
+        """The model and its inputs, the same each time."""
+        return load(self.name, self.shapes, self.options, train=not self.evaluation)
+
+    def casting(self, model: nn.Module) -> Any:
+        """The context of its forward passes."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(next(model.parameters()).device.type, AUTOCASTS[self.autocast])
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A training step before and after leaning."""
+
+    name: str
+    sites: int
+    leaned: int
+    kept: int
+    """Bytes kept for backward before."""
+    promised: int
+    """What the audit said would be kept."""
+    after: int
+    """What is kept."""
+    sites_before: int
+    """Bytes that nobody but the sites that pay kept before."""
+    sites_saving: int
+    """Of these, what the audit said would be saved."""
+    loss: float
+    loss_error: float
+    """|loss after − loss before| over the loss."""
+    gradient_error: float
+    """‖gradient after − before‖ over ‖gradient before‖, all parameters together."""
+    peak: int | None = None
+    """Bytes by which a training step raises the resident memory, before; None where unknown."""
+    peak_after: int | None = None
+
+
+def audit(settings: Settings) -> Report:
+    """The audit of a model by name."""
+    example = settings.load()
+    with settings.casting(example.model):
+        return mk.audit(example.model, *example.inputs)
+
+
+def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> Effect:
+    """Lean a model by name and measure what that changes, for one training step.
+
+    Both steps begin with the same parameters and the same random numbers. The resident memory is
+    measured in a process of its own for each.
+    """
+    example = settings.load()
+    loss, gradient = _gradient(settings, example)
+    with settings.casting(example.model):
+        report = mk.lean(example.model, *example.inputs, inplace=inplace)
+        after = mk.audit(example.model, *example.inputs).kept
+    lean_loss, lean_gradient = _gradient(settings, example)
+    pays = [site for site in report.sites if site.advice == "output"]
+    error = torch.linalg.vector_norm(lean_gradient - gradient) / torch.linalg.vector_norm(gradient)
+    del example, lean_gradient, gradient
+    peak = peak_after = None
+    if peaks and Path("/proc/self/clear_refs").exists():
+        peak, peak_after = (_in_process(settings, lean, inplace) for lean in (False, True))
+    return Effect(
+        name=settings.name,
+        sites=len(report.sites),
+        leaned=len(pays),
+        kept=report.kept,
+        promised=report.lean,
+        after=after,
+        sites_before=sum(site.alone for site in pays),
+        sites_saving=sum(site.saving for site in pays),
+        loss=loss,
+        loss_error=abs(lean_loss - loss) / abs(loss),
+        gradient_error=float(error),
+        peak=peak,
+        peak_after=peak_after,
+    )
+
+
+def _gradient(settings: Settings, example: Example) -> tuple[float, torch.Tensor]:
+    """The loss of a step and all gradients in one row; the model is left as it was."""
+    torch.manual_seed(1)
+    model = example.model
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    model.zero_grad()
+    with settings.casting(model):
+        loss = example.loss()
+    loss.backward()
+    gradients = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return loss.item(), torch.cat(gradients)
+
+
+# ---- resident memory ----
+
+
+def _in_process(settings: Settings, lean: bool, inplace: bool) -> int:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (settings, lean, inplace))
+
+
+def _peak(settings: Settings, lean: bool, inplace: bool) -> int:
+    """Bytes by which one training step raises the resident memory above what it begins with: the
+    model, its gradients, the optimizer's state and what is cached after a first step."""
+    _return_what_is_free()
+    example = settings.load()
+    model = example.model
+    if lean:
+        with settings.casting(model):
+            mk.lean(model, *example.inputs, inplace=inplace)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        with settings.casting(model):
+            loss = example.loss()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    step()
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    step()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _return_what_is_free() -> None:
+    """Have the C library give large blocks back to the system once they are free, where it can:
+    what it would keep for later is not the model's."""
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):
+        threshold_of_mmap = -3  # M_MMAP_THRESHOLD
+        allocator.mallopt(threshold_of_mmap, 1 << 16)
+
+
+# ---- the terminal ----
+
+_console = Console(highlight=False)
+
+
+def show(report: Report) -> None:
+    """Print an audit: sites that pay in bold."""
+    pays = {site.where for site in report.sites if site.advice == "output"}
+    for line in str(report).splitlines():
+        bold = line.partition("  ")[0] in pays
+        style = "bold" if bold else "dim" if line.startswith("    ") else ""
+        _console.print(Text(line, style=style), soft_wrap=True)
+
+
+def show_effects(effects: Sequence[Effect]) -> None:
+    """Print what leaning changed."""
+    kept = _table(
+        "Bytes kept for backward", ("model", "sites", "lean", "before", "promised", "after", "×")
+    )
+    step = _table(
+        "One training step",
+        ("model", "loss", "loss, error", "gradient, error", "peak, before", "after", "×"),
+    )
+    for one in effects:
+        kept.add_row(
+            one.name,
+            str(one.sites),
+            str(one.leaned),
+            *(readable(count) for count in (one.kept, one.promised, one.after)),
+            f"{one.after / one.kept:.3f}" if one.kept else "",
+        )
+        peaks = [one.peak, one.peak_after]
+        step.add_row(
+            one.name,
+            f"{one.loss:.4g}",
+            f"{one.loss_error:.1e}",
+            f"{one.gradient_error:.1e}",
+            *(readable(peak) if peak is not None else "–" for peak in peaks),
+            f"{one.peak_after / one.peak:.3f}" if one.peak and one.peak_after else "",
+        )
+    _console.print(kept)
+    _console.print(step)
+    _console.print(
+        "Errors are relative; the gradient's is that of all parameters together. Peak: by how much "
+        "a step raises the resident memory.",
+        soft_wrap=True,
+    )
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """A row a site."""
+    with path.open("w", newline="") as file:
+        names = (
+            [field.name for field in dataclasses.fields(report.sites[0])] if report.sites else []
+        )
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for site in report.sites:
+            writer.writerow([_cell(getattr(site, name)) for name in names])
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return (
+            "×".join(map(str, value)) if value and isinstance(value[0], int) else "; ".join(value)
+        )
+    return value
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
+    return table
