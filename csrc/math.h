@@ -292,23 +292,24 @@ template <Accuracy accuracy> MISHKIT_INLINE Normal<float> normal(Vec<float> t) {
     // What rounding took from the square: the exponential would magnify it 90 times.
     V square_rest = product_rest(half, t, square);
 #if defined(__AVX512F__)
-    // A register of table a coefficient: no division, and half the multiplications.
+    // A register of table a coefficient: no division, and half the multiplications. w is taken from
+    // t, since t + 1 is rounded, which costs the tail up to an ULP.
     V::Ints u = bits_of(t + V(1.0));
-    V w = from_bits<float>(merge_bits(u, V::Ints{} + 0x3f800000, 0xfffff)) - V(1.0625);
-    V p;
-    if constexpr (accuracy == Accuracy::full) p = piecewise(normal_pieces, w, u >> 20);
-    else p = piecewise(normal_pieces_slope, w, u >> 20);
+    V middle = from_bits<float>(merge_bits(u, V::Ints{} + 0x80000, ~0xfffff));
+    V w = t - (middle - V(1.0));
+    V p = piecewise(normal_pieces, w, u >> 20);
     V e = exp<accuracy>(square, square_rest);
     return {e, e * p};
 #else
-    V scaled = t * V(normal_scale);
-    V d = scaled + V(1.0);
+    // Φ(−t)·exp(t²/2) is z + z²·P(z), so that the roundings within count for a part.
+    V d = fma(t, V(normal_slope), V(8.0));
     V z = V(1.0) / d;
-    // What rounding took from z goes to the exponential too, times the logarithmic slope of
-    // z·P(z), which is about 1.65·z + 0.9.
-    V z_rest = fnma(z, scaled - (d - V(1.0)), one_less_product(z, d));
-    V e = exp<accuracy>(square, fma(z_rest, fma(z, V(1.65), V(0.9)), square_rest));
-    return {e, e * (z * polynomial(z, normal_tail))};
+    V mills = fma(z, z * polynomial(z, normal_tail), z);
+    // What rounding took from z goes to the exponential, times the logarithmic slope of mills: it
+    // falls from 2.5 to 1.2, and a constant does.
+    V z_rest = fnma(z, fma(t, V(normal_slope), V(8.0) - d), one_less_product(z, d));
+    V e = exp<accuracy>(square, fma(z_rest, V(1.95), square_rest));
+    return {e, e * mills};
 #endif
   }
 }

@@ -47,6 +47,8 @@ def mills(t: mp.mpf) -> mp.mpf:
 
 NORMAL_SCALE = 0.31
 """z = 1/(1 + NORMAL_SCALE·t) maps the tail's t ∈ [0, 14] to a short interval."""
+NORMAL_SLOPE = float(np.float32(mp.sqrt(2 * mp.pi)))
+"""z = 1/(8 + NORMAL_SLOPE·t) does too, and is the first term of the tail for large t."""
 
 
 def with_half(fit: Fit, degree: int, slope: int | None = None) -> list[Fit]:
@@ -85,17 +87,23 @@ FITS = [
         ),
         degree=5,
     ),
-    *with_half(
-        Fit(
-            "normal_tail",
-            f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14",
-            lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
-            lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
-            1 / (1 + NORMAL_SCALE * 14),
-            1.0,
-            9,
-        ),
-        degree=5,
+    Fit(
+        "normal_tail",
+        "(Φ(−t)·exp(t²/2) − z)/z² of z = 1/(8 + normal_slope·t), 0 ≤ t ≤ 14",
+        lambda z: (mills((1 / z - 8) / NORMAL_SLOPE) - z) / z**2,
+        lambda z: z**2 / mills((1 / z - 8) / NORMAL_SLOPE),
+        1 / (8 + NORMAL_SLOPE * 14),
+        1 / 8,
+        8,
+    ),
+    Fit(
+        "normal_tail_half",
+        f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14, for 16-bit results",
+        lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
+        lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
+        1 / (1 + NORMAL_SCALE * 14),
+        1.0,
+        5,
     ),
 ]
 
@@ -215,14 +223,14 @@ def table(name: str, values: np.ndarray) -> list[str]:
 
 
 PIECES = 32
-NORMAL_PIECES_DEGREES = {"": 5, "_slope": 4}
+NORMAL_PIECES_DEGREE = 4
 
 
-def normal_pieces(degree: int) -> tuple[np.ndarray, float]:
+def normal_pieces() -> tuple[np.ndarray, float]:
     """Φ(−t)·exp(t²/2) by pieces of u = 1 + t ∈ [1, 16), eight to an octave, and the largest error.
 
     A row a degree, a column a piece: the column is bits 20 to 24 of u's float32, the variable is
-    the rest of the mantissa, less half a piece.
+    the distance of u from the middle of the piece.
     """
     per_octave = PIECES // 4
     half = 1 / (2 * per_octave)
@@ -233,9 +241,10 @@ def normal_pieces(degree: int) -> tuple[np.ndarray, float]:
             def g(w: mp.mpf, octave: int = octave, i: int = i) -> mp.mpf:
                 return mills(mp.ldexp(1 + mp.mpf(2 * i + 1) / (2 * per_octave) + w, octave) - 1)
 
-            piece = Fit("", "", g, lambda w, g=g: 1 / g(w), -half, half, degree)
+            piece = Fit("", "", g, lambda w, g=g: 1 / g(w), -half, half, NORMAL_PIECES_DEGREE)
             column = ((127 + octave) % 4) * per_octave + i
-            columns[column], error = fit(piece, nodes=80)
+            coefficients, error = fit(piece, nodes=80)
+            columns[column] = [c / 2.0 ** (octave * k) for k, c in enumerate(coefficients)]
             errors.append(error)
     return np.array([columns[i] for i in range(PIECES)], np.float32).T, max(errors)
 
@@ -248,6 +257,7 @@ def render() -> str:
         "namespace mishkit {",
         "",
         f"constexpr double normal_scale = {NORMAL_SCALE};",
+        f"constexpr double normal_slope = {NORMAL_SLOPE.hex()};",
         "",
         "// ln 2 in two parts, the first of so few bits that its product with an exponent (in",
         "// eighths for float32) is exact.",
@@ -271,17 +281,16 @@ def render() -> str:
             *(f"    {c.hex()}f," for c in coefficients),
             "};",
         ]
-    for ending, degree in NORMAL_PIECES_DEGREES.items():
-        pieces, error = normal_pieces(degree)
-        lines += [
-            "",
-            "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row",
-            f"// the degree of w, the rest of the mantissa less 1/16: error {error:.1e}.",
-            f"alignas(64) constexpr float normal_pieces{ending}[{len(pieces)}][{PIECES}] = {{",
-        ]
-        for row in pieces:
-            lines += ["    {", *(f"        {float(value).hex()}f," for value in row), "    },"]
-        lines += ["};"]
+    pieces, error = normal_pieces()
+    lines += [
+        "",
+        "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is a",
+        f"// degree of u less the middle of its piece: error {error:.1e}.",
+        f"alignas(64) constexpr float normal_pieces[{len(pieces)}][{PIECES}] = {{",
+    ]
+    for row in pieces:
+        lines += ["    {", *(f"        {float(value).hex()}f," for value in row), "    },"]
+    lines += ["};"]
     return "\n".join([*lines, "", "}  // namespace mishkit", ""])
 
 
