@@ -10,9 +10,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 PY := .venv/bin/python
 LIBRARY := src/mishkit/_kernels.so
+# Not -q, with which MkDocs would not count the warnings that --strict makes errors.
+SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check bench accuracy exhaustive gallery format clean
+.PHONY: help venv kernels demo test check bench accuracy exhaustive gallery docs format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,7 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@$(PY) tools/fit_math.py --check
 	@$(PY) tools/fit_df_y.py --check
 	@$(PY) tools/make_stubs.py --check
+	@$(SITE)
 
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
@@ -47,6 +50,9 @@ exhaustive: kernels ## the error for every float32, which takes an hour; Ctrl-C 
 
 gallery: .venv/installed ## draw every function into docs/gallery, and write docs/gallery.md
 	@.venv/bin/mishkit plot --gallery docs
+
+docs: .venv/installed ## the site, in build/site: open build/site/index.html
+	@$(SITE)
 
 format: .venv/installed ## put the Python files into shape
 	@.venv/bin/ruff check --fix
@@ -65,8 +71,8 @@ clean: ## remove what was built; .venv stays
 # torch is named again so that no other package can move it: pip would fail instead. The library
 # is left to the next rule, which builds it without an environment of its own.
 .venv/installed: pyproject.toml setup.py .venv/torch
-	@echo "venv: mishkit[lab,test,dev,integrations,onnx]"
-	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,onnx]"
+	@echo "venv: mishkit[lab,test,dev,integrations,onnx,docs]"
+	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,onnx,docs]"
 	@touch $@
 
 $(LIBRARY): $(CSRC) .venv/installed

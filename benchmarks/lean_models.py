@@ -113,7 +113,7 @@ def page(effects: list[Effect]) -> str:
             )
     worst_loss = max(one.loss_error for one in effects)
     worst = max(one.gradient_error for one in effects)
-    exact = all(one.promised == one.after for one in effects)
+    exact = all(one.promised == one.after and one.audited == one.kept for one in effects)
     machine = f"{environment.processor()}, torch {torch.__version__}"
     return TEMPLATE.format(
         machine=f"{machine}, Python {platform.python_version()}",
@@ -133,20 +133,27 @@ def _against(value: float, bar: float) -> str:
 TEMPLATE = """# Lean networks
 
 What `mishkit.lean` does to whole networks. Made by `python benchmarks/lean_models.py`; images
-8×3×224×224, sentences 8×128 tokens, the language model 2×128. {machine}.
+8×3×224×224, sentences 8×128 tokens, the language model 2×128 tokens.
+
+{machine}.
 
 ## Bytes kept for backward
 
-By distinct storage, without parameters, buffers and inputs. *Promised* is what the audit said
-before the change, *after* what is counted after it: {exact}.
+By distinct storage, without parameters, buffers and inputs. *Before* and *after* are counted by
+`mishkit.KeptBytes`, *promised* is what the audit said before the change. Its own figures are
+the counted ones, before and after: {exact}.
 
 {kept}
 
 ## One training step
 
-Same parameters, same random numbers, float32. The relative error of the loss: {loss}; of the
-gradient, all parameters together: {gradient}. *Peak* is by how much a step raises the resident
-memory, above parameters, gradients and the optimizer's state, each in a process of its own.
+Same parameters, same random numbers, float32. Relative errors:
+
+- the loss: {loss};
+- the gradient, all parameters together: {gradient}.
+
+*Peak* is by how much a step raises the resident memory, above parameters, gradients and the
+optimizer's state, each in a process of its own.
 
 {step}
 

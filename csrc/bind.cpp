@@ -13,6 +13,7 @@
 #include "functions/table.h"
 #include "kernels.h"
 #include "neuron_operators.h"
+#include "operands.h"
 #include "tensor.h"
 #include "torch_c.h"
 
@@ -74,12 +75,6 @@ const NeuronKernels& chosen_neuron() { return *chosen.load(std::memory_order_rel
 
 // ---- running a kernel ----------------------------------------------------------------------------
 
-// Elements that one thread should have at least: below it, waking another costs more.
-constexpr int64_t thread_grain = 16384;
-// Bytes of output from which writing past the caches pays: no last-level cache would keep it.
-constexpr int64_t streaming_bytes = int64_t{32} << 20;
-constexpr uintptr_t streaming_alignment = 64;
-
 struct Job {
   Kernel kernel;
   Arguments arguments;
@@ -87,19 +82,7 @@ struct Job {
 };
 
 void run(const Job& job) {
-  if (job.numel <= thread_grain) {
-    job.kernel(job.arguments, 0, job.numel);
-    return;
-  }
-  // Whole grains, so that no two threads share a byte of sides.
-  constexpr int64_t unit = kernel_grain;
-  auto part = [](int64_t begin, int64_t end, void* context) {
-    const Job& job = *static_cast<const Job*>(context);
-    int64_t last = end * unit;
-    job.kernel(job.arguments, begin * unit, last < job.numel ? last : job.numel);
-  };
-  MISHKIT_CALL(torch_parallel_for(0, (job.numel + unit - 1) / unit, thread_grain / unit, part,
-                                  const_cast<Job*>(&job)));
+  in_threads(job.numel, [&](int64_t begin, int64_t end) { job.kernel(job.arguments, begin, end); });
 }
 
 // Parts of the work with trained parameters: by sizes alone, so that the order of the sums is the
@@ -142,12 +125,12 @@ constexpr const char* names[] = {
 constexpr int function_count = sizeof names / sizeof *names;
 
 // One call of one operator: takes the tensors off the stack, checks them, runs a kernel.
-class Call {
+class Call : public Operands {
  public:
   Call(int function, Bodies body, StableIValue* stack, int tensors)
-      : function_(chosen.load(std::memory_order_relaxed)->functions[function]),
-        body_(body),
-        name_(names[function]) {
+      : Operands(names[function]),
+        function_(chosen.load(std::memory_order_relaxed)->functions[function]),
+        body_(body) {
     for (int i = 0; i < function_.parameter_count; i++)
       memcpy(&parameters_[i], &stack[tensors + i], sizeof(double));
     job_.arguments.parameters = parameters_;
@@ -155,28 +138,12 @@ class Call {
 
   // With parameters in a tensor: `trained` reads them.
   explicit Call(int function)
-      : function_(chosen.load(std::memory_order_relaxed)->functions[function]),
-        body_(Bodies::forward),
-        name_(names[function]) {
+      : Operands(names[function]),
+        function_(chosen.load(std::memory_order_relaxed)->functions[function]),
+        body_(Bodies::forward) {
     job_.arguments.parameters = parameters_;
   }
 
-  // The tensor that decides dtype and layout: dense, or made so.
-  Tensor leading(StableIValue slot) {
-    Tensor x = take(slot);
-    dtype_ = -1;
-    for (int i = 0; i < dtype_count; i++)
-      if (codes().dtype[i] == x.dtype) dtype_ = i;
-    if (dtype_ < 0) refuse("expected a tensor of float32, float64, bfloat16 or float16");
-    return x.dense() ? static_cast<Tensor&&>(x) : x.clone();
-  }
-  // Another input: brought to the layout of the leading one.
-  Tensor following(StableIValue slot, const Tensor& leading) {
-    Tensor t = take(slot);
-    if (t.dtype != leading.dtype || !t.same_sizes(leading))
-      refuse("the tensors differ in dtype or shape");
-    return t.same_strides(leading) ? static_cast<Tensor&&>(t) : t.laid_out_as(leading);
-  }
   Tensor side_for(const Tensor& x) {
     return Tensor::bytes(function_.has_turn ? (x.numel + 7) / 8 : 0);
   }
@@ -242,34 +209,23 @@ class Call {
   }
 
   void run(int64_t numel) {
-    job_.arguments.streaming = streaming_pays(numel * element_size(codes().dtype[dtype_]));
+    const Arguments& a = job_.arguments;
+    job_.arguments.streaming = streaming_pays(a.in[0], a.out[0], numel);
     job_.kernel = function_.kernels[dtype_][(int)body_];
     job_.numel = numel;
     mishkit::run(job_);
   }
   Arguments& arguments() { return job_.arguments; }
   TrainedArguments& trained_arguments() { return trained_; }
-  [[noreturn]] void refuse(const char* why) const {
-    fail(std::string("mishkit.") + name_ + ": " + why);
-  }
 
  private:
-  // Not in place, where the lines are in the cache already.
-  bool streaming_pays(int64_t bytes) const {
-    const Arguments& a = job_.arguments;
-    auto address = reinterpret_cast<uintptr_t>(a.out[0]);
-    return bytes >= streaming_bytes && address % streaming_alignment == 0 && a.in[0] != a.out[0];
-  }
-
   const FunctionKernels& function_;
   Bodies body_;
-  const char* name_;
   static int32_t double_code() { return codes().dtype[(int)Dtypes::float64]; }
 
   double parameters_[max_parameters];
   Job job_{};
   TrainedArguments trained_{};
-  int dtype_ = -1;
 };
 
 // ---- the operators, by the endings of ops.py ------------------------------------------------------
@@ -429,6 +385,88 @@ template <int function> struct Operators {
   }
 };
 
+// ---- two functions in one -------------------------------------------------------------------------
+
+// (input or grad and input, f, its numbers, g, its numbers, t): every function has as many numbers as
+// the most that one has, and those that it has are the first.
+class BlendCall : public Operands {
+ public:
+  BlendCall(StableIValue* slots, bool backward)
+      : Operands("blend"), set_(*chosen.load(std::memory_order_relaxed)), backward_(backward) {
+    for (int i = 0; i < 2; i++) {
+      memcpy(&index_[i], slots++, sizeof index_[i]);
+      memcpy(parameters_[i], slots, most_numbers() * sizeof(double));
+      slots += most_numbers();
+    }
+    memcpy(&t_, slots, sizeof t_);
+  }
+
+  static void forward(StableIValue* stack, uint64_t, uint64_t) {
+    BlendCall call(stack + 1, false);
+    Tensor x = call.leading(stack[0]), y = x.empty_like();
+    call.run(nullptr, x.data(), y.mutable_data(), x.numel);
+    stack[0] = y.release();
+  }
+  static void backward(StableIValue* stack, uint64_t, uint64_t) {
+    BlendCall call(stack + 2, true);
+    Tensor x = call.leading(stack[1]);
+    Tensor grad = call.following(stack[0], x), result = x.empty_like();
+    call.run(grad.data(), x.data(), result.mutable_data(), x.numel);
+    stack[0] = result.release();
+  }
+
+ private:
+  static int most_numbers() {
+    static const int most = [] {
+      int most = 0;
+      for (int i = 0; i < function_count; i++) {
+        const int count = sets().set[0]->functions[i].parameter_count;
+        most = count > most ? count : most;
+      }
+      return most;
+    }();
+    return most;
+  }
+
+  void run(const void* grad, const void* x, void* out, int64_t numel) const {
+    if (!(0 <= t_ && t_ <= 1)) refuse("t must be from 0 to 1");
+    const FunctionKernels* functions[2];
+    for (int i = 0; i < 2; i++) {
+      if (index_[i] < 0 || index_[i] >= function_count) refuse("there is no such function");
+      functions[i] = &set_.functions[index_[i]];
+    }
+    const int body = (int)(backward_ ? Bodies::backward : Bodies::forward);
+    const bool streaming = !backward_ && streaming_pays(x, out, numel);
+    // In float a weight below this would be 0, and 0 times an infinite f(x) a NaN.
+    constexpr double least = 1e-37;
+    if (t_ < least || t_ == 1) {
+      const int which = t_ == 1;
+      Arguments a{};
+      a.in[0] = backward_ ? grad : x, a.in[1] = x, a.out[0] = out;
+      a.parameters = parameters_[which], a.streaming = streaming;
+      mishkit::run(Job{functions[which]->kernels[dtype_][body], a, numel});
+      return;
+    }
+    const Dtypes computed = dtype_ == (int)Dtypes::float64 ? Dtypes::float64 : Dtypes::float32;
+    BlendArguments a{grad, x, out, {}, {parameters_[0], parameters_[1]}, t_, streaming};
+    for (int i = 0; i < 2; i++) a.kernels[i] = functions[i]->kernels[(int)computed][body];
+    const BlendKernel kernel = set_.blend->of[dtype_][backward_];
+    in_threads(numel, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  }
+
+  const InstructionSet& set_;
+  const bool backward_;
+  int64_t index_[2];
+  double parameters_[2][max_parameters];
+  double t_;
+};
+
+void add_blend(TorchLibraryHandle library) {
+  constexpr uint64_t slots_as_of = uint64_t{2} << 56 | uint64_t{10} << 48;  // torch 2.10
+  MISHKIT_CALL(torch_library_impl(library, "blend", BlendCall::forward, slots_as_of));
+  MISHKIT_CALL(torch_library_impl(library, "blend_backward", BlendCall::backward, slots_as_of));
+}
+
 // An exception out of here would end the process, so it is kept for Python to ask for.
 struct Registration {
   std::string failure;
@@ -441,6 +479,7 @@ struct Registration {
           aoti_torch_library_init_impl("mishkit", "CPU", __FILE__, __LINE__, &library));
       Operators<0>::add_to(library);
       add_neuron(library);
+      add_blend(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

@@ -1,4 +1,5 @@
 // Every kernel for one instruction set; compiled once for each, with MISHKIT_ISA naming it.
+#include "blend.h"
 #include "functions/table.h"
 #include "loops.h"
 #include "neuron.h"
@@ -34,7 +35,7 @@ static constexpr FunctionKernels functions[] = {MISHKIT_FUNCTIONS(X)};
 
 extern const InstructionSet instruction_set;
 constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions,
-                                            &neuron_kernels};
+                                            &neuron_kernels, &blend_kernels};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

@@ -51,6 +51,24 @@ struct FunctionKernels {
   TrainedKernel trained[dtype_count];  // null where the parameters can't be trained
 };
 
+// A call of (1 − t)·f(x) + t·g(x), or of grad times its derivative; 0 < t < 1.
+struct BlendArguments {
+  const void* grad;  // backward only
+  const void* x;
+  void* out;
+  // Of f and of g: their kernels, forward or backward, of the type that is computed in.
+  Kernel kernels[2];
+  const double* parameters[2];
+  double t;
+  bool streaming;  // as in Arguments
+};
+
+// Computes elements [begin, end); begin is a multiple of kernel_grain.
+using BlendKernel = void (*)(const BlendArguments&, int64_t begin, int64_t end);
+struct BlendKernels {
+  BlendKernel of[dtype_count][2];  // forward, backward
+};
+
 struct NeuronKernels;  // neuron_kernels.h
 
 // One instruction set: its name and the kernels of every function, in the order of the table.
@@ -58,6 +76,7 @@ struct InstructionSet {
   const char* name;
   const FunctionKernels* functions;
   const NeuronKernels* neuron;
+  const BlendKernels* blend;
 };
 
 }  // namespace mishkit

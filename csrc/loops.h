@@ -14,18 +14,18 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// The type that formulas compute in, and how exactly.
+// The type that formulas compute in, and how exactly: f, and its slopes.
 template <class S> struct Computed {
   using type = float;
-  static constexpr Accuracy accuracy = Accuracy::half;
+  static constexpr Accuracy accuracy = Accuracy::half, slopes = Accuracy::half;
 };
 template <> struct Computed<float> {
   using type = float;
-  static constexpr Accuracy accuracy = Accuracy::full;
+  static constexpr Accuracy accuracy = Accuracy::full, slopes = Accuracy::slope;
 };
 template <> struct Computed<double> {
   using type = double;
-  static constexpr Accuracy accuracy = Accuracy::full;
+  static constexpr Accuracy accuracy = Accuracy::full, slopes = Accuracy::slope;
 };
 
 // Vectors started together: pairs of them, since memory is touched in pairs.
@@ -295,11 +295,12 @@ void run_backward_packed(const Arguments& arguments, int64_t begin, int64_t end)
 template <template <class, Accuracy> class Function, class S>
 constexpr void fill(Kernel (&by_body)[body_count]) {
   using F = Function<Vec<typename Computed<S>::type>, Computed<S>::accuracy>;
+  using Slope = Function<Vec<typename Computed<S>::type>, Computed<S>::slopes>;
   by_body[(int)Bodies::forward] = run<Forward<F, S>>;
   by_body[(int)Bodies::forward_packed] = run<ForwardPacked<F, S>>;
-  by_body[(int)Bodies::backward] = run<Backward<F, S>>;
-  by_body[(int)Bodies::backward_packed] = run_backward_packed<F, S>;
-  by_body[(int)Bodies::double_backward] = run<DoubleBackward<F, S>>;
+  by_body[(int)Bodies::backward] = run<Backward<Slope, S>>;
+  by_body[(int)Bodies::backward_packed] = run_backward_packed<Slope, S>;
+  by_body[(int)Bodies::double_backward] = run<DoubleBackward<Slope, S>>;
 }
 
 }  // namespace MISHKIT_ISA

@@ -64,9 +64,10 @@ template <class T> MISHKIT_INLINE Vec<T> quotient(Vec<T> a, Vec<T> d, Vec<T> r) 
 #endif
 }
 
-// How exact a formula must be: to the last places of float32 (float64), or so that nothing shows
-// once the result is rounded to 16 bits (relative error 2⁻¹⁷).
-enum class Accuracy { full, half };
+// How exact a formula must be: to the last places of float32 (float64); the same less half a unit
+// of float32, for slopes, whose errors count beside 1; or so that nothing shows once the result is
+// rounded to 16 bits (relative error 2⁻¹⁷).
+enum class Accuracy { full, slope, half };
 
 // ---- the exponential -----------------------------------------------------------------------------
 // exp(x) = 2^k·(1 + p): k in steps of 1/8 for float32, whose fraction comes from a table, and in
@@ -157,13 +158,16 @@ MISHKIT_INLINE Reduced<float> reduce(const Argument& of, Vec<float> x) {
   V t = of.rounded();
   V k = t - V(rounding<float>);
   V r, p;
-  if constexpr (accuracy == Accuracy::full) {
-    r = of.rest(k);
-    if constexpr (Argument::corrected) r = r + (of.low + lookup8(eighths_rest, bits_of(t)));
-    p = fma(r * r, fma(r, V(exp_remainder[1]), V(exp_remainder[0])), r);
-  } else {
+  if constexpr (accuracy == Accuracy::half) {
     r = fnma(k, V(0.69314718055994531), x);
     p = fma(r * V(exp_remainder_half[0]), r, r);
+  } else {
+    r = of.rest(k);
+    if constexpr (Argument::corrected) r = r + (of.low + lookup8(eighths_rest, bits_of(t)));
+    V remainder;
+    if constexpr (accuracy == Accuracy::full) remainder = polynomial(r, exp_remainder);
+    else remainder = polynomial(r, exp_remainder_slope);
+    p = fma(r * r, remainder, r);
   }
   return {k, p, lookup8(eighths, bits_of(t)), bits_of(t) << 20};
 }
@@ -196,7 +200,7 @@ MISHKIT_INLINE Vec<T> exp_of(const Argument& of, Vec<T> x) {
 #endif
 }
 
-// exp(x) for exp_floor ≤ x ≤ 88 (709); 1.2 ULP.
+// exp(x) for exp_floor ≤ x ≤ 88 (709); 1.1 ULP, 1.2 at Accuracy::slope.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x) {
   return exp_of<accuracy>(Plain<T>{x}, x);
 }
@@ -205,7 +209,7 @@ template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x) {
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x, Vec<T> low) {
   return exp_of<accuracy>(Corrected<T>(x, low), x);
 }
-// exp(c·factor), the product not rounded, in the same range; 1.2 ULP.
+// exp(c·factor), the product not rounded, in the same range and as exactly.
 template <Accuracy accuracy, class T>
 MISHKIT_INLINE Vec<T> exp(Vec<T> c, const Factor<T>& factor) {
   Multiple<T> of(c, factor);
@@ -223,12 +227,21 @@ template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> expm1(Vec<T> x) {
   return fma(s, p, s - Vec<T>(1.0));
 }
 
+// σ = e/(e + 1) for e ≥ 0.
+template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> logistic(Vec<T> e) {
+  Vec<T> sigma = e / (e + Vec<T>(1.0));
+  // σ is e − e·σ too, where what rounding did to e + 1 and to the quotient is multiplied by e.
+  if constexpr (accuracy == Accuracy::full && sizeof(T) == 4)
+    sigma = select(less(e, Vec<T>(0.4)), fnma(sigma, e, e), sigma);
+  return sigma;
+}
+
 // ---- logarithm and normal law --------------------------------------------------------------------
 
 // ln(1 + a) for 0 ≤ a ≤ 1; 1.5 ULP.
 template <Accuracy accuracy> MISHKIT_INLINE Vec<float> log1p(Vec<float> a) {
-  if constexpr (accuracy == Accuracy::full) return a * polynomial(a, log1p_ratio);
-  else return a * polynomial(a, log1p_ratio_half);
+  if constexpr (accuracy == Accuracy::half) return a * polynomial(a, log1p_ratio_half);
+  else return a * polynomial(a, log1p_ratio);
 }
 template <Accuracy> MISHKIT_INLINE Vec<double> log1p(Vec<double> a) {
   // 2·artanh(z), z = a/(2 + a) ≤ 1/3: the series' first left-out term is below 2⁻⁵⁹.
@@ -251,6 +264,17 @@ template <class T> constexpr double normal_end = 13.2167;
 template <> constexpr double normal_end<double> = 37.6405;
 #endif
 
+#if defined(__AVX512F__)
+// A polynomial whose coefficients are in the columns of a table, a row a degree.
+template <int rows>
+MISHKIT_INLINE Vec<float> piecewise(const float (&table)[rows][32], Vec<float> w,
+                                    Vec<float>::Ints column) {
+  Vec<float> p = lookup32(table[rows - 1], column);
+  MISHKIT_UNROLL for (int i = rows - 2; i >= 0; i--) p = fma(p, w, lookup32(table[i], column));
+  return p;
+}
+#endif
+
 // exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ normal_end; the two share their exponential. Relative error of
 // the tail 5e−7 at most (1e−12 for double), where it is a normal number.
 template <class T> struct Normal {
@@ -268,24 +292,24 @@ template <Accuracy accuracy> MISHKIT_INLINE Normal<float> normal(Vec<float> t) {
     // What rounding took from the square: the exponential would magnify it 90 times.
     V square_rest = product_rest(half, t, square);
 #if defined(__AVX512F__)
-    // A register of table a coefficient: no division, and half the multiplications.
+    // A register of table a coefficient: no division, and half the multiplications. w is taken from
+    // t, since t + 1 is rounded, which costs the tail up to an ULP.
     V::Ints u = bits_of(t + V(1.0));
-    V w = from_bits<float>(merge_bits(u, V::Ints{} + 0x3f800000, 0xfffff)) - V(1.0625);
-    constexpr int degree = sizeof normal_pieces / sizeof *normal_pieces - 1;
-    V p = lookup32(normal_pieces[degree], u >> 20);
-    MISHKIT_UNROLL for (int i = degree - 1; i >= 0; i--)
-      p = fma(p, w, lookup32(normal_pieces[i], u >> 20));
+    V middle = from_bits<float>(merge_bits(u, V::Ints{} + 0x80000, ~0xfffff));
+    V w = t - (middle - V(1.0));
+    V p = piecewise(normal_pieces, w, u >> 20);
     V e = exp<accuracy>(square, square_rest);
     return {e, e * p};
 #else
-    V scaled = t * V(normal_scale);
-    V d = scaled + V(1.0);
+    // Φ(−t)·exp(t²/2) is z + z²·P(z), so that the roundings within count for a part.
+    V d = fma(t, V(normal_slope), V(8.0));
     V z = V(1.0) / d;
-    // What rounding took from z goes to the exponential too, times the logarithmic slope of
-    // z·P(z), which is about 1.65·z + 0.9.
-    V z_rest = fnma(z, scaled - (d - V(1.0)), one_less_product(z, d));
-    V e = exp<accuracy>(square, fma(z_rest, fma(z, V(1.65), V(0.9)), square_rest));
-    return {e, e * (z * polynomial(z, normal_tail))};
+    V mills = fma(z, z * polynomial(z, normal_tail), z);
+    // What rounding took from z goes to the exponential, times the logarithmic slope of mills: it
+    // falls from 2.5 to 1.2, and a constant does.
+    V z_rest = fnma(z, fma(t, V(normal_slope), V(8.0) - d), one_less_product(z, d));
+    V e = exp<accuracy>(square, fma(z_rest, V(1.95), square_rest));
+    return {e, e * mills};
 #endif
   }
 }

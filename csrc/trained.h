@@ -156,13 +156,13 @@ template <class Function, class S, bool backward> struct Trained {
   }
 };
 
-template <class Function, class S>
+template <class Function, class Slope, class S>
 void run_trained(const TrainedArguments& a, void* scratch, int64_t begin, int64_t end) {
   using T = typename Computed<S>::type;
   for (int64_t part = begin; part < end; part++) {
     const bool together = a.channels > 1 && a.inner < long_run;
     if (a.grad) {
-      Trained<Function, S, true> work(a);
+      Trained<Slope, S, true> work(a);
       together ? work.rows(part, (T*)scratch) : work.runs(part);
     } else {
       Trained<Function, S, false> work(a);
@@ -174,7 +174,8 @@ void run_trained(const TrainedArguments& a, void* scratch, int64_t begin, int64_
 template <template <class, Accuracy> class Function, class S>
 constexpr TrainedKernel trained_kernel() {
   using F = Function<Vec<typename Computed<S>::type>, Computed<S>::accuracy>;
-  if constexpr (is_base_of<Trainable, F>) return run_trained<F, S>;
+  using Slope = Function<Vec<typename Computed<S>::type>, Computed<S>::slopes>;
+  if constexpr (is_base_of<Trainable, F>) return run_trained<F, Slope, S>;
   else return nullptr;
 }
 

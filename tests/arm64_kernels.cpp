@@ -1,5 +1,6 @@
 // program FUNCTION [PARAMETER…]: reads float32 inputs, writes f, f' from the input and f' from the
-// output of each, a row after the other. FUNCTION is a number in the order of the table.
+// output of each, a row after the other, then a quarter of f and three of ReLU, and the derivative
+// of that. FUNCTION is a number in the order of the table, which begins with ReLU.
 #include "../csrc/kernels.h"
 
 #include <cstdio>
@@ -36,5 +37,17 @@ int main(int count, char** arguments) {
   run(Bodies::forward_packed, x.data(), nullptr, y.data());
   run(Bodies::backward, ones.data(), x.data(), df.data());
   run(Bodies::backward_packed, ones.data(), y.data(), df_y.data());
-  for (const auto& row : {y, df, df_y}) std::fwrite(row.data(), sizeof(float), row.size(), stdout);
+
+  std::vector<float> blend(x.size()), slope(x.size());
+  auto mix = [&](Bodies body, const void* grad, void* out) {
+    const auto& relu = neon::instruction_set.functions[0].kernels[(int)Dtypes::float32];
+    const bool backward = body == Bodies::backward;
+    BlendArguments a{grad, x.data(), out, {kernels[(int)body], relu[(int)body]},
+                     {parameters, parameters}, 0.75, false};
+    neon::instruction_set.blend->of[(int)Dtypes::float32][backward](a, 0, (int64_t)x.size());
+  };
+  mix(Bodies::forward, nullptr, blend.data());
+  mix(Bodies::backward, ones.data(), slope.data());
+  for (const auto& row : {y, df, df_y, blend, slope})
+    std::fwrite(row.data(), sizeof(float), row.size(), stdout);
 }

@@ -443,13 +443,15 @@ def forward_loops(name: str) -> dict[str, Any]:
 
 
 @linux
-def test_the_kernels_divide_once_and_swish_is_not_dearer() -> None:
+def test_the_kernels_divide_once_and_none_is_much_dearer() -> None:
     for isa, mish in forward_loops("mish").items():
         for name in ("mish", "silu", "aptx"):
             loop = forward_loops(name)[isa]
             assert loop.divisions * loop.elements / 4 == 1
-        assert forward_loops("silu")[isa].vector_instructions < mish.vector_instructions
-        assert forward_loops("aptx")[isa].vector_instructions > mish.vector_instructions
+        silu, aptx = (forward_loops(name)[isa].vector_instructions for name in ("silu", "aptx"))
+        assert 0.65 * mish.vector_instructions < silu < 1.05 * mish.vector_instructions
+        assert 0.9 * mish.vector_instructions < aptx < 1.35 * mish.vector_instructions
+        assert 0.95 * silu < aptx < 1.4 * silu
 
 
 SP = "log(1 + exp(x))"

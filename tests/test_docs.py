@@ -6,16 +6,35 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/audit.md", "docs/swap.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/tutorial.md",
+    "docs/audit.md",
+    "docs/swap.md",
+    "docs/anneal.md",
+    "docs/prune.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.usefixtures("torchvision")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Beside the other tests, more threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torchvision", "one_thread")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_on_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / page).read_text()

@@ -29,6 +29,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_only_torch_and_the_standard_library_are_imported() -> None:
     done = python(
         "import sys, torch; before = set(sys.modules); import mishkit\n"
+        "assert not hasattr(mishkit, 'nonsense') and 'mishkit.surgery' not in sys.modules\n"
+        "for name in mishkit.__all__: getattr(mishkit, name)\n"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
     assert done.returncode == 0, done.stderr

@@ -72,10 +72,27 @@ def unpack(path: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the project and its wheel, built where there is no torch, and unpacked."""
-    folder = tmp_path_factory.mktemp("built")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
     project = copy_of_the_project(folder / "project")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist('dist')"
+    done = run(sys.executable, "-c", build, cwd=project)
+    assert done.returncode == 0, done.stdout
+    (path,) = (project / "dist").iterdir()
+    with tarfile.open(path) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    assert unpacked.name == path.name.removesuffix(".tar.gz")
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def built(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a project and its wheel, built from the sdist alone, where there is no torch,
+    and unpacked."""
+    folder = tmp_path_factory.mktemp("built")
+    project = shutil.copytree(sdist, folder / "project")
     # Isolated, as pip does by default: setuptools is all that the build can import.
     path, _ = wheel(project, MISHKIT_REQUIRE_KERNELS="1", CXXFLAGS="-O1")
     unpack(path, folder / "unpacked")
@@ -202,16 +219,20 @@ def test_the_command_without_the_lab(bare: Path) -> None:
     assert "mishkit[lab]" in said and len(said.strip().splitlines()) == 1, said
 
 
-def test_sdist(bare: Path) -> None:
-    project = bare / "project"
-    build = "import sys; from setuptools import build_meta; build_meta.build_sdist('dist')"
-    done = run(sys.executable, "-c", build, cwd=project)
-    assert done.returncode == 0, done.stdout
-    (path,) = (project / "dist").iterdir()
-    with tarfile.open(path) as archive:
-        inside = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = [*ROOT.glob("csrc/**/*.*"), *ROOT.glob("tools/*.py"), *ROOT.glob("tests/*.py")]
-    assert {str(path.relative_to(ROOT)) for path in wanted} <= inside
+def test_sdist(sdist: Path) -> None:
+    """It has what building, checking, testing and the site need, and nothing that was built."""
+    inside = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
+    folders = (
+        "csrc/**/*.*",
+        "docs/**/*.*",
+        "examples/*.py",
+        "src/**/*.py",
+        "tests/*.py",
+        "tools/*.py",
+    )
+    files = [path for pattern in folders for path in ROOT.glob(pattern) if path.suffix != ".pyc"]
+    files += [ROOT / name for name in ("Makefile", "mkdocs.yml", "setup.py")]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= inside
     assert not [name for name in inside if name.endswith((".so", ".pyc"))]
 
 

@@ -287,6 +287,20 @@ def test_the_activations_of_timm_are_found() -> None:
     assert len(done) == len(model.blocks) and {one.new for one in done} == {"HMish()"}
 
 
+def test_the_same_function_keeps_its_parameters() -> None:
+    model = nn.Sequential(mk.Swish(1.702), mk.HardMish(3), nn.Softplus(2, 9), mk.APTx(beta=0.5))
+    rules = {
+        "swish": ("swish", {"trainable": True}),
+        "hard_mish": "hard_mish",
+        "softplus": "softplus:threshold=7",
+        "aptx": ("aptx", {"trainable": True}),
+    }
+    mk.swap(model, rules)
+    assert model[0].trainable and float(model[0].beta.detach()) == pytest.approx(1.702)
+    assert model[1].k == 3 and (model[2].beta, model[2].threshold) == (2, 7)
+    assert isinstance(model[3].beta, nn.Parameter) and float(model[3].beta.detach()) == 0.5
+
+
 PAGE = Path(__file__).parent.parent / "docs" / "swap.md"
 
 

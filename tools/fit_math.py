@@ -47,12 +47,18 @@ def mills(t: mp.mpf) -> mp.mpf:
 
 NORMAL_SCALE = 0.31
 """z = 1/(1 + NORMAL_SCALE·t) maps the tail's t ∈ [0, 14] to a short interval."""
+NORMAL_SLOPE = float(np.float32(mp.sqrt(2 * mp.pi)))
+"""z = 1/(8 + NORMAL_SLOPE·t) does too, and is the first term of the tail for large t."""
 
 
-def with_half(fit: Fit, degree: int) -> tuple[Fit, Fit]:
-    """A fit for float32, and the same of a lower degree for 16-bit results."""
-    meaning = "the same, for 16-bit results"
-    return fit, replace(fit, name=f"{fit.name}_half", meaning=meaning, degree=degree)
+def with_half(fit: Fit, degree: int, slope: int | None = None) -> list[Fit]:
+    """A fit for float32, and the same of lower degrees for slopes and for 16-bit results."""
+    lower = {"slope": ("slopes", slope), "half": ("16-bit results", degree)}
+    return [fit] + [
+        replace(fit, name=f"{fit.name}_{ending}", meaning=f"the same, for {what}", degree=degree)
+        for ending, (what, degree) in lower.items()
+        if degree is not None
+    ]
 
 
 FITS = [
@@ -64,9 +70,10 @@ FITS = [
             lambda r: abs(r) ** 2 + mp.mpf("1e-12"),
             -0.0435,
             0.0435,
-            1,
+            2,
         ),
         degree=0,
+        slope=1,
     ),
     *with_half(
         Fit(
@@ -80,17 +87,23 @@ FITS = [
         ),
         degree=5,
     ),
-    *with_half(
-        Fit(
-            "normal_tail",
-            f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14",
-            lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
-            lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
-            1 / (1 + NORMAL_SCALE * 14),
-            1.0,
-            9,
-        ),
-        degree=5,
+    Fit(
+        "normal_tail",
+        "(Φ(−t)·exp(t²/2) − z)/z² of z = 1/(8 + normal_slope·t), 0 ≤ t ≤ 14",
+        lambda z: (mills((1 / z - 8) / NORMAL_SLOPE) - z) / z**2,
+        lambda z: z**2 / mills((1 / z - 8) / NORMAL_SLOPE),
+        1 / (8 + NORMAL_SLOPE * 14),
+        1 / 8,
+        8,
+    ),
+    Fit(
+        "normal_tail_half",
+        f"Φ(−t)·exp(t²/2)/z of z = 1/(1 + {NORMAL_SCALE}·t), 0 ≤ t ≤ 14, for 16-bit results",
+        lambda z: mills((1 / z - 1) / NORMAL_SCALE) / z,
+        lambda z: z / mills((1 / z - 1) / NORMAL_SCALE),
+        1 / (1 + NORMAL_SCALE * 14),
+        1.0,
+        5,
     ),
 ]
 
@@ -217,7 +230,7 @@ def normal_pieces() -> tuple[np.ndarray, float]:
     """Φ(−t)·exp(t²/2) by pieces of u = 1 + t ∈ [1, 16), eight to an octave, and the largest error.
 
     A row a degree, a column a piece: the column is bits 20 to 24 of u's float32, the variable is
-    the rest of the mantissa, less half a piece.
+    the distance of u from the middle of the piece.
     """
     per_octave = PIECES // 4
     half = 1 / (2 * per_octave)
@@ -230,7 +243,8 @@ def normal_pieces() -> tuple[np.ndarray, float]:
 
             piece = Fit("", "", g, lambda w, g=g: 1 / g(w), -half, half, NORMAL_PIECES_DEGREE)
             column = ((127 + octave) % 4) * per_octave + i
-            columns[column], error = fit(piece, nodes=80)
+            coefficients, error = fit(piece, nodes=80)
+            columns[column] = [c / 2.0 ** (octave * k) for k, c in enumerate(coefficients)]
             errors.append(error)
     return np.array([columns[i] for i in range(PIECES)], np.float32).T, max(errors)
 
@@ -243,6 +257,7 @@ def render() -> str:
         "namespace mishkit {",
         "",
         f"constexpr double normal_scale = {NORMAL_SCALE};",
+        f"constexpr double normal_slope = {NORMAL_SLOPE.hex()};",
         "",
         "// ln 2 in two parts, the first of so few bits that its product with an exponent (in",
         "// eighths for float32) is exact.",
@@ -270,7 +285,7 @@ def render() -> str:
     lines += [
         "",
         "// Φ(−t)·exp(t²/2) by pieces of u = 1 + t: bits 20 to 24 of u name the column, a row is a",
-        f"// degree of w, the rest of the mantissa less 1/16: error {error:.1e}.",
+        f"// degree of u less the middle of its piece: error {error:.1e}.",
         f"alignas(64) constexpr float normal_pieces[{len(pieces)}][{PIECES}] = {{",
     ]
     for row in pieces:

@@ -23,10 +23,18 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
   // e(e + 2) with one rounding.
   MISHKIT_INLINE_MEMBER V n_of(Stage s) const { return fma(s.e, s.e, s.e + s.e); }
 
+  // The quotient first: x·n overflows where x is large.
   MISHKIT_INLINE_MEMBER V f(Stage s) const {
-    V n = n_of(s);
-    // The quotient first: x·n overflows where x is large.
-    return s.x * (n / (n + V(2.0)));
+    if constexpr (accuracy == Accuracy::full && sizeof(T) == 4) {
+      // n/(n + 2) is e − e·(e² + e)/(n + 2), and 1 − 2/(n + 2). Each has small roundings where it is
+      // taken, left of 0 and right of it, and with a = min(e, 1) they are the same.
+      V a = min(V(1.0), s.e);
+      V d = fma(s.e, s.e + V(2.0), V(2.0));
+      return s.x * fnma(a, fma(a, a, a) / d, a);
+    } else {
+      V n = n_of(s);
+      return s.x * (n / (n + V(2.0)));
+    }
   }
   // n/(n + 2) + 4x(e² + e)/(n + 2)²
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
@@ -35,7 +43,7 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
     V r = V(1.0) / d;
     V growth = min(V(near), s.x) * fma(s.e, s.e, s.e);
     V rise = fma(growth * r, V(4.0), n);
-    return accuracy == Accuracy::full ? quotient(rise, d, r) : rise * r;
+    return accuracy == Accuracy::half ? rise * r : quotient(rise, d, r);
   }
   // 4e(1 + e)/(n + 2)²·[2 + x(1 − σ(1 + 2t))]
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {

@@ -20,7 +20,7 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
     V at_least = max(V(exp_floor<T>), x);
     return {at_least, exp<accuracy>(min(V(near), at_least))};
   }
-  MISHKIT_INLINE_MEMBER V sigma(Stage s) const { return s.e / (s.e + V(1.0)); }
+  MISHKIT_INLINE_MEMBER V sigma(Stage s) const { return logistic<accuracy>(s.e); }
   MISHKIT_INLINE_MEMBER V f(Stage s) const { return s.x * sigma(s); }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));

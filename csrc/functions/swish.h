@@ -17,7 +17,7 @@ template <class V, Accuracy accuracy> struct Swish : APTx<V, accuracy> {
   explicit Swish(const V* p) : Base(As<V>(p).of_aptx) {}
 
   MISHKIT_INLINE_MEMBER V f(typename Base::Stage s) const {
-    return s.x * (s.e / (s.e + V(1.0)));  // the weight less what is 0 and 1 of it
+    return s.x * logistic<accuracy>(s.e);  // the weight less what is 0 and 1 of it
   }
   MISHKIT_INLINE_MEMBER void dp(typename Base::Stage s, V* d) const {
     V all[3];

@@ -17,18 +17,32 @@ from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .registry import get, names, register
-from .surgery import audit, lean, lean_functional, swap, unswap
 
-if TYPE_CHECKING:  # what the next line brings
+if TYPE_CHECKING:  # what the next lines bring
     from ._function_types import *  # noqa: F403
     from ._module_types import *  # noqa: F403
     from .functional import gelu as gelu
+    from .surgery import Anneal, audit, lean, lean_functional, prune, swap, unswap
 
 globals().update(_functions, **_modules)
+
+_SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unswap")
+
+
+def __getattr__(name: str) -> object:
+    """What works on whole models is imported when it is first asked for."""
+    if name not in _SURGERY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import surgery
+
+    globals().update({name: getattr(surgery, name) for name in _SURGERY})
+    return globals()[name]
+
 
 __all__ = [
     "APTxLayer",
     "APTxNeuron",
+    "Anneal",
     "KeptBytes",
     "__version__",
     "analyze",
@@ -40,6 +54,7 @@ __all__ = [
     "lean_functional",
     "modules",
     "names",
+    "prune",
     "register",
     "swap",
     "unswap",

@@ -23,15 +23,15 @@ class Softplus(ActivationModule):
 
     Source: Dugas et al. 2001, Incorporating Second-Order Functional Knowledge.
 
+    The function is monotone.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+
     Parameters
     ----------
     beta : float, default 1
         sharpness; not zero
     threshold : float, default 20
         beta·x above which x is returned as it is
-
-    The function is monotone.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
     """
 
     beta: float
@@ -125,13 +125,13 @@ class HardMish(ActivationModule):
 
     Source: hard forms of Mish, k = 5 and k = 3 as published; k = 6 is hardswish.
 
+    The function falls to its minimum at x = -1.5 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+
     Parameters
     ----------
     k : float, default 5
         width of the quadratic part, which ends at x = k − 3; positive
-
-    The function falls to its minimum at x = -1.5 (with these defaults), then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
     """
 
     k: float
@@ -159,17 +159,17 @@ class Swish(TrainableModule):
 
     Source: Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941).
 
+    The function falls to its minimum at x = -1.278465 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Tensors as parameters, of one element or one a channel (dimension 1 of the input),
+    get gradients, which are summed in float32 (float64 for float64); they exclude
+    save="output".
+
     Parameters
     ----------
     beta : float or Tensor, default 1
         sharpness: 1 gives SiLU, a large one tends to ReLU
-
-    Tensors, of one element or one a channel (dimension 1 of the input), get gradients,
-    which are summed in float32 (float64 for float64); they exclude save="output".
-
-    The function falls to its minimum at x = -1.278465 (with these defaults), then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
-
     trainable : bool
         Make the parameters `torch.nn.Parameter`s, which begin with the values given.
     num_parameters : int
@@ -225,6 +225,13 @@ class APTx(TrainableModule):
 
     Source: Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119).
 
+    The function falls to its minimum at x = -0.6392323 (with these defaults), then rises.
+    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Tensors as parameters, of one element or one a channel (dimension 1 of the input),
+    get gradients, which are summed in float32 (float64 for float64); they exclude
+    save="output".
+
     Parameters
     ----------
     alpha : float or Tensor, default 1
@@ -233,13 +240,6 @@ class APTx(TrainableModule):
         sharpness
     gamma : float or Tensor, default 0.5
         ½ gives the right side slope 1
-
-    Tensors, of one element or one a channel (dimension 1 of the input), get gradients,
-    which are summed in float32 (float64 for float64); they exclude save="output".
-
-    The function falls to its minimum at x = -0.6392323 (with these defaults), then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
-
     trainable : bool
         Make the parameters `torch.nn.Parameter`s, which begin with the values given.
     num_parameters : int

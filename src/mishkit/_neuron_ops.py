@@ -23,8 +23,7 @@ from torch.autograd import Function
 
 from .activation import DTYPES
 from .backends import triton
-from .ops import _operator as operator
-from .ops import are_transforms_active
+from .ops import are_transforms_active, operator
 
 SCHEMAS = {
     "aptx_layer": "(Tensor input, Tensor alpha, Tensor beta, Tensor gamma, Tensor delta) -> Tensor",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +42,19 @@ class Parameter:
 
 def _never(*_: float) -> bool:
     return False
+
+
+class Formulas(Protocol):
+    """What plain torch needs of a function to compute it from its input."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def f(self) -> Callable[..., Tensor]: ...
+    @property
+    def df(self) -> Callable[..., Tensor]: ...
+    @property
+    def d2f(self) -> Callable[..., Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)  # each is itself alone, and quick to look up by

@@ -259,21 +259,22 @@ def _signature(a: Activation) -> list[inspect.Parameter]:
 
 
 def _document(a: Activation) -> str:
-    lines = [f"{a.formula}, elementwise.", "", f"Source: {a.source}."]
+    lines = [f"{a.formula}, elementwise.", "", f"Source: {a.source}.", ""]
+    lines += [f"The function {_shape(a)}."]
+    lines += ["See `mishkit.functional` for `inplace`, `save` and `out`."]
+    if a.trainable:
+        lines += [
+            "",
+            "Tensors as parameters, of one element or one a channel (dimension 1 of the input),",
+            "get gradients, which are summed in float32 (float64 for float64); they exclude",
+            'save="output".',
+        ]
     if a.parameters:
         kind = "float or Tensor" if a.trainable else "float"
         lines += ["", "Parameters", "----------"]
         lines += [
             f"{p.name} : {kind}, default {p.default:g}\n    {p.meaning}" for p in a.parameters
         ]
-    if a.trainable:
-        lines += [
-            "",
-            "Tensors, of one element or one a channel (dimension 1 of the input), get gradients,",
-            'which are summed in float32 (float64 for float64); they exclude save="output".',
-        ]
-    lines += ["", f"The function {_shape(a)}."]
-    lines += ["See `mishkit.functional` for `inplace`, `save` and `out`."]
     return "\n".join(lines)
 
 

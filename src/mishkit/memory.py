@@ -12,7 +12,7 @@ class KeptBytes:
     """Counts the bytes that autograd keeps for backward, by distinct storage.
 
     A storage that several operators save counts once, whole, however small the part that is used.
-    ``exclude`` names tensors that exist anyway (parameters, buffers, the input)::
+    ``exclude`` names tensors that exist anyway (parameters, buffers, the input):
 
         with KeptBytes(exclude=[*model.parameters(), x]) as kept:
             y = model(x)

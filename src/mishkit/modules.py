@@ -186,7 +186,6 @@ def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationMo
 
 
 _TRAINABLE = """
-
 trainable : bool
     Make the parameters `torch.nn.Parameter`s, which begin with the values given.
 num_parameters : int

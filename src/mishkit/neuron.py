@@ -177,6 +177,8 @@ class APTxLayer(_Neurons):
     Shapes: input (..., input_dim), output (..., output_dim); α, β, γ (output_dim, input_dim), δ
     (output_dim,). See `mishkit.aptx_layer` for dtypes and errors.
 
+    Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
+
     Parameters
     ----------
     is_alpha_trainable : bool, default True
@@ -192,8 +194,6 @@ class APTxLayer(_Neurons):
         product of both vanishes, since β is symmetric. So outputs have variance 1, a third of it
         from what bends. Gradients towards the input are multiplied by 1.05·output_dim/input_dim
         in variance, as by a linear layer with weights from N(0, 1/input_dim).
-
-    Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
     """
 
     def __init__(

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .activation import Activation
+from .activation import Activation, Formulas
 from .backends import cpu, triton
 from .backends import torch as plain
 from .functions import ACTIVATIONS
@@ -82,7 +82,7 @@ def fast_apply(function: type[Function]) -> Callable[..., Tensor]:
     return super(Function, function).apply  # type: ignore[misc]
 
 
-def _operator(name: str) -> Callable[..., Any]:
+def operator(name: str) -> Callable[..., Any]:
     """An operator without the Python wrapper of `OpOverload`, which costs 0.2 µs a call."""
     overload = getattr(torch.ops.mishkit, name).default
     return getattr(overload, "_op", overload)
@@ -133,16 +133,19 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _rules(a: Activation) -> Rules:
-    forward = _operator(a.name)
-    forward_packed = _operator(a.name + "_packed")
-    forward_packed_out = _operator(a.name + "_packed_out")
-    backward = _operator(a.name + "_backward")
-    backward_packed = _operator(a.name + "_backward_packed")
-    double_backward = _operator(a.name + "_double_backward")
-    trained_forward: Any = _operator(a.name + "_trained") if a.trainable else None
-    trained_backward: Any = _operator(a.name + "_trained_backward") if a.trainable else None
-    no_gradients = (None,) * len(a.parameters)
+def saving_input(
+    a: Formulas,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Tensor],
+    double_backward: Callable[..., tuple[Tensor, Tensor]],
+    count: int,
+) -> type[Function]:
+    """The autograd function around the operators that keeps the input.
+
+    `count` arguments follow the input, without gradients; plain torch computes what is asked for
+    beyond the operators.
+    """
+    no_gradients = (None,) * count
 
     class Backward(Function):
         """(grad, input) -> grad·f'(input)."""
@@ -220,6 +223,25 @@ def _rules(a: Activation) -> Rules:
             info: Any, in_dims: tuple[int | None, ...], x: Tensor, *parameters: float
         ) -> tuple[Tensor, int | None]:
             return SavingInput.apply(x, *parameters), in_dims[0]
+
+    return SavingInput
+
+
+def _rules(a: Activation) -> Rules:
+    forward = operator(a.name)
+    forward_packed = operator(a.name + "_packed")
+    forward_packed_out = operator(a.name + "_packed_out")
+    from_input = saving_input(
+        a,
+        forward,
+        operator(a.name + "_backward"),
+        operator(a.name + "_double_backward"),
+        len(a.parameters),
+    )
+    backward_packed = operator(a.name + "_backward_packed")
+    trained_forward: Any = operator(a.name + "_trained") if a.trainable else None
+    trained_backward: Any = operator(a.name + "_trained_backward") if a.trainable else None
+    no_gradients = (None,) * len(a.parameters)
 
     class BackwardPacked(Function):
         """The gradient of a gradient from the output: refused when it is asked for."""
@@ -306,9 +328,9 @@ def _rules(a: Activation) -> Rules:
 
     return Rules(
         forward=forward,
-        forward_out=_operator(a.name + "_out"),
+        forward_out=operator(a.name + "_out"),
         forward_packed_out=forward_packed_out,
-        saving_input=SavingInput,
+        saving_input=from_input,
         saving_output=SavingOutput,
         in_place=InPlace,
         traced=Traced,

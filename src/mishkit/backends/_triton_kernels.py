@@ -92,6 +92,49 @@ def double_backward(
         _double_backward(grad_grad, grad, x, to_grad, to_x, at, mask, c, df, d2f, half)
 
 
+# ---- two functions in one ------------------------------------------------------------------------
+
+
+@triton.jit
+def _blend(x, y, at, mask, c, d, t, f: constexpr, g: constexpr, half: constexpr):
+    of_x = load(x, at, mask)
+    store(y, at, (1.0 - t) * f(of_x, c, half) + t * g(of_x, d, half), mask)
+
+
+@triton.jit
+def blend(x, y, count, c, d, t, f: constexpr, g: constexpr, BLOCK: constexpr):
+    """y = (1 − t)·f(x) + t·g(x)"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = tl.arange(0, BLOCK)
+    if start + BLOCK <= count:
+        _blend(x + start, y + start, at, None, c, d, t, f, g, half)
+    else:
+        _blend(x + start, y + start, at, at < count - start, c, d, t, f, g, half)
+
+
+@triton.jit
+def _blend_backward(
+    grad, x, result, at, mask, c, d, t, df: constexpr, dg: constexpr, half: constexpr
+):
+    of_x = load(x, at, mask)
+    slope = (1.0 - t) * df(of_x, c, half) + t * dg(of_x, d, half)
+    store(result, at, slope * load(grad, at, mask), mask)
+
+
+@triton.jit
+def blend_backward(grad, x, result, count, c, d, t, df: constexpr, dg: constexpr, BLOCK: constexpr):
+    """result = grad·((1 − t)·f'(x) + t·g'(x))"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = tl.arange(0, BLOCK)
+    grad, x, result = grad + start, x + start, result + start
+    if start + BLOCK <= count:
+        _blend_backward(grad, x, result, at, None, c, d, t, df, dg, half)
+    else:
+        _blend_backward(grad, x, result, at, at < count - start, c, d, t, df, dg, half)
+
+
 # ---- the output and the side ---------------------------------------------------------------------
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..activation import DTYPES, Activation
+from ..activation import DTYPES, Activation, Formulas
 
 
-def forward(a: Activation, x: Tensor, *parameters: float) -> Tensor:
+def forward(a: Formulas, x: Tensor, *parameters: float) -> Tensor:
     """f(x)."""
     return _as(a.f(_wide(a, x), *parameters), x)
 
@@ -23,13 +23,13 @@ def forward_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> No
     out.copy_(a.f(_wide(a, x), *parameters))
 
 
-def backward(a: Activation, grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
+def backward(a: Formulas, grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
     """grad·f'(x)."""
     return _as(a.df(_wide(a, x), *parameters) * _wide(a, grad), x)
 
 
 def double_backward(
-    a: Activation, grad_grad: Tensor, grad: Tensor, x: Tensor, *parameters: float
+    a: Formulas, grad_grad: Tensor, grad: Tensor, x: Tensor, *parameters: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     wide, gg = _wide(a, x), _wide(a, grad_grad)
@@ -138,7 +138,7 @@ def _side(a: Activation, x: Tensor, parameters: tuple[float, ...]) -> Tensor:
     return pack(right_of_turn(a, in_memory_order(torch.empty_like(x).copy_(x)), *parameters))
 
 
-def _wide(a: Activation, x: Tensor) -> Tensor:
+def _wide(a: Formulas, x: Tensor) -> Tensor:
     if x.dtype not in DTYPES:
         raise RuntimeError(
             f"mishkit.{a.name}: expected a tensor of float32, float64, bfloat16 or float16, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -76,12 +77,14 @@ class Launch:
         loads = 2 if lanes == 32 and count >= SMALL and self.traffic <= 3 else 1
         return loads * WARPS * lanes * 16 // dtype.itemsize
 
-    def __call__(self, dtype: torch.dtype, count: int, *tensors: Tensor) -> None:
+    def __call__(
+        self, dtype: torch.dtype, count: int, *tensors: Tensor, more: tuple[Any, ...] = ()
+    ) -> None:
         block = self.block(dtype, count)
-        turn = () if self.turn is None else (self.turn,)
+        numbers = (self.numbers, *more) if self.turn is None else (self.numbers, self.turn)
         with on_device(tensors[0]):
             self.kernel[(_blocks(count, block),)](
-                *tensors, count, self.numbers, *turn, **self.constants, BLOCK=block, num_warps=WARPS
+                *tensors, count, *numbers, **self.constants, BLOCK=block, num_warps=WARPS
             )
 
 
@@ -100,12 +103,39 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
     return Launch(
         kernel=getattr(_kernels(), body),
         tensors=tensors,
-        # Those whose formulas read none get one: empty tuples are not what launchers are used to.
-        numbers=tuple(map(float, numbers)) or (0.0,),
+        numbers=_given(numbers),
         turn=a.turn_at(*parameters) if body == "forward_packed" else None,
         constants=constants,
         traffic=len(tensors) - ("side" in tensors),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _blend_launch(
+    a: Activation,
+    of_a: tuple[float, ...],
+    b: Activation,
+    of_b: tuple[float, ...],
+    is_backward: bool,
+) -> tuple[Launch, tuple[float, ...]]:
+    """The kernel of two functions, and the numbers of the second."""
+    f, g = (twin.df if is_backward else twin.f for twin in (a.twin, b.twin))
+    names = ("df", "dg") if is_backward else ("f", "g")
+    launch = Launch(
+        kernel=_kernels().blend_backward if is_backward else _kernels().blend,
+        tensors=("grad", "x", "result") if is_backward else ("x", "y"),
+        numbers=_given(a.twin.numbers(*of_a)),
+        turn=None,
+        constants=dict(zip(names, (compiled()[f], compiled()[g]), strict=True)),
+        traffic=3 if is_backward else 2,
+    )
+    return launch, _given(b.twin.numbers(*of_b))
+
+
+def _given(numbers: Sequence[float]) -> tuple[float, ...]:
+    """As a launcher takes them: where a formula reads none one, for empty tuples are not what
+    launchers are used to."""
+    return tuple(map(float, numbers)) or (0.0,)
 
 
 def _kernels() -> Any:
@@ -145,7 +175,7 @@ def backward(a: Activation, grad: Tensor, x: Tensor, *parameters: float) -> Tens
     """grad·f'(x)."""
     if x.dtype not in DTYPES:
         return plain.backward(a, grad, x, *parameters)
-    _check(a, x, grad)
+    _check(a.name, x, grad)
     x = _dense(x)
     result = torch.empty_like(x)
     _run(launch(a, "backward", x.dtype, *parameters), _like(grad, x), x, result)
@@ -158,7 +188,7 @@ def double_backward(
     """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     if x.dtype not in DTYPES:
         return plain.double_backward(a, grad_grad, grad, x, *parameters)
-    _check(a, x, grad_grad, grad)
+    _check(a.name, x, grad_grad, grad)
     x = _dense(x)
     to_grad, to_x = torch.empty_like(x), torch.empty_like(x)
     body = launch(a, "double_backward", x.dtype, *parameters)
@@ -190,7 +220,7 @@ def backward_packed(
     """grad·f'(x), x being known by y and its packed side."""
     if y.dtype not in DTYPES:
         return plain.backward_packed(a, grad, y, side, *parameters)
-    _check(a, y, grad)
+    _check(a.name, y, grad)
     size = 0 if a.turn is None else (y.numel() + 7) // 8
     if side.dtype != torch.uint8 or side.shape != (size,):
         raise RuntimeError(
@@ -202,6 +232,31 @@ def backward_packed(
     # A monotone function's side has no bytes, and no kernel reads it.
     side = side.contiguous() if a.turn is not None else y
     _run(launch(a, "backward_packed", y.dtype, *parameters), _like(grad, y), y, side, result)
+    return result
+
+
+def blend(
+    a: Activation, of_a: tuple[float, ...], b: Activation, of_b: tuple[float, ...],
+    x: Tensor, t: float,
+) -> Tensor:  # fmt: skip
+    """(1 − t)·a(x) + t·b(x), for 0 < t < 1 and a dtype of `DTYPES`."""
+    x = _dense(x)
+    y = torch.empty_like(x)
+    body, of_second = _blend_launch(a, of_a, b, of_b, False)
+    _run(body, x, y, more=(of_second, t))
+    return y
+
+
+def blend_backward(
+    a: Activation, of_a: tuple[float, ...], b: Activation, of_b: tuple[float, ...],
+    grad: Tensor, x: Tensor, t: float,
+) -> Tensor:  # fmt: skip
+    """grad·((1 − t)·a'(x) + t·b'(x)), likewise."""
+    _check("blend", x, grad)
+    x = _dense(x)
+    result = torch.empty_like(x)
+    body, of_second = _blend_launch(a, of_a, b, of_b, True)
+    _run(body, _like(grad, x), x, result, more=(of_second, t))
     return result
 
 
@@ -232,7 +287,7 @@ def trained_backward(
     """
     if x.dtype not in DTYPES:
         return plain.trained_backward(a, grad, x, parameters)
-    _check(a, x, grad)
+    _check(a.name, x, grad)
     x, parameters = _dense(x), parameters.contiguous()
     result = torch.empty_like(x)
     if not x.numel():
@@ -301,10 +356,10 @@ def _pack_into(a: Activation, x: Tensor, y: Tensor, parameters: tuple[float, ...
     return side
 
 
-def _run(body: Launch, *tensors: Tensor) -> None:
+def _run(body: Launch, *tensors: Tensor, more: tuple[Any, ...] = ()) -> None:
     first = tensors[0]  # the last may be a side
     if first.numel():
-        body(first.dtype, first.numel(), *tensors)
+        body(first.dtype, first.numel(), *tensors, more=more)
 
 
 # ---- tensors -------------------------------------------------------------------------------------
@@ -319,10 +374,10 @@ def _dense(x: Tensor) -> Tensor:
     return x if _is_dense(x) else torch.empty_like(x).copy_(x)
 
 
-def _check(a: Activation, x: Tensor, *others: Tensor) -> None:
+def _check(name: str, x: Tensor, *others: Tensor) -> None:
     """Refuse tensors of other dtypes or shapes than x, as the CPU's kernels do."""
     if any(other.dtype != x.dtype or other.shape != x.shape for other in others):
-        raise RuntimeError(f"mishkit.{a.name}: the tensors differ in dtype or shape")
+        raise RuntimeError(f"mishkit.{name}: the tensors differ in dtype or shape")
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ UPSTREAM = 64
 
 TAIL_F = 1.7e-36
 TAIL_WEIGHT = math.exp(-87.0)
-BAR_F_MAX_ULP = {"float32": 5.0, "bfloat16": 0.56, "float16": 0.56}
+BAR_F_MAX_ULP = {"float32": 4.5, "bfloat16": 0.56, "float16": 0.56}
 BAR_F_MEAN_ULP = 0.75
 BAR_TAIL = 1.7e-36
 BAR_DF = 2.5e-7

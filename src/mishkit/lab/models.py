@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -30,10 +31,6 @@ class Example:
     name: str
     model: nn.Module
     inputs: tuple[Any, ...]
-
-    def loss(self) -> Tensor:
-        """A number that all outputs have a part in, to be differentiated."""
-        return _mean_square(self.model(*self.inputs))
 
 
 def load(
@@ -104,10 +101,11 @@ def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str
     return {name: value for name, value in offered.items() if name in names}
 
 
-def mend_torchvision() -> Any:
+@functools.cache  # the operators last as long as what defines them
+def mend_torchvision() -> torch.library.Library | None:
     """Give torchvision the two operators without which it can't be imported, where its library does
     not load: PyPI's is built for CUDA, and does not go with a torch for CPUs. timm and transformers
-    import it. The result must live as long as it is used; None where there is nothing to mend.
+    import it. None where there is nothing to mend.
     """
     spec = importlib.util.find_spec("torchvision")
     try:
@@ -123,12 +121,8 @@ def mend_torchvision() -> Any:
     return None
 
 
-_mended: list[Any] = []
-
-
 def _library(name: str) -> Any:
-    if not _mended:
-        _mended.append(mend_torchvision())
+    mend_torchvision()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -195,7 +189,8 @@ def _input(model: nn.Module, text: str) -> Tensor:
     return torch.randn(shape)
 
 
-def _mean_square(output: Any) -> Tensor:
+def mean_square(output: Any) -> Tensor:
+    """A number that all outputs of a model have a part in, to be differentiated."""
     from mishkit.surgery.watch import tensors_of
 
     parts = [t.float().square().mean() for t in tensors_of(output) if t.requires_grad]

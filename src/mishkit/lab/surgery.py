@@ -23,9 +23,10 @@ from torch import nn
 
 import mishkit as mk
 from mishkit.surgery.audit import Report, readable
+from mishkit.surgery.watch import tensors_of
 
 from . import LabError
-from .models import Example, load
+from .models import Example, load, mean_square
 
 AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,11 +66,13 @@ class Effect:
     sites: int
     leaned: int
     kept: int
-    """Bytes kept for backward before."""
+    """Bytes kept for backward before, as `KeptBytes` counts them."""
+    audited: int
+    """The same, as the audit says."""
     promised: int
     """What the audit said would be kept."""
     after: int
-    """What is kept."""
+    """What is kept, as `KeptBytes` counts it."""
     sites_before: int
     """Bytes that nobody but the sites that pay kept before."""
     sites_saving: int
@@ -98,11 +101,10 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
     measured in a process of its own for each.
     """
     example = settings.load()
-    loss, gradient = _gradient(settings, example)
+    kept, loss, gradient = _step(settings, example)
     with settings.casting(example.model):
         report = mk.lean(example.model, *example.inputs, inplace=inplace)
-        after = mk.audit(example.model, *example.inputs).kept
-    lean_loss, lean_gradient = _gradient(settings, example)
+    after, lean_loss, lean_gradient = _step(settings, example)
     pays = [site for site in report.sites if site.advice == "output"]
     error = torch.linalg.vector_norm(lean_gradient - gradient) / torch.linalg.vector_norm(gradient)
     del example, lean_gradient, gradient
@@ -113,7 +115,8 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
         name=settings.name,
         sites=len(report.sites),
         leaned=len(pays),
-        kept=report.kept,
+        kept=kept,
+        audited=report.kept,
         promised=report.lean,
         after=after,
         sites_before=sum(site.alone for site in pays),
@@ -126,21 +129,27 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
     )
 
 
-def _gradient(settings: Settings, example: Example) -> tuple[float, torch.Tensor]:
-    """The loss of a step and all gradients in one row; the model is left as it was."""
+def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tensor]:
+    """The bytes that a step keeps, its loss, and all gradients in one row; the model is left as it
+    was."""
     torch.manual_seed(1)
     model = example.model
     buffers = copy.deepcopy(dict(model.named_buffers()))
     model.zero_grad()
+    given = [*model.parameters(), *model.buffers(), *tensors_of(example.inputs)]
     with settings.casting(model):
-        loss = example.loss()
+        with mk.KeptBytes(exclude=given) as kept:
+            output = model(*example.inputs)
+        loss = mean_square(output)
+    total = kept.total
+    del kept
     loss.backward()
     gradients = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return loss.item(), torch.cat(gradients)
+    return total, loss.item(), torch.cat(gradients)
 
 
 # ---- resident memory ----
@@ -165,7 +174,7 @@ def _peak(settings: Settings, lean: bool, inplace: bool) -> int:
 
     def step() -> None:
         with settings.casting(model):
-            loss = example.loss()
+            loss = mean_square(model(*example.inputs))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)

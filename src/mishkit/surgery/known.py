@@ -220,5 +220,9 @@ _FUNCTIONS: dict[Any, str] = {
 }
 """What a function computes."""
 
-FUNCTION_NAMES = frozenset(_FUNCTIONS.values()) | ACTIVATIONS.keys()
+FUNCTION_NAMES = (
+    frozenset(_FUNCTIONS.values())
+    | {reader for reader in _CLASSES.values() if isinstance(reader, str)}
+    | ACTIVATIONS.keys()
+)
 """The names of functions that a slot may have."""

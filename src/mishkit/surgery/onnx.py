@@ -73,7 +73,7 @@ def swap(
     model: Any, rules: Sequence[tuple[Key, Value]], output: str | os.PathLike[str] | None
 ) -> Replacements:
     """Rewrite an ONNX model by rules, see `mishkit.swap`."""
-    targets = [_target(value) for _, value in rules]
+    targets = [(_target(value), value) for _, value in rules]
     for key, _ in rules:
         if key.kind is not None:
             raise ValueError(
@@ -335,7 +335,8 @@ def _table() -> tuple[list[str], Tensor]:
     """The functions without parameters, or with their defaults, and their values; the first of
     those that are the same is the one that is meant."""
     ours = {name: a.f(_grid(), *a.defaults) for name, a in ACTIVATIONS.items()}
-    others = sorted(FUNCTION_NAMES - ours.keys() - {"rrelu", "celu"})
+    # Without elu's twin, and those that need chance or weights.
+    others = sorted(FUNCTION_NAMES - ours.keys() - {"celu", "prelu", "rrelu"})
     values = {**ours, **{name: getattr(F, name)(_grid()) for name in others}}
     return list(values), torch.stack(list(values.values()))
 
@@ -415,7 +416,9 @@ class _Writer:
 
     @property
     def has_hard_sigmoid(self) -> bool:
-        """Whether the operator is likely to run: for float64 ONNX Runtime has none."""
+        """Whether the operator takes the dtype, and ONNX Runtime runs it."""
+        if self.dtype == ir.DataType.BFLOAT16:
+            return self.opset >= 22
         return self.dtype != ir.DataType.DOUBLE
 
     def __call__(self, operator: str, *inputs: ir.Value | float, **attributes: Any) -> ir.Value:
@@ -557,8 +560,19 @@ def _completed(known: Known) -> Known:
     )
 
 
+def _kept(known: Known, target: Known, value: Value) -> Known:
+    """The target, with the site's own parameters where it is the same function and the rule gives
+    no others."""
+    if value.name is None or known.function != target.function:
+        return target
+    kept = {p: v for p, v in known.parameters.items() if p not in value.arguments}
+    return dataclasses.replace(target, parameters={**target.parameters, **kept})
+
+
 def _rewrite(
-    model: ir.Model, rules: Sequence[tuple[Key, Value]], targets: Sequence[Known]
+    model: ir.Model,
+    rules: Sequence[tuple[Key, Value]],
+    targets: Sequence[tuple[Known, Value]],
 ) -> Replacements:
     every = sites(model)
     chosen: list[tuple[Site, Known]] = []
@@ -566,7 +580,7 @@ def _rewrite(
     for site in every:
         for i, (key, _) in enumerate(rules):
             if _takes(key, site):
-                chosen.append((site, targets[i]))
+                chosen.append((site, _kept(site.known, *targets[i])))
                 used.add(i)
                 break
     for key, _ in rules:
@@ -605,18 +619,23 @@ def _takes(key: Key, site: Site) -> bool:
 def _is_same(one: Known, other: Known) -> bool:
     if one.function != other.function:
         return False
-    return all(math.isclose(one.parameters[p], q) for p, q in other.parameters.items())
+    return all(_is_close(one.parameters[p], q) for p, q in other.parameters.items())
+
+
+def _is_close(one: float, other: float) -> bool:
+    """Whether two parameters differ by what a fit to rounded numbers may be off, at most."""
+    return math.isclose(one, other, rel_tol=1e-5)
 
 
 def _named(known: Known) -> str:
     """`hard_mish(k=3)`; parameters at their defaults are left out."""
     defaults = (
-        {p.name: p.default for p in ACTIVATIONS[known.function].parameters} if (known.ours) else {}
+        {p.name: p.default for p in ACTIVATIONS[known.function].parameters} if known.ours else {}
     )
     given = ", ".join(
         f"{p}={value:.6g}"
         for p, value in known.parameters.items()
-        if p not in defaults or not math.isclose(value, defaults[p])
+        if p not in defaults or not _is_close(value, defaults[p])
     )
     return f"{known.function}({given})" if given else known.function
 

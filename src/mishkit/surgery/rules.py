@@ -96,16 +96,20 @@ class Value:
         return _as_function(get(self.name, **{**self._kept(known), **self.arguments}))
 
     def _kept(self, known: Known | None) -> dict[str, Any]:
+        """Of the old activation's arguments, those that hold for the new one too."""
         if known is None:
             return {}
         assert self.name is not None
-        kept: dict[str, Any] = {"inplace": True} if known.inplace else {}
+        same = known.function == self.name
+        kept: dict[str, Any] = dict(known.parameters) if same else {}
+        try:
+            get(self.name, **{**kept, **self.arguments, "save": "output"})
+        except ValueError:  # its backward needs the input
+            return kept
+        if known.inplace:
+            kept["inplace"] = True
         if known.save == "output":
             kept["save"] = "output"
-        try:
-            get(self.name, **{**self.arguments, "save": "output"})
-        except ValueError:  # its backward needs the input
-            return {}
         return kept
 
 

@@ -52,7 +52,8 @@ class Slot:
 def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
     """Every submodule, and every attribute that is a known function, under each of its names.
 
-    What is below a known module is its own affair. The model itself is no slot: nothing holds it.
+    What is below a known module, or a blend of two (`Anneal`), is its own affair. The model itself
+    is no slot: nothing holds it.
     """
     for attribute, value in list(vars(model).items()):
         if callable(value) and not isinstance(value, nn.Module):
@@ -63,7 +64,7 @@ def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
         if child is not None:
             known = identify(child)
             yield Slot(prefix + attribute, model, attribute, child, known)
-            if known is None:
+            if known is None and not getattr(child, "_is_blend", False):
                 yield from slots(child, f"{prefix}{attribute}.")
 
 

@@ -80,7 +80,7 @@ def swap(
         - the name of one of mishkit's activations, ``"mish"``, with parameters as in
           ``"hard_mish:k=5"`` or ``("aptx", {"trainable": True})``, or its class. A module's
           ``inplace=True`` is kept, and mishkit's ``save="output"``, where the new one allows it
-          and no argument says otherwise;
+          and no argument says otherwise; so are parameters where it is the same function;
         - another class of modules, which is called without arguments;
         - a module, of which each site gets a copy;
         - a function of the old module that returns the new one.
@@ -121,27 +121,12 @@ def swap(
         return _swap_onnx(model, rules, output)
     if output is not None:
         raise ValueError(f"{_SWAP}: output= is for ONNX models")
-    parsed = _rules.parse(rules, _SWAP)
-    if identify(model) is not None:
-        raise ValueError(f"{_SWAP}: the model itself is an activation; nothing holds it")
-    taken = _taken(model, parsed)
-    made: dict[tuple[int, int], Any] = {}
-    changes = []
-    for slot, rule in taken:
-        old, shared = slot.value, (id(slot.value), rule)
-        if not isinstance(old, nn.Module) or shared not in made:
-            try:
-                made[shared] = _make(parsed[rule][1], slot)
-            except (TypeError, ValueError) as error:
-                reason = str(error).removeprefix("mishkit.")
-                raise type(error)(f'{_SWAP}: at "{slot.name}": {reason}') from error
-        changes.append((slot, made[shared]))
+    changes, unused = resolve(model, rules, _SWAP)
     # Described before any is put in place: a description shows what is inside.
     done = [Replacement(slot.name, describe(slot.value), describe(new)) for slot, new in changes]
     for slot, new in changes:
         slot.put(new)
-    used = {rule for _, rule in taken}
-    return Replacements(done, [key.given for i, (key, _) in enumerate(parsed) if i not in used])
+    return Replacements(done, unused)
 
 
 def unswap(model: nn.Module) -> list[str]:
@@ -185,8 +170,34 @@ def describe(value: Any) -> str:
     return getattr(value, "__name__", None) or repr(value)
 
 
+def resolve(
+    model: nn.Module, rules: Mapping[Any, Any], caller: str
+) -> tuple[list[tuple[Slot, Any]], list[Any]]:
+    """What the rules put in which slots, made but not put there; and the keys that found none.
+
+    What is shared is replaced by one. Raises what `swap` does, beginning with the caller's name.
+    """
+    parsed = _rules.parse(rules, caller)
+    if identify(model) is not None:
+        raise ValueError(f"{caller}: the model itself is an activation; nothing holds it")
+    taken = _taken(model, parsed, caller)
+    made: dict[tuple[int, int], Any] = {}
+    changes = []
+    for slot, rule in taken:
+        old, shared = slot.value, (id(slot.value), rule)
+        if not isinstance(old, nn.Module) or shared not in made:
+            try:
+                made[shared] = _make(parsed[rule][1], slot)
+            except (TypeError, ValueError) as error:
+                reason = str(error).removeprefix("mishkit.")
+                raise type(error)(f'{caller}: at "{slot.name}": {reason}') from error
+        changes.append((slot, made[shared]))
+    used = {rule for _, rule in taken}
+    return changes, [key.given for i, (key, _) in enumerate(parsed) if i not in used]
+
+
 def _taken(
-    model: nn.Module, parsed: list[tuple[_rules.Key, _rules.Value]]
+    model: nn.Module, parsed: list[tuple[_rules.Key, _rules.Value]], caller: str
 ) -> list[tuple[Slot, int]]:
     """The slots that are replaced, each with the first rule that is for it."""
     every = list(slots(model))
@@ -203,9 +214,9 @@ def _taken(
             continue
         others = [slot for slot in every if key.matches(slot.name)]
         if not others:
-            raise ValueError(f"{_SWAP}: {_rules.unknown(key.pattern, [s.name for s in every])}")
+            raise ValueError(f"{caller}: {_rules.unknown(key.pattern, [s.name for s in every])}")
         raise ValueError(
-            f'{_SWAP}: "{key.pattern}" is for no activation; it fits "{others[0].name}", '
+            f'{caller}: "{key.pattern}" is for no activation; it fits "{others[0].name}", '
             f"a {type(others[0].value).__name__}"
         )
     return taken

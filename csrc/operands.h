@@ -1,0 +1,75 @@
+// What every elementwise operator does with its tensors: checks, layouts, threads. Included once a
+// program, by bind.cpp.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "kernels.h"
+#include "tensor.h"
+#include "torch_c.h"
+
+namespace mishkit {
+namespace {
+
+// Elements that one thread should have at least: below it, waking another costs more.
+constexpr int64_t thread_grain = 16384;
+// Bytes of output from which writing past the caches pays: no last-level cache would keep it.
+constexpr int64_t streaming_bytes = int64_t{32} << 20;
+constexpr uintptr_t streaming_alignment = 64;
+
+// work(begin, end) for parts of all elements.
+template <class Work> void in_threads(int64_t numel, const Work& work) {
+  if (numel <= thread_grain) return work(0, numel);
+  // Whole grains, so that no two threads share a byte of sides.
+  constexpr int64_t unit = kernel_grain;
+  struct Context {
+    const Work& work;
+    int64_t numel;
+  } context{work, numel};
+  auto part = [](int64_t begin, int64_t end, void* context) {
+    const Context& c = *static_cast<const Context*>(context);
+    int64_t last = end * unit;
+    c.work(begin * unit, last < c.numel ? last : c.numel);
+  };
+  MISHKIT_CALL(torch_parallel_for(0, (numel + unit - 1) / unit, thread_grain / unit, part, &context));
+}
+
+// The tensors of one call of an operator.
+class Operands {
+ public:
+  explicit Operands(const char* name) : name_(name) {}
+
+  // The tensor that decides dtype and layout: dense, or made so.
+  Tensor leading(StableIValue slot) {
+    Tensor x = take(slot);
+    dtype_ = -1;
+    for (int i = 0; i < dtype_count; i++)
+      if (codes().dtype[i] == x.dtype) dtype_ = i;
+    if (dtype_ < 0) refuse("expected a tensor of float32, float64, bfloat16 or float16");
+    return x.dense() ? static_cast<Tensor&&>(x) : x.clone();
+  }
+  // Another input: brought to the layout of the leading one.
+  Tensor following(StableIValue slot, const Tensor& leading) {
+    Tensor t = take(slot);
+    if (t.dtype != leading.dtype || !t.same_sizes(leading))
+      refuse("the tensors differ in dtype or shape");
+    return t.same_strides(leading) ? static_cast<Tensor&&>(t) : t.laid_out_as(leading);
+  }
+
+  [[noreturn]] void refuse(const char* why) const {
+    fail(std::string("mishkit.") + name_ + ": " + why);
+  }
+
+ protected:
+  // Not in place, where the lines are in the cache already.
+  bool streaming_pays(const void* in, const void* out, int64_t numel) const {
+    return numel * element_size(codes().dtype[dtype_]) >= streaming_bytes &&
+           reinterpret_cast<uintptr_t>(out) % streaming_alignment == 0 && in != out;
+  }
+
+  const char* name_;
+  int dtype_ = -1;
+};
+
+}  // namespace
+}  // namespace mishkit

@@ -1,0 +1,128 @@
+"""Annealing activations in a training by Lightning (`lightning` or `pytorch_lightning`)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from . import _callbacks
+from .anneal import Anneal, Schedule
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _bases() -> tuple[type, ...]:
+    """The callbacks' class of the package that is in use, or of both, which are two."""
+    imported = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name)]
+    for name in _PACKAGES:
+        if imported:
+            break
+        try:
+            imported.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+                raise
+    if not imported:
+        raise ModuleNotFoundError(
+            "mishkit.surgery.lightning needs lightning or pytorch-lightning: "
+            'pip install "mishkit[integrations]"',
+            name="pytorch_lightning",
+        )
+    return tuple(module.Callback for module in imported)
+
+
+class AnnealCallback(*_bases()):  # type: ignore[misc]
+    """`mishkit.Anneal` as a callback: a step after each step of the optimizer.
+
+    The activations are replaced when `fit` sets up, before the optimizers are made, so that
+    parameters of new activations are trained; what `configure_model` makes comes too late. The
+    state is in the checkpoints, and a training that is resumed goes on from there. At the end the
+    new activations remain alone; a training that stops before t is 1 leaves them blended, with a
+    warning.
+
+    Parameters
+    ----------
+    rules : mapping
+        as for `mishkit.Anneal`, of the LightningModule as a whole: patterns begin with its own
+        attribute, as in ``"net.blocks.*.act"``
+    steps : int or float
+        how many steps of the optimizer it takes, or, as a float up to 1, which share of
+        ``trainer.estimated_stepping_batches``. A resumed training keeps what it began with.
+    schedule : "linear", "cosine" or callable, default "linear"
+        as for `mishkit.Anneal`
+
+    Attributes
+    ----------
+    anneal : mishkit.Anneal or None
+        what it does; None before `fit`
+
+    Raises
+    ------
+    ValueError
+        if `steps` is neither; and in `fit`, for what `mishkit.Anneal` refuses, or if `steps` is a
+        share of a training without end
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[Any, Any],
+        steps: int | float,
+        schedule: str | Schedule = "linear",
+    ) -> None:
+        super().__init__()
+        self.rules, self.schedule = rules, schedule
+        self.steps = _callbacks.checked_share(steps)
+        self.anneal: Anneal | None = None
+        self._module: Any = None
+        self._is_resumed = False
+        self._seen = 0
+
+    @property
+    def state_key(self) -> str:
+        """What the state is found by in a checkpoint: the keys of the rules, so that there may be
+        several of these callbacks."""
+        keys = (key if isinstance(key, str) else key.__qualname__ for key in self.rules)
+        return f"AnnealCallback[{', '.join(keys)}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Replace the activations, unless this very module has been through that."""
+        if stage != "fit" or self._module is pl_module:
+            return
+        # How many steps there are is known later.
+        self.anneal = Anneal(pl_module, self.rules, 1, self.schedule)
+        self._module, self._is_resumed = pl_module, False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Say how many steps there are."""
+        assert self.anneal is not None
+        self._seen = trainer.global_step
+        if not self._is_resumed:
+            steps = _callbacks.total(self.steps, trainer.estimated_stepping_batches)
+            _callbacks.restart(self.anneal, steps)
+            self._is_resumed = True
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A step, where the optimizer took one: not while gradients are accumulated."""
+        assert self.anneal is not None
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            self.anneal.step()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Leave the new activations alone."""
+        assert self.anneal is not None
+        _callbacks.end(self.anneal)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints keep: that of the `Anneal`."""
+        return {} if self.anneal is None else self.anneal.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if self.anneal is not None and state_dict:
+            self.anneal.load_state_dict(state_dict)
+            self._is_resumed = True

@@ -1,0 +1,118 @@
+"""`mishkit audit` and `mishkit lean`, and the models they take."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from mishkit.cli import app
+from mishkit.lab import LabError, surgery
+from mishkit.lab.models import load
+from mishkit.lab.surgery import Settings, effect
+
+BUILD = """
+import torch
+from torch import nn
+
+def build(width=8):
+    return nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, 2)), torch.ones(3, 4)
+
+def alone():
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(), nn.Flatten(0))
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "models.py"
+    path.write_text(BUILD)
+    return str(path)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, arguments)
+    return done.exit_code, done.output
+
+
+def test_audit_prints_sites_and_totals_and_writes_them(file: str, tmp_path: Path) -> None:
+    table = tmp_path / "sites.csv"
+    status, printed = run("audit", f"{file}:build", "--option", "width=16", "--csv", str(table))
+    assert status == 0, printed
+    assert "SiLU, 3×16 float32: output, in place, as Linear 2 keeps it" in printed
+    assert "1 sites, 1 of which pay" in printed and "kept for backward: 384 B" in printed
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert (row["name"], row["function"], row["shape"], row["kept"]) == ("1", "silu", "3×16", "192")
+    assert row["output_kept_by"] == "Linear 2"
+
+
+def test_audit_of_mixed_precision_and_evaluation(file: str) -> None:
+    status, printed = run("audit", f"{file}:alone", "-i", "5,4", "--autocast", "bfloat16", "--eval")
+    assert status == 0, printed
+    assert "GELU, 5×8 bfloat16: leave, as nobody keeps its output" in printed
+
+
+def test_lean_prints_a_step_before_and_after(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The peaks take two processes, and are measured where they matter.
+    monkeypatch.setattr(surgery, "_in_process", lambda settings, lean, inplace: 2000 - 1000 * lean)
+    status, printed = run("lean", f"{file}:build")
+    assert status == 0, printed
+    assert "192 B" in printed and "99 B" in printed  # the output, and 24 bits
+    assert not sys.platform.startswith("linux") or "0.500" in printed
+
+
+def test_the_effect_is_counted(file: str) -> None:
+    found = effect(Settings(f"{file}:build"), peaks=False)
+    full, bits = 3 * 8 * 4, 3
+    assert found.kept == found.audited == 2 * full
+    assert found.promised == found.after == full + bits
+    assert (found.sites_before, found.sites_saving) == (full, full - bits)
+    assert found.loss > 0 and found.loss_error < 1e-6 and 0 < found.gradient_error < 1e-5
+    assert found.peak is found.peak_after is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet50",), 'what is "resnet50"? There is timm:NAME'),
+        (("{file}:number",), "is no torch.nn.Module but a int"),
+        (("{file}:nothing",), 'has no function "nothing"'),
+        (("{file}:alone",), "needs inputs: --input 2,3,224,224"),
+        (("{file}:alone", "--input", "2;3"), 'numbers with commas, 2,3,224,224, not "2;3"'),
+        (("{file}:build", "--option", "width"), 'an option is key=value, not "width"'),
+        (("no/such/file.py:build",), "can't be imported"),
+        (("no.such.module:build",), "can't be imported"),
+        (("{file}:build", "--autocast", "int8"), "--autocast takes bfloat16 or float16, not int8"),
+    ],
+)  # fmt: skip
+def test_mistakes(arguments: tuple[str, ...], message: str, file: str) -> None:
+    status, printed = run("audit", *(text.format(file=file) for text in arguments))
+    assert status == 1 and "Traceback" not in printed
+    assert message in " ".join(printed.split())
+
+
+def test_models_of_libraries(torchvision: None, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    transformers = pytest.importorskip("transformers")
+    options = ("img_size=32", "depth=1", "act_layer=mish")
+    example = load("timm:vit_tiny_patch16_224", ("2,3,32,32",), options)
+    assert sum(isinstance(module, nn.Mish) for module in example.model.modules()) == 1
+    assert example.model.training and example.model(*example.inputs).shape == (2, 1000)
+    with pytest.raises(LabError, match='timm has no model "resnet5000"'):
+        load("timm:resnet5000", ("2,3,32,32",))
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.BertConfig(**sizes, num_attention_heads=2, vocab_size=50)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    example = load(f"hf:{tmp_path}", ("2,7",), train=False)
+    assert not example.model.training and example.inputs[0].dtype == torch.int64
+    with pytest.raises(LabError, match="transformers: "):
+        load(f"hf:{tmp_path / 'nothing'}/a/b", ("2,7",))
