@@ -132,7 +132,7 @@ def _difference(
         verdict = BASE
     elif found.n < ENOUGH:
         verdict = FEW if found.n else "–"
-    elif abs(wide.mean) > wide.half:
+    elif abs(wide.mean) > wide.half > 0:  # with no spread at all there is nothing to judge by
         verdict = BETTER if good * wide.mean > 0 else WORSE
     else:
         verdict = OPEN
