@@ -76,7 +76,7 @@ ALL_ROWS = (*ROWS, *DIFFERENCES, *CHECKS)
 AWAY = 2
 """The class of |f'| down to which it counts as away from its zeros: 1/4 and more."""
 TIGHT = (
-    *("mish", "silu", "swish", "piecewise_swish"),
+    *("mish", "silu", "swish", "piecewise_swish", "linear_swish"),
     *("relu", "h_mish", "hard_mish", "hardswish"),
 )
 BAR_F = {name: 3.0 if name in TIGHT else 4.0 for name in ACTIVATIONS}
