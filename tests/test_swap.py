@@ -239,7 +239,11 @@ def test_swapping_twice_is_undone_at_once_and_hooks_stay() -> None:
     assert seen == [mk.Mish, mk.HMish, mk.SiLU, nn.SiLU]
 
 
-@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(), F.gelu, F.relu], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    [nn.GELU(), nn.ReLU(), F.gelu, F.relu],
+    ids=["nn.GELU", "nn.ReLU", "F.gelu", "F.relu"],
+)
 def test_a_transformer_s_fused_inference_does_not_outlive_its_activation(
     activation: nn.Module | Callable[..., Any],
 ) -> None:
