@@ -40,7 +40,9 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
 
-peers: kernels .venv-peers/installed ## time everyone else's functions beside ours; PEERS=--quick
+# The kernels come last: installing without them removes those that were built in place.
+peers: .venv-peers/installed ## time everyone else's functions beside ours; PEERS=--quick
+	@$(MAKE) -s kernels
 	@.venv-peers/bin/python benchmarks/peers.py $(PEERS)
 
 accuracy: kernels ## measure the error of the kernels

@@ -237,6 +237,8 @@ def main(
 ) -> None:
     """Time mishkit's peers; write the CSV, the figure and the page."""
     functions, dtypes = function or list(FUNCTIONS), dtype or ["float32", "bfloat16"]
+    if not page_only and cpu.isa() == "none":
+        raise SystemExit("mishkit's kernels are not built: make kernels")
     if part is not None:
         share = QUICK if quick else 1.0
         rows = measure(int(threads), functions, dtypes, parse_numbers(sizes), share)

@@ -261,6 +261,7 @@ def test_like_hmish() -> None:
     assert 0 < float(errors["hmish_bwd"]) < 1e-2
 
 
+@pytest.mark.usefixtures("tiny")
 def test_errors_are_those_of_the_function() -> None:
     """Not of another: a wrong one would be off by far more."""
     a = ACTIVATIONS["mish"]
