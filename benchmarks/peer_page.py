@@ -224,13 +224,13 @@ ERF = (
     "alone (at −5 it is 17% off, at −6 it is 0), ours to 5 ULP down to −12.8"
 )
 BARRIER = (
-    "two threads beside other work: our results wait for both at a barrier, so that one thread "
-    "that the system has put aside holds up the call; pools that hand out small pieces wait less. "
-    "See the load above; one thread shows the kernels"
+    "probably the load: a result waits for both threads at a barrier, and where the system has put "
+    "one aside a call of 10 µs takes a scheduling quantum. Not shown apart: to be repeated on a quiet "
+    "machine; one thread shows the kernels"
 )
 STREAM = (
-    "memory: both pass over tensors of 4 MiB at about the speed of a copy; ours goes into memory "
-    "that the allocator gives anew"
+    "probably memory: both pass over tensors of 4 MiB at about the speed of a copy, ours into memory "
+    "that the allocator gives anew; not measured apart"
 )
 CAUSES: tuple[Cause, ...] = (
     Cause(BARRIER, threads=(2,), least=SMALL),
@@ -353,12 +353,12 @@ def _behind_table(found: Sequence[Duel]) -> str:
 def counts(found: Sequence[Duel]) -> str:
     """In how many cells we are first, level or behind, in words."""
     lines = []
-    for word, chosen in (
-        ("64 Ki and above", [d for d in found if d.cell.size >= SMALL]),
-        ("below", [d for d in found if d.cell.size < SMALL]),
-    ):
-        if not chosen:
-            continue
+    kinds = dict.fromkeys((d.cell.threads, d.cell.size < SMALL) for d in found)
+    for threads, is_small in sorted(kinds):
+        chosen = [d for d in found if (d.cell.threads, d.cell.size < SMALL) == (threads, is_small)]
+        word = (
+            f"{threads} thread{'s' * (threads > 1)}, {'below' if is_small else '64 Ki and above'}"
+        )
         first = sum(d.ratio <= 1 for d in chosen)
         late = sum(d.is_behind for d in chosen)
         lines.append(

@@ -85,8 +85,9 @@ def test_where_we_are_behind() -> None:
         ("backward", 1 << 20, "JAX", 2.0),
     ]
     assert late[1].faster == ("torch", "oneDNN")
-    assert "64 Ki and above: first in 0 of 3 cells, level (within 5%) in 1, behind in 2" in (
-        page.counts(page.duels(rows()))
+    assert (
+        "1 thread, 64 Ki and above: first in 0 of 3 cells, level (within 5%) in 1, behind in 2"
+        in (page.counts(page.duels(rows())))
     )
 
 
