@@ -225,12 +225,12 @@ ERF = (
 )
 BARRIER = (
     "probably the load: a result waits for both threads at a barrier, and where the system has put "
-    "one aside a call of 10 µs takes a scheduling quantum. Not shown apart: to be repeated on a quiet "
-    "machine; one thread shows the kernels"
+    "one aside a call of 10 µs takes a scheduling quantum. Not shown apart: to be repeated on a "
+    "quiet machine; one thread shows the kernels"
 )
 STREAM = (
-    "probably memory: both pass over tensors of 4 MiB at about the speed of a copy, ours into memory "
-    "that the allocator gives anew; not measured apart"
+    "probably memory: both pass over tensors of 4 MiB at about the speed of a copy, ours into "
+    "memory that the allocator gives anew; not measured apart"
 )
 CAUSES: tuple[Cause, ...] = (
     Cause(BARRIER, threads=(2,), least=SMALL),
