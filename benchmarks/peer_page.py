@@ -225,8 +225,9 @@ ERF = (
 )
 BARRIER = (
     "the load: a result waits for both threads at a barrier, and where the system has put one "
-    "aside a call of 10 µs takes a scheduling quantum. At a load of 1.6, mish forward into existing "
-    "memory took 0.101, 0.061 and 0.129 ns at 64 Ki, 1 Mi and 16 Mi; oneDNN 0.132, 0.106 and 0.252"
+    "aside a call of 10 µs takes a scheduling quantum. At a load of 1.6, mish forward into "
+    "existing memory took 0.101, 0.061 and 0.129 ns at 64 Ki, 1 Mi and 16 Mi; oneDNN "
+    "0.132, 0.106 and 0.252"
 )
 STREAM = (
     "probably memory: both pass over tensors of 4 MiB at about the speed of a copy, ours into "
