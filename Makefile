@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 PYTEST ?=
+PEERS ?=
 # Here a C++ error is an error; `make MISHKIT_REQUIRE_KERNELS= …` goes on without the kernels.
 export MISHKIT_REQUIRE_KERNELS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -14,7 +15,7 @@ LIBRARY := src/mishkit/_kernels.so
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check bench accuracy exhaustive gallery docs format clean
+.PHONY: help venv kernels demo test check bench peers accuracy exhaustive gallery docs format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,11 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
+
+# The kernels come last: installing without them removes those that were built in place.
+peers: .venv-peers/installed ## time everyone else's functions beside ours; PEERS=--quick
+	@$(MAKE) -s kernels
+	@.venv-peers/bin/python benchmarks/peers.py $(PEERS)
 
 accuracy: kernels ## measure the error of the kernels
 	@.venv/bin/mishkit accuracy
@@ -73,6 +79,16 @@ clean: ## remove what was built; .venv stays
 .venv/installed: pyproject.toml setup.py .venv/torch
 	@echo "venv: mishkit[lab,test,dev,integrations,onnx,docs]"
 	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,onnx,docs]"
+	@touch $@
+
+# Who can't be installed is absent, and the page says so; the rest must be there. timm comes without
+# what it needs, which would bring another torch.
+.venv-peers/installed: pyproject.toml
+	@echo "venv-peers: $(TORCH), mishkit[peers]"
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -qq "$(TORCH)"
+	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 .venv-peers/bin/python -m pip install -qq "$(TORCH)" -e ".[lab]"
+	@.venv-peers/bin/python benchmarks/install_peers.py "$(TORCH)"
 	@touch $@
 
 $(LIBRARY): $(CSRC) .venv/installed

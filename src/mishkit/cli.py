@@ -286,6 +286,13 @@ else:
                 "they compute against what they read and write; with --csv and --check.",
             ),
         ] = False,
+        like: Annotated[
+            str | None,
+            typer.Option(
+                help="A table that others have published, in its layout, instead: mish-cuda, or "
+                "hmish (h_mish, or --function); with --dtype, --threads and --quick.",
+            ),
+        ] = None,
     ) -> None:
         """Time every function beside torch's ReLU and torch's own, in turns.
 
@@ -307,7 +314,15 @@ else:
                 quick=quick,
                 paper=paper,
             )
-            if neuron:
+            if like is not None:
+                if neuron or csv:
+                    from mishkit.lab import LabError
+
+                    raise LabError("--like goes with neither --neuron nor --csv")
+                from mishkit.lab import _published_cpu
+
+                status = _published_cpu.main(like, settings, tuple(function or ("h_mish",)))
+            elif neuron:
                 status = lab.main_of_layer(settings, csv)
             else:
                 status = lab.main(settings, csv)

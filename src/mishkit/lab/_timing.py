@@ -22,6 +22,13 @@ WARM_NS = 4_000_000
 """A shorter call is repeated at least `WARM_CALLS` times, after one that finds its caches cold."""
 
 
+Clock = Callable[[], int]
+"""Nanoseconds from some beginning: of the wall, or of the processor, which counts what the process
+worked and so leaves out what it waited for others."""
+WALL: Clock = time.perf_counter_ns
+PROCESSOR: Clock = time.process_time_ns
+
+
 @dataclass
 class Timing:
     """Samples of one call, each a time per element (or per call) in nanoseconds."""
@@ -58,17 +65,17 @@ class Call:
     most_calls: int = MOST_CALLS
     """How often a sample may repeat it before it must be prepared again."""
 
-    def sample(self, calls: int) -> float:
+    def sample(self, calls: int, clock: Clock = WALL) -> float:
         """Nanoseconds a call, over so many calls in a row; the first, colder one is not counted."""
         run = self.run
         if self.prepare is not None:
             self.prepare()
         if calls > 1:
             run()
-        begin = time.perf_counter_ns()
+        begin = clock()
         for _ in repeat(None, calls):
             run()
-        return (time.perf_counter_ns() - begin) / calls
+        return (clock() - begin) / calls
 
     def calls_a_sample(self) -> int:
         """How many calls fill a sample."""
@@ -81,13 +88,18 @@ class Call:
 
 
 def round_robin(
-    calls: Mapping[Any, Call], *, seconds: float, least: int = 3, most: int = 200
+    calls: Mapping[Any, Call],
+    *,
+    seconds: float,
+    least: int = 3,
+    most: int = 200,
+    clock: Clock = WALL,
 ) -> dict[Any, Timing]:
     """Time every call once a round, until the seconds are over; nanoseconds a call.
 
     There are at least `least` rounds however long they take, and at most `most`. After the least a
     call that has used up its equal share of the time sits out, so that slow ones don't starve
-    the others of samples.
+    the others of samples. The seconds are those of the wall whatever the clock is.
     """
     timings = {key: Timing() for key in calls}
     share = seconds * 1e9 / len(calls)
@@ -100,7 +112,7 @@ def round_robin(
                 break
             for key in playing:
                 begin = time.perf_counter_ns()
-                timings[key].samples.append(calls[key].sample(counts[key]))
+                timings[key].samples.append(calls[key].sample(counts[key], clock))
                 left[key] -= time.perf_counter_ns() - begin
     return timings
 

@@ -1,0 +1,305 @@
+"""Whole networks with ReLU, torch's activations and ours: writes docs/networks.md and its CSV.
+
+    python benchmarks/networks.py                  # all, about a quarter of an hour on two cores
+    python benchmarks/networks.py --only seven_layers
+    python benchmarks/networks.py --page-only      # the page anew, from the CSV
+
+One training step (forward, backward, SGD with momentum) and one inference pass of the seven-layer
+network that `mishkit compare` trains, and of three of timm's with random weights. Every activation
+of a network is replaced, at the same sites. Times: all variants in one process, in turns, one
+thread, by the processor's time, which other work on the machine does not lengthen. Peak memory: by
+how much a step raises the resident memory, each variant in a process of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+import mishkit as mk
+from mishkit.backends import cpu
+from mishkit.lab import environment
+from mishkit.lab._timing import PROCESSOR, Call, round_robin, torch_threads
+from mishkit.lab._verdicts import Verdict
+from mishkit.lab.models import Example, load
+from mishkit.lab.networks import initialise, seven_layers
+from mishkit.lab.surgery import Settings, _in_process, readable
+
+DOCS = Path(__file__).parent.parent / "docs"
+CSV, PAGE = DOCS / "networks.csv", DOCS / "networks.md"
+SEVEN = "seven_layers"
+NETWORKS: dict[str, tuple[int, ...]] = {
+    SEVEN: (64, 1, 28, 28),
+    "resnet18": (4, 3, 224, 224),
+    "cspdarknet53": (2, 3, 224, 224),
+    "vit_tiny_patch16_224": (4, 3, 224, 224),
+}
+"""And the shape of their input."""
+CHANNELS, CLASSES = 16, 10
+"""Of the seven-layer network, as in `mishkit compare`."""
+RELU, OURS = "torch ReLU, in place", "mishkit Mish, in place"
+VARIANTS: dict[str, Callable[[], nn.Module]] = {
+    RELU: partial(nn.ReLU, inplace=True),
+    "torch Mish": nn.Mish,
+    "torch SiLU": nn.SiLU,
+    "torch GELU": nn.GELU,
+    "mishkit Mish": mk.Mish,
+    OURS: partial(mk.Mish, inplace=True),
+    "mishkit SiLU, in place": partial(mk.SiLU, inplace=True),
+    "mishkit GELU, in place": partial(mk.GELU, inplace=True),
+}
+SECONDS = 40.0
+"""How long the steps of a network are timed, and its passes as much."""
+TIME, PEAK = 1.05, 1.04
+"""The most a training step may take of ReLU's with our Mish in place, where there is a bar."""
+BARRED = (SEVEN, "resnet18")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network with one activation."""
+
+    network: str
+    variant: str
+    step: float
+    """Milliseconds of a training step: the minimum."""
+    step_median: float
+    inference: float
+    inference_median: float
+    samples: int
+    """Of the step."""
+    peak: int | None
+    """Bytes by which a step raises the resident memory; None where it was not measured."""
+
+
+def build(network: str, variant: str) -> tuple[nn.Module, torch.Tensor]:
+    """The network with that activation everywhere, and an input; the same weights each time."""
+    make, shape = VARIANTS[variant], NETWORKS[network]
+    if network == SEVEN:
+        model: nn.Module = seven_layers(CLASSES, shape[1], CHANNELS, make)
+        initialise(model, 0)
+    else:
+        model = load(f"timm:{network}", ("1,3,224,224",), ("act_layer=relu",)).model
+        replaced = replace(model, nn.ReLU, make)
+        assert replaced, network
+    torch.manual_seed(1)
+    return model, torch.randn(shape)
+
+
+def replace(model: nn.Module, old: type[nn.Module], make: Callable[[], nn.Module]) -> int:
+    """Put a new module in the place of every one of a class; how many there were."""
+    count = 0
+    for name, child in model.named_children():
+        if isinstance(child, old):
+            setattr(model, name, make())
+            count += 1
+        else:
+            count += replace(child, old, make)
+    return count
+
+
+def training(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
+    """One step, as `surgery` measures it; the weights stay, for a learning rate of 0."""
+    model.train()
+    example = Example("", model, (image,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        example.loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return step
+
+
+def inference(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
+    """One pass."""
+    model.eval()
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(image)
+
+    return run
+
+
+def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> list[Row]:
+    """Every variant of a network."""
+    timings: dict[str, dict[str, Any]] = {}
+    for what, use in (("step", training), ("inference", inference)):
+        calls = {}
+        for variant in VARIANTS:
+            run = use(*build(network, variant))
+            run()
+            calls[variant] = Call(run, most_calls=1)
+        with torch_threads(1):
+            timings[what] = round_robin(calls, seconds=seconds, least=3, clock=PROCESSOR)
+    rows = []
+    for variant in VARIANTS:
+        step, passed = timings["step"][variant], timings["inference"][variant]
+        figures = (step.min, step.median, passed.min, passed.median)
+        peak = None
+        if peaks and Path("/proc/self/clear_refs").exists():
+            options = (f"network={network}", f"variant={variant!r}")
+            # By module, not by file: its folder is on the path of a script and of its children.
+            settings = Settings(f"{Path(__file__).stem}:build", (), options)
+            peak = _in_process(settings, False, True)
+        in_ms = (figure / 1e6 for figure in figures)
+        rows.append(Row(network, variant, *in_ms, len(step.samples), peak))
+    return rows
+
+
+# ---- the page ----
+
+_FACTS = ("cpu", "cores", "isa", "torch", "load", "date")
+
+
+def facts_now() -> dict[str, str]:
+    """What it is measured on."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    return {
+        "cpu": environment.processor(),
+        "cores": str(os.cpu_count()),
+        "isa": cpu.isa(),
+        "torch": f"{torch.__version__}, Python {platform.python_version()}",
+        "load": f"{load:.1f}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(path: Path, lines: Sequence[tuple[Row, Mapping[str, str]]]) -> None:
+    """A line a row, with what it was measured on."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*Row.__dataclass_fields__, *_FACTS))
+        for row, facts in lines:
+            values = (f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values())
+            writer.writerow((*values, *(facts[name] for name in _FACTS)))
+
+
+def read(path: Path) -> list[tuple[Row, dict[str, str]]]:
+    """The lines of a file."""
+    with path.open(newline="") as file:
+        return [_line(line) for line in csv.DictReader(file)]
+
+
+def _line(line: Mapping[str, str]) -> tuple[Row, dict[str, str]]:
+    times = (float(line[n]) for n in ("step", "step_median", "inference", "inference_median"))
+    peak = int(line["peak"]) if line["peak"] else None
+    row = Row(line["network"], line["variant"], *times, int(line["samples"]), peak)
+    return row, {name: line[name] for name in _FACTS}
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Our Mish in place against ReLU in place."""
+    found = {(row.network, row.variant): row for row in rows}
+    made = []
+    for network in BARRED:
+        ours, relu = found.get((network, OURS)), found.get((network, RELU))
+        for what, bar, names in (
+            ("training step, time", TIME, ("step", "step_median")),
+            ("training step, peak memory", PEAK, ("peak",)),
+        ):
+            ratios = [
+                getattr(ours, name) / getattr(relu, name)
+                for name in names
+                if ours and relu and getattr(ours, name) and getattr(relu, name)
+            ]
+            text = f"{ratios[0]:.3f}×" if ratios else "not measured"
+            text += f" (of medians {ratios[1]:.3f}×)" if len(ratios) > 1 else ""
+            met = ratios[0] <= bar if ratios else None
+            made.append(Verdict(f"{network}: {what}", f"≤ {bar} × ReLU", text, met))
+    return made
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One network: times and peaks, and over ReLU's."""
+    relu = next((row for row in rows if row.variant == RELU), None)
+    lines = [
+        "| activation | step, ms | ÷ ReLU | (medians) | inference, ms | ÷ ReLU | peak | ÷ ReLU |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        cells = [row.variant, f"{row.step:.4g}"]
+        cells += [_over(row, relu, "step"), _over(row, relu, "step_median")]
+        cells += [f"{row.inference:.4g}", _over(row, relu, "inference")]
+        cells += ["–" if row.peak is None else readable(row.peak), _over(row, relu, "peak")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _over(row: Row, relu: Row | None, name: str) -> str:
+    above, below = getattr(row, name), getattr(relu, name, None)
+    return f"{above / below:.3f}" if above and below else "–"
+
+
+def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
+    """The page of the documentation."""
+    rows = [row for row, _ in lines]
+    parts = []
+    for network in dict.fromkeys(row.network for row in rows):
+        facts = next(facts for row, facts in lines if row.network == network)
+        chosen = [row for row in rows if row.network == network]
+        shape = "×".join(map(str, NETWORKS[network]))
+        samples = min(row.samples for row in chosen)
+        parts.append(
+            f"## {network}, {shape}\n\n{facts['cpu']}, {facts['cores']} cores, kernels "
+            f"{facts['isa']}, torch {facts['torch']}; {facts['date']}; the load before was "
+            f"{facts['load']}; at least {samples} samples.\n\n{table(chosen)}"
+        )
+    bars = ["| what | bar | measured | |", "|---|---|---|---|"]
+    bars += [f"| {v.what} | {v.bar} | {v.measured} | {v.word} |" for v in verdicts(rows)]
+    return TEMPLATE.format(parts="\n\n".join(parts), bars="\n".join(bars))
+
+
+TEMPLATE = """# Whole networks
+
+One training step and one inference pass with ReLU, with torch's activations and with ours, at the
+same sites. Made by `python benchmarks/networks.py`; every row is in [networks.csv](networks.csv).
+Times are minima of one thread's processor time, all variants in turns in one process; *peak* is by
+how much a training step raises the resident memory above parameters, gradients and the optimizer's
+state, each in a process of its own.
+
+## The bars: our Mish in place against ReLU in place
+
+{bars}
+
+{parts}
+"""
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="One of the networks.")] = None,
+    seconds: Annotated[float, typer.Option(help="For the steps of a network.")] = SECONDS,
+    peaks: Annotated[bool, typer.Option(help="Measure the peak memory.")] = True,
+    page_only: Annotated[bool, typer.Option("--page-only", help="From the CSV as it is.")] = False,
+) -> None:
+    """Measure the networks, one by one into the CSV, and write the page."""
+    lines = read(CSV) if CSV.exists() else []
+    for network in () if page_only else only or NETWORKS:
+        facts = facts_now()
+        rows = measure(network, seconds=seconds, peaks=peaks)
+        print(f"{network}\n{table(rows)}\n", flush=True)
+        lines = [line for line in lines if line[0].network != network]
+        lines += [(row, facts) for row in rows]
+        order = list(NETWORKS)
+        lines.sort(key=lambda line: order.index(line[0].network))
+        write(CSV, lines)
+    PAGE.write_text(page(lines))
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,274 @@
+"""mishkit against everyone who computes its functions on a CPU: writes docs/peers.csv and its page.
+
+    make peers                                # its own environment, everything; under 20 minutes
+    make peers PEERS=--quick                  # a tenth of the time
+    python benchmarks/peers.py --page-only    # table and figure anew, from the CSV
+
+All peers of a function are timed in one process, in turns, on the same inputs, and into the same
+existing memory; one process for each number of threads, as some can be told only as they start.
+A result is compared with the formula in float64 first: who computes something else is reported and
+not timed. Who can't be loaded is named with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import peer_page
+from peer_adapters import BACKWARD, FLOORS, FORWARD, FUNCTIONS, Adapter, Lacks, Made, Work, everyone
+from peer_page import Row
+
+from mishkit.backends import cpu
+from mishkit.lab import environment
+from mishkit.lab._timing import PROCESSOR, WALL, Call, Timing, round_robin
+from mishkit.lab.bench import DTYPES, QUANTILES, parse_numbers
+
+SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 24)
+TOLERANCE = {
+    ("float32", FORWARD): 1e-4,
+    ("float32", BACKWARD): 1e-4,
+    ("bfloat16", FORWARD): 5e-3,
+    ("bfloat16", BACKWARD): 1e-2,
+}
+"""Of the root of the mean square of |result − exact|/(1 + |exact|): wide enough for 16-bit
+intermediate results and for gradients from the output, and far too narrow for another function."""
+CHECKED = 1 << 16
+"""Elements that are compared, at either end."""
+QUICK = 0.1
+REST = 2e-3
+"""Seconds before a sample of several threads, for another peer's threads to stop spinning."""
+
+
+def seconds(function: str, size: int) -> float:
+    """How long a pass of a function is timed: mish has the most peers."""
+    base = 4.0 if size > 1 << 22 else 1.2 if size > 1 << 18 else 0.6
+    return base if function == "mish" else 0.4 * base
+
+
+@dataclass
+class Run:
+    """What one process finds."""
+
+    threads: int
+    share: float
+    adapters: list[Adapter] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    notes: set[tuple[str, ...]] = field(default_factory=set)
+
+    def load(self) -> None:
+        """Keep the peers that are there, and say who is not."""
+        for adapter in everyone():
+            try:
+                adapter.load()
+            except Exception as error:
+                self.note(adapter.name, reason=f"absent: {_first_line(error)}")
+            else:
+                self.adapters.append(adapter)
+
+    def note(
+        self, peer: str, function: str = "", dtype: str = "", direction: str = "", *, reason: str
+    ) -> None:
+        """Say, once, what is not timed."""
+        if (peer, function, dtype, direction, reason) not in self.notes:
+            self.notes.add((peer, function, dtype, direction, reason))
+            row = Row(peer, function, dtype, direction, threads=self.threads, note=reason)
+            self.rows.append(row)
+
+    def group(self, function: str, dtype: str, direction: str, size: int) -> None:
+        """Check and time everyone at one piece of work."""
+        work = Work.of(function, DTYPES[dtype], direction, size, self.threads)
+        found: dict[tuple[str, str], tuple[Call, float]] = {}
+        where = function, dtype, direction
+        for adapter in self.adapters:
+            try:
+                for memory, made in adapter.calls(work):
+                    errors = errors_of(made, work)
+                    is_floor = adapter.name in FLOORS
+                    if not is_floor and not errors.rms <= TOLERANCE[dtype, direction]:
+                        reason = f"another function: off by {errors.rms:.1g}"
+                        self.note(adapter.name, *where, reason=reason)
+                        continue
+                    found[adapter.name, memory] = self.rested(made.call), errors.worst
+            except Lacks as lack:
+                self.note(adapter.name, *where, reason=str(lack))
+            except Exception as failure:
+                self.note(adapter.name, *where, reason=f"failed: {_first_line(failure)}")
+        budget = seconds(function, size) * self.share
+        least = 3 if self.share == 1 else 2
+        # One thread: the processor's time, which other work on the machine does not lengthen.
+        clock = PROCESSOR if self.threads == 1 else WALL
+        calls = {key: call for key, (call, _) in found.items()}
+        timings = round_robin(calls, seconds=budget, least=least, clock=clock)
+        versions = {adapter.name: adapter.version for adapter in self.adapters}
+        for (peer, memory), timing in timings.items():
+            per_element = Timing([sample / size for sample in timing.samples])
+            key = (peer, *where, memory, size, self.threads)
+            self.rows.append(
+                Row(
+                    *key,
+                    version=versions[peer],
+                    samples=len(timing.samples),
+                    min=per_element.min,
+                    median=per_element.median,
+                    quantiles=tuple(map(per_element.quantile, QUANTILES)),
+                    error=found[peer, memory][1],
+                )
+            )
+
+    def rested(self, call: Call) -> Call:
+        """The call, after a rest where threads are several."""
+        if self.threads == 1:
+            return call
+        before = call.prepare
+
+        def prepare() -> None:
+            if before is not None:
+                before()
+            time.sleep(REST)
+
+        return Call(call.run, prepare, call.most_calls)
+
+
+class Errors(NamedTuple):
+    """Of |result − exact|/(1 + |exact|)."""
+
+    worst: float
+    rms: float
+
+
+def errors_of(made: Made, work: Work) -> Errors:
+    """The errors at either end, infinite for another shape, NaN where a result is."""
+    got = made.tensor()
+    if got.shape != work.x.shape:
+        return Errors(math.inf, math.inf)
+    parts = []
+    for part in (slice(None, CHECKED), slice(-CHECKED, None)):
+        exact = work.exact(part)
+        errors = (got[part].double() - exact).abs() / (1 + exact.abs())
+        parts.append(errors[~exact.isnan()])
+    errors = torch.cat(parts)
+    return Errors(errors.max().item(), errors.square().mean().sqrt().item())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+# ---- processes ----
+
+
+def settings_of(threads: int) -> dict[str, str]:
+    """The environment in which everyone starts with so many threads."""
+    count = str(threads)
+    flags = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": count,
+        "NUMBA_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "NPROC": count,  # XLA's pool
+        "XLA_FLAGS": f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip(),
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+def measure(
+    threads: int,
+    functions: Sequence[str],
+    dtypes: Sequence[str],
+    sizes: Sequence[int],
+    share: float,
+) -> list[Row]:
+    """Everything that this process, with its number of threads, can time."""
+    torch.set_num_threads(threads)
+    run = Run(threads, share)
+    run.load()
+    begin = time.monotonic()
+    for function in functions:
+        for dtype in dtypes:
+            for size in sizes:
+                for direction in (FORWARD, BACKWARD):
+                    run.group(function, dtype, direction, size)
+            passed = time.monotonic() - begin
+            text = f"{threads} thread(s), {function}, {dtype}: {passed:.0f} s so far"
+            print(text, file=sys.stderr, flush=True)
+    return run.rows
+
+
+def children(arguments: Sequence[str], threads: Sequence[int]) -> Iterator[Row]:
+    """The rows of a process for each number of threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        for count in threads:
+            path = Path(folder, f"{count}.csv")
+            command = [sys.executable, __file__, *arguments, "--threads", str(count)]
+            done = subprocess.run([*command, "--part", str(path)], env=settings_of(count))
+            if done.returncode:
+                raise SystemExit(f"the process of {count} thread(s) ended with {done.returncode}")
+            yield from peer_page.read(path)
+
+
+def main(
+    function: Annotated[list[str] | None, typer.Option(help="Of mishkit's; all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or both.")] = None,
+    sizes: Annotated[str, typer.Option(help="Elements.")] = "1Ki,64Ki,1Mi,16Mi",
+    threads: Annotated[str, typer.Option(help="A process for each.")] = "1,2",
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the time.")] = False,
+    csv_path: Annotated[Path, typer.Option("--csv", help="Where rows go.")] = peer_page.CSV,
+    page: Annotated[Path, typer.Option(help="Where the page goes.")] = peer_page.PAGE,
+    figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = peer_page.FIGURE,
+    page_only: Annotated[bool, typer.Option("--page-only", help="From the CSV as it is.")] = False,
+    part: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Time mishkit's peers; write the CSV, the figure and the page."""
+    functions, dtypes = function or list(FUNCTIONS), dtype or ["float32", "bfloat16"]
+    if not page_only and cpu.isa() == "none":
+        raise SystemExit("mishkit's kernels are not built: make kernels")
+    if part is not None:
+        share = QUICK if quick else 1.0
+        rows = measure(int(threads), functions, dtypes, parse_numbers(sizes), share)
+        peer_page.write(part, rows, {})
+        return
+    if not page_only:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+        begin = time.monotonic()
+        arguments = [f"--function={name}" for name in functions]
+        arguments += [f"--dtype={name}" for name in dtypes]
+        arguments += [f"--sizes={sizes}", *(["--quick"] if quick else [])]
+        rows = list(children(arguments, parse_numbers(threads)))
+        facts = {
+            "cpu": environment.processor(),
+            "cores": str(os.cpu_count()),
+            "isa": cpu.isa(),
+            "load": f"{load:.1f}",
+            "minutes": f"{(time.monotonic() - begin) / 60:.1f}",
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+        peer_page.write(csv_path, rows, facts)
+    try:
+        rows, facts = peer_page.read(csv_path), peer_page.read_facts(csv_path)
+    except (OSError, csv.Error, KeyError) as error:
+        raise SystemExit(f"{csv_path}: {error}") from None
+    peer_page.draw(rows, figure)
+    page.write_text(peer_page.page(rows, facts, os.path.relpath(figure, page.parent)))
+    print(f"written: {page}, {figure}, {csv_path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

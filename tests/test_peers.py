@@ -1,0 +1,328 @@
+"""The comparison with everyone else: its rows, the page made of them, adapters that need torch.
+
+Nothing here asserts a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mishkit.backends import cpu
+from mishkit.cli import app
+from mishkit.functions import ACTIVATIONS
+from mishkit.lab import LabError, _published, _published_cpu, bench
+from mishkit.lab._timing import PROCESSOR, Call, round_robin
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+FACTS = {"cpu": "Zen", "cores": "2", "isa": "avx2", "load": "0.1", "minutes": "9", "date": "today"}
+CELL = ("mish", "float32", "forward", "fresh", 1 << 16, 1)
+
+
+def _load(name: str) -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+adapters, page, peers, networks, installer = map(
+    _load, ("peer_adapters", "peer_page", "peers", "networks", "install_peers")
+)
+
+
+def row(peer: str, least: float, cell: tuple[Any, ...] = CELL, **others: Any) -> Any:
+    quantiles = (least, least, 2 * least, 4 * least)
+    return page.Row(peer, *cell, "1.0", 5, least, 2 * least, quantiles, **{"error": 1e-7, **others})
+
+
+def rows() -> list[Any]:
+    larger, small = (*CELL[:4], 1 << 24, 1), (*CELL[:4], 1 << 10, 1)
+    existing = ("mish", "float32", "backward", "existing", 1 << 20, 1)
+    return [
+        row("mishkit", 0.1), row("torch", 3.0), row("copy", 0.01), row("oneDNN", 0.05),
+        row("mishkit", 0.104, larger), row("ONNX Runtime", 0.1, larger),
+        row("mishkit", 2.0, small), row("torch", 1.0, small), row("oneDNN", 1.5, small),
+        row("mishkit", 0.5, (*existing[:3], "fresh", *existing[4:])), row("JAX", 0.25, existing),
+        page.Row("ncnn", threads=1, note="absent: No module named 'ncnn'"),
+        page.Row("NumPy", "mish", "bfloat16", "forward", threads=1, note="no bfloat16"),
+    ]  # fmt: skip
+
+
+# ---- rows and page ----
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    page.write(tmp_path / "peers.csv", rows(), FACTS)
+    assert page.read(tmp_path / "peers.csv") == rows()
+    assert page.read_facts(tmp_path / "peers.csv") == FACTS
+
+
+@pytest.mark.parametrize(("old", "error"), [("median", KeyError), ("0.1", ValueError)])
+def test_a_broken_file_is_refused(old: str, error: type[Exception], tmp_path: Path) -> None:
+    page.write(tmp_path / "peers.csv", rows(), FACTS)
+    text = (tmp_path / "peers.csv").read_text().replace(old, "wrong", 1)
+    (tmp_path / "peers.csv").write_text(text)
+    with pytest.raises(error):
+        page.read(tmp_path / "peers.csv")
+
+
+def test_where_we_are_behind() -> None:
+    """Another is faster by more than 5%; floors don't count; the worst first."""
+    late = page.behind(page.duels(rows()))
+    assert [(d.cell.direction, d.cell.size, d.best.peer, d.ratio) for d in late] == [
+        ("forward", 1 << 16, "oneDNN", 2.0),
+        ("forward", 1 << 10, "torch", 2.0),
+        ("backward", 1 << 20, "JAX", 2.0),
+    ]
+    assert late[1].faster == ("torch", "oneDNN")
+    assert (
+        "1 thread, 64 Ki and above: first in 0 of 3 cells, level (within 5%) in 1, behind in 2"
+        in (page.counts(page.duels(rows())))
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "best", "text"),
+    [
+        (("mish", "float32", "backward", "existing", 1 << 20, 1), "JAX", page.ALLOCATES),
+        (("relu", "float32", "forward", "existing", 1 << 16, 1), "oneDNN", page.CALL),
+        (("gelu", "float32", "forward", "existing", 1 << 16, 1), "oneDNN", page.ERF),
+        (("relu", "float32", "forward", "fresh", 1 << 24, 1), "ONNX Runtime", page.ARENA),
+        (("relu", "float32", "forward", "fresh", 1 << 24, 2), "ONNX Runtime", page.BARRIER),
+        (("mish", "float32", "forward", "fresh", 1 << 24, 1), "oneDNN", page.UNEXPLAINED),
+    ],
+)
+def test_causes(cell: tuple[Any, ...], best: str, text: str) -> None:
+    (duel,) = page.duels([row("mishkit", 2.0, cell), row(best, 1.0, cell)])
+    assert page.cause(duel) == text
+
+
+def test_the_page() -> None:
+    text = page.page(rows(), FACTS, "peers.png")
+    readme = text[text.index(page.BEGIN) : text.index(page.END)]
+    assert "| oneDNN | (0.0500) | – | – | – | – | – |" in readme
+    assert "| ONNX Runtime | – | – | (0.100) | **0.100** | – | – |" in readme
+    assert "ncnn" not in readme
+    assert "- **ncnn**: absent: No module named 'ncnn'\n" in text
+    assert "- **NumPy**: no bfloat16 (mish bfloat16 forward)" in text
+    assert "mish, float32, forward, fresh, 64 Ki, 1 thread | 0.100 | 0.0500 | 2.00 | 2.00" in text
+    assert "Zen, 2 cores" in text and "0.50 × oneDNN" in text
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    page.draw(rows(), tmp_path / "figures" / "peers.png")
+    assert (tmp_path / "figures" / "peers.png").read_bytes()[1:4] == b"PNG"
+    looks = [(page.look(n)["color"], page.look(n)["marker"]) for n in range(21)]
+    assert len(set(looks)) == len(looks)
+
+
+# ---- measuring ----
+
+
+class Absent(adapters.Adapter):
+    def load(self) -> None:
+        raise ImportError("No module named 'absent'")
+
+
+class Wrong(adapters.Torch):
+    def calls(self, work: Any) -> Any:
+        return self.eager(work, "silu")
+
+
+class Broken(adapters.Adapter):
+    def calls(self, work: Any) -> Any:
+        raise RuntimeError("no such kernel\nand more")
+
+
+@pytest.fixture
+def some(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [
+        adapters.Mishkit("mishkit"), adapters.FromOutput("mishkit, from output"),
+        adapters.Torch("torch"), Absent("absent"), Wrong("wrong"), Broken("broken"),
+        adapters.Copy("copy"),
+    ]  # fmt: skip
+    monkeypatch.setattr(peers, "everyone", lambda: chosen)
+    monkeypatch.setattr(peers, "seconds", lambda *_: 0.0)
+
+
+@pytest.mark.usefixtures("some")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_who_is_timed(dtype: str) -> None:
+    """Those that compute the function; the others are named with the reason."""
+    found = peers.measure(torch.get_num_threads(), ["mish"], [dtype], [256], 1.0)
+    timed = {(r.peer, r.direction, r.memory) for r in found if not r.note}
+    forward = {
+        (p, "forward", m) for p in ("mishkit", "torch", "copy") for m in ("fresh", "existing")
+    }
+    assert timed == forward | {
+        ("mishkit", "backward", "fresh"),
+        ("mishkit, from output", "backward", "fresh"),
+        ("torch", "backward", "fresh"),
+        ("copy", "backward", "fresh"),
+        ("copy", "backward", "existing"),
+    }
+    notes = {r.peer: r.note for r in found if r.note}
+    assert notes["absent"] == "absent: No module named 'absent'"
+    assert notes["broken"] == "failed: no such kernel"
+    assert notes["wrong"].startswith("another function: off by ")
+    assert all(r.samples >= 3 and 0 < r.min <= r.median for r in found if not r.note)
+
+
+@pytest.mark.parametrize("name", adapters.FUNCTIONS)
+def test_the_reference_is_ours(name: str) -> None:
+    """Jumps of the derivative, where everyone has a convention, are left out."""
+    for direction in ("forward", "backward"):
+        work = adapters.Work.of(name, torch.float32, direction, 512, 1)
+        for _, made in adapters.Mishkit("mishkit").calls(work):
+            assert peers.errors_of(made, work).worst < 1e-6
+    knots = torch.tensor([-3.0, -2.0, 0.0, 3.0])
+    at = dataclasses.replace(work, x=knots, grad=torch.ones(4)).exact(slice(None))
+    jumps = {"hardswish": [0, 3], "h_mish": [1], "relu": [2]}.get(name, [])
+    assert [i for i, value in enumerate(at.tolist()) if math.isnan(value)] == jumps
+
+
+def test_what_is_not_written_shows() -> None:
+    work = adapters.Work.of("mish", torch.float32, "forward", 64, 1)
+    assert math.isnan(peers.errors_of(adapters._into(work, lambda: None), work).rms)
+
+
+def test_a_process_is_told_its_threads() -> None:
+    one, two = peers.settings_of(1), peers.settings_of(2)
+    assert (one["OMP_NUM_THREADS"], two["NPROC"]) == ("1", "2")
+    assert "multi_thread_eigen=false" in one["XLA_FLAGS"]
+
+
+def test_the_clock_of_the_processor_leaves_out_sleep() -> None:
+    import time
+
+    call = Call(lambda: time.sleep(2e-3), most_calls=1)
+    assert call.sample(1, PROCESSOR) < 1e6 < call.sample(1)
+    timing = round_robin({"a": call}, seconds=0, least=2, clock=PROCESSOR)["a"]
+    assert timing.min < 1e6
+
+
+def test_what_is_installed() -> None:
+    timm = installer.Requirement("timm>=1.0")
+    alone, rest = installer.commands(timm, "torch==2")
+    assert alone[2:] == ["--no-deps", "timm>=1.0", "torchvision"] and "torch==2" in rest
+    (command,) = installer.commands(installer.Requirement("jax>=0.4"), "torch==2")
+    assert command == ["install", "-qq", "torch==2", "jax>=0.4"]
+
+
+# ---- published tables ----
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_published, "SHAPE", (2, 3, 4, 5))
+    monkeypatch.setattr(_published, "RUNS", 5)
+    monkeypatch.setattr(_published, "WARM_RUNS", 0)
+    monkeypatch.setattr(_published, "SIZE", 3000)
+    monkeypatch.setattr(_published_cpu, "SECONDS", 0.0)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # seconds
+
+
+@pytest.mark.usefixtures("tiny")
+def test_like_mish_cuda() -> None:
+    command = ["bench", "--like", "mish-cuda", "--dtype", "float32", "--threads", "1"]
+    said = CliRunner().invoke(app, command).output
+    assert "mish-cuda's table: torch.float32, (2, 3, 4, 5), 1 thread, over 5 runs" in said
+    lines = [line for line in said.splitlines() if "±" in line]
+    assert len(lines) == 2 * 11
+    assert lines[0].split()[0] == "relu_fwd:" and " (" in lines[0] and " – " in lines[0]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_like_hmish() -> None:
+    """The scalar and the vector column are our least and our best instruction set."""
+    before = cpu.isa()
+    command = ["bench", "--like", "hmish", "--dtype", "float32", "--threads", "1"]
+    lines = CliRunner().invoke(app, command).output.splitlines()
+    assert cpu.isa() == before
+    heads = [line for line in lines if line.startswith("Implementation")]
+    columns = [cell.strip() for cell in heads[0].split("|")]
+    isas = dict.fromkeys([cpu.isas()[0], cpu.isas()[-1]]) if cpu.isas() else {"plain torch": None}
+    assert columns == ["Implementation", *(f"Time ({isa})" for isa in isas), "L2norm", ""]
+    assert len(heads) == 2
+    errors = {
+        line.split("|")[0].strip(): line.split("|")[-2].strip() for line in lines if "|" in line
+    }
+    assert [errors[name] for name in ("relu", "relu_grad", "hmish_train_fwd")] == ["N/A"] * 3
+    assert 0 < float(errors["hmish"]) < 1e-4
+    assert 0 < float(errors["hmish_bwd"]) < 1e-2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_errors_are_those_of_the_function() -> None:
+    """Not of another: a wrong one would be off by far more."""
+    a = ACTIVATIONS["mish"]
+    rows, exact, x = _published_cpu._hmish_rows(a, torch.float32)
+    y = rows["mish"]()
+    assert _published.l2_error(y, exact["mish"], x) < 1e-2
+    assert _published.l2_error(y + 1, exact["mish"], x) > 1
+
+
+@pytest.mark.parametrize(("table", "settings"), [("others", {}), ("hmish", {"device": "cuda"})])
+def test_misuse(table: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(LabError, match="--like"):
+        _published_cpu.main(table, bench.Settings(**settings))
+
+
+# ---- whole networks ----
+
+
+def net_row(network: str, variant: str, step: float, peak: int | None) -> Any:
+    return networks.Row(network, variant, step, 2 * step, 1.0, 1.5, 7, peak)
+
+
+def test_the_bars_of_networks(tmp_path: Path) -> None:
+    facts = dict.fromkeys(networks._FACTS, "x")
+    found = [
+        net_row("seven_layers", networks.RELU, 10.0, 1000),
+        net_row("seven_layers", networks.OURS, 10.4, 1050),
+        net_row("resnet18", networks.RELU, 10.0, None),
+        net_row("resnet18", networks.OURS, 10.6, None),
+    ]
+    networks.write(tmp_path / "n.csv", [(one, facts) for one in found])
+    lines = networks.read(tmp_path / "n.csv")
+    assert [one for one, _ in lines] == found
+    words = [(v.measured, v.word) for v in networks.verdicts(found)]
+    assert words == [
+        ("1.040× (of medians 1.040×)", "met"),
+        ("1.050×", "MISSED"),
+        ("1.060× (of medians 1.060×)", "MISSED"),
+        ("not measured", "–"),
+    ]
+    text = networks.page(lines)
+    assert "## seven_layers, 64×1×28×28" in text and "| 1.050 |" in text
+
+
+def test_networks_differ_by_their_activation_alone() -> None:
+    first, image = networks.build(networks.SEVEN, networks.RELU)
+    for variant, make in networks.VARIANTS.items():
+        model, same = networks.build(networks.SEVEN, variant)
+        kinds = [type(m) for m in model.modules() if isinstance(m, type(make()))]
+        assert len(kinds) == 7
+        torch.testing.assert_close(same, image)
+        for ours, theirs in zip(model.parameters(), first.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    networks.training(model, image[:2])()
+    assert networks.inference(model, image[:2])().shape == (2, networks.CLASSES)
+
+
+def test_replacing_reaches_every_child() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.ReLU(), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh())
+    )
+    assert networks.replace(model, torch.nn.ReLU, torch.nn.Mish) == 2
+    assert [type(m).__name__ for m in model.modules()][1:] == ["Mish", "Sequential", "Mish", "Tanh"]
