@@ -221,11 +221,11 @@ SMALL_CALL = (
 )
 ERF = (
     "0.02 ns are the call; the rest is the error function: oneDNN's is right to an absolute error "
-    "alone (at −5 it is 17% off, at −6 it is 0), ours to 5 ULP down to −12.8"
+    "alone (at −5 it is 17% off, at −6 it is 0), ours to 4 ULP down to −12.8"
 )
 BARRIER = (
-    "the load: a result waits for both threads at a barrier, and where the system has put one "
-    "aside a call of 10 µs takes a scheduling quantum. At a load of 1.6, mish forward into "
+    "probably the load: a result waits for both threads at a barrier, and where the system has put "
+    "one aside a call of 10 µs takes a scheduling quantum. At a load of 1.6, mish forward into "
     "existing memory took 0.101, 0.061 and 0.129 ns at 64 Ki, 1 Mi and 16 Mi; oneDNN "
     "0.132, 0.106 and 0.252"
 )
