@@ -423,9 +423,10 @@ def test_instructions_are_counted(name: str) -> None:
     of_isa = {(loop.isa, loop.dtype, loop.body): loop for loop in loops}
     for (isa, dtype, body), loop in of_isa.items():
         assert 0.1 < loop.vector_instructions < 250
-        if body == "forward":  # the packed one stores a side too
+        if body == "forward":  # the packed one stores a side too, but may move less about
             packed = of_isa[isa, dtype, "forward_packed"]
-            assert packed.vector_instructions >= loop.vector_instructions * 0.95
+            assert packed.vector_instructions >= loop.vector_instructions * 0.85
+            assert packed.divisions == loop.divisions
         vector = loop.elements / 4
         if name == "relu":
             assert not loop.divisions and not loop.square_roots and not loop.iterates

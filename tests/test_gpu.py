@@ -75,7 +75,7 @@ def python(code: str, **environment: str) -> None:
 REGISTERED = """
 import sys, torch
 torch.version.cuda = "99.0"
-import mishkit
+import mishkit, mishkit.surgery
 from mishkit import neuron, ops
 from mishkit.functions import ACTIVATIONS
 has = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -105,7 +105,7 @@ import importlib.util, torch
 torch.version.cuda = "13.0"
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
-import mishkit
+import mishkit, mishkit.surgery
 from mishkit import neuron, ops
 from mishkit.functions import ACTIVATIONS
 has = torch._C._dispatch_has_kernel_for_dispatch_key
