@@ -35,7 +35,7 @@ from mishkit.lab._timing import PROCESSOR, Call, round_robin, torch_threads
 from mishkit.lab._verdicts import Verdict
 from mishkit.lab.models import Example, load, mean_square
 from mishkit.lab.networks import initialise, seven_layers
-from mishkit.lab.surgery import Settings, _in_process, readable
+from mishkit.lab.surgery import Settings, peak_in_process, readable
 
 DOCS = Path(__file__).parent.parent / "docs"
 CSV, PAGE = DOCS / "networks.csv", DOCS / "networks.md"
@@ -155,7 +155,7 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
             options = (f"network={network}", f"variant={variant!r}")
             # By module, not by file: its folder is on the path of a script and of its children.
             settings = Settings(f"{Path(__file__).stem}:build", (), options)
-            peak = _in_process(settings, False, True)
+            peak = peak_in_process(settings, False, True)
         in_ms = (figure / 1e6 for figure in figures)
         rows.append(Row(network, variant, *in_ms, len(step.samples), peak))
     return rows

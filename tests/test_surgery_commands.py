@@ -62,7 +62,9 @@ def test_audit_of_mixed_precision_and_evaluation(file: str) -> None:
 
 def test_lean_prints_a_step_before_and_after(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The peaks take two processes, and are measured where they matter.
-    monkeypatch.setattr(surgery, "_in_process", lambda settings, lean, inplace: 2000 - 1000 * lean)
+    monkeypatch.setattr(
+        surgery, "peak_in_process", lambda settings, lean, inplace: 2000 - 1000 * lean
+    )
     status, printed = run("lean", f"{file}:build")
     assert status == 0, printed
     assert "192 B" in printed and "99 B" in printed  # the output, and 24 bits

@@ -34,6 +34,7 @@ from mishkit.backends import cpu
 
 from . import LabError
 from ._bench_bars import Bar
+from ._memory import grown_by
 from ._timing import Call, round_robin, torch_threads
 from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
 from .bench import QUICK, Key, Results, warn_of_load, write_csv
@@ -193,27 +194,6 @@ def allocated_by(run: Callable[[], Any]) -> int:
     events.sort(key=lambda event: event.start_ns())
     del kept
     return max(itertools.accumulate(event.nbytes() for event in events), default=0)
-
-
-def grown_by(run: Callable[[], Any], repeats: int = 3) -> int | None:
-    """The most bytes that resident memory grows by; the largest of some runs."""
-    growths = []
-    for _ in range(repeats):
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            before = _status("VmRSS")
-            kept = run()
-            growths.append(_status("VmHWM") - before)
-        except (OSError, KeyError):
-            return None
-        del kept
-    return max(growths)
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields[field].split()[0]) * 1024
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from mishkit.surgery.audit import Report, readable
 from mishkit.surgery.watch import tensors_of
 
 from . import LabError
+from ._memory import grown_by
 from .models import Example, load, mean_square
 
 AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,7 +111,7 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
     del example, lean_gradient, gradient
     peak = peak_after = None
     if peaks and Path("/proc/self/clear_refs").exists():
-        peak, peak_after = (_in_process(settings, lean, inplace) for lean in (False, True))
+        peak, peak_after = (peak_in_process(settings, lean, inplace) for lean in (False, True))
     return Effect(
         name=settings.name,
         sites=len(report.sites),
@@ -155,13 +156,14 @@ def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tenso
 # ---- resident memory ----
 
 
-def _in_process(settings: Settings, lean: bool, inplace: bool) -> int:
+def peak_in_process(settings: Settings, lean: bool, inplace: bool) -> int | None:
+    """`_peak`, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (settings, lean, inplace))
 
 
-def _peak(settings: Settings, lean: bool, inplace: bool) -> int:
+def _peak(settings: Settings, lean: bool, inplace: bool) -> int | None:
     """Bytes by which one training step raises the resident memory above what it begins with: the
     model, its gradients, the optimizer's state and what is cached after a first step."""
     _return_what_is_free()
@@ -181,16 +183,7 @@ def _peak(settings: Settings, lean: bool, inplace: bool) -> int:
 
     step()
     gc.collect()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    step()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return grown_by(step, repeats=1)
 
 
 def _return_what_is_free() -> None:

@@ -225,7 +225,7 @@ class _Ledger:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.size: dict[Storage, int] = {one.storage: one.nbytes for one in trace.saved}
+        self.size = dict(trace.sizes)
         self.sides = 0
         node_of = {node: call for call in trace.calls for node in call.nodes}
         self.own: dict[int, set[Storage]] = {id(call): set() for call in trace.calls}
@@ -356,7 +356,7 @@ def _in_order(units: list[Unit]) -> Iterator[tuple[Unit, list[Call]]]:
 def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
     first = calls[0]
     nodes = {node for call in calls for node in call.nodes}
-    size = {one.storage: one.nbytes for one in trace.saved}
+    size = trace.sizes
     own = {one.storage for one in trace.saved if one.node in nodes}
     others = [one for one in trace.saved if one.node not in nodes]
     shared = {one.storage for one in others} & own
@@ -416,9 +416,8 @@ def _reason(
         return "as no gradient passes here"
     if not own:
         return "as it keeps nothing"
-    size = {one.storage: one.nbytes for one in trace.saved}
     output = sum(call.elements * call.dtype.itemsize + side_bytes(call) for call in calls)
-    if own & {call.y for call in calls} and sum(size[s] for s in own) <= output:
+    if own & {call.y for call in calls} and sum(trace.sizes[s] for s in own) <= output:
         return "as it keeps its output already"
     obstacles = list(filter(None, (_obstacle(call) for call in unit.calls)))
     if obstacles:

@@ -14,13 +14,14 @@ import fnmatch
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .slots import Slot, slots
+from .watch import tensors_of
 
 FLAT = frozenset(
     {"relu", "relu6", "h_mish", "hard_mish", "hardswish", "hardsigmoid", "hardshrink", "softshrink"}
@@ -253,17 +254,9 @@ def _run(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(output: Any) -> list[Tensor]:
     """The floating-point tensors in an output of any structure."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, one.name) for one in fields(value)]
-    if isinstance(value, tuple | list):
-        return [tensor for one in value for tensor in _tensors(one)]
-    return []
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 
 def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ just before the operator runs, so that the latest number is its own, and that of
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import weakref
@@ -118,10 +119,15 @@ class Trace:
     held: list[Any]
     """What must live on for storages to keep their addresses."""
 
+    @functools.cached_property
+    def sizes(self) -> dict[Storage, int]:
+        """The bytes of each storage that is kept."""
+        return {one.storage: one.nbytes for one in self.saved}
+
     @property
     def kept(self) -> int:
         """Bytes kept, by distinct storage."""
-        return sum({one.storage: one.nbytes for one in self.saved}.values())
+        return sum(self.sizes.values())
 
 
 def watch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
