@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..functions import ACTIVATIONS
 from ..memory import KeptBytes
+from ._columns import aligned
 from .slots import Slot, slots
 from .watch import Call, Storage, Trace, Use, tensors_of, undisturbed, watch
 
@@ -104,15 +105,9 @@ class Report:
             saves = readable(site.saving) if site.advice == "output" else "–"
             counts = (readable(site.kept), readable(site.alone), saves)
             rows.append((site.where, site.function + times, *counts))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for number, row in enumerate(rows):
-            texts = [text.ljust(width) for text, width in zip(row[:2], widths, strict=False)]
-            texts += [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
-            lines.append("  ".join(texts))
-            if number:
-                lines.append(f"    {self.sites[number - 1].verdict}")
-        return "\n".join([*lines, "", *self.summary()])
+        head, *lines = aligned(rows, numbers=(2, 3, 4))
+        texts = [f"{line}\n    {s.verdict}" for line, s in zip(lines, self.sites, strict=True)]
+        return "\n".join([head, *texts, "", *self.summary()])
 
     def summary(self) -> list[str]:
         """The totals, a line each."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._columns import aligned
 from .slots import Slot, slots
 from .watch import tensors_of
 
@@ -96,12 +97,7 @@ class PruneReport:
             (s.name, s.function, f"{s.units:,}", f"{s.silent:,}", f"{s.removed:,}", s.why_not)
             for s in self.sites
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            left = [row[i].ljust(widths[i]) for i in (0, 1)]
-            right = [row[i].rjust(widths[i]) for i in (2, 3, 4)]
-            lines.append("  ".join([*left, *right, row[5]]).rstrip())
+        lines = aligned(rows, numbers=(2, 3, 4))
         batches = "1 batch" if self.compared == 1 else f"{self.compared} batches"
         lines += [
             "",

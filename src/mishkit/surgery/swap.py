@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from . import rules as _rules
+from ._columns import aligned
 from .known import identify
 from .slots import Slot, restore, slots
 
@@ -42,8 +43,7 @@ class Replacements(list[Replacement]):
 
     def __str__(self) -> str:
         rows = [("site", "old", "new"), *((one.name, one.old, one.new) for one in self)]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [_line(row, widths) for row in rows] if self else []
+        lines = aligned(rows) if self else []
         count = f"{len(self)} site{'' if len(self) == 1 else 's'} replaced"
         if self.unused:
             count += f"; none found for {', '.join(_shown(key) for key in self.unused)}"
@@ -254,7 +254,3 @@ def _swap_onnx(
 
 def _shown(key: Any) -> str:
     return key.__name__ if isinstance(key, type) else repr(key)
-
-
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
