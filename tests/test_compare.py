@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import stats
 from typer.testing import CliRunner
 
+import mishkit as mk
 from mishkit import cli
 from mishkit.lab import (
     LabError,
@@ -31,6 +32,7 @@ from mishkit.lab import (
     networks,
     report,
     sweep,
+    text,
     training,
     trial,
 )
@@ -249,6 +251,71 @@ def test_a_model_of_timm_takes_the_channels_and_classes_of_the_data():
     network, _, sites = build("timm:resnet18", "mish_inplace")
     assert network.conv1.in_channels == 1 and network.fc.out_features == 10
     assert sites == 17 and not any(type(m) is nn.ReLU for m in network.modules())
+
+
+def sentences(n: int = 320) -> data.Labelled:
+    """Of up to 12 words; good ones hold the word 7."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(8, 100, (n, 12), generator=generator)
+    labels = torch.arange(n) % 2
+    words[labels == 1, 2] = 7
+    words[::3, 5:] = 0
+    cut = n * 3 // 4
+    parts = words[:cut], labels[:cut], words[cut:], labels[cut:]
+    return data.Labelled("sentences", "", *parts, classes=2)
+
+
+def test_sentences_go_through_a_transformer():
+    loaded = sentences()
+    models = {
+        name: networks.build("auto", (), loaded, 4, contenders.find(name), 0)
+        for name in ("torch_relu", "mish")
+    }
+    network, name, sites = models["mish"]
+    assert (name, sites) == ("transformer", 2)
+    assert sum(type(m) is mk.Mish for m in network.modules()) == sites
+    for one, other in zip(
+        network.state_dict().items(), models["torch_relu"][0].state_dict().items(), strict=True
+    ):
+        assert one[0] == other[0] and torch.equal(one[1], other[1]), one[0]
+    first, second = network.layers
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+    # What stands where there is no word makes no difference.
+    network.eval()
+    short = loaded.train_inputs[:1]
+    assert short[0, 5:].eq(0).all()
+    before = network(short)
+    with torch.no_grad():
+        network.words.weight[0] = 1e3
+        network.places[5:] = -1e3
+    torch.testing.assert_close(network(short), before)
+    with pytest.raises(LabError, match="mlp does not take sentences"):
+        networks.build("mlp", (), loaded, 4, contenders.find("mish"), 0)
+
+
+@pytest.mark.parametrize("activation", ["torch_relu_inplace", "mish_inplace"])
+def test_the_transformer_learns_a_word(activation: str):
+    loaded = sentences()
+    network, _, _ = networks.build("auto", (), loaded, 4, contenders.find(activation), 0)
+    fabric = trial.launch("cpu", "auto", "1", 1, "32-true")
+    found = training.train(
+        fabric, network, loaded, epochs=8, batch_size=16, lr=1e-2, seed=0,
+        on_epoch=lambda number, epoch: None, is_stopping=lambda: False,
+    )  # fmt: skip
+    assert found.epochs[-1].accuracy > 0.95
+
+
+def test_a_model_of_ones_own_hears_how_many_words_there_are(tmp_path: Path):
+    path = tmp_path / "bag.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def build(num_classes, num_tokens):\n"
+        "    return nn.Sequential(nn.EmbeddingBag(num_tokens, num_classes), nn.ReLU())\n"
+    )
+    network, _, sites = networks.build(
+        f"{path}:build", (), sentences(), 4, contenders.find("mish"), 0
+    )
+    assert network[0].num_embeddings == text.TOKENS and sites == 1
 
 
 def test_warming_up_leaves_the_statistics_of_normalisations(model: Path):
@@ -503,7 +570,7 @@ def test_conclusions_are_those_that_the_intervals_allow(
 ):
     result = made_up(accuracies)
     summary = intervals.summarise(result)
-    assert headline in intervals.headline(result, summary)
+    assert headline in intervals.headline(summary, result.baseline.label)
     assert headline in report.render(result)
     if verdict is not None:
         assert list(summary["accuracy_verdict"]) == ["baseline", verdict]

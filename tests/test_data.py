@@ -1,7 +1,9 @@
 """The labelled images: what is read, how it is split, and what is said when it is missing."""
 
 import gzip
+import io
 import sys
+import tarfile
 import types
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 
 pytest.importorskip("pandas", reason="the lab's dependencies are an extra")
 
-from mishkit.lab import LabError, data
+from mishkit.lab import LabError, data, text
 
 
 def test_mnist_is_split_by_class_and_standardised():
@@ -214,3 +216,50 @@ def test_a_table_of_mlbench_is_read_from_where_r_keeps_it(
     with pytest.raises(LabError, match="is not readable"):
         (tmp_path / "Bad.rda").write_bytes(b"no table")
         data.load("mlbench:Bad", root=tmp_path)
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    """A compressed archive of them."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_sentences_are_read_from_the_source_distribution(tmp_path: Path):
+    with pytest.raises(LabError, match="there are amazon, movie, nyt, tweets"):
+        data.load("vader:novels", root=tmp_path)
+    with pytest.raises(LabError, match=r"no vaderSentiment.*pip download"):
+        data.load("vader:movie", root=tmp_path)
+    lines = [f"{n}\t{rating}\t{words}" for n, (rating, words) in enumerate(
+        [(2.5, "A fine film!"), (-1.5, "a dull, DULL film"), (0.0, "neither")] * 10
+    )]  # fmt: skip
+    inner = packed(
+        {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "\n".join(lines).encode()}
+    )
+    outer = packed({"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner})
+    (tmp_path / text.VADER).write_bytes(outer)
+    found = data.load("vader:movie", root=tmp_path)
+    assert found.shape == (text.LENGTH,) and found.classes == 2 and found.tokens == text.TOKENS
+    assert len(found.train_labels) + len(found.test_labels) == 20  # what is rated as 0 is left out
+    good, bad = text.encode(["a FINE film !", "A dull dull film"])
+    for inputs, labels in (
+        (found.train_inputs, found.train_labels),
+        (found.test_inputs, found.test_labels),
+    ):
+        for words, label in zip(inputs, labels, strict=True):
+            assert torch.equal(words, good if label else bad)
+    with pytest.raises(LabError, match="is not vaderSentiment"):
+        data.load("vader:tweets", root=tmp_path)
+
+
+def test_words_become_numbers_that_do_not_depend_on_the_samples():
+    first, second = text.encode(["Not bad, NOT good.", "word " * 100])
+    assert first[0] == first[2] and len(set(first[:5].tolist())) == 4
+    assert first[5:].eq(0).all() and first[:5].gt(0).all()
+    assert second.eq(second[0]).all() and 0 < second[0] < text.TOKENS
+    # The remainder of a checksum, so the same in every process and every version of Python.
+    assert second[0] == 1 + 0xC3F17511 % 8191

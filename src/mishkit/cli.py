@@ -99,15 +99,16 @@ else:
             list[str] | None,
             typer.Option(
                 help="Once for each: mnist, digits, fashion-mnist, folder:PATH (a sub-folder a "
-                "class), torchvision:CLASS; tables: sklearn:NAME, mlbench:NAME.",
+                "class), torchvision:CLASS; tables: sklearn:NAME, mlbench:NAME; sentences: "
+                "vader:NAME.",
                 show_default="mnist",
             ),
         ] = None,
         model: Annotated[
             str,
             typer.Option(
-                help="auto (seven convolutions for images, an MLP for tables), timm:NAME, "
-                "path/to/file.py:FUNCTION or package.module:FUNCTION."
+                help="auto (seven convolutions for images, an MLP for tables, a transformer for "
+                "sentences), timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION."
             ),
         ] = "auto",
         option: Annotated[
@@ -115,7 +116,7 @@ else:
             typer.Option("--option", help="KEY=VALUE for what builds the model, once for each."),
         ] = None,
         data_root: Annotated[
-            Path, typer.Option(help="Where the data of torchvision and mlbench are.")
+            Path, typer.Option(help="Where the data of torchvision, mlbench and vader are.")
         ] = Path("data"),
         download: Annotated[
             bool, typer.Option("--download", help="Let torchvision download the data.")
@@ -131,7 +132,11 @@ else:
         ] = None,
         channels: Annotated[
             int,
-            typer.Option(help="Of every layer of our own; an eighth of the MLP's units.", min=1),
+            typer.Option(
+                help="Of every layer of our own; an eighth of the MLP's units, a quarter of the "
+                "transformer's width.",
+                min=1,
+            ),
         ] = 16,
         epochs: Annotated[int, typer.Option(min=1)] = 5,
         seeds: Annotated[int, typer.Option(help="Final trainings of each activation.", min=1)] = 5,

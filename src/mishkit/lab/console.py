@@ -129,7 +129,7 @@ def show(result: Comparison) -> None:
         _console.print(training)
     edge = " !: at the edge of the rates tried." if table["lr_at_edge"].any() else ""
     say(
-        f"{headline(result, table)}.\n"
+        f"{headline(table, result.baseline.label)}.\n"
         f"±: 95 % interval over seeds. × and differences (points) are to {result.baseline.label}.\n"
         f"Kept: for backward, a sample. {NONE}: target not reached.{edge}"
     )

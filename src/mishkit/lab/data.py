@@ -1,4 +1,5 @@
-"""Labelled images and tables for the experiments, read whole into memory from what is installed.
+"""Labelled images, tables and sentences for the experiments, read whole into memory from what is
+installed.
 
 Nothing is bundled and nothing is downloaded unless asked for.
 """
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import LabError
+from . import LabError, text
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
@@ -34,12 +35,14 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 Part = tuple[Tensor, Tensor]
-"""Images (n, channels, height, width) in [0, 1], or rows (n, columns), and labels (n,), from 0."""
+"""Images (n, channels, height, width) in [0, 1], rows (n, columns) or tokens (n, length), int64;
+and labels (n,), from 0."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A train and a test set: standardised float32 inputs (n, …) and int64 labels (n,)."""
+    """A train and a test set: inputs (n, …), standardised float32 or the int64 tokens of sentences,
+    and int64 labels (n,)."""
 
     name: str
     source: str
@@ -52,8 +55,14 @@ class Labelled:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: channels, height and width of an image, the columns of a table's row."""
+        """Of one sample: channels, height and width of an image, the columns of a table's row, the
+        length of a sentence."""
         return tuple(self.train_inputs.shape[1:])
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are; 0 for what is no text."""
+        return 0 if self.train_inputs.is_floating_point() else text.TOKENS
 
 
 @dataclass(frozen=True)
@@ -86,17 +95,18 @@ def load(
 
     Images: ``mnist``, ``digits``, ``fashion-mnist``, ``folder:PATH`` (one sub-folder a class) or
     ``torchvision:CLASS``. Tables: ``sklearn:NAME`` and ``mlbench:NAME``, R's collection, such as
-    ``mlbench:LetterRecognition``. A set without a test set of its own gives a fifth of every class
-    for it. With `validation`, a fifth of the train set takes the place of the test set, which is
-    not touched. These splits, and the choice when fewer samples are asked for, are stratified and
-    depend on `seed` alone. Inputs are standardised with the mean and the deviation of each channel
+    ``mlbench:LetterRecognition``. Sentences, rated as good or bad: ``vader:NAME``, one of
+    `text.SNIPPETS`. A set without a test set of its own gives a fifth of every class for it. With
+    `validation`, a fifth of the train set takes the place of the test set, which is not touched.
+    These splits, and the choice when fewer samples are asked for, are stratified and depend on
+    `seed` alone. Images and tables are standardised with the mean and the deviation of each channel
     or column over the train set.
     """
     kind, _, argument = spec.partition(":")
     if kind not in _READERS or bool(argument) != (kind in _WITH_ARGUMENT):
         raise LabError(
             f"unknown data {spec!r}; there are mnist, digits, fashion-mnist, folder:PATH, "
-            "torchvision:CLASS, sklearn:NAME and mlbench:NAME"
+            "torchvision:CLASS, sklearn:NAME, mlbench:NAME and vader:NAME"
         )
     source = _READERS[kind](argument, _Options(image_size, root, download))
     generator = torch.Generator().manual_seed(seed)
@@ -119,15 +129,20 @@ def load(
         raise LabError(f"data {spec!r} has too few samples to train and to test")
     if image_size is not None and train[0].ndim == 4:
         train, test = _resized(train, image_size), _resized(test, image_size)
-    over = [dimension for dimension in range(train[0].ndim) if dimension != 1]
-    deviation, mean = torch.std_mean(train[0], dim=over, keepdim=True)
-    deviation = deviation.clamp_min(1e-6)
+    train_inputs, test_inputs = train[0], test[0]
+    if train_inputs.is_floating_point():
+        over = [dimension for dimension in range(train_inputs.ndim) if dimension != 1]
+        deviation, mean = torch.std_mean(train_inputs, dim=over, keepdim=True)
+        deviation = deviation.clamp_min(1e-6)
+        train_inputs, test_inputs = (
+            (part - mean) / deviation for part in (train_inputs, test_inputs)
+        )
     return Labelled(
         name=spec,
         source=source.description,
-        train_inputs=(train[0] - mean) / deviation,
+        train_inputs=train_inputs,
         train_labels=train[1],
-        test_inputs=(test[0] - mean) / deviation,
+        test_inputs=test_inputs,
         test_labels=test[1],
         classes=int(source.train[1].max()) + 1,
     )
@@ -360,6 +375,25 @@ def _mlbench(argument: str, options: _Options) -> _Source:
     )
 
 
+def _vader(argument: str, options: _Options) -> _Source:
+    if argument not in text.SNIPPETS:
+        raise LabError(f"data 'vader:{argument}': there are {', '.join(text.SNIPPETS)}")
+    archive = options.root / text.VADER
+    if not archive.is_file():
+        raise LabError(
+            f"data 'vader:{argument}': no {text.VADER} in {options.root}: {text.GET_VADER} "
+            f"-d {options.root}; --data-root says where it is"
+        )
+    rated = [(words, rating) for words, rating in text.snippets(archive, argument) if rating]
+    sentences, ratings = zip(*rated, strict=True)
+    labels = torch.tensor([rating > 0 for rating in ratings], dtype=torch.int64)
+    return _Source(
+        f"{len(rated):,} sentences that people rated as positive or negative, {argument} of the "
+        "package vaderSentiment",
+        (text.encode(sentences), labels),
+    )
+
+
 def _rows(table: np.ndarray, labels: np.ndarray) -> Part:
     return (
         torch.from_numpy(np.array(table, np.float32)),
@@ -375,5 +409,6 @@ _READERS: dict[str, Callable[[str, _Options], _Source]] = {
     "torchvision": _torchvision,
     "sklearn": _sklearn,
     "mlbench": _mlbench,
+    "vader": _vader,
 }
-_WITH_ARGUMENT = frozenset(("folder", "torchvision", "sklearn", "mlbench"))
+_WITH_ARGUMENT = frozenset(("folder", "torchvision", "sklearn", "mlbench", "vader"))

@@ -144,10 +144,10 @@ def _difference(
     }
 
 
-def headline(result: Comparison, summary: pd.DataFrame) -> str:
-    """What was found about accuracy, in one sentence that the intervals allow."""
-    base = result.baseline.label
-    others = summary[summary["activation"] != result.baseline.name]
+def headline(summary: pd.DataFrame, base: str) -> str:
+    """What was found about accuracy, in one sentence that the intervals allow; `base` is the
+    baseline's label."""
+    others = summary[summary["accuracy_verdict"] != BASE]
     if others.empty:
         return f"{summary['label'].iloc[0]} alone: nothing to compare it with"
     if (others["accuracy_verdict"] == FEW).any() or (others["accuracy_verdict"] == "–").any():
@@ -173,6 +173,21 @@ def headline(result: Comparison, summary: pd.DataFrame) -> str:
         what = "comparison" if several else "activation"
         rest = f"; {left} other {what}{'s are' if left > 1 else ' is'} not told apart"
     return f"In accuracy, {'; '.join(found)}{rest}"
+
+
+def budget(summary: pd.DataFrame, base: str) -> list[str]:
+    """What may be said of the time to the target: a sentence for each verdict and data set."""
+    several = summary["data"].nunique() > 1
+    sentences = []
+    for verdict, words in ((BETTER, "less"), (WORSE, "more")):
+        rows = summary[summary["budget_verdict"] == verdict]
+        for data, group in rows.groupby("data", sort=False):
+            needs = "needs" if len(group) == 1 else "need"
+            where = f" on {data}" if several else ""
+            sentences.append(
+                f"{listed(group['label'])} {needs} {words} time to the target than {base}{where}."
+            )
+    return sentences
 
 
 def _ends(group: pd.DataFrame) -> str:

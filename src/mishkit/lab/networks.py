@@ -1,4 +1,4 @@
-"""The networks that the contenders are compared in: two of our own, or any model."""
+"""The networks that the contenders are compared in: three of our own, or any model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNITS_A_CHANNEL = 8
 """How many units a layer of `mlp` has, by channel of `seven_layers`."""
 GATES = frozenset(("sigmoid", "hardsigmoid", "logsigmoid"))
 """Functions that weight or bound something: no place for an activation that grows."""
-OWN = ("auto", "seven-layer", "mlp")
+OWN = ("auto", "seven-layer", "mlp", "transformer")
 
 
 def build(
@@ -33,9 +33,10 @@ def build(
 ) -> tuple[nn.Module, str, int]:
     """The model called `name` for this data with `contender` in it; its name; its sites.
 
-    "auto" is the seven-layer network for images and the MLP for tables; any other name is one of
-    `models.KINDS`, whose activations give way to the contender wherever surgery reaches them, gates
-    (sigmoid and its like) apart. `seed` decides the first weights, whatever the contender.
+    "auto" is the seven-layer network for images, the MLP for tables and the transformer for
+    sentences; any other name is one of `models.KINDS`, whose activations give way to the contender
+    wherever surgery reaches them, gates (sigmoid and its like) apart. `seed` decides the first
+    weights, whatever the contender.
 
     Raises
     ------
@@ -43,23 +44,25 @@ def build(
         if there is no such model, if it does not take this data or return a score a class, if it
         has no site, or if it needs what an activation in place overwrites
     """
-    images = len(data.shape) == 3
+    fitting = "transformer" if data.tokens else "seven-layer" if len(data.shape) == 3 else "mlp"
     if name == "auto":
-        name = "seven-layer" if images else "mlp"
+        name = fitting
     if name in OWN:
         if options:
             raise LabError(f"the model {name} has no options; --channels says how wide it is")
-        if images != (name == "seven-layer"):
-            raise LabError(f"the model {name} does not take {data.name}; auto takes both")
-        if images:
+        if name != fitting:
+            raise LabError(f"the model {name} does not take {data.name}; auto takes all")
+        if name == "transformer":
+            width = TRANSFORMER_WIDTH_A_CHANNEL * channels
+            return transformer(data, width, contender.make, seed), name, TRANSFORMER_LAYERS
+        if name == "seven-layer":
             network: nn.Module = seven_layers(data.classes, data.shape[0], channels, contender.make)
         else:
             network = mlp(data.classes, data.shape[0], UNITS_A_CHANNEL * channels, contender.make)
         initialise(network, seed)
-        return network, name, len(STRIDES) if images else MLP_LAYERS
-    network = models.build(
-        name, options, seed=seed, num_classes=data.classes, in_chans=data.shape[0]
-    )
+        return network, name, len(STRIDES) if name == "seven-layer" else MLP_LAYERS
+    sizes = {"num_tokens": data.tokens} if data.tokens else {"in_chans": data.shape[0]}
+    network = models.build(name, options, seed=seed, num_classes=data.classes, **sizes)
     make = _maker(contender)
     replaced = mk.swap(network, dict.fromkeys(sorted(FUNCTION_NAMES - GATES), make))
     if not replaced:
@@ -114,6 +117,64 @@ def mlp(
         layers += [nn.Linear(width, units), activation()]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+TRANSFORMER_LAYERS, TRANSFORMER_HEADS, TRANSFORMER_WIDTH_A_CHANNEL = 2, 4, 4
+
+
+class Transformer(nn.Module):
+    """An encoder of sentences: the activation stands between the two linear layers of each block,
+    the first four times as wide as the rest; what the last block gives is averaged over the words
+    for a linear classifier.
+
+    Input (n, length) int64, 0 for no word; output (n, classes).
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        tokens: int,
+        length: int,
+        width: int,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(tokens, width, padding_idx=0)
+        self.places = nn.Parameter(torch.empty(length, width))
+        for table in (self.words.weight, self.places):
+            nn.init.normal_(table, std=0.02)
+        # Not nn.TransformerEncoder, whose layers are copies with equal weights.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                TRANSFORMER_HEADS,
+                4 * width,
+                0.0,  # no dropout
+                activation(),
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(TRANSFORMER_LAYERS)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        missing = input == 0
+        x = self.words(input) + self.places
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=missing)
+        x = self.norm(x).masked_fill(missing[..., None], 0)
+        return self.classifier(x.sum(1) / (~missing).sum(1, keepdim=True).clamp_min(1))
+
+
+def transformer(
+    data: Labelled, width: int, activation: Callable[[], nn.Module], seed: int
+) -> Transformer:
+    """`Transformer` for this data, with PyTorch's own first weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Transformer(data.classes, data.tokens, data.shape[0], width, activation)
 
 
 def seven_layers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +32,16 @@ SERIES = tuple(f"#0a0b{number:02x}" for number in range(8))
 VARIABLES = {INK: "--ink", GRID: "--grid"} | {
     colour: f"--c{number}" for number, colour in enumerate(SERIES)
 }
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<"
+"""One more than there are colours, so that the first 72 contenders differ."""
 DASHES: tuple[Any, ...] = (
     "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-.", "--", ":"
 )  # fmt: skip
 SIZE = (5.2, 3.5)
 """Inches; at 72 pixels an inch, the width of a phone held upright."""
+ROW = 0.2
+"""Inches that a line of a legend, or of a chart of bars, takes beyond the first `ROWS`."""
+ROWS = 4
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -62,7 +67,7 @@ def accuracy_by_epoch(result: Comparison, data: str) -> str:
     """Test accuracy against epoch: mean over seeds, and a band of the 95 % interval."""
     table = result.epochs
     table = table[(table["phase"] == "final") & (table["data"] == data)]
-    with _figure(f"accuracy-by-epoch {data}") as (figure, axes):
+    with _figure(f"accuracy-by-epoch {data}", len(result.contenders) / 2) as (figure, axes):
         lowest, highest = [], []
         for number, contender in enumerate(result.contenders):
             group = table[table["activation"] == contender.name]
@@ -97,7 +102,7 @@ def accuracy_by_epoch(result: Comparison, data: str) -> str:
 
 def accuracy_by_step(result: Comparison, summary: pd.DataFrame, data: str) -> str:
     """Final accuracy against the time of a step, both with their 95 % intervals."""
-    with _figure(f"accuracy-by-step {data}") as (figure, axes):
+    with _figure(f"accuracy-by-step {data}", len(result.contenders) / 2) as (figure, axes):
         for number, row in _rows(result, summary, data):
             look = _line(number) | {"linestyle": "none", "markersize": 7}
             axes.errorbar(
@@ -120,7 +125,7 @@ def accuracy_by_step(result: Comparison, summary: pd.DataFrame, data: str) -> st
 
 def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
     """Differences in accuracy to the baseline on equal seeds, with both intervals."""
-    with _figure(f"differences {data}") as (figure, axes):
+    with _figure(f"differences {data}", len(result.contenders)) as (figure, axes):
         labels: list[str] = []
         for number, row in _rows(result, summary, data):
             if row["activation"] == result.baseline.name:
@@ -146,7 +151,7 @@ def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
 
 def kept_bytes(result: Comparison, summary: pd.DataFrame, data: str) -> str:
     """Bytes kept for backward, a sample."""
-    with _figure(f"kept-bytes {data}") as (figure, axes):
+    with _figure(f"kept-bytes {data}", len(result.contenders)) as (figure, axes):
         labels: list[str] = []
         for number, row in _rows(result, summary, data):
             kibibytes = row["kept_bytes"] / 1024
@@ -168,7 +173,7 @@ def kept_bytes(result: Comparison, summary: pd.DataFrame, data: str) -> str:
 
 def rates(result: Comparison, data: str) -> str:
     """Accuracy on the validation part against the learning rate; a ring marks the chosen one."""
-    with _figure(f"rates {data}") as (figure, axes):
+    with _figure(f"rates {data}", len(result.contenders) / 2) as (figure, axes):
         for number, contender in enumerate(result.contenders):
             choice = result.choices[data, contender.name]
             means = [score.mean for _, score in choice.scores]
@@ -214,10 +219,13 @@ def _line(number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _figure(name: str) -> Iterator[tuple[Figure, Axes]]:
+def _figure(name: str, rows: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty one, as high as so many lines of text need."""
+    width, height = SIZE
     # The salt keeps the ids of figures on one page apart, and the same from run to run.
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
-        figure = Figure(SIZE, layout="constrained")
+        size = (width, height + ROW * max(0, math.ceil(rows) - ROWS))
+        figure = Figure(size, layout="constrained")
         yield figure, figure.add_subplot()
 
 

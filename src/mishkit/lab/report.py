@@ -47,8 +47,8 @@ def render(result: Comparison) -> str:
     return template.render(
         result=result,
         settings=result.settings,
-        headline=intervals.headline(result, summary),
-        budget=budget(result, summary),
+        headline=intervals.headline(summary, result.baseline.label),
+        budget=intervals.budget(summary, result.baseline.label),
         groups=[
             {
                 "data": data,
@@ -107,22 +107,6 @@ def figures(result: Comparison, summary: pd.DataFrame, data: str) -> Iterator[tu
             "Mean accuracy on the validation part over the tuning seeds; rings mark what was "
             "chosen. From trials.csv, phase “tune”.",
         )
-
-
-def budget(result: Comparison, summary: pd.DataFrame) -> list[str]:
-    """What may be said of the time to the target: a sentence for each verdict and data set."""
-    several = summary["data"].nunique() > 1
-    sentences = []
-    for verdict, words in ((intervals.BETTER, "less"), (intervals.WORSE, "more")):
-        rows = summary[summary["budget_verdict"] == verdict]
-        for data, group in rows.groupby("data", sort=False):
-            needs = "needs" if len(group) == 1 else "need"
-            where = f" on {data}" if several else ""
-            sentences.append(
-                f"{intervals.listed(group['label'])} {needs} {words} time to the target than "
-                f"{result.baseline.label}{where}."
-            )
-    return sentences
 
 
 def twins(result: Comparison) -> list[str]:

@@ -1,0 +1,365 @@
+"""Which activation is worth its price: runs `mishkit compare` and writes docs/study.md.
+
+    python benchmarks/study.py                # an hour and a half on two cores; Ctrl-C, and go on
+    python benchmarks/study.py --page-only    # the page anew, from docs/study
+
+Data from packages, under `--data-root`: Fashion-MNIST (Debian's dataset-fashion-mnist), mlbench
+(Debian's r-cran-mlbench, unpacked) and the source distribution of vaderSentiment. The page and its
+figures are made from the tables alone, and say no more than their verdicts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from matplotlib.figure import Figure
+
+from mishkit.lab import formats, intervals
+from mishkit.lab.compare import Settings
+from mishkit.lab.contenders import registry
+from mishkit.lab.drawing import COLOURS, DPI, style
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, FOLDER, FIGURES = DOCS / "study.md", DOCS / "study", DOCS / "figures"
+KEPT = ("report.html", "trials.csv", "epochs.csv", "summary.csv")
+
+BASELINE = "torch_relu_inplace"
+FUNCTIONS = (
+    *("mish", "h_mish", "hard_mish", "aptx"),
+    *("silu", "piecewise_swish", "linear_swish", "hardswish"),
+    *("gelu", "softplus"),
+)
+"""In place, each. Without swish, which with β = 1 is silu, and gelu_tanh, which is gelu but for
+5e-4."""
+ACTIVATIONS = (BASELINE, *(f"{name}_inplace" for name in FUNCTIONS))
+DATA = {
+    "fashion-mnist": "photographs of clothes",
+    "mlbench:LetterRecognition": "a table: 16 properties of printed letters",
+    "mlbench:Satellite": "a table: a satellite's view of fields",
+    "vader:movie": "sentences of film reviews, rated as good or bad",
+}
+SETTINGS = {
+    "--train-samples": "8000",
+    "--epochs": "5",
+    "--lr": "5e-4,2e-3,8e-3,3.2e-2",
+    "--tuning-seeds": "2",
+    "--seeds": "8",
+    "--threads": "1",
+    "--baseline": BASELINE,
+}
+"""What differs from the defaults of `mishkit compare`."""
+
+
+def command(root: Path, output: Path) -> list[str]:
+    """What runs the study, and runs it on."""
+    words = ["compare"]
+    for name in ACTIVATIONS:
+        words += ["-a", name]
+    for name in DATA:
+        words += ["--data", name]
+    for name, value in SETTINGS.items():
+        words += [name, value]
+    return [*words, "--data-root", str(root), "--output", str(output)]
+
+
+# ---- the page ----
+
+
+def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The summary, the trials and the epochs."""
+    summary, trials, epochs = (
+        pd.read_csv(folder / f"{name}.csv") for name in ("summary", "trials", "epochs")
+    )
+    return summary, trials, epochs
+
+
+def base_of(summary: pd.DataFrame) -> str:
+    """The baseline's label."""
+    return str(summary.loc[summary["accuracy_verdict"] == intervals.BASE, "label"].iloc[0])
+
+
+def short(label: str) -> str:
+    """Without the words that all have in common."""
+    return label.removeprefix("mishkit ").removesuffix(" in place")
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table, the first column of words."""
+    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
+
+
+def results(rows: pd.DataFrame, base: str) -> str:
+    """One data set."""
+    target = f"{100 * rows['target'].iloc[0]:g}"
+    head = (
+        *("activation", "rate", "accuracy, %", f"against {base}", ""),
+        *("step", "kept", f"epochs to {target} %", "time to it, s", ""),
+    )
+    return markdown(head, (cells(row) for row in rows.to_dict("records")))
+
+
+def cells(row: dict) -> list[str]:
+    """One activation."""
+    is_base = row["accuracy_verdict"] == intervals.BASE
+    step = formats.ratio(row["step_ratio"])
+    if not is_base:
+        step += f" ({formats.between(row['step_ratio_low'], row['step_ratio_high'])})"
+    reached = f"{row['reached']} of {row['seeds']} seeds"
+    late = row["reached"] < row["seeds"]
+    return [
+        short(row["label"]),
+        f"{row['lr']:g}{' (edge)' if row['lr_at_edge'] else ''}",
+        formats.with_half(row["accuracy"], row["accuracy_half"], 4),
+        formats.NONE
+        if is_base
+        else formats.signed(row["accuracy_diff"], row["accuracy_diff_half"]),
+        "" if is_base else emphasised(row["accuracy_verdict"]),
+        step,
+        formats.ratio(row["kept_ratio"]),
+        reached if late else f"{row['epochs_to_target']:.1f}",
+        formats.NONE if late else formats.with_half(row["budget_s"], row["budget_s_half"]),
+        "" if is_base else emphasised(row["budget_verdict"]),
+    ]
+
+
+def emphasised(verdict: str) -> str:
+    """In bold where something is told apart."""
+    return f"**{verdict}**" if verdict in (intervals.BETTER, intervals.WORSE) else verdict
+
+
+def overview(summary: pd.DataFrame) -> str:
+    """A row an activation, a column a data set: the difference in accuracy, in bold where told."""
+    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    body = []
+    for label, rows in others.groupby("label", sort=False):
+        by_data = rows.set_index("data")
+        found = [
+            f"**{text}**"
+            if row["accuracy_verdict"] in (intervals.BETTER, intervals.WORSE)
+            else text
+            for row in (by_data.loc[data] for data in summary["data"].unique())
+            for text in (formats.signed(row["accuracy_diff"], row["accuracy_diff_wide"]),)
+        ]
+        body.append((short(str(label)), *found))
+    return markdown(("points", *summary["data"].unique()), body)
+
+
+def counted(summary: pd.DataFrame) -> str:
+    """How many comparisons came out which way."""
+    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    better, worse = (
+        int((others["accuracy_verdict"] == verdict).sum())
+        for verdict in (intervals.BETTER, intervals.WORSE)
+    )
+    return (
+        f"Of {len(others)} comparisons of accuracy, {better} came out better than "
+        f"{base_of(summary)}, {worse} worse, and {len(others) - better - worse} can't be told "
+        "apart"
+    )
+
+
+def prices(summary: pd.DataFrame) -> str:
+    """What a step takes and keeps, as ranges over the activations of a data set."""
+    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    body = []
+    for data, rows in others.groupby("data", sort=False):
+        least, most = rows.loc[rows["step_ratio"].idxmin()], rows.loc[rows["step_ratio"].idxmax()]
+        kept = rows["kept_ratio"]
+        body.append(
+            (
+                str(data),
+                *(f"{formats.ratio(r['step_ratio'])} {short(r['label'])}" for r in (least, most)),
+                f"{formats.ratio(kept.min())} to {formats.ratio(kept.max())}",
+            )
+        )
+    return markdown(("data", "cheapest step", "dearest step", "kept for backward"), body)
+
+
+def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> str:
+    """The page of the documentation."""
+    base = base_of(summary)
+    final = trials[trials["phase"] == "final"]
+    one = final.iloc[0]
+    parts = []
+    for data, rows in summary.groupby("data", sort=False):
+        first = final[final["data"] == data].iloc[0]
+        parts.append(
+            f"## {data}\n\n{DATA[str(data)].capitalize()}; {first['train_size']:,} samples to "
+            f"train with, {first['test_size']:,} to test, {first['classes']} classes. Model: "
+            f"{first['model']}, {first['sites']} activations, {first['parameters']:,} parameters, "
+            f"{first['steps']:,} steps.\n\n{results(rows, base)}"
+        )
+    edges = summary[summary["lr_at_edge"]]
+    return TEMPLATE.format(
+        headline=intervals.headline(summary, base),
+        counted=counted(summary),
+        budget=" ".join(intervals.budget(summary, base))
+        or f"For no activation is the time to the target told apart from {base}'s.",
+        overview=overview(summary),
+        prices=prices(summary),
+        base=base,
+        functions=", ".join(FUNCTIONS),
+        parts="\n\n".join(parts),
+        edges=(
+            "At the edge of the grid, so that a better rate may lie beyond, the choice was for "
+            + ", ".join(f"{short(row['label'])} on {row['data']}" for _, row in edges.iterrows())
+            + "."
+            if len(edges)
+            else "No choice lay at the edge of the grid."
+        ),
+        trials=len(trials),
+        tuned=len(trials) - len(final),
+        minutes=f"{epochs['seconds'].sum() / 60:.0f}",
+        pairs=int((summary["accuracy_verdict"] != intervals.BASE).sum()),
+        epochs=one["epochs"],
+        rates=SETTINGS["--lr"].replace(",", ", "),
+        samples=f"{int(SETTINGS['--train-samples']):,}",
+        channels=Settings.channels,
+        seeds=SETTINGS["--seeds"],
+        tuning=SETTINGS["--tuning-seeds"],
+        machine=f"{one['processor']}, {one['threads']} threads, torch {one['torch']}, mishkit "
+        f"{one['mishkit']}; {final['finished'].max()[:10]}",
+    )
+
+
+TEMPLATE = """# The study: which activation is worth its price
+
+**{headline}.**
+
+{counted}. {budget}
+
+{functions}, each in place, against {base}: on images, on two tables and on
+sentences, with a learning rate tuned for each. Made by `python benchmarks/study.py`, which runs
+`mishkit compare`; how it compares is told in [its page](compare.md). Every number here is in
+[summary.csv](study/summary.csv), or a count in [trials.csv](study/trials.csv) and
+[epochs.csv](study/epochs.csv). [The report](study/report.html) shows the same with curves, the
+search for the rates, and every trial.
+
+## Accuracy
+
+Differences to {base} on equal seeds. ± is the interval from which verdicts are drawn: it holds all
+{pairs} comparisons to 95 % together. In bold: told apart.
+
+{overview}
+
+![Differences in accuracy to ReLU, a panel a data set](figures/study-accuracy.png)
+
+## Price
+
+The time of a training step and the bytes kept for backward, over those of {base}.
+
+{prices}
+
+![Difference in accuracy against the time of a step, a panel a data set](figures/study-price.png)
+
+{parts}
+
+In these tables ± and ranges are 95 % intervals of each number by itself. *Step*: forward and
+backward of one batch, over {base}'s on equal seeds. *Kept*: bytes that autograd holds for backward.
+
+## How far this reaches
+
+- Small settings, for two cores: {epochs} epochs, at most {samples} training samples, networks of
+  {channels} channels' width. Other sizes may come out otherwise.
+- Intervals are over {seeds} seeds: weights and the order of samples. They say nothing of other test
+  data.
+- The rate was searched among {rates}, by {tuning} seeds of its own, on a fifth of the training
+  data. {edges}
+- The functions work in place, with the gradient from the output; the lab's networks allow it.
+- {trials} trainings, {tuned} of them for the search; {minutes} minutes of training in all, one at a
+  time. {machine}.
+"""
+
+
+# ---- the figures ----
+
+
+def look(number: int) -> dict[str, str]:
+    """A colour and a marker: no two activations share both."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": "osD^vPX*<"[number % 9]}
+
+
+def draw(summary: pd.DataFrame, folder: Path) -> None:
+    """Both figures."""
+    datasets = list(summary["data"].unique())
+    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    labels = list(others["label"].unique())
+    base = base_of(summary)
+    folder.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure = Figure((3.3 * len(datasets) + 1, 0.34 * len(labels) + 1.1), layout="constrained")
+        for panel, data in zip(
+            figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0], datasets, strict=True
+        ):
+            for row in others[others["data"] == data].to_dict("records"):
+                at, middle = labels.index(row["label"]), row["accuracy_diff"]
+                colour = look(at)["color"]
+                for half, width in (("wide", 1.2), ("half", 4.5)):
+                    ends = [middle + sign * row[f"accuracy_diff_{half}"] for sign in (-1, 1)]
+                    panel.plot(ends, [at, at], color=colour, linewidth=width)
+                panel.plot(middle, at, **look(at), markersize=7, markeredgecolor="black")
+            panel.axvline(0, color="#444444", linewidth=0.9)
+            panel.set_title(data)
+            panel.set_yticks(range(len(labels)), [short(label) for label in labels])
+            panel.set_ylim(len(labels) - 0.5, -0.5)
+        figure.supxlabel(f"points above {base}; thick: 95 %, thin: all comparisons together")
+        figure.savefig(folder / "study-accuracy.png", dpi=DPI, metadata={"Software": None})
+
+        figure = Figure((3.3 * len(datasets) + 1, 4.2), layout="constrained")
+        axes = figure.subplots(1, len(datasets), squeeze=False)[0]
+        for panel, data in zip(axes, datasets, strict=True):
+            for row in others[others["data"] == data].to_dict("records"):
+                step = row["step_ratio"]
+                panel.errorbar(
+                    step,
+                    row["accuracy_diff"],
+                    xerr=[[step - row["step_ratio_low"]], [row["step_ratio_high"] - step]],
+                    yerr=row["accuracy_diff_half"],
+                    **look(labels.index(row["label"])),
+                    label=short(row["label"]),
+                    linestyle="none",
+                    elinewidth=0.8,
+                    markersize=7,
+                )
+            panel.axhline(0, color="#444444", linewidth=0.9)
+            panel.axvline(1, color="#444444", linewidth=0.9)
+            panel.set_title(data)
+        figure.supxlabel(f"time of a step over {base}'s")
+        axes[0].set_ylabel(f"points above {base}")
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)))
+        figure.savefig(folder / "study-price.png", dpi=DPI, metadata={"Software": None})
+
+
+def main(
+    page_only: Annotated[bool, typer.Option("--page-only", help="From docs/study.")] = False,
+    data_root: Annotated[Path, typer.Option(help="Where the data are.")] = Path("data"),
+    output: Annotated[Path, typer.Option(help="Where trials are kept.")] = Path("mishkit-study"),
+) -> None:
+    """Run the study, or go on with it, and write its page."""
+    missing = [name for name in ACTIVATIONS if name not in registry()]
+    if missing:
+        raise SystemExit(f"no such activations: {', '.join(missing)}")
+    if not page_only:
+        done = subprocess.run([sys.executable, "-m", "mishkit", *command(data_root, output)])
+        if done.returncode:
+            raise SystemExit(done.returncode)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copyfile(output / name, FOLDER / name)
+    found = tables(FOLDER)
+    draw(found[0], FIGURES)
+    PAGE.write_text(page(*found), encoding="utf-8")
+    print(f"written: {PAGE}, {FOLDER}, {FIGURES}/study-*.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)
