@@ -7,14 +7,19 @@
 One training step (forward, backward, SGD with momentum) and one inference pass of the seven-layer
 network that `mishkit compare` trains, and of three of timm's with random weights. Every activation
 of a network is replaced, at the same sites. Times: all variants in one process, in turns, one
-thread, by the processor's time, which other work on the machine does not lengthen. Peak memory: by
-how much a step raises the resident memory, each variant in a process of its own.
+thread, by the processor's time, which other work on the machine does not lengthen; before each
+timed step comes one that is not. The C library is told to keep freed memory, as page faults would
+take more than the activations and fall on one variant or another by chance; what happens without is
+measured too, each variant in processes of its own. Peak memory: by how much a step raises the
+resident memory, each variant in a process of its own.
 """
 
 from __future__ import annotations
 
 import csv
+import ctypes
 import math
+import multiprocessing
 import os
 import platform
 import time
@@ -22,7 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 import torch
 import typer
@@ -33,6 +44,7 @@ from mishkit.backends import cpu
 from mishkit.lab import environment
 from mishkit.lab._timing import PROCESSOR, Call, round_robin, torch_threads
 from mishkit.lab._verdicts import Verdict
+from mishkit.lab.formats import significant
 from mishkit.lab.models import Example, load, mean_square
 from mishkit.lab.networks import initialise, seven_layers
 from mishkit.lab.surgery import Settings, peak_in_process, readable
@@ -65,6 +77,10 @@ SECONDS = 40.0
 TIME, PEAK = 1.05, 1.04
 """The most a training step may take of ReLU's with our Mish in place, where there is a bar."""
 BARRED = (SEVEN, "resnet18")
+KEPT, DEFAULT = "kept", "default"
+"""What the C library does with freed memory: keeps it, or what it does by itself."""
+PROCESSES, STEPS = 5, 40
+"""How many there are of each variant with the C library's own settings, and steps in each."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +89,19 @@ class Row:
 
     network: str
     variant: str
+    heap: str
+    """`KEPT` or `DEFAULT`"""
     step: float
     """Milliseconds of a training step: the minimum."""
     step_median: float
-    inference: float
-    inference_median: float
     samples: int
     """Of the step."""
-    peak: int | None
-    """Bytes by which a step raises the resident memory; None where it was not measured."""
+    faults: float | None
+    """Page faults of a step, the median; None where they are not counted, as in what follows."""
+    inference: float | None = None
+    inference_median: float | None = None
+    peak: int | None = None
+    """Bytes by which a step raises the resident memory."""
 
 
 def build(network: str, variant: str) -> tuple[nn.Module, torch.Tensor]:
@@ -136,29 +156,94 @@ def inference(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
 
 
 def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> list[Row]:
-    """Every variant of a network."""
+    """Every variant of a network, in this process."""
+    keep_freed_memory()
     timings: dict[str, dict[str, Any]] = {}
-    for what, use in (("step", training), ("inference", inference)):
-        calls = {}
-        for variant in VARIANTS:
-            run = use(*build(network, variant))
-            run()
-            calls[variant] = Call(run, most_calls=1)
-        with torch_threads(1):
+    with torch_threads(1):
+        for what, use in (("step", training), ("inference", inference)):
+            calls = {}
+            for variant in VARIANTS:
+                run = use(*build(network, variant))
+                run()
+                # Once before, for memory and caches to be as this variant leaves them.
+                calls[variant] = Call(run, prepare=run, most_calls=1)
             timings[what] = round_robin(calls, seconds=seconds, least=3, clock=PROCESSOR)
+            if what == "step":
+                faults = {variant: median(faults_of(calls[variant].run, 3)) for variant in VARIANTS}
     rows = []
     for variant in VARIANTS:
         step, passed = timings["step"][variant], timings["inference"][variant]
-        figures = (step.min, step.median, passed.min, passed.median)
         peak = None
         if peaks and Path("/proc/self/clear_refs").exists():
             options = (f"network={network}", f"variant={variant!r}")
             # By module, not by file: its folder is on the path of a script and of its children.
             settings = Settings(f"{Path(__file__).stem}:build", (), options)
             peak = peak_in_process(settings, False, True)
-        in_ms = (figure / 1e6 for figure in figures)
-        rows.append(Row(network, variant, *in_ms, len(step.samples), peak))
+        rows.append(
+            Row(
+                network,
+                variant,
+                KEPT,
+                step.min / 1e6,
+                step.median / 1e6,
+                len(step.samples),
+                faults[variant],
+                passed.min / 1e6,
+                passed.median / 1e6,
+                peak,
+            )
+        )
     return rows
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large blocks for later, where it can be told so."""
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):
+        trim_threshold, mmap_threshold, never = -1, -3, 1 << 30
+        allocator.mallopt(trim_threshold, never)
+        allocator.mallopt(mmap_threshold, never)
+
+
+def faults_of(run: Callable[[], Any], steps: int) -> list[int]:
+    """Page faults of each of so many runs; none where they are not counted."""
+    found = [0]
+    for _ in range(steps if resource else 0):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run()
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return found[1:] or found
+
+
+def measure_default(network: str, processes: int = PROCESSES) -> list[Row]:
+    """ReLU and our Mish in place with the C library's own settings, in turns, each time in a new
+    process: medians over the processes of their medians, the least of their minima."""
+    found: dict[str, list[tuple[float, float, float]]] = {RELU: [], OURS: []}
+    context = multiprocessing.get_context("spawn")
+    for _ in range(processes):
+        for variant, results in found.items():
+            with context.Pool(1) as pool:
+                results.append(pool.apply(_steps, (network, variant)))
+    rows = []
+    for variant, results in found.items():
+        least, middle, faults = zip(*results, strict=True)
+        figures = (min(least), median(middle), processes * STEPS, median(faults))
+        rows.append(Row(network, variant, DEFAULT, *figures))
+    return rows
+
+
+def _steps(network: str, variant: str) -> tuple[float, float, float]:
+    """The minimum and the median of `STEPS` steps in ms, and the median of their page faults."""
+    torch.set_num_threads(1)
+    step = training(*build(network, variant))
+    for _ in range(5):
+        step()
+    samples = []
+    for _ in range(STEPS):
+        begin = PROCESSOR()
+        step()
+        samples.append((PROCESSOR() - begin) / 1e6)
+    return min(samples), median(samples), median(faults_of(step, STEPS))
 
 
 # ---- the page ----
@@ -196,15 +281,24 @@ def read(path: Path) -> list[tuple[Row, dict[str, str]]]:
 
 
 def _line(line: Mapping[str, str]) -> tuple[Row, dict[str, str]]:
-    times = (float(line[n]) for n in ("step", "step_median", "inference", "inference_median"))
-    peak = int(line["peak"]) if line["peak"] else None
-    row = Row(line["network"], line["variant"], *times, int(line["samples"]), peak)
+    def number(name: str) -> float | None:
+        return float(line[name]) if line[name] else None
+
+    peak = number("peak")
+    row = Row(
+        *(line[name] for name in ("network", "variant", "heap")),
+        float(line["step"]),
+        float(line["step_median"]),
+        int(line["samples"]),
+        *(number(name) for name in ("faults", "inference", "inference_median")),
+        None if peak is None else int(peak),
+    )
     return row, {name: line[name] for name in _FACTS}
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Our Mish in place against ReLU in place."""
-    found = {(row.network, row.variant): row for row in rows}
+    found = {(row.network, row.variant): row for row in rows if row.heap == KEPT}
     made = []
     for network in BARRED:
         ours, relu = found.get((network, OURS)), found.get((network, RELU))
@@ -218,8 +312,8 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
                 if ours and relu and getattr(ours, name) and getattr(relu, name)
             ]
             text = f"{ratios[0]:.3f}×" if ratios else "not measured"
-            text += f" (of medians {ratios[1]:.3f}×)" if len(ratios) > 1 else ""
-            met = ratios[0] <= bar if ratios else None
+            text += f" of minima, {ratios[1]:.3f}× of medians" if len(ratios) > 1 else ""
+            met = max(ratios) <= bar if ratios else None
             made.append(Verdict(f"{network}: {what}", f"≤ {bar} × ReLU", text, met))
     return made
 
@@ -234,7 +328,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [row.variant, f"{row.step:.4g}"]
         cells += [_over(row, relu, "step"), _over(row, relu, "step_median")]
-        cells += [f"{row.inference:.4g}", _over(row, relu, "inference")]
+        cells += [significant(row.inference or math.nan, 4), _over(row, relu, "inference")]
         cells += ["–" if row.peak is None else readable(row.peak), _over(row, relu, "peak")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -245,13 +339,30 @@ def _over(row: Row, relu: Row | None, name: str) -> str:
     return f"{above / below:.3f}" if above and below else "–"
 
 
+def default_table(rows: Sequence[Row]) -> str:
+    """The steps with the C library's own settings, beside those with kept memory."""
+    kept = {(row.network, row.variant): row for row in rows if row.heap == KEPT}
+    body = [
+        "| network | activation | own settings, ms | page faults | kept memory, ms | page faults |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        beside = kept.get((row.network, row.variant))
+        if row.heap == DEFAULT and beside:
+            cells = [row.network, row.variant]
+            for one in (row, beside):
+                cells += [significant(one.step_median, 4), f"{one.faults or 0:,.0f}"]
+            body.append(f"| {' | '.join(cells)} |")
+    return "\n".join(body)
+
+
 def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
     """The page of the documentation."""
     rows = [row for row, _ in lines]
     parts = []
     for network in dict.fromkeys(row.network for row in rows):
         facts = next(facts for row, facts in lines if row.network == network)
-        chosen = [row for row in rows if row.network == network]
+        chosen = [row for row in rows if row.network == network and row.heap == KEPT]
         shape = "×".join(map(str, NETWORKS[network]))
         samples = min(row.samples for row in chosen)
         parts.append(
@@ -261,23 +372,36 @@ def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
         )
     bars = ["| what | bar | measured | |", "|---|---|---|---|"]
     bars += [f"| {v.what} | {v.bar} | {v.measured} | {v.word} |" for v in verdicts(rows)]
-    return TEMPLATE.format(parts="\n\n".join(parts), bars="\n".join(bars))
+    default = default_table(rows)
+    return TEMPLATE.format(parts="\n\n".join(parts), bars="\n".join(bars), default=default)
 
 
 TEMPLATE = """# Whole networks
 
 One training step and one inference pass with ReLU, with torch's activations and with ours, at the
 same sites. Made by `python benchmarks/networks.py`; every row is in [networks.csv](networks.csv).
-Times are minima of one thread's processor time, all variants in turns in one process; *peak* is by
-how much a training step raises the resident memory above parameters, gradients and the optimizer's
-state, each in a process of its own.
+Times are minima of one thread's processor time, all variants in turns in one process, each after a
+step of its own that is not timed; *peak* is by how much a training step raises the resident memory
+above parameters, gradients and the optimizer's state, each in a process of its own.
 
 ## The bars: our Mish in place against ReLU in place
 
 {bars}
 
 {parts}
-"""
+
+## What page faults cost
+
+The C library of Linux gives large freed blocks back to the system and takes them anew, zeroed page
+by page, at the next step. How often depends on the order in which blocks come and go, so it falls
+on one activation or another by chance. The tables above are with
+`mallopt(M_TRIM_THRESHOLD, 1 << 30)` and `mallopt(M_MMAP_THRESHOLD, 1 << 30)`, which keeps freed
+memory; for any program that trains on a CPU
+`MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824` in the environment does the
+same. Medians of training steps, with and without; without, over {processes} processes of each:
+
+{default}
+""".replace("{processes}", str(PROCESSES))
 
 
 def main(
@@ -292,6 +416,7 @@ def main(
         facts = facts_now()
         rows = measure(network, seconds=seconds, peaks=peaks)
         print(f"{network}\n{table(rows)}\n", flush=True)
+        rows += measure_default(network) if network in BARRED else []
         lines = [line for line in lines if line[0].network != network]
         lines += [(row, facts) for row in rows]
         order = list(NETWORKS)

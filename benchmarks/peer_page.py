@@ -16,14 +16,15 @@ from mishkit.lab.bench import QUANTILES, size_name
 from mishkit.lab.drawing import COLOURS, DPI, style
 from mishkit.lab.formats import NONE, significant
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 CSV, PAGE, FIGURE = DOCS / "peers.csv", DOCS / "peers.md", DOCS / "figures" / "peers.png"
 LEVEL = 1.05
 """Up to this ratio two are as fast as one another: what two runs of one differ by."""
 SMALL = 1 << 16
 """Below it a call's overhead decides."""
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
-"""Around the table that the README shows."""
+"""Around what is written into the README."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Row:
     """At `QUANTILES`."""
     error: float = 0.0
     """The largest |result − exact|/(1 + |exact|)."""
+    relative: float = 0.0
+    """The largest |result − exact|/|exact|."""
+    faults: int = 0
+    """Page faults of a call."""
     note: str = ""
 
 
@@ -66,7 +71,7 @@ class Cell(NamedTuple):
 _QUANTILE_NAMES = [f"q{round(100 * q)}" for q in QUANTILES]
 _COLUMNS = (
     "peer", "version", "function", "dtype", "direction", "memory", "size", "threads", "samples",
-    "min", "median", *_QUANTILE_NAMES, "error", "note",
+    "min", "median", *_QUANTILE_NAMES, "error", "relative", "faults", "note",
 )  # fmt: skip
 _FACTS = ("cpu", "cores", "isa", "load", "minutes", "date")
 
@@ -78,9 +83,10 @@ def write(path: Path, rows: Iterable[Row], facts: Mapping[str, str]) -> None:
         writer.writerow((*_COLUMNS, *_FACTS))
         for row in rows:
             figures = [f"{t:.5g}" for t in (row.min, row.median, *row.quantiles)]
-            timed = [row.samples, *figures, f"{row.error:.2g}"]
+            errors = (f"{row.error:.2g}", f"{row.relative:.2g}")
+            timed = [row.samples, *figures, *errors, row.faults]
             if row.note:
-                timed = [""] * (len(QUANTILES) + 4)
+                timed = [""] * len(timed)
             key = (row.peer, row.version, row.function, row.dtype, row.direction, row.memory)
             numbers = (row.size or "", row.threads or "")
             made_by = [facts.get(name, "") for name in _FACTS]
@@ -107,6 +113,8 @@ def _row(line: Mapping[str, str]) -> Row:
         median=number("median"),
         quantiles=tuple(map(number, _QUANTILE_NAMES)),
         error=number("error"),
+        relative=number("relative"),
+        faults=int(number("faults")),
         note=line["note"],
     )
 
@@ -173,82 +181,87 @@ def duels(rows: Iterable[Row]) -> list[Duel]:
     return found
 
 
-class Cause(NamedTuple):
-    """Why we are behind in the cells that fit; an empty tuple fits everything."""
+# ---- why we are behind ----
 
-    text: str
-    functions: tuple[str, ...] = ()
-    directions: tuple[str, ...] = ()
-    memories: tuple[str, ...] = ()
-    most: int = 1 << 62
-    """The largest size."""
-    least: int = 0
-    dtypes: tuple[str, ...] = ()
-    threads: tuple[int, ...] = ()
-    peers: tuple[str, ...] = ()
-
-    def fits(self, duel: Duel) -> bool:
-        cell = duel.cell
-        pairs = (
-            (self.functions, cell.function),
-            (self.directions, cell.direction),
-            (self.memories, cell.memory),
-            (self.dtypes, cell.dtype),
-            (self.threads, cell.threads),
-            (self.peers, duel.best.peer),
-        )
-        fitting = all(not wanted or value in wanted for wanted, value in pairs)
-        return fitting and self.least <= cell.size <= self.most
-
-
-ARENA = (
-    "ONNX Runtime's arena hands out the memory of the last result again: its fresh memory is not "
-    "fresh. Page faults a call at 16 Mi: ONNX Runtime 0, ours 544 (huge pages), torch and oneDNN "
-    "16,385"
-)
-ALLOCATES = (
-    "ours, like any gradient of autograd, goes into fresh memory and pays its page faults; the "
-    "other's goes into existing memory"
-)
-CALL = (
-    "the call: `out=` is checked in Python. Of 16 elements mk.relu(x, out=y) takes 2.1 µs, its "
-    "operator alone 0.64, torch.clamp_min(x, 0, out=y) 1.0: 1.1 µs more are 0.017 ns an element at "
-    "64 Ki"
-)
-SMALL_CALL = (
-    "the call, made in Python: of 16 elements mk.relu takes 1.2 µs, F.relu 1.0; mk.mish and "
-    "F.mish 1.3"
-)
-ERF = (
-    "0.02 ns are the call; the rest is the error function: oneDNN's is right to an absolute error "
-    "alone (at −5 it is 17% off, at −6 it is 0), ours to 4 ULP down to −12.8"
-)
-BARRIER = (
-    "probably the load: a result waits for both threads at a barrier, and where the system has put "
-    "one aside a call of 10 µs takes a scheduling quantum. At a load of 1.6, mish forward into "
-    "existing memory took 0.101, 0.061 and 0.129 ns at 64 Ki, 1 Mi and 16 Mi; oneDNN "
-    "0.132, 0.106 and 0.252"
-)
-STREAM = (
-    "probably memory: both pass over tensors of 4 MiB at about the speed of a copy, ours into "
-    "memory that the allocator gives anew; not measured apart"
-)
-CAUSES: tuple[Cause, ...] = (
-    Cause(BARRIER, threads=(2,), least=SMALL),
-    Cause(ARENA, memories=(FRESH,), peers=("ONNX Runtime",), least=1 << 20),
-    Cause(ALLOCATES, directions=(BACKWARD,), memories=(EXISTING,)),
-    Cause(ERF, functions=("gelu",), memories=(EXISTING,), least=SMALL, most=SMALL),
-    Cause(CALL, directions=(FORWARD,), memories=(EXISTING,), most=1 << 20),
-    Cause(SMALL_CALL, memories=(FRESH,), most=SMALL),
-    Cause(STREAM, functions=("relu",), least=1 << 20, most=1 << 20),
-)
-"""Found by reading and measuring; the first that fits is said."""
+MOSTLY = 0.7
+"""The share of a gap that explains it."""
 UNEXPLAINED = "not explained yet"
 
 
-def cause(duel: Duel) -> str:
-    """The first that fits."""
-    return next((c.text for c in CAUSES if c.fits(duel)), UNEXPLAINED)
+def cause(duel: Duel, everything: Times) -> str:
+    """Why another is faster, from the rows alone; `everything` has those of all cells."""
+    reasons = (_by_medians, _arena, _into_fresh, _of_the_call, _tail)
+    found = (reason(duel, everything) for reason in reasons)
+    return next((text for text in found if text), UNEXPLAINED)
+
+
+def _by_medians(duel: Duel, everything: Times) -> str | None:
+    if duel.of_medians > 1:
+        return None
+    return (
+        f"by their medians ours is first, {significant(1 / duel.of_medians)}×: "
+        f"{duel.best.peer}'s samples differ by more than the gap"
+    )
+
+
+def _arena(duel: Duel, everything: Times) -> str | None:
+    if duel.cell.memory != FRESH or not duel.best.faults < duel.ours.faults / 10:
+        return None
+    torch = everything[duel.cell].get("torch")
+    others = f", torch's {torch.faults:,}" if torch else ""
+    return (
+        f"{duel.best.peer}'s fresh memory is not fresh: its arena hands out that of the last "
+        f"result. Its call makes {duel.best.faults:,} page faults, ours {duel.ours.faults:,}"
+        f"{others}"
+    )
+
+
+def _into_fresh(duel: Duel, everything: Times) -> str | None:
+    fresh = everything.get(duel.cell._replace(memory=FRESH), {})
+    if duel.ours.memory == duel.cell.memory or not fresh:
+        return None
+    others = [row for name, row in fresh.items() if name not in (OURS, FROM_OUTPUT, *FLOORS)]
+    text = "ours, like any gradient of autograd, goes into fresh memory"
+    if others:
+        next_best = min(others, key=lambda row: row.min)
+        ratio = significant(next_best.min / duel.ours.min)
+        text += f"; of those that do, the fastest other, {next_best.peer}, takes {ratio}× its time"
+    return text
+
+
+def _of_the_call(duel: Duel, everything: Times) -> str | None:
+    gap = _gap(duel.ours, duel.best)
+    if duel.cell.size < SMALL:
+        return f"the call, from Python and with checks of its arguments: {gap:.1f} µs more"
+    extra = _extra_call(duel, everything)
+    if extra is None or extra < MOSTLY * gap:
+        return None
+    return f"the call: {extra:.1f} µs more at 1 Ki, and {gap:.1f} µs here"
+
+
+def _tail(duel: Duel, everything: Times) -> str | None:
+    ours, best = duel.ours.relative, duel.best.relative
+    if duel.cell.direction != FORWARD or not best > 100 * ours:
+        return None
+    extra = _extra_call(duel, everything)
+    call = f"; {extra:.1f} of the {_gap(duel.ours, duel.best):.1f} µs are the call" if extra else ""
+    return (
+        f"{duel.best.peer} is right to an absolute error alone: its largest relative error among "
+        f"these inputs is {best:.2g}, ours {ours:.2g}{call}"
+    )
+
+
+def _gap(ours: Row, best: Row) -> float:
+    """Microseconds a call."""
+    return (ours.min - best.min) * ours.size / 1e3
+
+
+def _extra_call(duel: Duel, everything: Times) -> float | None:
+    """By how many microseconds our call at the smallest size is longer than theirs."""
+    size = min(cell.size for cell in everything)
+    found = everything.get(duel.cell._replace(size=size), {})
+    ours, best = found.get(OURS), found.get(duel.best.peer)
+    return _gap(ours, best) if ours and best and size < duel.cell.size else None
 
 
 # ---- the page ----
@@ -264,7 +277,7 @@ def _order(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.peer for row in rows if not row.note))
 
 
-_README = (
+_COLUMNS_OF_MISH = (
     (FORWARD, EXISTING, 1 << 16),
     (FORWARD, EXISTING, 1 << 20),
     (FORWARD, EXISTING, 1 << 24),
@@ -272,7 +285,6 @@ _README = (
     (BACKWARD, FRESH, 1 << 16),
     (BACKWARD, FRESH, 1 << 24),
 )
-"""The README's columns."""
 
 
 def table(rows: Sequence[Row], function: str = "mish", dtype: str = "float32") -> str:
@@ -281,7 +293,7 @@ def table(rows: Sequence[Row], function: str = "mish", dtype: str = "float32") -
     Where a peer has no form into existing memory, what it takes into fresh stands in brackets.
     """
     everything = times(rows)
-    columns = [Cell(function, dtype, *column, 1) for column in _README]
+    columns = [Cell(function, dtype, *column, 1) for column in _COLUMNS_OF_MISH]
     best = [
         min(
             (r.min for name, r in everything.get(cell, {}).items() if name not in FLOORS),
@@ -302,11 +314,67 @@ def table(rows: Sequence[Row], function: str = "mish", dtype: str = "float32") -
                 cells.append(f"{bold}{significant(row.min)}{bold}")
         if any(text != NONE for text in cells):
             body.append((peer, *cells))
-    head = [
-        f"{cell.direction}, {size_name(cell.size)}{', fresh' * (cell.memory == FRESH)}"
-        for cell in columns
-    ]
-    return markdown((f"{function}, {dtype}", *head), body)
+    return markdown((f"{function}, {dtype}", *map(_column, columns)), body)
+
+
+def _column(cell: Cell) -> str:
+    return f"{cell.direction}, {size_name(cell.size)}{', fresh' * (cell.memory == FRESH)}"
+
+
+def beside_torch(rows: Sequence[Row], dtype: str = "float32") -> str:
+    """ns an element of each function, torch's and ours, one thread; the faster in bold."""
+    everything = times(rows)
+    functions = dict.fromkeys(cell.function for cell in everything)
+    body = []
+    for function in functions:
+        cells = [Cell(function, dtype, *column, 1) for column in _COLUMNS_OF_MISH]
+        found = [everything.get(cell, {}) for cell in cells]
+        pairs = [(peers.get("torch"), peers.get(OURS)) for peers in found]
+        if any(torch is None or ours is None for torch, ours in pairs):
+            continue  # torch has no such function
+        for place, name in enumerate(("torch", "mishkit")):
+            texts = []
+            for pair in pairs:
+                bold = "**" * (pair[place].min == min(row.min for row in pair))
+                texts.append(f"{bold}{significant(pair[place].min)}{bold}")
+            body.append((f"{name} {function}", *texts))
+    head = map(_column, (Cell("", dtype, *column, 1) for column in _COLUMNS_OF_MISH))
+    return markdown((dtype, *head), body)
+
+
+def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
+    """Put the two tables between the marks of the README."""
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{path} has no {BEGIN} … {END}")
+    versions = {row.peer: row.version for row in rows}
+    made = README_TEMPLATE.format(
+        machine=f"{facts['cpu']}, kernels {facts['isa']}, torch {versions['torch']}",
+        beside=beside_torch(rows),
+        table=table(rows),
+        counts=counts([d for d in duels(rows) if d.cell.size >= SMALL]),
+    )
+    path.write_text(f"{before}{begin}\n{made}{end}{after}", encoding="utf-8")
+
+
+README_TEMPLATE = """One thread of {machine}; nanoseconds an element, the minimum over
+interleaved repeats; into existing memory, or where it says so into fresh.
+
+{beside}
+
+Mish by everyone who computes it on a CPU; in brackets: into fresh memory, where there is no form
+into existing memory; the fastest in bold, ReLU and copy aside. "1 exp" is the expression with one
+exponential, given to a compiler.
+
+{table}
+
+Of all functions, both dtypes and both directions, that at least one other offers:
+
+{counts}
+
+"""
 
 
 def leads(found: Sequence[Duel], dtype: str) -> str:
@@ -335,7 +403,7 @@ def behind(found: Sequence[Duel]) -> list[Duel]:
     return sorted((d for d in found if d.is_behind), key=lambda d: -d.ratio)
 
 
-def _behind_table(found: Sequence[Duel]) -> str:
+def _behind_table(found: Sequence[Duel], everything: Times) -> str:
     body = [
         (
             str(duel.cell),
@@ -344,7 +412,7 @@ def _behind_table(found: Sequence[Duel]) -> str:
             f"{duel.ratio:.2f}",
             f"{duel.of_medians:.2f}",
             ", ".join(duel.faster),
-            cause(duel),
+            cause(duel, everything),
         )
         for duel in found
     ]
@@ -386,7 +454,7 @@ def notes(rows: Iterable[Row]) -> Iterator[str]:
 
 def page(rows: Sequence[Row], facts: Mapping[str, str], figure: str) -> str:
     """The whole page."""
-    found = duels(rows)
+    found, everything = duels(rows), times(rows)
     timed = [row for row in rows if not row.note]
     versions = ", ".join(dict.fromkeys(f"{r.peer} {r.version}" for r in timed))
     late = behind(found)
@@ -398,15 +466,13 @@ def page(rows: Sequence[Row], facts: Mapping[str, str], figure: str) -> str:
         facts=f"{facts['cpu']}, {facts['cores']} cores, mishkit's kernels: {facts['isa']}; load "
         f"before the run {facts['load']}; {facts['minutes']} minutes, {facts['date']}.",
         versions=versions,
-        begin=BEGIN,
-        end=END,
         table=table(rows),
         bfloat16=table(rows, dtype="bfloat16"),
         figure=figure,
         counts=counts(found),
         leads="\n\n".join(leads(found, dtype) for dtype in dtypes),
-        large=_behind_table(large) if large else "None.",
-        small=_behind_table(small) if small else "None.",
+        large=_behind_table(large, everything) if large else "None.",
+        small=_behind_table(small, everything) if small else "None.",
         notes="\n".join(missing) or "None.",
     )
 
@@ -421,13 +487,12 @@ every timing is a row of [peers.csv](peers.csv). {facts}
 All peers of a function are timed in one process, in turns, on inputs N(0, 2), nanoseconds an
 element, minima (the CSV has medians and quantiles). *Existing*: the result goes into memory that is
 there, the same for all; *fresh*: into memory that the call allocates. Backward is (grad, input) →
-grad_input. Each result was compared with the formula in float64 before it was timed; the CSV's
-`error` is the largest |result − exact|/(1 + |exact|). torch ReLU and copy are the floor: they
-compute less. "1 exp" is x·n/(n + 2), n = eˣ(eˣ + 2), given to a compiler.
+grad_input. Each result was compared with the formula in float64 before it was timed: in the CSV
+`error` is the largest |result − exact|/(1 + |exact|), `relative` the largest
+|result − exact|/|exact|, and `faults` the page faults of a call. torch ReLU and copy are the floor:
+they compute less. "1 exp" is x·n/(n + 2), n = eˣ(eˣ + 2), given to a compiler.
 
-{begin}
 {table}
-{end}
 
 In brackets: into fresh memory, where there is no form into existing memory.
 
@@ -445,7 +510,8 @@ The time of the fastest other over ours, one thread; in bold where we are behind
 
 ## Where we are behind
 
-By more than 5% at 64 Ki elements and above:
+The cause is told from the rows: the gap at 1 Ki is the call's, page faults are counted, errors
+compared. By more than 5% at 64 Ki elements and above:
 
 {large}
 

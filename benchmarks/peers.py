@@ -27,6 +27,11 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 import peer_page
@@ -92,7 +97,7 @@ class Run:
     def group(self, function: str, dtype: str, direction: str, size: int) -> None:
         """Check and time everyone at one piece of work."""
         work = Work.of(function, DTYPES[dtype], direction, size, self.threads)
-        found: dict[tuple[str, str], tuple[Call, float]] = {}
+        found: dict[tuple[str, str], tuple[Call, Errors]] = {}
         where = function, dtype, direction
         for adapter in self.adapters:
             try:
@@ -103,7 +108,7 @@ class Run:
                         reason = f"another function: off by {errors.rms:.1g}"
                         self.note(adapter.name, *where, reason=reason)
                         continue
-                    found[adapter.name, memory] = self.rested(made.call), errors.worst
+                    found[adapter.name, memory] = self.rested(made.call), errors
             except Lacks as lack:
                 self.note(adapter.name, *where, reason=str(lack))
             except Exception as failure:
@@ -118,6 +123,7 @@ class Run:
         for (peer, memory), timing in timings.items():
             per_element = Timing([sample / size for sample in timing.samples])
             key = (peer, *where, memory, size, self.threads)
+            call, errors = found[peer, memory]
             self.rows.append(
                 Row(
                     *key,
@@ -126,7 +132,9 @@ class Run:
                     min=per_element.min,
                     median=per_element.median,
                     quantiles=tuple(map(per_element.quantile, QUANTILES)),
-                    error=found[peer, memory][1],
+                    error=errors.worst,
+                    relative=errors.relative,
+                    faults=faults_of(call),
                 )
             )
 
@@ -145,24 +153,42 @@ class Run:
 
 
 class Errors(NamedTuple):
-    """Of |result − exact|/(1 + |exact|)."""
+    """Of |result − exact|/(1 + |exact|), and the largest |result − exact|/|exact|."""
 
     worst: float
     rms: float
+    relative: float
 
 
 def errors_of(made: Made, work: Work) -> Errors:
     """The errors at either end, infinite for another shape, NaN where a result is."""
     got = made.tensor()
     if got.shape != work.x.shape:
-        return Errors(math.inf, math.inf)
-    parts = []
+        return Errors(math.inf, math.inf, math.inf)
+    parts, relative = [], 0.0
     for part in (slice(None, CHECKED), slice(-CHECKED, None)):
         exact = work.exact(part)
-        errors = (got[part].double() - exact).abs() / (1 + exact.abs())
-        parts.append(errors[~exact.isnan()])
+        errors = (got[part].double() - exact).abs()
+        parts.append((errors / (1 + exact.abs()))[~exact.isnan()])
+        # Where the result is 0 or too small to be a normal number there is none.
+        normal = exact.abs() > torch.finfo(got.dtype).tiny
+        if normal.any():
+            relative = max(relative, (errors / exact.abs())[normal].max().item())
     errors = torch.cat(parts)
-    return Errors(errors.max().item(), errors.square().mean().sqrt().item())
+    return Errors(errors.max().item(), errors.square().mean().sqrt().item(), relative)
+
+
+def faults_of(call: Call) -> int:
+    """Page faults of a call that is not the first; 0 where they are not counted."""
+    if resource is None:
+        return 0
+    for _ in range(2):
+        if call.prepare is not None:
+            call.prepare()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        call.run()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults
 
 
 def _first_line(error: Exception) -> str:
@@ -232,6 +258,7 @@ def main(
     csv_path: Annotated[Path, typer.Option("--csv", help="Where rows go.")] = peer_page.CSV,
     page: Annotated[Path, typer.Option(help="Where the page goes.")] = peer_page.PAGE,
     figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = peer_page.FIGURE,
+    readme: Annotated[Path, typer.Option(help="Where the tables go, too.")] = peer_page.README,
     page_only: Annotated[bool, typer.Option("--page-only", help="From the CSV as it is.")] = False,
     part: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -267,7 +294,8 @@ def main(
         raise SystemExit(f"{csv_path}: {error}") from None
     peer_page.draw(rows, figure)
     page.write_text(peer_page.page(rows, facts, os.path.relpath(figure, page.parent)))
-    print(f"written: {page}, {figure}, {csv_path}")
+    peer_page.write_readme(readme, rows, facts)
+    print(f"written: {page}, {figure}, {csv_path}, {readme}")
 
 
 if __name__ == "__main__":

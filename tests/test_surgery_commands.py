@@ -118,3 +118,22 @@ def test_models_of_libraries(torchvision: None, tmp_path: Path) -> None:
     assert not example.model.training and example.inputs[0].dtype == torch.int64
     with pytest.raises(LabError, match="transformers: "):
         load(f"hf:{tmp_path / 'nothing'}/a/b", ("2,7",))
+
+
+def test_a_file_may_define_what_looks_for_its_module(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"  # as a module is called that is imported already
+    path.write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses, torch\n"
+        "@dataclasses.dataclass\n"
+        "class Sizes:\n"
+        "    width: int = 8\n"
+        "def build():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(5, Sizes().width), torch.nn.GELU()), "
+        "torch.zeros(2, 5)\n"
+    )
+    status, printed = run("audit", f"{path}:build")
+    assert status == 0, printed
+    import json
+
+    assert json.loads("1") == 1

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # what the last line of this file brings
     from ._function_types import *  # noqa: F403
 
 SAVE = ("input", "output")
-_NO_AUTOGRAD_WITH_OUT = "mishkit.{}: out= doesn't support autograd; use torch.no_grad()"
+_NO_AUTOGRAD_WITH_OUT = "{}: out= doesn't support autograd; use torch.no_grad()"
 
 _MOST_CHECKED = 1000
 """Sets of parameters that are remembered to be right."""
@@ -51,6 +51,7 @@ class _Call:
 
     def __init__(self, a: Activation) -> None:
         self.a = a
+        self.name = f"mishkit.{a.name}"
         self.rules = RULES[a.name]
         self.saving_output = fast_apply(self.rules.saving_output)
         self.in_place = fast_apply(self.rules.in_place)
@@ -87,17 +88,19 @@ class _Call:
     ) -> Tensor:
         """Eager calls with `inplace`, `out` or `save="output"`."""
         self.check(x, inplace, save, out)
-        self.check_turn(x, parameters, inplace, save)
+        needs_grad = _is_grad_enabled() and x.requires_grad
+        if needs_grad or save == "output":
+            self.check_turn(x, parameters, inplace, save)
         target = x if inplace else out
         if target is not None and target.is_neg():
             raise RuntimeError(
-                f"mishkit.{self.a.name}: can't write over a lazily negated tensor; resolve_neg() it"
+                f"{self.name}: can't write over a lazily negated tensor; resolve_neg() it"
             )
         if are_transforms_active() or forward_ad._current_level >= 0:
             # Transforms may ask for any derivative, in any mode: only the input answers that.
             y = self.rules.saving_input.apply(x.clone() if inplace else x, *parameters)
             return y if target is None else target.copy_(y)
-        if _is_grad_enabled() and x.requires_grad:
+        if needs_grad:
             return (self.in_place if inplace else self.saving_output)(x, *parameters)
         if target is None:
             return self.rules.forward(x, *parameters)
@@ -117,11 +120,11 @@ class _Call:
         wants_output = save == "output" or (inplace and needs_grad)
         if wants_output and not torch.compiler.is_exporting():
             raise ValueError(
-                f'mishkit.{self.a.name}: save="output" and inplace=True need parameters that are '
+                f'{self.name}: save="output" and inplace=True need parameters that are '
                 "numbers; the gradients of tensors need the input"
             )
         if out is not None and needs_grad:
-            raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.a.name))
+            raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
         if torch.compiler.is_exporting():
             y = self.a.portable(x, *plain.by_channel(parameters.to(x.dtype), x))
         elif _is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
@@ -163,7 +166,7 @@ class _Call:
                 raise ValueError(f'{error}; save="output" and inplace=True need one') from None
 
     def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> None:
-        name = f"mishkit.{self.a.name}"
+        name = self.name
         if save not in SAVE:
             raise ValueError(f'{name}: save must be "input" or "output", not {save!r}')
         if not isinstance(x, Tensor):
@@ -176,7 +179,7 @@ class _Call:
         if out is None:
             return
         if needs_grad or (_is_grad_enabled() and out.requires_grad):
-            raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.a.name))
+            raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(name))
         if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
             raise ValueError(
                 f"{name}: out must be {x.dtype} of shape {tuple(x.shape)} on {x.device}, "

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,11 @@ def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
 def _function(place: str, name: str) -> Callable[..., Any]:
     try:
         if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            # A name of its own, so that no module of the same name is in the way or lost.
+            spec = importlib.util.spec_from_file_location(f"_mishkit_{Path(place).stem}", place)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[module.__name__] = module  # dataclasses look for their module there
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
