@@ -153,5 +153,8 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
         title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        # Names give way to numbers: they alone may be broken over lines.
+        table.add_column(
+            column, justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
+        )
     return table

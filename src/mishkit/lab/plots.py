@@ -145,7 +145,7 @@ def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(True, axis="x")
-        axes.set_xlabel(f"points above {result.baseline.label}, on equal seeds")
+        axes.set_xlabel(f"points above {result.baseline.label}")
         return _svg(figure, f"Differences in accuracy to the baseline, {data}")
 
 
@@ -214,7 +214,7 @@ def _line(number: int) -> dict[str, Any]:
     return {
         "color": _colour(number),
         "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": DASHES[number % len(DASHES)],
+        "linestyle": DASHES[(number + number // len(SERIES)) % len(DASHES)],
     }
 
 
