@@ -73,15 +73,17 @@ def command(root: Path, output: Path) -> list[str]:
 
 
 def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The summary, the trials and the epochs."""
+    """The summary, with short labels, the trials and the epochs."""
+    # The names of trials are hexadecimal: some look like numbers.
     summary, trials, epochs = (
-        pd.read_csv(folder / f"{name}.csv") for name in ("summary", "trials", "epochs")
+        pd.read_csv(folder / f"{name}.csv", dtype={"trial": str})
+        for name in ("summary", "trials", "epochs")
     )
-    return summary, trials, epochs
+    return summary.assign(label=summary["label"].map(short)), trials, epochs
 
 
 def base_of(summary: pd.DataFrame) -> str:
-    """The baseline's label."""
+    """What to call the baseline."""
     return str(summary.loc[summary["accuracy_verdict"] == intervals.BASE, "label"].iloc[0])
 
 
@@ -115,7 +117,7 @@ def cells(row: dict) -> list[str]:
     reached = f"{row['reached']} of {row['seeds']} seeds"
     late = row["reached"] < row["seeds"]
     return [
-        short(row["label"]),
+        row["label"],
         f"{row['lr']:g}{' (edge)' if row['lr_at_edge'] else ''}",
         formats.with_half(row["accuracy"], row["accuracy_half"], 4),
         formats.NONE
@@ -148,7 +150,7 @@ def overview(summary: pd.DataFrame) -> str:
             for row in (by_data.loc[data] for data in summary["data"].unique())
             for text in (formats.signed(row["accuracy_diff"], row["accuracy_diff_wide"]),)
         ]
-        body.append((short(str(label)), *found))
+        body.append((str(label), *found))
     return markdown(("points", *summary["data"].unique()), body)
 
 
@@ -176,7 +178,7 @@ def prices(summary: pd.DataFrame) -> str:
         body.append(
             (
                 str(data),
-                *(f"{formats.ratio(r['step_ratio'])} {short(r['label'])}" for r in (least, most)),
+                *(f"{formats.ratio(r['step_ratio'])} {r['label']}" for r in (least, most)),
                 f"{formats.ratio(kept.min())} to {formats.ratio(kept.max())}",
             )
         )
@@ -210,7 +212,10 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         parts="\n\n".join(parts),
         edges=(
             "At the edge of the grid, so that a better rate may lie beyond, the choice was for "
-            + ", ".join(f"{short(row['label'])} on {row['data']}" for _, row in edges.iterrows())
+            + "; ".join(
+                f"{intervals.listed(rows['label'])} on {data}"
+                for data, rows in edges.groupby("data", sort=False)
+            )
             + "."
             if len(edges)
             else "No choice lay at the edge of the grid."
@@ -225,8 +230,8 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         channels=Settings.channels,
         seeds=SETTINGS["--seeds"],
         tuning=SETTINGS["--tuning-seeds"],
-        machine=f"{one['processor']}, {one['threads']} threads, torch {one['torch']}, mishkit "
-        f"{one['mishkit']}; {final['finished'].max()[:10]}",
+        machine=f"{one['processor']}, threads: {one['threads']}, torch {one['torch']}, "
+        f"mishkit {one['mishkit']}; {final['finished'].max()[:10]}",
     )
 
 
@@ -236,17 +241,18 @@ TEMPLATE = """# The study: which activation is worth its price
 
 {counted}. {budget}
 
-{functions}, each in place, against {base}: on images, on two tables and on
-sentences, with a learning rate tuned for each. Made by `python benchmarks/study.py`, which runs
-`mishkit compare`; how it compares is told in [its page](compare.md). Every number here is in
+{functions},
+each in place, against {base} in place: on images, on two tables and on sentences, with a learning
+rate tuned for each. Made by `python benchmarks/study.py`, which runs `mishkit compare`; how it
+compares is told in [its page](compare.md). Every number here is in
 [summary.csv](study/summary.csv), or a count in [trials.csv](study/trials.csv) and
 [epochs.csv](study/epochs.csv). [The report](study/report.html) shows the same with curves, the
 search for the rates, and every trial.
 
 ## Accuracy
 
-Differences to {base} on equal seeds. ± is the interval from which verdicts are drawn: it holds all
-{pairs} comparisons to 95 % together. In bold: told apart.
+Differences to {base} on equal seeds. ± is the interval from which verdicts are drawn: it
+holds all {pairs} comparisons to 95 % together. In bold: told apart.
 
 {overview}
 
@@ -308,7 +314,7 @@ def draw(summary: pd.DataFrame, folder: Path) -> None:
                 panel.plot(middle, at, **look(at), markersize=7, markeredgecolor="black")
             panel.axvline(0, color="#444444", linewidth=0.9)
             panel.set_title(data)
-            panel.set_yticks(range(len(labels)), [short(label) for label in labels])
+            panel.set_yticks(range(len(labels)), labels)
             panel.set_ylim(len(labels) - 0.5, -0.5)
         figure.supxlabel(f"points above {base}; thick: 95 %, thin: all comparisons together")
         figure.savefig(folder / "study-accuracy.png", dpi=DPI, metadata={"Software": None})
@@ -324,7 +330,7 @@ def draw(summary: pd.DataFrame, folder: Path) -> None:
                     xerr=[[step - row["step_ratio_low"]], [row["step_ratio_high"] - step]],
                     yerr=row["accuracy_diff_half"],
                     **look(labels.index(row["label"])),
-                    label=short(row["label"]),
+                    label=row["label"],
                     linestyle="none",
                     elinewidth=0.8,
                     markersize=7,
@@ -332,10 +338,10 @@ def draw(summary: pd.DataFrame, folder: Path) -> None:
             panel.axhline(0, color="#444444", linewidth=0.9)
             panel.axvline(1, color="#444444", linewidth=0.9)
             panel.set_title(data)
-        figure.supxlabel(f"time of a step over {base}'s")
+            panel.set_xlabel(f"time of a step over {base}'s")
         axes[0].set_ylabel(f"points above {base}")
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)))
+        figure.legend(handles, names, loc="outside lower center", ncols=5)
         figure.savefig(folder / "study-price.png", dpi=DPI, metadata={"Software": None})
 
 
