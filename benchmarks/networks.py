@@ -30,11 +30,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 import torch
 import typer
 from torch import nn
@@ -42,6 +37,7 @@ from torch import nn
 import mishkit as mk
 from mishkit.backends import cpu
 from mishkit.lab import environment
+from mishkit.lab._memory import page_faults
 from mishkit.lab._timing import PROCESSOR, Call, round_robin, torch_threads
 from mishkit.lab._verdicts import Verdict
 from mishkit.lab.formats import significant
@@ -96,8 +92,8 @@ class Row:
     step_median: float
     samples: int
     """Of the step."""
-    faults: float | None
-    """Page faults of a step, the median; None where they are not counted, as in what follows."""
+    faults: float
+    """Page faults of a step, the median."""
     inference: float | None = None
     inference_median: float | None = None
     peak: int | None = None
@@ -169,7 +165,7 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
                 calls[variant] = Call(run, prepare=run, most_calls=1)
             timings[what] = round_robin(calls, seconds=seconds, least=3, clock=PROCESSOR)
             if what == "step":
-                faults = {variant: median(faults_of(calls[variant].run, 3)) for variant in VARIANTS}
+                faults = {variant: faults_of(call.run) for variant, call in calls.items()}
     rows = []
     for variant in VARIANTS:
         step, passed = timings["step"][variant], timings["inference"][variant]
@@ -205,14 +201,9 @@ def keep_freed_memory() -> None:
         allocator.mallopt(mmap_threshold, never)
 
 
-def faults_of(run: Callable[[], Any], steps: int) -> list[int]:
-    """Page faults of each of so many runs; none where they are not counted."""
-    found = [0]
-    for _ in range(steps if resource else 0):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        run()
-        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return found[1:] or found
+def faults_of(step: Callable[[], Any]) -> float:
+    """Page faults of a step: the median of a few."""
+    return median(page_faults(step) for _ in range(5))
 
 
 def measure_default(network: str, processes: int = PROCESSES) -> list[Row]:
@@ -243,7 +234,7 @@ def _steps(network: str, variant: str) -> tuple[float, float, float]:
         begin = PROCESSOR()
         step()
         samples.append((PROCESSOR() - begin) / 1e6)
-    return min(samples), median(samples), median(faults_of(step, STEPS))
+    return min(samples), median(samples), faults_of(step)
 
 
 # ---- the page ----
@@ -290,7 +281,8 @@ def _line(line: Mapping[str, str]) -> tuple[Row, dict[str, str]]:
         float(line["step"]),
         float(line["step_median"]),
         int(line["samples"]),
-        *(number(name) for name in ("faults", "inference", "inference_median")),
+        float(line["faults"]),
+        *(number(name) for name in ("inference", "inference_median")),
         None if peak is None else int(peak),
     )
     return row, {name: line[name] for name in _FACTS}
@@ -351,7 +343,7 @@ def default_table(rows: Sequence[Row]) -> str:
         if row.heap == DEFAULT and beside:
             cells = [row.network, row.variant]
             for one in (row, beside):
-                cells += [significant(one.step_median, 4), f"{one.faults or 0:,.0f}"]
+                cells += [significant(one.step_median, 4), f"{one.faults:,.0f}"]
             body.append(f"| {' | '.join(cells)} |")
     return "\n".join(body)
 

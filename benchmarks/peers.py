@@ -27,11 +27,6 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 import peer_page
@@ -40,6 +35,7 @@ from peer_page import Row
 
 from mishkit.backends import cpu
 from mishkit.lab import environment
+from mishkit.lab._memory import page_faults
 from mishkit.lab._timing import PROCESSOR, WALL, Call, Timing, round_robin
 from mishkit.lab.bench import DTYPES, QUANTILES, parse_numbers
 
@@ -179,15 +175,11 @@ def errors_of(made: Made, work: Work) -> Errors:
 
 
 def faults_of(call: Call) -> int:
-    """Page faults of a call that is not the first; 0 where they are not counted."""
-    if resource is None:
-        return 0
+    """Page faults of a call that is not the first."""
     for _ in range(2):
         if call.prepare is not None:
             call.prepare()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        call.run()
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        faults = page_faults(call.run)
     return faults
 
 
