@@ -105,6 +105,32 @@ class Joined(nn.Module):
         return self.head(torch.cat([self.act(self.a(x)), self.act(self.b(x))], 1))
 
 
+class PartlyMade(nn.Module):
+    """Units 1 and 2 are silent; the activation also sees the inputs, of which 0 is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(4, 3), nn.ReLU(), nn.Linear(7, 2)
+        silence(self.fc1, [1, 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([-x[:, :1].abs(), x[:, 1:]], 1)
+        return self.fc2(self.act(torch.cat([self.fc1(x), x], 1)))
+
+
+class Scaled(nn.Module):
+    """A gate that is a single number, which is no unit of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+        self.scale, self.gate = nn.Parameter(torch.tensor(-1.0)), nn.ReLU()
+        silence(self.fc1, [2, 5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x))) + self.gate(self.scale)
+
+
 class Between(nn.Module):
     """linear, activation, something, linear; units 2 and 5 of 6 are silent."""
 
@@ -262,6 +288,23 @@ CASES = {
     "constant": Case(
         constant, ROW, {"1": ([2, 5], [2, 5], "")}, (6 * 10 + 3, 4 * 10 + 3), (64 * 42, 64 * 28)
     ),
+    "partly made": Case(
+        PartlyMade,
+        ROW,
+        {"act": ([1, 2, 3], [1, 2], "no layer before it makes its units")},
+        (3 * 5 + 7 * 2 + 2, 1 * 5 + 5 * 2 + 2),
+        (64 * (12 + 14), 64 * (4 + 10)),
+    ),
+    "a number": Case(
+        Scaled,
+        ROW,
+        {
+            "act": ([2, 5], [2, 5], ""),
+            "gate": ([0], [], "no layer before it makes its units"),
+        },
+        (6 * 8 + 4, 4 * 8 + 4),
+        (64 * 42, 64 * 28),
+    ),
     "shared activation": Case(
         shared_activation,
         ROW,
@@ -403,6 +446,45 @@ def test_the_data_decide_and_not_the_example() -> None:
         report = mk.prune(pruned, {"input": example}, data=data)
         assert report.sites[0].removed_units == (0, 3) and report.compared == 3
         torch.testing.assert_close(pruned(positive[2]), wanted)
+
+
+class Attention(nn.Module):
+    """By ReLU, whose scores are as wide as the sequence is long; one activation for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.act = nn.Linear(4, 6), nn.Linear(6, 4), nn.ReLU()
+        silence(self.fc1, [2, 5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc2(self.act(self.fc1(x)))
+        return x if len(x) == 1 else self.act(x @ x.mT) @ x
+
+
+def test_a_width_that_changes_with_the_inputs_is_told() -> None:
+    batches = [torch.randn(2, 5, 4), torch.randn(2, 7, 4), torch.randn(1, 7, 4)]
+    for data in (batches, [batches[1], batches[0]], [torch.randn(3, 6, 4), batches[0]]):
+        model = Attention()
+        report = mk.prune(model, batches[0], data=data)
+        first, second = report.sites
+        assert (first.removed_units, first.why_not) == ((2, 5), "")
+        assert (second.name, second.units, second.silent) == ("act#2", 0, 0)
+        assert second.why_not == "its width changes with the inputs"
+
+    class Rows(nn.Sequential):
+        """Takes images, or the rows that become of them."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[1](self[0](x)).amax((2, 3)) if x.ndim > 2 else x
+            return self[3](self[1](self[2](x)))
+
+    rows = Rows(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2))
+    silence(rows[2], [2, 5])
+    report = mk.prune(rows, torch.randn(IMAGE), data=[torch.randn(ROW)])
+    assert [site.why_not for site in report.sites] == [
+        "its width changes with the inputs",
+        "it was not called with the data",
+    ]
 
 
 @pytest.mark.parametrize(

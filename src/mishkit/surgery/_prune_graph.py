@@ -73,18 +73,15 @@ class Graph:
         holders = [(id(p), m) for m in self.names for p in m._parameters.values() if p is not None]
         self.holders = Counter(parameter for parameter, _ in holders)
 
-    def cuts(self) -> tuple[list[Cut], dict[Call, str]]:
-        """The groups of units at the sites, each once, and the sites that are in none."""
+    def cuts(self) -> list[Cut]:
+        """The groups of units at the sites, each once."""
         cuts: dict[frozenset[Any], Cut] = {}
-        without = {}
         for call in self.sites:
             for maker in self._makers(call):
                 cut = self._cut(maker)
                 key = frozenset((where, frozenset(units)) for where, units in cut.touched.items())
                 cuts.setdefault(key, cut)
-            if not any(call in cut.sites for cut in cuts.values()):
-                without[call] = "no layer before it makes its units"
-        return list(cuts.values()), without
+        return list(cuts.values())
 
     def _makers(self, call: Call) -> list[nn.Module]:
         """The nearest layers before a site whose outputs its units are."""

@@ -162,7 +162,7 @@ def tapped(
 
 @dataclass
 class Reading:
-    """What was seen of each unit, at one place."""
+    """What was seen of each unit, at one place; none has units whose number changes."""
 
     low: Tensor
     high: Tensor
@@ -174,7 +174,11 @@ class Reading:
         """One tensor's, whose units lie along `dim`; None if it is empty."""
         if not x.numel():
             return None
-        rows = x.detach().movedim(dim, -1).reshape(-1, x.shape[dim])
+        x = torch.atleast_1d(x.detach())
+        if x.ndim < -dim:
+            rows = x.new_empty(1, 0)
+        else:
+            rows = x.movedim(dim, -1).reshape(-1, x.shape[dim])
         low, high = (bound.double().cpu() for bound in torch.aminmax(rows, dim=0))
         # Not "> threshold": a NaN is active.
         active = (~(rows.abs() <= threshold)).sum(0).cpu()
@@ -182,6 +186,9 @@ class Reading:
 
     def add(self, other: Reading) -> None:
         """Count in what was seen at the same place elsewhere."""
+        if len(self.low) != len(other.low):
+            self.low = self.high = self.active = self.low[:0]
+            return
         self.low = torch.minimum(self.low, other.low)
         self.high = torch.maximum(self.high, other.high)
         self.active = self.active + other.active

@@ -39,8 +39,6 @@ class Work:
         """The first batches, each with the outputs of the model as it was."""
         self.shapes: dict[Call, torch.Size] = {}
         """By site: the shape of its output for the example inputs."""
-        self.without: dict[Call, str] = {}
-        """By site that is in no cut: why."""
         self.at_sites: dict[Call, Reading] = {}
         self.at_readers: dict[nn.Module, Reading] = {}
         self.cuts: list[Cut] = []
@@ -51,7 +49,7 @@ class Work:
         """Find what is silent, and remove what can go."""
         graph = Graph(self.model, self.example, self.chosen)
         self.shapes = graph.shapes
-        cuts, self.without = graph.cuts()
+        cuts = graph.cuts()
         self._watch(batches, graph, cuts, progress)
         for cut in cuts:
             self._decide(graph, cut)

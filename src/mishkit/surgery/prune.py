@@ -258,19 +258,22 @@ def _sites(work: Work) -> tuple[PrunedSite, ...]:
         quiet = reading.silent(work.fraction) if reading else []
         silent = [unit for unit, is_silent in enumerate(quiet) if is_silent]
         removed, reasons = [], Counter[str]()
-        roots = [(cut, cut.sites[call], set(cut.removed)) for cut in work.cuts if call in cut.sites]
-        for unit in range(len(quiet)):
-            for cut, units, gone in roots:
-                if units.get(unit) in gone:
-                    removed.append(unit)
-                elif unit in units and quiet[unit]:
-                    reasons[cut.why_not[units[unit]]] += 1
-        if call in work.without and silent:
-            reasons[work.without[call]] = len(silent)
+        cuts = [(cut, cut.sites[call], set(cut.removed)) for cut in work.cuts if call in cut.sites]
+        for unit, is_silent in enumerate(quiet):
+            roots = [(cut, units[unit], gone) for cut, units, gone in cuts if unit in units]
+            if any(root in gone for _, root, gone in roots):
+                removed.append(unit)
+            elif is_silent and roots:
+                cut, root, _ = roots[0]
+                reasons[cut.why_not[root]] += 1
+            elif is_silent:
+                reasons["no layer before it makes its units"] += 1
         if call not in work.shapes:
-            reasons["it was not called with the example inputs"] = len(silent)
+            reasons["it was not called with the example inputs"] = 0
         elif reading is None:
             reasons["it was not called with the data"] = 0
+        elif not quiet:
+            reasons["its width changes with the inputs"] = 0
         several = len(reasons) > 1
         why = "; ".join(f"{n}: {r}" if several else r for r, n in reasons.most_common())
         found.append(
