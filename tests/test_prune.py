@@ -105,6 +105,44 @@ class Joined(nn.Module):
         return self.head(torch.cat([self.act(self.a(x)), self.act(self.b(x))], 1))
 
 
+class AddedToTwo(nn.Module):
+    """What one layer makes is tied to what two make; silence is a constant behind the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.act, self.norm, self.head = nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        scramble(self)
+        silence(self.a, [1, 4, 5])
+        silence(self.b, [1])
+        silence(self.c, [1, 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.act(self.a(x) + torch.cat([self.b(x), self.c(x)], 1))))
+
+
+class Dense(nn.Module):
+    """Unit 1 is silent in both norms; 5, which the first convolution makes, in the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1, self.conv1 = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 3, 1),
+        )
+        self.norm2, self.conv2 = nn.BatchNorm2d(7), nn.Conv2d(7, 3, 1)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+        for norm, silent in ((self.norm1, [1]), (self.norm2, [1, 5])):
+            nn.init.constant_(norm.bias, 9)
+            silence(norm, silent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(self.act1(self.norm1(x)))], 1)
+        return self.conv2(self.act2(self.norm2(x)))
+
+
 class PartlyMade(nn.Module):
     """Units 1 and 2 are silent; the activation also sees the inputs, of which 0 is."""
 
@@ -287,6 +325,20 @@ CASES = {
     ),
     "constant": Case(
         constant, ROW, {"1": ([2, 5], [2, 5], "")}, (6 * 10 + 3, 4 * 10 + 3), (64 * 42, 64 * 28)
+    ),
+    "added to two": Case(
+        AddedToTwo,
+        ROW,
+        {"act": ([1, 4, 5], [1, 4, 5], "")},
+        (6 * 9 + 6 * 5 + 2, 3 * 9 + 3 * 5 + 2),
+        (64 * (24 + 24 + 12), 64 * (12 + 12 + 6)),
+    ),
+    "dense": Case(
+        Dense,
+        IMAGE,
+        {"act1": ([1], [1], ""), "act2": ([1, 5], [1, 5], "")},
+        (4 * 6 + 3 * 5 + 7 * 5 + 3, 3 * 6 + 2 * 4 + 5 * 5 + 3),
+        (50 * (12 + 12 + 21), 50 * (9 + 6 + 15)),
     ),
     "partly made": Case(
         PartlyMade,

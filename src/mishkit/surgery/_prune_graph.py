@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,15 @@ from .slots import Slot
 
 @dataclass
 class Cut:
-    """Units that go together: a layer that makes them, and all that is tied to it."""
+    """Units that go together: a layer that makes them, and all that is tied to it.
+
+    Two cuts may have units in common, as where one layer's output is added to those of two.
+    """
 
     root: nn.Module
     units: int
+    makes: tuple[int, str]
+    """The root's side in `touched` on which its units are."""
     obstacle: str = ""
     """Why none of its units can go."""
     sites: dict[Call, dict[int, int]] = field(default_factory=dict)
@@ -105,11 +111,13 @@ class Graph:
 
     def _cut(self, root: nn.Module) -> Cut:
         """What goes with the units of a layer."""
-        cut = Cut(root, self.dependencies.get_out_channels(root))
+        width = self.dependencies.get_out_channels(root)
+        group = self._group(root, range(width))
+        cut = Cut(root, width, makes=_where(group[0].dep))
         calls: dict[int, list[Call]] = {}
         for call, node in self.sites.items():
             calls.setdefault(id(node), []).append(call)
-        for item in self._group(root, range(cut.units)):
+        for item in group:
             node = item.dep.target
             roots = item.root_idxs or item.idxs
             units = dict(zip(item.idxs, roots, strict=True))
@@ -168,6 +176,16 @@ class Graph:
                 return False
         return bool(self.dependencies.check_pruning_group(group))
 
-    def remove(self, cut: Cut) -> None:
+    def remove(self, cuts: Iterable[Cut]) -> None:
         """Narrow the layers, by what was decided."""
-        self._group(cut.root, cut.removed).prune(record_history=False)
+        gone: dict[tuple[int, str], set[int]] = {}
+        for cut in cuts:
+            removed, before = set(cut.removed), sorted(gone.get(cut.makes, ()))
+            # By now the layer counts its units without those that are gone.
+            left = [
+                unit - bisect.bisect(before, unit) for unit in cut.removed if unit not in before
+            ]
+            if left:
+                self._group(cut.root, left).prune(record_history=False)
+            for where, roots in cut.touched.items():
+                gone.setdefault(where, set()).update(i for i, r in roots.items() if r in removed)

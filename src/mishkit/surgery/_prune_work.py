@@ -190,11 +190,13 @@ class Work:
         """Remove these, and compare: why it failed, if it did, and the greatest change."""
         expected = [self._masked(batch, cuts) for batch, _ in self.kept] if self.lossy else None
         try:
-            for cut in cuts:  # before the inputs are counted otherwise
-                for layer, constants in cut.folds.items():
-                    _fold(layer, constants)
+            folds: dict[nn.Module, dict[int, float]] = {}
             for cut in cuts:
-                graph.remove(cut)
+                for layer, constants in cut.folds.items():
+                    folds.setdefault(layer, {}).update(constants)
+            for layer, constants in folds.items():  # before the inputs are counted otherwise
+                _fold(layer, constants)
+            graph.remove(cuts)
             now = [outputs_of(self.model, batch) for batch, _ in self.kept]
         except Exception as error:
             # Whatever a model may raise when its shapes are not what it counts on.
