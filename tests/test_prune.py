@@ -623,6 +623,23 @@ def test_what_is_no_business_of_pruning_stays() -> None:
     assert calls == [] and not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_buffer_that_each_run_writes_to_stays(dry_run: bool) -> None:
+    class Counting(Between):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+            self.register_buffer("runs", torch.tensor(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            return super().forward(x)
+
+    model = Counting()
+    runs = model.runs
+    assert mk.prune(model, torch.randn(ROW), dry_run=dry_run).removed == 2
+    assert model.runs is runs and runs == 3
+
+
 def test_a_model_that_fails_is_left_as_it_was() -> None:
     def fail(x: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # in the midst of tracing
