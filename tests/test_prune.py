@@ -105,6 +105,70 @@ class Joined(nn.Module):
         return self.head(torch.cat([self.act(self.a(x)), self.act(self.b(x))], 1))
 
 
+class AddedToTwo(nn.Module):
+    """What one layer makes is tied to what two make; silence is a constant behind the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.act, self.norm, self.head = nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        scramble(self)
+        silence(self.a, [1, 4, 5])
+        silence(self.b, [1])
+        silence(self.c, [1, 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.act(self.a(x) + torch.cat([self.b(x), self.c(x)], 1))))
+
+
+class Dense(nn.Module):
+    """Unit 1 is silent in both norms; 5, which the first convolution makes, in the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1, self.conv1 = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 3, 1),
+        )
+        self.norm2, self.conv2 = nn.BatchNorm2d(7), nn.Conv2d(7, 3, 1)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+        for norm, silent in ((self.norm1, [1]), (self.norm2, [1, 5])):
+            nn.init.constant_(norm.bias, 9)
+            silence(norm, silent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(self.act1(self.norm1(x)))], 1)
+        return self.conv2(self.act2(self.norm2(x)))
+
+
+class PartlyMade(nn.Module):
+    """Units 1 and 2 are silent; the activation also sees the inputs, of which 0 is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(4, 3), nn.ReLU(), nn.Linear(7, 2)
+        silence(self.fc1, [1, 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([-x[:, :1].abs(), x[:, 1:]], 1)
+        return self.fc2(self.act(torch.cat([self.fc1(x), x], 1)))
+
+
+class Scaled(nn.Module):
+    """A gate that is a single number, which is no unit of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+        self.scale, self.gate = nn.Parameter(torch.tensor(-1.0)), nn.ReLU()
+        silence(self.fc1, [2, 5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x))) + self.gate(self.scale)
+
+
 class Between(nn.Module):
     """linear, activation, something, linear; units 2 and 5 of 6 are silent."""
 
@@ -262,6 +326,37 @@ CASES = {
     "constant": Case(
         constant, ROW, {"1": ([2, 5], [2, 5], "")}, (6 * 10 + 3, 4 * 10 + 3), (64 * 42, 64 * 28)
     ),
+    "added to two": Case(
+        AddedToTwo,
+        ROW,
+        {"act": ([1, 4, 5], [1, 4, 5], "")},
+        (6 * 9 + 6 * 5 + 2, 3 * 9 + 3 * 5 + 2),
+        (64 * (24 + 24 + 12), 64 * (12 + 12 + 6)),
+    ),
+    "dense": Case(
+        Dense,
+        IMAGE,
+        {"act1": ([1], [1], ""), "act2": ([1, 5], [1, 5], "")},
+        (4 * 6 + 3 * 5 + 7 * 5 + 3, 3 * 6 + 2 * 4 + 5 * 5 + 3),
+        (50 * (12 + 12 + 21), 50 * (9 + 6 + 15)),
+    ),
+    "partly made": Case(
+        PartlyMade,
+        ROW,
+        {"act": ([1, 2, 3], [1, 2], "no layer before it makes its units")},
+        (3 * 5 + 7 * 2 + 2, 1 * 5 + 5 * 2 + 2),
+        (64 * (12 + 14), 64 * (4 + 10)),
+    ),
+    "a number": Case(
+        Scaled,
+        ROW,
+        {
+            "act": ([2, 5], [2, 5], ""),
+            "gate": ([0], [], "no layer before it makes its units"),
+        },
+        (6 * 8 + 4, 4 * 8 + 4),
+        (64 * 42, 64 * 28),
+    ),
     "shared activation": Case(
         shared_activation,
         ROW,
@@ -405,6 +500,45 @@ def test_the_data_decide_and_not_the_example() -> None:
         torch.testing.assert_close(pruned(positive[2]), wanted)
 
 
+class Attention(nn.Module):
+    """By ReLU, whose scores are as wide as the sequence is long; one activation for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.act = nn.Linear(4, 6), nn.Linear(6, 4), nn.ReLU()
+        silence(self.fc1, [2, 5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc2(self.act(self.fc1(x)))
+        return x if len(x) == 1 else self.act(x @ x.mT) @ x
+
+
+def test_a_width_that_changes_with_the_inputs_is_told() -> None:
+    batches = [torch.randn(2, 5, 4), torch.randn(2, 7, 4), torch.randn(1, 7, 4)]
+    for data in (batches, [batches[1], batches[0]], [torch.randn(3, 6, 4), batches[0]]):
+        model = Attention()
+        report = mk.prune(model, batches[0], data=data)
+        first, second = report.sites
+        assert (first.removed_units, first.why_not) == ((2, 5), "")
+        assert (second.name, second.units, second.silent) == ("act#2", 0, 0)
+        assert second.why_not == "its width changes with the inputs"
+
+    class Rows(nn.Sequential):
+        """Takes images, or the rows that become of them."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[1](self[0](x)).amax((2, 3)) if x.ndim > 2 else x
+            return self[3](self[1](self[2](x)))
+
+    rows = Rows(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2))
+    silence(rows[2], [2, 5])
+    report = mk.prune(rows, torch.randn(IMAGE), data=[torch.randn(ROW)])
+    assert [site.why_not for site in report.sites] == [
+        "its width changes with the inputs",
+        "it was not called with the data",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "silent"),
     [
@@ -487,6 +621,23 @@ def test_what_is_no_business_of_pruning_stays() -> None:
     handle.remove()
     model(torch.randn(IMAGE))
     assert calls == [] and not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_buffer_that_each_run_writes_to_stays(dry_run: bool) -> None:
+    class Counting(Between):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+            self.register_buffer("runs", torch.tensor(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            return super().forward(x)
+
+    model = Counting()
+    runs = model.runs
+    assert mk.prune(model, torch.randn(ROW), dry_run=dry_run).removed == 2
+    assert model.runs is runs and runs == 3
 
 
 def test_a_model_that_fails_is_left_as_it_was() -> None:

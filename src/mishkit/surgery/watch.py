@@ -156,16 +156,22 @@ def _only_young_garbage() -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put buffers and generators of random numbers back afterwards."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, was in buffers:
-                    if not torch.equal(buffer, was):
-                        buffer.copy_(was)
+    with torch.random.fork_rng(devices=sorted(devices)), unwritten(model):
+        yield
+
+
+@contextmanager
+def unwritten(model: nn.Module) -> Iterator[None]:
+    """Put buffers back afterwards."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, was in buffers:
+                if not torch.equal(buffer, was):
+                    buffer.copy_(was)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

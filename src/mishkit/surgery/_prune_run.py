@@ -1,0 +1,210 @@
+"""Running a model for `prune`, and looking at it: its outputs, its MACs, what its units give.
+
+Whatever is done to the model for that is undone afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .slots import Slot
+from .watch import tensors_of
+
+Call = tuple[int, int]
+"""A site: the place of its slot in the list, and the number of the call within one run."""
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """The model's output; a mapping holds keyword arguments, a tuple or list positional ones."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def floating_tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors in an output of any structure."""
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+
+
+def outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
+    """Copies of the floating-point tensors in the model's output."""
+    with torch.no_grad():
+        return [tensor.clone() for tensor in floating_tensors(run(model, batch))]
+
+
+def macs_of(model: nn.Module, batch: Any) -> int:
+    """The multiply-accumulates of one run, counted by operator."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter knows no fused attention of CPUs; this is two matrix products.
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
+        run(model, batch)
+    return counter.get_total_flops() // 2
+
+
+def with_progress(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
+    """The batches, with a progress bar on a terminal if it is to be shown and rich is there."""
+    if not shown or not sys.stderr.isatty():
+        return batches
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return batches
+    total = len(batches) if isinstance(batches, Sized) else None
+    return track(batches, "watching", total=total, console=Console(stderr=True), transient=True)
+
+
+class Snapshot:
+    """What the modules of a model hold. Pruning puts new tensors in the place of the old ones, so
+    that references suffice to go back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.held = [(module, self._copy(module)) for module in model.modules()]
+
+    @staticmethod
+    def _copy(module: nn.Module) -> dict[str, Any]:
+        return {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
+
+    def restore(self) -> None:
+        """Go back, also from whatever was added."""
+        for module, held in self.held:
+            now = vars(module)
+            for name in now.keys() - held.keys():
+                del now[name]
+            for name, value in held.items():
+                # A dict stays the same object: handles of hooks refer to theirs.
+                if isinstance(value, dict) and isinstance(now.get(name), dict):
+                    now[name].clear()
+                    now[name].update(value)
+                else:
+                    now[name] = value
+
+    @contextlib.contextmanager
+    def leniently(self) -> Iterator[None]:
+        """Eval mode, gradients for all parameters, which tracing needs, and no fused
+        transformer layers, which call no activation; and back."""
+        modes = [(module, module.training) for module, _ in self.held]
+        flags = {
+            (module, name): parameter.requires_grad
+            for module, _ in self.held
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        fused = torch.backends.mha.get_fastpath_enabled()
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in modes:
+                module.training = False
+            for module, name in flags:
+                parameter = module._parameters[name]
+                if parameter is not None and parameter.is_floating_point():
+                    parameter.requires_grad_()
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for module, mode in modes:
+                module.training = mode
+            for (module, name), flag in flags.items():
+                parameter = module._parameters[name]
+                if parameter is not None:
+                    parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def tapped(
+    chosen: Sequence[Slot], see: Callable[[Call, Tensor], None]
+) -> Iterator[Callable[[], None]]:
+    """Show every output of these activations to `see`; yields what begins a new run."""
+    calls: Counter[int] = Counter()
+    undo: list[Callable[[], object]] = []
+
+    def seen(place: int, output: Any) -> None:
+        calls[place] += 1
+        if isinstance(output, Tensor):
+            see((place, calls[place]), output)
+
+    def tap(place: int, slot: Slot) -> None:
+        if isinstance(slot.value, nn.Module):
+            hook = slot.value.register_forward_hook(lambda module, args, y: seen(place, y))
+            undo.append(hook.remove)
+            return
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            output = slot.value(*args, **kwargs)
+            seen(place, output)
+            return output
+
+        held = vars(slot.owner)
+        held[slot.attribute] = called
+        undo.append(lambda: held.update({slot.attribute: slot.value}))
+
+    try:
+        for place, slot in enumerate(chosen):
+            tap(place, slot)
+        yield calls.clear
+    finally:
+        for one in undo:
+            one()
+
+
+@dataclass
+class Reading:
+    """What was seen of each unit, at one place; none has units whose number changes."""
+
+    low: Tensor
+    high: Tensor
+    active: Tensor
+    positions: int
+
+    @classmethod
+    def of(cls, x: Tensor, dim: int, threshold: float) -> Reading | None:
+        """One tensor's, whose units lie along `dim`; None if it is empty."""
+        if not x.numel():
+            return None
+        x = torch.atleast_1d(x.detach())
+        if x.ndim < -dim:
+            rows = x.new_empty(1, 0)
+        else:
+            rows = x.movedim(dim, -1).reshape(-1, x.shape[dim])
+        low, high = (bound.double().cpu() for bound in torch.aminmax(rows, dim=0))
+        # Not "> threshold": a NaN is active.
+        active = (~(rows.abs() <= threshold)).sum(0).cpu()
+        return cls(low, high, active, len(rows))
+
+    def add(self, other: Reading) -> None:
+        """Count in what was seen at the same place elsewhere."""
+        if len(self.low) != len(other.low):
+            self.low = self.high = self.active = self.low[:0]
+            return
+        self.low = torch.minimum(self.low, other.low)
+        self.high = torch.maximum(self.high, other.high)
+        self.active = self.active + other.active
+        self.positions += other.positions
+
+    def silent(self, fraction: float) -> list[bool]:
+        """By unit: whether it exceeded the threshold at no more than this share of positions."""
+        return (self.active <= fraction * self.positions).tolist()
+
+    def constant(self, unit: int, eps: float) -> float | None:
+        """The value of a unit that has but one, to rounding."""
+        low, high = float(self.low[unit]), float(self.high[unit])
+        same = high - low <= 8 * eps * max(abs(low), abs(high)) < float("inf")
+        return (low + high) / 2 if same else None
+
+
+def channels(layer: nn.Module) -> int:
+    """The dimension of a layer's input that holds the units, from the last."""
+    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
