@@ -10,8 +10,8 @@ of a network is replaced, at the same sites. Times: all variants in one process,
 thread, by the processor's time, which other work on the machine does not lengthen; before each
 timed step comes one that is not. The C library is told to keep freed memory, as page faults would
 take more than the activations and fall on one variant or another by chance; what happens without is
-measured too, each variant in processes of its own. Peak memory: by how much a step raises the
-resident memory, each variant in a process of its own.
+measured too, each variant in processes of its own. All of that several times, in new processes.
+Peak memory: by how much a step raises the resident memory, each variant in a process of its own.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ BARRED = (SEVEN, "resnet18")
 KEPT, DEFAULT = "kept", "default"
 """What the C library does with freed memory: keeps it, or what it does by itself."""
 PROCESSES, STEPS = 5, 40
-"""How many there are of each variant with the C library's own settings, and steps in each."""
+"""How many there are, and steps in each with the C library's own settings."""
 
 
 @dataclass(frozen=True)
@@ -152,23 +152,14 @@ def inference(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
 
 
 def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> list[Row]:
-    """Every variant of a network, in this process."""
-    keep_freed_memory()
-    timings: dict[str, dict[str, Any]] = {}
-    with torch_threads(1):
-        for what, use in (("step", training), ("inference", inference)):
-            calls = {}
-            for variant in VARIANTS:
-                run = use(*build(network, variant))
-                run()
-                # Once before, for memory and caches to be as this variant leaves them.
-                calls[variant] = Call(run, prepare=run, most_calls=1)
-            timings[what] = round_robin(calls, seconds=seconds, least=3, clock=PROCESSOR)
-            if what == "step":
-                faults = {variant: faults_of(call.run) for variant, call in calls.items()}
+    """Every variant of a network. The samples of `PROCESSES` processes are put together, as each
+    has its own luck in where blocks of memory lie."""
+    found = [
+        in_process(timings, network, seconds / PROCESSES, number) for number in range(PROCESSES)
+    ]
     rows = []
     for variant in VARIANTS:
-        step, passed = timings["step"][variant], timings["inference"][variant]
+        steps, passes = ([one[what, variant] for one in found] for what in ("step", "inference"))
         peak = None
         if peaks and Path("/proc/self/clear_refs").exists():
             options = (f"network={network}", f"variant={variant!r}")
@@ -180,16 +171,44 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
                 network,
                 variant,
                 KEPT,
-                step.min / 1e6,
-                step.median / 1e6,
-                len(step.samples),
-                faults[variant],
-                passed.min / 1e6,
-                passed.median / 1e6,
+                min(map(min, steps)),
+                median(map(median, steps)),
+                sum(map(len, steps)),
+                median(one["faults", variant][0] for one in found),
+                min(map(min, passes)),
+                median(map(median, passes)),
                 peak,
             )
         )
     return rows
+
+
+def timings(network: str, seconds: float, turn: int) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of all steps and passes of every variant, and page faults, in this process; the
+    variants begin with another each turn."""
+    keep_freed_memory()
+    found: dict[tuple[str, str], list[float]] = {}
+    order = [*VARIANTS][turn:] + [*VARIANTS][:turn]
+    with torch_threads(1):
+        for what, use in (("step", training), ("inference", inference)):
+            calls = {}
+            for variant in order:
+                run = use(*build(network, variant))
+                run()
+                # Once before, for memory and caches to be as this variant leaves them.
+                calls[variant] = Call(run, prepare=run, most_calls=1)
+            made = round_robin(calls, seconds=seconds, least=2, clock=PROCESSOR)
+            for variant, timing in made.items():
+                found[what, variant] = [sample / 1e6 for sample in timing.samples]
+                if what == "step":
+                    found["faults", variant] = [faults_of(calls[variant].run)]
+    return found
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def keep_freed_memory() -> None:
@@ -210,11 +229,9 @@ def measure_default(network: str, processes: int = PROCESSES) -> list[Row]:
     """ReLU and our Mish in place with the C library's own settings, in turns, each time in a new
     process: medians over the processes of their medians, the least of their minima."""
     found: dict[str, list[tuple[float, float, float]]] = {RELU: [], OURS: []}
-    context = multiprocessing.get_context("spawn")
     for _ in range(processes):
         for variant, results in found.items():
-            with context.Pool(1) as pool:
-                results.append(pool.apply(_steps, (network, variant)))
+            results.append(in_process(_steps, network, variant))
     rows = []
     for variant, results in found.items():
         least, middle, faults = zip(*results, strict=True)
@@ -372,9 +389,10 @@ TEMPLATE = """# Whole networks
 
 One training step and one inference pass with ReLU, with torch's activations and with ours, at the
 same sites. Made by `python benchmarks/networks.py`; every row is in [networks.csv](networks.csv).
-Times are minima of one thread's processor time, all variants in turns in one process, each after a
-step of its own that is not timed; *peak* is by how much a training step raises the resident memory
-above parameters, gradients and the optimizer's state, each in a process of its own.
+Times are minima of one thread's processor time over {processes} processes, and (medians) the
+medians of their medians: all variants in turns, each after a step of its own that is not timed.
+*Peak* is by how much a training step raises the resident memory above parameters, gradients and the
+optimizer's state, each in a process of its own.
 
 ## The bars: our Mish in place against ReLU in place
 

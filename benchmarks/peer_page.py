@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import marked
 from matplotlib.figure import Figure
 from peer_adapters import BACKWARD, EXISTING, FLOORS, FORWARD, FRESH, OURS
 from peer_adapters import OURS_FROM_OUTPUT as FROM_OUTPUT
@@ -16,15 +17,12 @@ from mishkit.lab.bench import QUANTILES, size_name
 from mishkit.lab.drawing import COLOURS, DPI, style
 from mishkit.lab.formats import NONE, significant
 
-ROOT = Path(__file__).parent.parent
-README, DOCS = ROOT / "README.md", ROOT / "docs"
+DOCS = marked.README.parent / "docs"
 CSV, PAGE, FIGURE = DOCS / "peers.csv", DOCS / "peers.md", DOCS / "figures" / "peers.png"
 LEVEL = 1.05
 """Up to this ratio two are as fast as one another: what two runs of one differ by."""
 SMALL = 1 << 16
 """Below it a call's overhead decides."""
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
-"""Around what is written into the README."""
 
 
 @dataclass(frozen=True)
@@ -344,11 +342,6 @@ def beside_torch(rows: Sequence[Row], dtype: str = "float32") -> str:
 
 def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
     """Put the two tables between the marks of the README."""
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path} has no {BEGIN} … {END}")
     versions = {row.peer: row.version for row in rows}
     made = README_TEMPLATE.format(
         machine=f"{facts['cpu']}, kernels {facts['isa']}, torch {versions['torch']}",
@@ -356,7 +349,7 @@ def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> N
         table=table(rows),
         counts=counts([d for d in duels(rows) if d.cell.size >= SMALL]),
     )
-    path.write_text(f"{before}{begin}\n{made}{end}{after}", encoding="utf-8")
+    marked.put(path, "peers", made)
 
 
 README_TEMPLATE = """One thread of {machine}; nanoseconds an element, the minimum over

@@ -29,6 +29,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import marked
 import peer_page
 from peer_adapters import BACKWARD, FLOORS, FORWARD, FUNCTIONS, Adapter, Lacks, Made, Work, everyone
 from peer_page import Row
@@ -250,7 +251,7 @@ def main(
     csv_path: Annotated[Path, typer.Option("--csv", help="Where rows go.")] = peer_page.CSV,
     page: Annotated[Path, typer.Option(help="Where the page goes.")] = peer_page.PAGE,
     figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = peer_page.FIGURE,
-    readme: Annotated[Path, typer.Option(help="Where the tables go, too.")] = peer_page.README,
+    readme: Annotated[Path, typer.Option(help="Where the tables go, too.")] = marked.README,
     page_only: Annotated[bool, typer.Option("--page-only", help="From the CSV as it is.")] = False,
     part: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:

@@ -789,3 +789,8 @@ def test_version_and_help():
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"mishkit {__version__}\n"
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0 and "compare" in shown.stdout
+
+
+def test_many_names_are_counted():
+    assert intervals._who(["a", "b", "c"], 5) == "a, b and c"
+    assert intervals._who(["a", "b", "c", "d"], 5) == "4 of 5 activations"

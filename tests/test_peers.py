@@ -151,7 +151,7 @@ def test_the_page() -> None:
 
 def test_the_readme_gets_its_tables(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n\n{page.BEGIN}\nwhat was\n{page.END}\n\nafter\n")
+    path.write_text("before\n\n<!-- peers: begin -->\nwhat was\n<!-- peers: end -->\n\nafter\n")
     columns = [("mish", "float32", *column, 1) for column in page._COLUMNS_OF_MISH]
     silu = [("silu", *column[1:]) for column in columns]
     found = [row("mishkit", 0.1, cell) for cell in (*columns, *silu[1:])]

@@ -388,8 +388,8 @@ def _vader(argument: str, options: _Options) -> _Source:
     sentences, ratings = zip(*rated, strict=True)
     labels = torch.tensor([rating > 0 for rating in ratings], dtype=torch.int64)
     return _Source(
-        f"{len(rated):,} sentences that people rated as positive or negative, {argument} of the "
-        "package vaderSentiment",
+        f"{len(rated):,} sentences of {text.SNIPPETS[argument][1]}, rated by people as positive or "
+        "negative, in the package vaderSentiment",
         (text.encode(sentences), labels),
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 ENOUGH = 3
+MOST_NAMED = 3
 BETTER, WORSE, OPEN, FEW, BASE = "better", "worse", "not told apart", "too few seeds", "baseline"
 
 
@@ -158,7 +159,8 @@ def headline(summary: pd.DataFrame, base: str) -> str:
         rows = others[others["accuracy_verdict"] == verdict]
         for data, group in rows.groupby("data", sort=False):
             where = f" on {data}" if several else ""
-            found.append(f"{listed(group['label'])} {_ends(group)} {word} {base}{where}")
+            who = _who(group["label"], others["activation"].nunique())
+            found.append(f"{who} {_ends(group)} {word} {base}{where}")
     seeds = int(others["seeds"].min())
     if not found and several:
         return (
@@ -178,6 +180,7 @@ def headline(summary: pd.DataFrame, base: str) -> str:
 def budget(summary: pd.DataFrame, base: str) -> list[str]:
     """What may be said of the time to the target: a sentence for each verdict and data set."""
     several = summary["data"].nunique() > 1
+    others = summary.loc[summary["budget_verdict"] != BASE, "activation"].nunique()
     sentences = []
     for verdict, words in ((BETTER, "less"), (WORSE, "more")):
         rows = summary[summary["budget_verdict"] == verdict]
@@ -185,9 +188,16 @@ def budget(summary: pd.DataFrame, base: str) -> list[str]:
             needs = "needs" if len(group) == 1 else "need"
             where = f" on {data}" if several else ""
             sentences.append(
-                f"{listed(group['label'])} {needs} {words} time to the target than {base}{where}."
+                f"{_who(group['label'], others)} {needs} {words} time to the target than "
+                f"{base}{where}."
             )
     return sentences
+
+
+def _who(labels: Iterable[str], total: int) -> str:
+    """Their names, or of many how many they are."""
+    names = list(labels)
+    return listed(names) if len(names) <= MOST_NAMED else f"{len(names)} of {total} activations"
 
 
 def _ends(group: pd.DataFrame) -> str:

@@ -18,11 +18,12 @@ VADER = "vaderSentiment-3.3.2.tar.gz"
 """A source distribution (MIT licence) whose additional resources hold rated sentences."""
 GET_VADER = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
 SNIPPETS = {
-    "amazon": "amazonReviewSnippets",
-    "movie": "movieReviewSnippets",
-    "nyt": "nytEditorialSnippets",
-    "tweets": "tweets",
+    "amazon": ("amazonReviewSnippets", "product reviews"),
+    "movie": ("movieReviewSnippets", "film reviews"),
+    "nyt": ("nytEditorialSnippets", "editorials"),
+    "tweets": ("tweets", "tweets"),
 }
+"""Which file, and what is in it."""
 LENGTH = 32
 """Tokens of a sentence; the rest is cut off. One film review in eleven is longer."""
 TOKENS = 8192
@@ -49,7 +50,7 @@ def snippets(archive: Path, kind: str) -> list[tuple[str, float]]:
             inner = source.extractfile(name)
             assert inner is not None
             with tarfile.open(fileobj=io.BytesIO(inner.read())) as nested:
-                file = nested.extractfile(f"hutto_ICWSM_2014/{SNIPPETS[kind]}_GroundTruth.txt")
+                file = nested.extractfile(f"hutto_ICWSM_2014/{SNIPPETS[kind][0]}_GroundTruth.txt")
                 assert file is not None
                 text = file.read().decode("utf-8", "replace")
     except (OSError, tarfile.TarError, ValueError, KeyError) as error:
