@@ -1,6 +1,6 @@
 """Whole networks with ReLU, torch's activations and ours: writes docs/networks.md and its CSV.
 
-    python benchmarks/networks.py                  # all, about a quarter of an hour on two cores
+    python benchmarks/networks.py                  # all, twenty minutes
     python benchmarks/networks.py --only seven_layers
     python benchmarks/networks.py --page-only      # the page anew, from the CSV
 
