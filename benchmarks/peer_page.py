@@ -183,12 +183,14 @@ def duels(rows: Iterable[Row]) -> list[Duel]:
 
 MOSTLY = 0.7
 """The share of a gap that explains it."""
+WRONG = 0.01
+"""A relative error from which on a result has no digit that may be relied upon."""
 UNEXPLAINED = "not explained yet"
 
 
 def cause(duel: Duel, everything: Times) -> str:
     """Why another is faster, from the rows alone; `everything` has those of all cells."""
-    reasons = (_by_medians, _arena, _into_fresh, _of_the_call, _tail)
+    reasons = (_by_medians, _arena, _into_fresh, _of_the_call, _tail, _second_thread)
     found = (reason(duel, everything) for reason in reasons)
     return next((text for text in found if text), UNEXPLAINED)
 
@@ -239,13 +241,24 @@ def _of_the_call(duel: Duel, everything: Times) -> str | None:
 
 def _tail(duel: Duel, everything: Times) -> str | None:
     ours, best = duel.ours.relative, duel.best.relative
-    if duel.cell.direction != FORWARD or not best > 100 * ours:
+    if duel.cell.direction != FORWARD or not best > WRONG > 100 * ours:
         return None
-    extra = _extra_call(duel, everything)
-    call = f"; {extra:.1f} of the {_gap(duel.ours, duel.best):.1f} µs are the call" if extra else ""
+    extra, gap = _extra_call(duel, everything) or 0.0, _gap(duel.ours, duel.best)
+    call = f"; {extra:.1f} of the {gap:.1f} µs are the call" if extra >= 0.05 else ""
     return (
         f"{duel.best.peer} is right to an absolute error alone: its largest relative error among "
         f"these inputs is {best:.2g}, ours {ours:.2g}{call}"
+    )
+
+
+def _second_thread(duel: Duel, everything: Times) -> str | None:
+    alone = everything.get(duel.cell._replace(threads=1), {}).get(OURS)
+    if duel.cell.threads == 1 or alone is None or alone.min > LEVEL * duel.ours.min:
+        return None
+    took, takes = (row.min * row.size / 1e3 for row in (alone, duel.ours))
+    return (
+        f"a second thread brings ours nothing: {took:.1f} µs with one, {takes:.1f} with "
+        f"{duel.cell.threads}"
     )
 
 
@@ -342,7 +355,7 @@ def beside_torch(rows: Sequence[Row], dtype: str = "float32") -> str:
 
 def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
     """Put the two tables between the marks of the README."""
-    versions = {row.peer: row.version for row in rows}
+    versions = {row.peer: row.version for row in rows if not row.note}
     made = README_TEMPLATE.format(
         machine=f"{facts['cpu']}, kernels {facts['isa']}, torch {versions['torch']}",
         beside=beside_torch(rows),

@@ -112,6 +112,11 @@ def test_a_cause_is_told_from_the_rows() -> None:
     pair = [row("mishkit", 0.07, out, relative=4e-7), row("oneDNN", 0.05, out, relative=1.0)]
     half = row("mishkit", 1.5, small), calls[1]
     assert "largest relative error among these inputs is 1, ours 4e-07; 0.5 of" in told(pair, *half)
+    # Two threads that take as long as one.
+    both = [row("mishkit", 0.07, (*out[:5], 2)), row("oneDNN", 0.05, (*out[:5], 2))]
+    text = "a second thread brings ours nothing: 4.6 µs with one, 4.6 with 2"
+    assert told(both, row("mishkit", 0.07, out)) == text
+    assert told(both, row("mishkit", 0.14, out)) == page.UNEXPLAINED
     # Faster once, slower mostly.
     pair = [row("mishkit", 0.07, out), dataclasses.replace(row("JAX", 0.05, out), median=0.28)]
     assert "by their medians ours is first, 2.00×" in told(pair)
