@@ -398,6 +398,8 @@ optimizer's state, each in a process of its own.
 
 {bars}
 
+A bar is met where both are. Why one is missed is told in [benchmarks.md](benchmarks.md).
+
 {parts}
 
 ## What page faults cost
