@@ -455,7 +455,12 @@ def main(settings: Settings, command: str) -> int:
         )
     settings = dataclasses.replace(settings, strategy=strategy)
     compare_and_tell: Any = _compare_and_tell  # Fabric's annotation forgets the further arguments
-    return int(fabric.launch(compare_and_tell, settings, command))
+    try:
+        return int(fabric.launch(compare_and_tell, settings, command))
+    finally:
+        # Left to the end of the interpreter, its threads may abort a process that is done.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _under_torchrun() -> bool:
