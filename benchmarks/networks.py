@@ -17,12 +17,9 @@ Peak memory: by how much a step raises the resident memory, each variant in a pr
 from __future__ import annotations
 
 import csv
-import ctypes
 import math
-import multiprocessing
-import os
 import platform
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,18 +31,20 @@ import torch
 import typer
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pages
+from pages import DOCS, markdown
+
 import mishkit as mk
-from mishkit.backends import cpu
-from mishkit.lab import environment
-from mishkit.lab._memory import page_faults
-from mishkit.lab._timing import PROCESSOR, Call, round_robin, torch_threads
+from mishkit.lab._memory import in_process, keep_freed_memory, page_faults
+from mishkit.lab._timing import PROCESSOR, Call, Timing, round_robin, torch_threads
 from mishkit.lab._verdicts import Verdict
 from mishkit.lab.formats import significant
-from mishkit.lab.models import Example, load, mean_square
+from mishkit.lab.models import Example, load
 from mishkit.lab.networks import initialise, seven_layers
-from mishkit.lab.surgery import Settings, peak_in_process, readable
+from mishkit.lab.surgery import Settings, peak_in_process, readable, training_step
 
-DOCS = Path(__file__).parent.parent / "docs"
 CSV, PAGE = DOCS / "networks.csv", DOCS / "networks.md"
 SEVEN = "seven_layers"
 NETWORKS: dict[str, tuple[int, ...]] = {
@@ -129,15 +128,7 @@ def replace(model: nn.Module, old: type[nn.Module], make: Callable[[], nn.Module
 def training(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
     """One step, as `surgery` measures it; the weights stay, for a learning rate of 0."""
     model.train()
-    example = Example("", model, (image,))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-
-    def step() -> None:
-        mean_square(example.model(*example.inputs)).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-
-    return step
+    return training_step(Example("", model, (image,)))
 
 
 def inference(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
@@ -205,37 +196,22 @@ def timings(network: str, seconds: float, turn: int) -> dict[tuple[str, str], li
     return found
 
 
-def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A call in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep large blocks for later, where it can be told so."""
-    allocator = ctypes.CDLL(None)
-    if hasattr(allocator, "mallopt"):
-        trim_threshold, mmap_threshold, never = -1, -3, 1 << 30
-        allocator.mallopt(trim_threshold, never)
-        allocator.mallopt(mmap_threshold, never)
-
-
 def faults_of(step: Callable[[], Any]) -> float:
     """Page faults of a step: the median of a few."""
     return median(page_faults(step) for _ in range(5))
 
 
-def measure_default(network: str, processes: int = PROCESSES) -> list[Row]:
+def measure_default(network: str) -> list[Row]:
     """ReLU and our Mish in place with the C library's own settings, in turns, each time in a new
     process: medians over the processes of their medians, the least of their minima."""
     found: dict[str, list[tuple[float, float, float]]] = {RELU: [], OURS: []}
-    for _ in range(processes):
+    for _ in range(PROCESSES):
         for variant, results in found.items():
             results.append(in_process(_steps, network, variant))
     rows = []
     for variant, results in found.items():
         least, middle, faults = zip(*results, strict=True)
-        figures = (min(least), median(middle), processes * STEPS, median(faults))
+        figures = (min(least), median(middle), PROCESSES * STEPS, median(faults))
         rows.append(Row(network, variant, DEFAULT, *figures))
     return rows
 
@@ -246,12 +222,8 @@ def _steps(network: str, variant: str) -> tuple[float, float, float]:
     step = training(*build(network, variant))
     for _ in range(5):
         step()
-    samples = []
-    for _ in range(STEPS):
-        begin = PROCESSOR()
-        step()
-        samples.append((PROCESSOR() - begin) / 1e6)
-    return min(samples), median(samples), faults_of(step)
+    timing = Timing([Call(step).sample(1, PROCESSOR) / 1e6 for _ in range(STEPS)])
+    return timing.min, timing.median, faults_of(step)
 
 
 # ---- the page ----
@@ -261,15 +233,8 @@ _FACTS = ("cpu", "cores", "isa", "torch", "load", "date")
 
 def facts_now() -> dict[str, str]:
     """What it is measured on."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
-    return {
-        "cpu": environment.processor(),
-        "cores": str(os.cpu_count()),
-        "isa": cpu.isa(),
-        "torch": f"{torch.__version__}, Python {platform.python_version()}",
-        "load": f"{load:.1f}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    python = platform.python_version()
+    return {**pages.facts(), "torch": f"{torch.__version__}, Python {python}"}
 
 
 def write(path: Path, lines: Sequence[tuple[Row, Mapping[str, str]]]) -> None:
@@ -330,17 +295,18 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 def table(rows: Sequence[Row]) -> str:
     """One network: times and peaks, and over ReLU's."""
     relu = next((row for row in rows if row.variant == RELU), None)
-    lines = [
-        "| activation | step, ms | ÷ ReLU | (medians) | inference, ms | ÷ ReLU | peak | ÷ ReLU |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    head = (
+        *("activation", "step, ms", "÷ ReLU", "(medians)"),
+        *("inference, ms", "÷ ReLU", "peak", "÷ ReLU"),
+    )
+    body = []
     for row in rows:
         cells = [row.variant, f"{row.step:.4g}"]
         cells += [_over(row, relu, "step"), _over(row, relu, "step_median")]
         cells += [significant(row.inference or math.nan, 4), _over(row, relu, "inference")]
         cells += ["–" if row.peak is None else readable(row.peak), _over(row, relu, "peak")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        body.append(cells)
+    return markdown(head, body)
 
 
 def _over(row: Row, relu: Row | None, name: str) -> str:
@@ -351,18 +317,19 @@ def _over(row: Row, relu: Row | None, name: str) -> str:
 def default_table(rows: Sequence[Row]) -> str:
     """The steps with the C library's own settings, beside those with kept memory."""
     kept = {(row.network, row.variant): row for row in rows if row.heap == KEPT}
-    body = [
-        "| network | activation | own settings, ms | page faults | kept memory, ms | page faults |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    head = (
+        *("network", "activation", "own settings, ms", "page faults"),
+        *("kept memory, ms", "page faults"),
+    )
+    body = []
     for row in rows:
         beside = kept.get((row.network, row.variant))
         if row.heap == DEFAULT and beside:
             cells = [row.network, row.variant]
             for one in (row, beside):
                 cells += [significant(one.step_median, 4), f"{one.faults:,.0f}"]
-            body.append(f"| {' | '.join(cells)} |")
-    return "\n".join(body)
+            body.append(cells)
+    return markdown(head, body, words=2)
 
 
 def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
@@ -379,10 +346,12 @@ def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
             f"{facts['isa']}, torch {facts['torch']}; {facts['date']}; the load before was "
             f"{facts['load']}; at least {samples} samples.\n\n{table(chosen)}"
         )
-    bars = ["| what | bar | measured | |", "|---|---|---|---|"]
-    bars += [f"| {v.what} | {v.bar} | {v.measured} | {v.word} |" for v in verdicts(rows)]
-    default = default_table(rows)
-    return TEMPLATE.format(parts="\n\n".join(parts), bars="\n".join(bars), default=default)
+    bars = [(v.what, v.bar, v.measured, v.word) for v in verdicts(rows)]
+    return TEMPLATE.format(
+        bars=markdown(("what", "bar", "measured", ""), bars, words=4),
+        parts="\n\n".join(parts),
+        default=default_table(rows),
+    )
 
 
 TEMPLATE = """# Whole networks

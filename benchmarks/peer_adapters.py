@@ -27,7 +27,7 @@ from torch import Tensor
 
 import mishkit as mk
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab._bench_cases import PEERS, SPREAD
+from mishkit.lab._bench_cases import PEERS, normal
 from mishkit.lab._timing import Call
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -64,7 +64,7 @@ class Work:
     @staticmethod
     def of(function: str, dtype: torch.dtype, direction: str, size: int, threads: int) -> Work:
         """Inputs N(0, 2), the same for everyone."""
-        x, grad = (_normal(size, dtype, seed) for seed in (0, 1))
+        x, grad = (normal(size, dtype, seed) for seed in (0, 1))
         return Work(function, direction, x, grad, _buffer(size, dtype), threads)
 
     @property
@@ -85,12 +85,6 @@ class Work:
         # Where the derivative jumps everyone has a convention: NaN says that any will do.
         at = at.where((right - left).abs() < JUMP, math.nan)
         return self.grad[part].double() * at
-
-
-@lru_cache(maxsize=2)
-def _normal(size: int, dtype: torch.dtype, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(size, generator=generator) * SPREAD).to(dtype)
 
 
 @lru_cache(maxsize=1)

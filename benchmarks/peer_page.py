@@ -8,21 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import marked
+import pages
 from matplotlib.figure import Figure
+from pages import DOCS, markdown
 from peer_adapters import BACKWARD, EXISTING, FLOORS, FORWARD, FRESH, OURS
 from peer_adapters import OURS_FROM_OUTPUT as FROM_OUTPUT
 
 from mishkit.lab.bench import QUANTILES, size_name
 from mishkit.lab.drawing import COLOURS, DPI, style
-from mishkit.lab.formats import NONE, significant
+from mishkit.lab.formats import NONE, significant, threads_name
 
-DOCS = marked.README.parent / "docs"
 CSV, PAGE, FIGURE = DOCS / "peers.csv", DOCS / "peers.md", DOCS / "figures" / "peers.png"
 LEVEL = 1.05
 """Up to this ratio two are as fast as one another: what two runs of one differ by."""
 SMALL = 1 << 16
 """Below it a call's overhead decides."""
+
+
+class Cell(NamedTuple):
+    """Where peers are compared."""
+
+    function: str
+    dtype: str
+    direction: str
+    memory: str
+    size: int
+    threads: int
+
+    def __str__(self) -> str:
+        words = (self.function, self.dtype, self.direction, self.memory, size_name(self.size))
+        return ", ".join((*words, threads_name(self.threads)))
 
 
 @dataclass(frozen=True)
@@ -50,20 +65,9 @@ class Row:
     """Page faults of a call."""
     note: str = ""
 
-
-class Cell(NamedTuple):
-    """Where peers are compared."""
-
-    function: str
-    dtype: str
-    direction: str
-    memory: str
-    size: int
-    threads: int
-
-    def __str__(self) -> str:
-        words = (self.function, self.dtype, self.direction, self.memory, size_name(self.size))
-        return ", ".join((*words, f"{self.threads} thread{'s' * (self.threads > 1)}"))
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.function, self.dtype, self.direction, self.memory, self.size, self.threads)
 
 
 _QUANTILE_NAMES = [f"q{round(100 * q)}" for q in QUANTILES]
@@ -135,9 +139,14 @@ def times(rows: Iterable[Row]) -> Times:
     found: Times = {}
     for row in rows:
         if not row.note:
-            cell = Cell(row.function, row.dtype, row.direction, row.memory, row.size, row.threads)
-            found.setdefault(cell, {})[row.peer] = row
+            found.setdefault(row.cell, {})[row.peer] = row
     return found
+
+
+def rivals(peers: Mapping[str, Row]) -> list[Row]:
+    """Those whom ours are set against, the fastest first."""
+    others = (row for name, row in peers.items() if name not in (OURS, FROM_OUTPUT, *FLOORS))
+    return sorted(others, key=lambda row: row.min)
 
 
 @dataclass(frozen=True)
@@ -170,10 +179,9 @@ def duels(rows: Iterable[Row]) -> list[Duel]:
     everything, found = times(rows), []
     for cell, peers in everything.items():
         ours = peers.get(OURS) or everything.get(cell._replace(memory=FRESH), {}).get(OURS)
-        others = [row for name, row in peers.items() if name not in (OURS, FROM_OUTPUT, *FLOORS)]
+        others = rivals(peers)
         if ours is None or not others:
             continue
-        others.sort(key=lambda row: row.min)
         faster = tuple(row.peer for row in others if row.min < ours.min)
         found.append(Duel(cell, ours, others[0], faster))
     return found
@@ -220,10 +228,8 @@ def _into_fresh(duel: Duel, everything: Times) -> str | None:
     fresh = everything.get(duel.cell._replace(memory=FRESH), {})
     if duel.ours.memory == duel.cell.memory or not fresh:
         return None
-    others = [row for name, row in fresh.items() if name not in (OURS, FROM_OUTPUT, *FLOORS)]
     text = "ours, like any gradient of autograd, goes into fresh memory"
-    if others:
-        next_best = min(others, key=lambda row: row.min)
+    for next_best in rivals(fresh)[:1]:
         ratio = significant(next_best.min / duel.ours.min)
         text += f"; of those that do, the fastest other, {next_best.peer}, takes {ratio}× its time"
     return text
@@ -278,17 +284,11 @@ def _extra_call(duel: Duel, everything: Times) -> float | None:
 # ---- the page ----
 
 
-def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A table; the first column of words."""
-    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
-
-
 def _order(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.peer for row in rows if not row.note))
 
 
-_COLUMNS_OF_MISH = (
+_SHOWN = (
     (FORWARD, EXISTING, 1 << 16),
     (FORWARD, EXISTING, 1 << 20),
     (FORWARD, EXISTING, 1 << 24),
@@ -298,13 +298,18 @@ _COLUMNS_OF_MISH = (
 )
 
 
+def _shown(function: str, dtype: str) -> list[Cell]:
+    """The cells of a function that the tables of times show."""
+    return [Cell(function, dtype, *place, 1) for place in _SHOWN]
+
+
 def table(rows: Sequence[Row], function: str = "mish", dtype: str = "float32") -> str:
     """ns an element of everyone, one thread; the fastest of each column, floors aside, in bold.
 
     Where a peer has no form into existing memory, what it takes into fresh stands in brackets.
     """
     everything = times(rows)
-    columns = [Cell(function, dtype, *column, 1) for column in _COLUMNS_OF_MISH]
+    columns = _shown(function, dtype)
     best = [
         min(
             (r.min for name, r in everything.get(cell, {}).items() if name not in FLOORS),
@@ -338,8 +343,7 @@ def beside_torch(rows: Sequence[Row], dtype: str = "float32") -> str:
     functions = dict.fromkeys(cell.function for cell in everything)
     body = []
     for function in functions:
-        cells = [Cell(function, dtype, *column, 1) for column in _COLUMNS_OF_MISH]
-        found = [everything.get(cell, {}) for cell in cells]
+        found = [everything.get(cell, {}) for cell in _shown(function, dtype)]
         pairs = [(peers.get("torch"), peers.get(OURS)) for peers in found]
         if any(torch is None or ours is None for torch, ours in pairs):
             continue  # torch has no such function
@@ -349,8 +353,7 @@ def beside_torch(rows: Sequence[Row], dtype: str = "float32") -> str:
                 bold = "**" * (pair[place].min == min(row.min for row in pair))
                 texts.append(f"{bold}{significant(pair[place].min)}{bold}")
             body.append((f"{name} {function}", *texts))
-    head = map(_column, (Cell("", dtype, *column, 1) for column in _COLUMNS_OF_MISH))
-    return markdown((dtype, *head), body)
+    return markdown((dtype, *map(_column, _shown("", dtype))), body)
 
 
 def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
@@ -362,7 +365,7 @@ def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> N
         table=table(rows),
         counts=counts([d for d in duels(rows) if d.cell.size >= SMALL]),
     )
-    marked.put(path, "peers", made)
+    pages.put(path, "peers", made)
 
 
 README_TEMPLATE = """One thread of {machine}; nanoseconds an element, the minimum over
@@ -431,9 +434,7 @@ def counts(found: Sequence[Duel]) -> str:
     kinds = dict.fromkeys((d.cell.threads, d.cell.size < SMALL) for d in found)
     for threads, is_small in sorted(kinds):
         chosen = [d for d in found if (d.cell.threads, d.cell.size < SMALL) == (threads, is_small)]
-        word = (
-            f"{threads} thread{'s' * (threads > 1)}, {'below' if is_small else '64 Ki and above'}"
-        )
+        word = f"{threads_name(threads)}, {'below' if is_small else '64 Ki and above'}"
         first = sum(d.ratio <= 1 for d in chosen)
         late = sum(d.is_behind for d in chosen)
         lines.append(

@@ -29,13 +29,12 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import marked
+import pages
 import peer_page
 from peer_adapters import BACKWARD, FLOORS, FORWARD, FUNCTIONS, Adapter, Lacks, Made, Work, everyone
 from peer_page import Row
 
 from mishkit.backends import cpu
-from mishkit.lab import environment
 from mishkit.lab._memory import page_faults
 from mishkit.lab._timing import PROCESSOR, WALL, Call, Timing, round_robin
 from mishkit.lab.bench import DTYPES, QUANTILES, parse_numbers
@@ -251,7 +250,7 @@ def main(
     csv_path: Annotated[Path, typer.Option("--csv", help="Where rows go.")] = peer_page.CSV,
     page: Annotated[Path, typer.Option(help="Where the page goes.")] = peer_page.PAGE,
     figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = peer_page.FIGURE,
-    readme: Annotated[Path, typer.Option(help="Where the tables go, too.")] = marked.README,
+    readme: Annotated[Path, typer.Option(help="Where the tables go, too.")] = pages.README,
     page_only: Annotated[bool, typer.Option("--page-only", help="From the CSV as it is.")] = False,
     part: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -265,20 +264,13 @@ def main(
         peer_page.write(part, rows, {})
         return
     if not page_only:
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+        facts = pages.facts()
         begin = time.monotonic()
         arguments = [f"--function={name}" for name in functions]
         arguments += [f"--dtype={name}" for name in dtypes]
         arguments += [f"--sizes={sizes}", *(["--quick"] if quick else [])]
         rows = list(children(arguments, parse_numbers(threads)))
-        facts = {
-            "cpu": environment.processor(),
-            "cores": str(os.cpu_count()),
-            "isa": cpu.isa(),
-            "load": f"{load:.1f}",
-            "minutes": f"{(time.monotonic() - begin) / 60:.1f}",
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        facts["minutes"] = f"{(time.monotonic() - begin) / 60:.1f}"
         csv_path.parent.mkdir(parents=True, exist_ok=True)
         peer_page.write(csv_path, rows, facts)
     try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,14 +22,14 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import marked
+import pages
+from pages import DOCS, markdown
 
 from mishkit.lab import formats, intervals
 from mishkit.lab.compare import Settings
-from mishkit.lab.contenders import registry
 from mishkit.lab.drawing import COLOURS, DPI, style
+from mishkit.lab.plots import MARKERS
 
-DOCS = marked.README.parent / "docs"
 PAGE, FOLDER, FIGURES = DOCS / "study.md", DOCS / "study", DOCS / "figures"
 KEPT = ("report.html", "trials.csv", "epochs.csv", "summary.csv")
 
@@ -91,15 +90,14 @@ def base_of(summary: pd.DataFrame) -> str:
     return str(summary.loc[summary["accuracy_verdict"] == intervals.BASE, "label"].iloc[0])
 
 
+def compared(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are set against the baseline's."""
+    return summary[summary["accuracy_verdict"] != intervals.BASE]
+
+
 def short(label: str) -> str:
     """Without the words that all have in common."""
     return label.removeprefix("mishkit ").removesuffix(" in place")
-
-
-def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A table, the first column of words."""
-    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
 
 
 def results(rows: pd.DataFrame, base: str) -> str:
@@ -127,40 +125,40 @@ def cells(row: dict) -> list[str]:
         formats.NONE
         if is_base
         else formats.signed(row["accuracy_diff"], row["accuracy_diff_half"]),
-        "" if is_base else emphasised(row["accuracy_verdict"]),
+        "" if is_base else emphasised(row["accuracy_verdict"], row["accuracy_verdict"]),
         step,
         formats.ratio(row["kept_ratio"]),
         reached if late else f"{row['epochs_to_target']:.1f}",
         formats.NONE if late else formats.with_half(row["budget_s"], row["budget_s_half"]),
-        "" if is_base else emphasised(row["budget_verdict"]),
+        "" if is_base else emphasised(row["budget_verdict"], row["budget_verdict"]),
     ]
 
 
-def emphasised(verdict: str) -> str:
+def emphasised(text: str, verdict: str) -> str:
     """In bold where something is told apart."""
-    return f"**{verdict}**" if verdict in (intervals.BETTER, intervals.WORSE) else verdict
+    return f"**{text}**" if verdict in (intervals.BETTER, intervals.WORSE) else text
 
 
 def overview(summary: pd.DataFrame) -> str:
     """A row an activation, a column a data set: the difference in accuracy, in bold where told."""
-    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    others = compared(summary)
     body = []
     for label, rows in others.groupby("label", sort=False):
-        by_data = rows.set_index("data")
-        found = [
-            f"**{text}**"
-            if row["accuracy_verdict"] in (intervals.BETTER, intervals.WORSE)
-            else text
-            for row in (by_data.loc[data] for data in summary["data"].unique())
-            for text in (formats.signed(row["accuracy_diff"], row["accuracy_diff_wide"]),)
-        ]
-        body.append((str(label), *found))
+        by_data = rows.set_index("data").to_dict("index")
+        found = (by_data[data] for data in summary["data"].unique())
+        body.append((str(label), *map(difference, found)))
     return markdown(("points", *summary["data"].unique()), body)
+
+
+def difference(row: dict) -> str:
+    """To the baseline in accuracy, with the interval from which the verdict is drawn."""
+    text = formats.signed(row["accuracy_diff"], row["accuracy_diff_wide"])
+    return emphasised(text, row["accuracy_verdict"])
 
 
 def counted(summary: pd.DataFrame) -> str:
     """How many comparisons came out which way."""
-    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    others = compared(summary)
     better, worse = (
         int((others["accuracy_verdict"] == verdict).sum())
         for verdict in (intervals.BETTER, intervals.WORSE)
@@ -174,7 +172,7 @@ def counted(summary: pd.DataFrame) -> str:
 
 def prices(summary: pd.DataFrame) -> str:
     """What a step takes and keeps, as ranges over the activations of a data set."""
-    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    others = compared(summary)
     body = []
     for data, rows in others.groupby("data", sort=False):
         least, most = rows.loc[rows["step_ratio"].idxmin()], rows.loc[rows["step_ratio"].idxmax()]
@@ -227,7 +225,7 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         trials=len(trials),
         tuned=len(trials) - len(final),
         minutes=f"{epochs['seconds'].sum() / 60:.0f}",
-        pairs=int((summary["accuracy_verdict"] != intervals.BASE).sum()),
+        pairs=len(compared(summary)),
         epochs=one["epochs"],
         rates=SETTINGS["--lr"].replace(",", ", "),
         samples=f"{int(SETTINGS['--train-samples']):,}",
@@ -320,13 +318,13 @@ backward of one batch, over {base}'s on equal seeds. *Kept*: bytes that autograd
 
 def look(number: int) -> dict[str, str]:
     """A colour and a marker: no two activations share both."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": "osD^vPX*<"[number % 9]}
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def draw(summary: pd.DataFrame, folder: Path) -> None:
     """Both figures."""
     datasets = list(summary["data"].unique())
-    others = summary[summary["accuracy_verdict"] != intervals.BASE]
+    others = compared(summary)
     labels = list(others["label"].unique())
     base = base_of(summary)
     folder.mkdir(parents=True, exist_ok=True)
@@ -379,12 +377,9 @@ def main(
     page_only: Annotated[bool, typer.Option("--page-only", help="From docs/study.")] = False,
     data_root: Annotated[Path, typer.Option(help="Where the data are.")] = Path("data"),
     output: Annotated[Path, typer.Option(help="Where trials are kept.")] = Path("mishkit-study"),
-    readme: Annotated[Path, typer.Option(help="Where the overview goes, too.")] = marked.README,
+    readme: Annotated[Path, typer.Option(help="Where the overview goes, too.")] = pages.README,
 ) -> None:
     """Run the study, or go on with it, and write its page."""
-    missing = [name for name in ACTIVATIONS if name not in registry()]
-    if missing:
-        raise SystemExit(f"no such activations: {', '.join(missing)}")
     if not page_only:
         done = subprocess.run([sys.executable, "-m", "mishkit", *command(data_root, output)])
         if done.returncode:
@@ -395,7 +390,7 @@ def main(
     found = tables(FOLDER)
     draw(found[0], FIGURES)
     PAGE.write_text(page(*found), encoding="utf-8")
-    marked.put(readme, "study", for_readme(*found[:2]))
+    pages.put(readme, "study", for_readme(*found[:2]))
     print(f"written: {PAGE}, {FOLDER}, {FIGURES}/study-*.png, {readme}")
 
 

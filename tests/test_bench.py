@@ -79,8 +79,8 @@ def test_who_is_in_torch_is_a_peer() -> None:
 def test_the_peers_are_the_same_functions() -> None:
     """A twin that computes something else would make any ratio worthless."""
     x, g = (
-        _bench_cases._normal(TINY, torch.float32, 0),
-        _bench_cases._normal(TINY, torch.float32, 1),
+        _bench_cases.normal(TINY, torch.float32, 0),
+        _bench_cases.normal(TINY, torch.float32, 1),
     )
     for name, peer in _bench_cases.PEERS.items():
         a = ACTIVATIONS[name]
@@ -99,7 +99,7 @@ def test_the_peers_are_the_same_functions() -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_expressions_are_the_same_functions(name: str) -> None:
-    a, x = ACTIVATIONS[name], _bench_cases._normal(TINY, torch.float64, 0)
+    a, x = ACTIVATIONS[name], _bench_cases.normal(TINY, torch.float64, 0)
     by_formula = _bench_cases.expression(a)
     if by_formula is not None:
         torch.testing.assert_close(by_formula(x), a.f(x, *a.defaults))

@@ -133,15 +133,11 @@ def test_a_cause_is_memory_that_is_not_fresh() -> None:
     gradient = ("mish", "float32", "backward", "existing", 1 << 20, 1)
     ours = row("mishkit", 0.5, (*gradient[:3], "fresh", *gradient[4:]))
     assert told([ours, row("JAX", 0.25, gradient)]).endswith("goes into fresh memory")
-    others = [row("JAX", 1.0, ours_cell(ours)), row("copy", 0.1, ours_cell(ours))]
+    others = [row("JAX", 1.0, ours.cell), row("copy", 0.1, ours.cell)]
     (duel,) = [d for d in page.duels([ours, row("JAX", 0.25, gradient), *others])
                if d.cell.memory == "existing"]  # fmt: skip
     text = page.cause(duel, page.times([ours, row("JAX", 0.25, gradient), *others]))
     assert text.endswith("the fastest other, JAX, takes 2.00× its time")
-
-
-def ours_cell(of: Any) -> tuple[Any, ...]:
-    return of.function, of.dtype, of.direction, of.memory, of.size, of.threads
 
 
 def test_the_page() -> None:
@@ -157,7 +153,7 @@ def test_the_page() -> None:
 def test_the_readme_gets_its_tables(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("before\n\n<!-- peers: begin -->\nwhat was\n<!-- peers: end -->\n\nafter\n")
-    columns = [("mish", "float32", *column, 1) for column in page._COLUMNS_OF_MISH]
+    columns = [("mish", "float32", *column, 1) for column in page._SHOWN]
     silu = [("silu", *column[1:]) for column in columns]
     found = [row("mishkit", 0.1, cell) for cell in (*columns, *silu[1:])]
     found += [row("torch", 3.0, cell) for cell in (*columns, *silu)]

@@ -62,8 +62,8 @@ class _Call:
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
         """Under torch.compile or torch.export: plain torch, for the compiler to fuse."""
-        self.check(x, inplace, save, out)
-        self.check_turn(x, parameters, inplace, save)
+        needs_grad = self.check(x, inplace, save, out)
+        self.check_turn(parameters, inplace and needs_grad, save)
         if torch.compiler.is_exporting():
             y = self.a.portable(x, *parameters)
         elif self.keeps_output(x, parameters, inplace, save):
@@ -87,10 +87,8 @@ class _Call:
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
         """Eager calls with `inplace`, `out` or `save="output"`."""
-        self.check(x, inplace, save, out)
-        needs_grad = _is_grad_enabled() and x.requires_grad
-        if needs_grad or save == "output":
-            self.check_turn(x, parameters, inplace, save)
+        needs_grad = self.check(x, inplace, save, out)
+        self.check_turn(parameters, inplace and needs_grad, save)
         target = x if inplace else out
         if target is not None and target.is_neg():
             raise RuntimeError(
@@ -155,17 +153,16 @@ class _Call:
             )
         return torch.stack([row.expand(channels) for row in rows])
 
-    def check_turn(
-        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str
-    ) -> None:
+    def check_turn(self, parameters: tuple[float, ...], loses_input: bool, save: str) -> None:
         """Refuse to work from the output where that and a bit don't determine the gradient."""
-        if save == "output" or (inplace and x.requires_grad and _is_grad_enabled()):
+        if save == "output" or loses_input:
             try:
                 self.a.turn_at(*parameters)
             except ValueError as error:
                 raise ValueError(f'{error}; save="output" and inplace=True need one') from None
 
-    def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> None:
+    def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> bool:
+        """Refuse what goes wrong whatever the parameters; whether x needs a gradient."""
         name = self.name
         if save not in SAVE:
             raise ValueError(f'{name}: save must be "input" or "output", not {save!r}')
@@ -177,7 +174,7 @@ class _Call:
         if inplace and needs_grad and x.is_leaf:
             raise RuntimeError(f"{name}: a leaf that requires grad can't be changed in place")
         if out is None:
-            return
+            return needs_grad
         if needs_grad or (_is_grad_enabled() and out.requires_grad):
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(name))
         if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
@@ -185,6 +182,7 @@ class _Call:
                 f"{name}: out must be {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
                 f"not {out.dtype} of shape {tuple(out.shape)} on {out.device}"
             )
+        return needs_grad
 
 
 def _plain_function(a: Activation) -> Callable[..., Tensor]:

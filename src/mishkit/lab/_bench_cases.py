@@ -131,13 +131,13 @@ def expression(a: Activation) -> Callable[[Tensor], Tensor] | None:
 
 def large(a: Activation, dtype: torch.dtype, size: int) -> Calls:
     """Everything that is timed on `size` elements."""
-    x, grad = _normal(size, dtype, seed=0), _normal(size, dtype, seed=1)
+    x, grad = normal(size, dtype, seed=0), normal(size, dtype, seed=1)
     return dict((*_forwards(a, x), *_backwards(a, x, grad)))
 
 
 def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
     """The overhead of a call: without grad, and with the forward and the backward pass."""
-    x, grad = _normal(size, dtype, seed=0), _normal(size, dtype, seed=1)
+    x, grad = normal(size, dtype, seed=0), normal(size, dtype, seed=1)
     leaf = x.clone().requires_grad_()
 
     def both(function: Callable[[Tensor], Tensor]) -> Call:
@@ -150,7 +150,8 @@ def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
 
 
 @lru_cache(maxsize=2)
-def _normal(size: int, dtype: torch.dtype, seed: int) -> Tensor:
+def normal(size: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """So many inputs, the same each time."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(size, generator=generator) * SPREAD).to(dtype)
 

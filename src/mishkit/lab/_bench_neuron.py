@@ -39,7 +39,7 @@ from ._timing import Call, round_robin, torch_threads
 from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
 from .bench import QUICK, Key, Results, warn_of_load, write_csv
 from .environment import processor
-from .formats import NONE, significant
+from .formats import NONE, significant, threads_name
 
 BATCH, IN, OUT = 256, 784, 128
 SECONDS = 12.0
@@ -250,7 +250,7 @@ def _print_times(out: Console, results: Results, threads: int) -> None:
     columns = ["layer"]
     for case in CASES:
         columns += [case, "÷mishkit"]
-    made = table(f"{threads} thread{'s' * (threads > 1)}", columns)
+    made = table(threads_name(threads), columns)
     for name in CONTENDERS:
         cells = (cell for case in CASES for cell in _cells(results, key(case, name, threads)))
         made.add_row(name, *cells)

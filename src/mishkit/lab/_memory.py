@@ -1,7 +1,10 @@
-"""Resident memory and page faults, as the system counts them."""
+"""Resident memory and page faults, as the system counts them, and what the C library does with
+freed memory."""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,3 +44,31 @@ def page_faults(run: Callable[[], Any]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a new process, where nothing else has allocated before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""In glibc's malloc.h, with M_ before."""
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large blocks for later, where it can be told so."""
+    _mallopt(_TRIM_THRESHOLD, 1 << 30)
+    _mallopt(_MMAP_THRESHOLD, 1 << 30)
+
+
+def return_freed_memory() -> None:
+    """Have it give large blocks back to the system once they are free: what it would keep for later
+    is not the program's."""
+    _mallopt(_MMAP_THRESHOLD, 1 << 16)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(parameter, value)

@@ -28,8 +28,7 @@ from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
 
 from . import LabError, _published
-from ._bench_cases import BACKWARD, FORWARD, SPREAD
-from ._bench_cases import _normal as normal
+from ._bench_cases import BACKWARD, FORWARD, SPREAD, normal
 from ._bench_gpu import Key, Results, backward_call, working
 from ._gpu_timing import GpuTiming
 from ._published import MISH_CUDA, l2_error, mish_cuda_functions, mish_cuda_lines, time_words
@@ -37,6 +36,7 @@ from ._timing import Call, no_garbage_collection, round_robin, torch_threads
 from ._verdicts import console
 from .bench import DTYPES, Settings, size_name, warn_of_load
 from .environment import processor
+from .formats import threads_name
 
 HMISH = "hmish"
 TABLES = (MISH_CUDA, HMISH)
@@ -80,7 +80,7 @@ def _mish_cuda(out: Console, dtype: str, threads: int, is_quick: bool) -> None:
     runs = len(next(iter(results.timings.values())).samples)
     shape = ", ".join(map(str, _published.SHAPE))
     out.print(
-        f"mish-cuda's table: torch.{dtype}, ({shape}), {_count(threads)}, over {runs} runs",
+        f"mish-cuda's table: torch.{dtype}, ({shape}), {threads_name(threads)}, over {runs} runs",
         style="bold",
     )
     out.print("\n".join([*mish_cuda_lines(results, dtype), *results.missing, ""]), markup=False)
@@ -119,7 +119,9 @@ def _hmish(out: Console, a: Activation, dtype: str, threads: int, is_quick: bool
     isas = cpu.isas()[:1] + cpu.isas()[1:][-1:]
     seconds = SECONDS / 5 if is_quick else SECONDS
     times, errors = time_hmish(a, DTYPES[dtype], isas, seconds)
-    title = f"hmish's tables: {dtype}, {size_name(_published.SIZE)} elements, {_count(threads)}"
+    title = (
+        f"hmish's tables: {dtype}, {size_name(_published.SIZE)} elements, {threads_name(threads)}"
+    )
     out.print(title, style="bold")
     out.print("\n".join(hmish_lines(a, isas, times, errors)), markup=False)
 
@@ -200,7 +202,3 @@ def hmish_lines(
 
 def _row(first: str, *others: str) -> str:
     return "|".join([f"{first:<22} ", *(f" {text:<17} " for text in others)]) + "|"
-
-
-def _count(threads: int) -> str:
-    return f"{threads} thread{'s' * (threads > 1)}"

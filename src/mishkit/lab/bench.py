@@ -40,7 +40,7 @@ from ._bench_cases import (
 from ._timing import Timing, round_robin, torch_threads
 from ._verdicts import any_missed, console, summary, table, verdict_table
 from .environment import processor
-from .formats import NONE, significant
+from .formats import NONE, significant, threads_name
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 DEVICES = ("cpu", "cuda")
@@ -289,7 +289,7 @@ def _print_table(out: Console, results: Results, threads: int, dtype: str, case:
     columns = ["function"]
     for size in sizes:
         columns += [f"{size_name(size)}, {unit}", "÷relu", "torch÷"]
-    made = table(f"{case}: {dtype}, {threads} thread{'s' * (threads > 1)}", columns)
+    made = table(f"{case}: {dtype}, {threads_name(threads)}", columns)
     for function in dict.fromkeys(key.function for key in keys):
         cells = (_cells(results, Key(function, dtype, case, s, threads, OURS)) for s in sizes)
         made.add_row(function, *(cell for group in cells for cell in group))

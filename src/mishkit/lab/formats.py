@@ -50,3 +50,8 @@ def between(low: float, high: float, digits: int = 3) -> str:
 def ratio(value: float) -> str:
     """×1.23"""
     return f"×{value:.2f}" if math.isfinite(value) else NONE
+
+
+def threads_name(count: int) -> str:
+    """1 thread, 2 threads."""
+    return f"{count} thread{'s' * (count > 1)}"

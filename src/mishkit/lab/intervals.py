@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 ENOUGH = 3
 MOST_NAMED = 3
+"""Activations of which so many share a verdict are named in a sentence, more are counted."""
 BETTER, WORSE, OPEN, FEW, BASE = "better", "worse", "not told apart", "too few seeds", "baseline"
 
 
@@ -154,12 +155,13 @@ def headline(summary: pd.DataFrame, base: str) -> str:
     if (others["accuracy_verdict"] == FEW).any() or (others["accuracy_verdict"] == "–").any():
         return "Too few seeds to tell accuracies apart"
     several = summary["data"].nunique() > 1
+    total = others["activation"].nunique()
     found = []
     for verdict, word in ((BETTER, "above"), (WORSE, "below")):
         rows = others[others["accuracy_verdict"] == verdict]
         for data, group in rows.groupby("data", sort=False):
             where = f" on {data}" if several else ""
-            who = _who(group["label"], others["activation"].nunique())
+            who = _who(group["label"], total)
             found.append(f"{who} {_ends(group)} {word} {base}{where}")
     seeds = int(others["seeds"].min())
     if not found and several:

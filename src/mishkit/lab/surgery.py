@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import csv
-import ctypes
 import dataclasses
 import gc
-import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mishkit.surgery.audit import Report, readable
 from mishkit.surgery.watch import tensors_of
 
 from . import LabError
-from ._memory import grown_by
+from ._memory import grown_by, in_process, return_freed_memory
 from .models import Example, load, mean_square
 
 AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -158,41 +157,39 @@ def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tenso
 
 def peak_in_process(settings: Settings, lean: bool, inplace: bool) -> int | None:
     """`_peak`, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (settings, lean, inplace))
+    found: int | None = in_process(_peak, settings, lean, inplace)
+    return found
 
 
 def _peak(settings: Settings, lean: bool, inplace: bool) -> int | None:
     """Bytes by which one training step raises the resident memory above what it begins with: the
     model, its gradients, the optimizer's state and what is cached after a first step."""
-    _return_what_is_free()
+    return_freed_memory()
     example = settings.load()
     model = example.model
     if lean:
         with settings.casting(model):
             mk.lean(model, *example.inputs, inplace=inplace)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-
-    def step() -> None:
-        with settings.casting(model):
-            loss = mean_square(model(*example.inputs))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-
+    step = training_step(example, partial(settings.casting, model))
     step()
     gc.collect()
     return grown_by(step, repeats=1)
 
 
-def _return_what_is_free() -> None:
-    """Have the C library give large blocks back to the system once they are free, where it can:
-    what it would keep for later is not the model's."""
-    allocator = ctypes.CDLL(None)
-    if hasattr(allocator, "mallopt"):
-        threshold_of_mmap = -3  # M_MMAP_THRESHOLD
-        allocator.mallopt(threshold_of_mmap, 1 << 16)
+def training_step(example: Example, casting: Callable[[], Any] = nullcontext) -> Callable[[], None]:
+    """One step of SGD with momentum, its forward pass and loss within what `casting` makes; the
+    weights stay, for a learning rate of 0."""
+    model = example.model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        with casting():
+            loss = mean_square(model(*example.inputs))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return step
 
 
 # ---- the terminal ----

@@ -58,7 +58,6 @@ class Graph:
         import torch_pruning as tp
 
         self.types = tp.ops.OPTYPE
-        self.sites: dict[Call, Any] = {}
         self.shapes: dict[Call, torch.Size] = {}
         functions: dict[Call, Any] = {}
 
@@ -75,7 +74,9 @@ class Graph:
             self.dependencies.build_dependency(model, example, forward_fn=forward, verbose=False)
         self.names = {module: name for name, module in model.named_modules()}
         nodes = {node.grad_fn: node for node in self.dependencies.module2node.values()}
-        self.sites = {call: nodes.get(function) for call, function in functions.items()}
+        self.sites: dict[Call, Any] = {
+            call: nodes.get(function) for call, function in functions.items()
+        }
         holders = [(id(p), m) for m in self.names for p in m._parameters.values() if p is not None]
         self.holders = Counter(parameter for parameter, _ in holders)
 
