@@ -33,6 +33,12 @@ LARGEST = 12
 OLDEST = 9
 """The first opset that has all that is written."""
 _DOMAINS = ("", "ai.onnx")
+NEAR = 30.0
+"""Up to here, in both directions, a site gives finite values."""
+FAR = 1e6
+"""Here a function that has a slope in the end has it."""
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""What a function may be off, next to its input and value, for its constants are in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,36 +209,82 @@ def _constants(nodes: Sequence[ir.Node]) -> Iterator[Any]:
 
 
 def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
-    """The function that these nodes compute of x."""
+    """The function that these nodes compute of x, whatever x is.
+
+    Where the nodes give an infinity or NaN for a finite x, as ln(1 + exp(x)) does far out, they may
+    stand for a function that is finite there. A bound that they keep to is part of what they are.
+    """
+    points = torch.cat([_grid(), _beside_constants(nodes)])
     try:
-        y = _evaluate(nodes[0].outputs[0], {x: _grid()})
+        every = _evaluate(nodes[0].outputs[0], {x: points})
     except _UnknownError:
         return None
-    if y.dtype != torch.float64 or y.shape != _grid().shape or not y.isfinite().all():
+    if every.dtype != torch.float64 or every.shape != points.shape:
+        return None
+    y = every[: _grid().numel()]
+    if not y[_grid().abs() <= NEAR].isfinite().all():
         return None
     if _is_line(y):
         return None  # which would be the limit of many functions
     # What constants lost in being rounded is no other function.
-    tolerance = max([1e-5, *(_eps(constant.dtype) for constant in _constants(nodes))])
+    tolerance = max([ROUNDING, *(4 * _eps(constant.dtype) for constant in _constants(nodes))])
     names, values = _table()
     candidates = [(Known(name), f) for name, f in zip(names, values, strict=True)]
-    for name, (fit, fitted) in _FITTED.items():
+    for name, fit in _FITS.items():
         parameters = fit(y)
         if parameters is not None:
-            candidates.append((Known(name, parameters), fitted(_grid(), **parameters)))
+            fitted = Known(name, parameters)
+            candidates.append((fitted, _values(fitted, _grid())))
     if all(node.op_type != "Tanh" for node in nodes):
         # Scaled, SiLU is an APTx too, but is meant to be SiLU, scaled.
         candidates = [one for one in candidates if one[0].function != "aptx"]
-    distances = (torch.stack([f for _, f in candidates]) - y).abs() / (1 + _grid().abs())
     # Rounded, so that of two names for the same function the first counts.
-    errors = [round(error, 9) for error in distances.nan_to_num(math.inf).amax(1).tolist()]
+    errors = [round(_distance(_grid(), y, f), 9) for _, f in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return candidates[best][0] if errors[best] <= tolerance else None
+    known = candidates[best][0]
+    if errors[best] > tolerance:
+        return None
+    return known if _distance(points, every, _values(known, points)) <= tolerance else None
+
+
+def _distance(x: Tensor, y: Tensor, f: Tensor) -> float:
+    """The largest difference of what nodes give from a function of x, next to x or the function."""
+    scale = (x.abs() + f.abs()).clamp_min(1e-9)
+    error = torch.where(y == f, 0.0, (y - f).abs() / scale).nan_to_num(math.inf)
+    error[~y.isfinite()] = 0
+    # At infinity a function is often not defined; where it is, no bound may be lost.
+    error[x.isinf() & f.isnan()] = 0
+    error[x.isinf() & f.isinf() & y.isfinite()] = math.inf
+    return float(error.max())
+
+
+def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
+    """Points on both sides of where a constant of the nodes may make a difference, and between.
+
+    Constants count, and what two of them make together: a threshold may be on 2·x + 1.
+    """
+    numbers = {1.0}
+    for node in nodes:
+        given = [one for value in node.inputs if value is not None
+                 if (one := _number(value)) is not None]  # fmt: skip
+        attributes = [one.value for one in node.attributes.values() if not one.is_ref()]
+        numbers.update(float(one) for one in given)
+        numbers.update(float(one) for one in attributes if isinstance(one, (int, float)))
+    some = torch.tensor([one for one in numbers if math.isfinite(one)], dtype=torch.float64)
+    one, other = some[:, None], some[None, :]
+    at = torch.cat([t.flatten() for t in (one + other, one - other, one * other, one / other)])
+    at = at[at.isfinite()]
+    at = torch.cat([some, at, -some, -at]).unique()
+    step = torch.finfo(torch.float32).eps * at.abs() + torch.finfo(torch.float32).tiny
+    between = (at[1:] + at[:-1]) / 2
+    return torch.cat([at, at - step, at + step, at - 1, at + 1, 2 * at, between])
 
 
 def _is_line(y: Tensor) -> bool:
     slope, middle = (_at(y, 12) - _at(y, -12)) / 24, _at(y, 0)
-    return bool(torch.allclose(y, middle + slope * _grid(), rtol=1e-6, atol=1e-6))
+    is_near = _grid().abs() <= NEAR
+    line = middle + slope * _grid()
+    return bool(torch.allclose(y[is_near], line[is_near], rtol=1e-6, atol=1e-6))
 
 
 def _eps(dtype: ir.DataType) -> float:
@@ -326,19 +378,30 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 @functools.cache
 def _grid() -> Tensor:
-    far = torch.tensor([-30.0, -24, -20, -16, 16, 20, 24, 30], dtype=torch.float64)
-    return torch.cat([torch.linspace(-12, 12, 241, dtype=torch.float64), far])
+    """Points close together where functions bend, and every magnitude that float32 has."""
+    near = torch.tensor([16.0, 20, 24, NEAR], dtype=torch.float64)
+    powers = 2 ** torch.arange(-149, 128, dtype=torch.float64)
+    largest = torch.tensor([torch.finfo(torch.float32).max, math.inf], dtype=torch.float64)
+    sided = torch.cat([near, powers, FAR * torch.ones_like(near[:1]), largest])
+    return torch.cat([torch.linspace(-12, 12, 241, dtype=torch.float64), sided, -sided])
 
 
 @functools.cache
 def _table() -> tuple[list[str], Tensor]:
     """The functions without parameters, or with their defaults, and their values; the first of
     those that are the same is the one that is meant."""
-    ours = {name: a.f(_grid(), *a.defaults) for name, a in ACTIVATIONS.items()}
     # Without elu's twin, and those that need chance or weights.
-    others = sorted(FUNCTION_NAMES - ours.keys() - {"celu", "prelu", "rrelu"})
-    values = {**ours, **{name: getattr(F, name)(_grid()) for name in others}}
-    return list(values), torch.stack(list(values.values()))
+    others = sorted(FUNCTION_NAMES - ACTIVATIONS.keys() - {"celu", "prelu", "rrelu"})
+    names = [*ACTIVATIONS, *others]
+    return names, torch.stack([_values(Known(name), _grid()) for name in names])
+
+
+def _values(known: Known, x: Tensor) -> Tensor:
+    """The function's values, in ours and in PyTorch's own."""
+    if known.ours:
+        return ACTIVATIONS[known.function].f(x, *_completed(known).parameters.values())
+    values: Tensor = getattr(F, known.function)(x, **known.parameters)
+    return values
 
 
 def _at(y: Tensor, x: float) -> float:
@@ -365,7 +428,7 @@ def _fit_softplus(y: Tensor) -> dict[str, float] | None:
 
 
 def _fit_aptx(y: Tensor) -> dict[str, float] | None:
-    left, right = _at(y, -30) / -30, _at(y, 30) / 30
+    left, right = _at(y, -FAR) / -FAR, _at(y, FAR) / FAR
     gamma = (right - left) / 2
     if gamma == 0:
         return None
@@ -384,19 +447,13 @@ def _fit_leaky_relu(y: Tensor) -> dict[str, float] | None:
     return {"negative_slope": slope} if slope > 0 else None
 
 
-def _ours(name: str) -> Callable[..., Tensor]:
-    a = ACTIVATIONS[name]
-    defaults = {p.name: p.default for p in a.parameters}
-    return lambda x, **given: a.f(x, *{**defaults, **given}.values())
-
-
-_FITTED: dict[str, tuple[Fit, Callable[..., Tensor]]] = {
-    "softplus": (_fit_softplus, _ours("softplus")),
-    "hard_mish": (_fit_hard_mish, _ours("hard_mish")),
-    "aptx": (_fit_aptx, _ours("aptx")),
-    "swish": (_fit_swish, _ours("swish")),
-    "leaky_relu": (_fit_leaky_relu, F.leaky_relu),
-    "elu": (_fit_elu, F.elu),
+_FITS: dict[str, Fit] = {
+    "softplus": _fit_softplus,
+    "hard_mish": _fit_hard_mish,
+    "aptx": _fit_aptx,
+    "swish": _fit_swish,
+    "leaky_relu": _fit_leaky_relu,
+    "elu": _fit_elu,
 }
 """Functions with parameters, found from a few values."""
 
