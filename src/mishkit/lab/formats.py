@@ -52,6 +52,11 @@ def ratio(value: float) -> str:
     return f"×{value:.2f}" if math.isfinite(value) else NONE
 
 
+def counted(count: int, noun: str) -> str:
+    """1 site, 2 sites, 0 sites."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def threads_name(count: int) -> str:
     """1 thread, 2 threads."""
-    return f"{count} thread{'s' * (count > 1)}"
+    return counted(count, "thread")
