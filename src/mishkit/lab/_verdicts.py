@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
@@ -53,8 +54,7 @@ class FittingTable(Table):
     words and figures: none is broken or cut."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        at_will = self.__rich_measure__(console, options.update(width=UNBOUNDED))
-        if at_will.minimum <= options.max_width:
+        if self._least(console, options.update(width=UNBOUNDED)) <= options.max_width:
             yield from super().__rich_console__(console, options)
             return
         if self.title:
@@ -68,6 +68,15 @@ class FittingTable(Table):
                     indent = "  " if number else ""
                     yield Text(f"{indent}{head}: {said}" if head else f"{indent}{said}")
         yield Text("")
+
+    def _least(self, console: Console, options: ConsoleOptions) -> int:
+        """The columns of the terminal that it needs."""
+        least = self.__rich_measure__(console, options).maximum
+        for column in self.columns:
+            if not column.no_wrap:
+                of = measure_renderables(console, options, [column.header, *column.cells])
+                least -= of.maximum - of.minimum
+        return least
 
 
 def table(title: str, columns: Sequence[str], *, words: int = 1) -> FittingTable:

@@ -104,8 +104,6 @@ class Settings:
             raise LabError(f"the baseline {self.baseline!r} is none of the activations compared")
         if not self.rates or not all(0 < lr < math.inf for lr in self.rates):
             raise LabError("--lr takes finite learning rates above 0, as in 2e-3,5e-3")
-        if not all(0 <= accuracy <= 1 for accuracy in self.target):
-            raise LabError("--target takes accuracies from 0 to 1")
         if len(self.target) > 1 and len(self.target) != len(self.datasets):
             raise LabError("--target is given once for all data, or once for each --data")
         if self.is_parallel and (self.devices != "1" or _under_torchrun()):

@@ -230,7 +230,7 @@ def show_effects(effects: Sequence[Effect]) -> None:
     )
     step = table(
         "One training step",
-        ("model", "loss", "loss, error", "gradient, error", "peak, before", "after", "×"),
+        ("model", "loss", "loss,\nerror", "gradient,\nerror", "peak,\nbefore", "after", "×"),
     )
     for one in effects:
         kept.add_row(
