@@ -1,6 +1,7 @@
 """`mishkit compare`: what it measures, what it concludes, what it writes, and how it goes on."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from torch import nn
 pytest.importorskip("lightning_fabric", reason="the lab's dependencies are an extra")
 
 import pandas as pd
+from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -544,6 +546,22 @@ def test_what_never_reached_the_target_shows_a_dash(capsys: pytest.CaptureFixtur
     assert re.search(r"mishkit Mish\s+0\.005\s+–\s+–", shown)
     assert "2 seeds" in shown
     assert report.render(result).count("not reached") == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_name_is_broken_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch):
+    from mishkit.lab import console
+
+    out = Console(file=io.StringIO(), width=width, highlight=False)
+    monkeypatch.setattr(console, "_console", out)
+    console.show(made_up({"torch_relu": [[0.95], [0.96]], "composed_mish": [[0.5], [0.5]]}))
+    assert isinstance(out.file, io.StringIO)
+    tables = out.file.getvalue().partition("Too few seeds")[0]
+    words = tables.split()
+    assert {"torch", "ReLU", "Mish", "by", "hand", "0.005", "2.00", "activation"} <= {
+        word.strip(":") for word in words
+    }
+    assert "…" not in tables and max(map(len, tables.splitlines())) <= width
 
 
 CLOSE = {"torch_relu": [[0.90], [0.92], [0.91]], "mish": [[0.92], [0.91], [0.91]]}

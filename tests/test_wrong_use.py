@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("lightning_fabric", reason="the lab's dependencies are an extra")
+
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -362,6 +365,13 @@ def test_a_pipe_that_cannot_encode_and_one_that_is_full() -> None:
             )
         assert failed.returncode == 1 and "No space left on device" in failed.stderr
         assert failed.stderr.count("\n") == 1, failed.stderr
+
+
+def test_help_breaks_no_word_where_there_is_no_room_for_boxes() -> None:
+    command = [sys.executable, "-m", "mishkit", "fit", "--help"]
+    env = {**os.environ, "COLUMNS": "50"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert "(hard_mish, swish, aptx)," in done.stdout and "…" not in done.stdout
 
 
 EFFECT = surgery.Effect(

@@ -10,11 +10,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 from mishkit._missing import install
 
 TRACEBACK = "--traceback"
+ROOM_FOR_BOXES = 80
 LAB_PACKAGES = frozenset(
     (
         "jinja2",
@@ -116,6 +118,8 @@ else:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        # Typer's boxes break and cut words where there is no room for them.
+        rich_markup_mode="rich" if get_terminal_size().columns >= ROOM_FOR_BOXES else None,
         help="Smooth activation functions at ReLU's price, and the means to measure it.",
     )
 
