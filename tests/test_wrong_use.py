@@ -353,6 +353,15 @@ def test_what_a_terminal_cannot_encode_is_replaced(
     assert "?" in done.stdout or not plain.stdout or charset != "ascii"
 
 
+def test_json_stays_the_same_where_it_must_be_escaped() -> None:
+    command = ["explain", "mish", "--no-cost", "--json"]
+    plain, escaped = (
+        CliRunner(charset=charset).invoke(app, command).stdout for charset in ("utf-8", "ascii")
+    )
+    assert not plain.isascii() and escaped.isascii()
+    assert json.loads(plain) == json.loads(escaped)
+
+
 def test_a_pipe_that_cannot_encode_and_one_that_is_full() -> None:
     command = [sys.executable, "-m", "mishkit", "explain", "mish", "--no-cost"]
     env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}

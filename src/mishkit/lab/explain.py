@@ -15,7 +15,7 @@ from ._named import Named
 from ._verdicts import table
 from .analyze import Analysis, End, Extremum, Joint, Lipschitz, analyze_named, show
 from .cost import Cost
-from .formats import significant
+from .formats import print_json, significant
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -35,7 +35,7 @@ def main(named: Named, against: Named | None, *, cost: bool, as_json: bool) -> N
         bar.add_task(f"analysing {named}", total=None)
         found = analyze_named(named, against, cost=cost)
     if as_json:
-        print(found.to_json())
+        print_json(found.to_json())
     else:
         if not out.is_terminal:
             out.width = max(WIDTH, out.width)

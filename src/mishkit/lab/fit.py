@@ -33,6 +33,7 @@ from ._named import Named, finite
 from ._notation import unicode
 from ._verdicts import console, table
 from .analyze import Number, curve_of, farthest, l2, magnitude, number, show
+from .formats import print_json
 
 Array = NDArray[np.float64]
 
@@ -651,7 +652,7 @@ def main(
     with status.status(f"fitting {family.name} to {target}"):
         found = fit(target, family, measure, constraints)
     if as_json:
-        print(found.to_json())
+        print_json(found.to_json())
     else:
         _print(found)
     if plot is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import sys
 
 NONE = "–"
 
@@ -50,6 +53,15 @@ def between(low: float, high: float, digits: int = 3) -> str:
 def ratio(value: float) -> str:
     """×1.23"""
     return f"×{value:.2f}" if math.isfinite(value) else NONE
+
+
+def print_json(text: str) -> None:
+    """Print JSON; what the terminal or the pipe can't encode is escaped, and stays the same."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    print(text)
 
 
 def counted(count: int, noun: str) -> str:
