@@ -226,7 +226,7 @@ def test_a_wrong_use_ends_with_one_line(
 @pytest.mark.parametrize(
     "arguments",
     [
-        *("mush", "audit", "lean", "fit", "explain", "bench --nothing", "plot --range"),
+        *("mush", "audit", "lean", "fit", "explain", "bench --nothing", "plot --wrong"),
         *("compare --epochs 0", "compare --target nan", "accuracy --stride 0"),
     ],
 )
