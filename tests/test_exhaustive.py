@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mishkit.backends import cpu
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import LabError, accuracy, exhaustive
+from mishkit.lab import Interrupted, LabError, accuracy, exhaustive
 from mishkit.lab._references import Reference
 from mishkit.lab.exhaustive import ALL_ROWS, DF_ROWS, ROWS, Block, Rows, Settings
 
@@ -401,7 +401,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exhaustive, "run", stop)
-    with pytest.raises(LabError, match=r"the same command goes on from .*progress\.json"):
+    with pytest.raises(Interrupted, match=r"the same command goes on from .*progress\.json"):
         exhaustive.main(settings(tmp_path))
 
 
@@ -412,7 +412,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["--exhaustive", "--stride", "3"], "--stride does not go with --exhaustive"),
         (["--exhaustive", "--backend", "torch"], "--backend does not go with --exhaustive"),
         (["mish", "--resume", "x.json"], "--resume needs --exhaustive"),
-        (["--exhaustive", "--markdown", "nowhere/page.md"], "there is no folder nowhere"),
+        (["--exhaustive", "--markdown", "setup.py/page.md"], "setup.py is no folder"),
         (["--exhaustive", "--compare-isa", "mmx"], "unknown instruction set 'mmx'"),
     ],
 )

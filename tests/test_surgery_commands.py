@@ -90,7 +90,7 @@ def test_the_effect_is_counted(file: str) -> None:
         (("{file}:alone",), "needs inputs: --input 2,3,224,224"),
         (("{file}:alone", "--input", "2;3"), 'numbers with commas, 2,3,224,224, not "2;3"'),
         (("{file}:build", "--option", "width"), 'an option is key=value, not "width"'),
-        (("no/such/file.py:build",), "can't be imported"),
+        (("no/such/file.py:build",), "there is no file no/such/file.py"),
         (("no.such.module:build",), "can't be imported"),
         (("{file}:build", "--autocast", "int8"), "--autocast takes bfloat16 or float16, not int8"),
     ],
@@ -116,7 +116,7 @@ def test_models_of_libraries(torchvision: None, tmp_path: Path) -> None:
     transformers.BertModel(config).save_pretrained(tmp_path)
     example = load(f"hf:{tmp_path}", ("2,7",), train=False)
     assert not example.model.training and example.inputs[0].dtype == torch.int64
-    with pytest.raises(LabError, match="transformers: "):
+    with pytest.raises(LabError, match=r"hf:.*/a/b: "):
         load(f"hf:{tmp_path / 'nothing'}/a/b", ("2,7",))
 
 
@@ -137,3 +137,111 @@ def test_a_file_may_define_what_looks_for_its_module(tmp_path: Path) -> None:
     import json
 
     assert json.loads("1") == 1
+
+
+# ---- neighbours of what is imported ----
+
+ACTS = "from torch import nn\nact = nn.SiLU\n"
+NET = """
+def build():
+    from torch import nn
+    return nn.Sequential(nn.Linear(8, 8), act(), nn.Linear(8, 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "model"),
+    [
+        ({"tools1/acts.py": ACTS, "nets1/net.py": "from tools1.acts import act" + NET},
+         "nets1/net.py:build"),  # the neighbour is in the current folder
+        ({"nets2/acts2.py": ACTS, "nets2/net.py": "from acts2 import act" + NET},
+         "nets2/net.py:build"),  # in the folder of the file
+        ({"nets3/acts.py": ACTS, "nets3/__init__.py": "", "nets3/net.py": "from .acts import act"
+          + NET}, "nets3.net:build"),  # in the package, by its name
+        ({"tools4/acts.py": ACTS, "nets4/net.py": "from tools4.acts import act" + NET},
+         "nets4.net:build"),
+        ({"nets5/acts5.py": ACTS, "nets5/net.py": NET.replace("torch import nn", "torch import nn\n"
+          "    from acts5 import act")}, "nets5/net.py:build"),  # imported later
+    ],
+    ids=["file", "sibling", "package", "name", "late"],
+)  # fmt: skip
+def test_a_file_finds_its_neighbours(
+    files: dict[str, str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    status, printed = run("audit", model, "--input", "4,8")
+    assert status == 0 and "SiLU, 4×8 float32" in printed, printed
+
+
+def test_a_module_that_needs_its_package_is_told_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets" / "deep").mkdir(parents=True)
+    for name in ("nets/__init__.py", "nets/deep/__init__.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "nets" / "deep" / "net.py").write_text("from .acts import act" + NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    status, printed = run("audit", "nets/deep/net.py:build", "--input", "4,8")
+    assert status == 1 and "nets.deep.net:FUNCTION" in printed and printed.count("\n") == 1
+
+
+# ---- what the models of transformers take ----
+
+WAV2VEC2 = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "conv_dim": [8, 8], "conv_stride": [2, 2], "conv_kernel": [3, 3], "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+WHISPER = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 99,
+    "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 20, "pad_token_id": 1,
+    "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 4,
+}  # fmt: skip
+VIT = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+T5 = {
+    "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 99,
+    "feed_forward_proj": "gelu", "decoder_start_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "shapes", "dtypes"),
+    [
+        ("Wav2Vec2", WAV2VEC2, ("2,400",), [torch.float32]),
+        ("Whisper", WHISPER, ("1,8,40",), [torch.float32, None, torch.int64]),
+        ("Whisper", WHISPER, ("1,8,40", "1,6"), [torch.float32, None, torch.int64]),
+        ("ViT", VIT, ("2,3,16,16",), [torch.float32]),
+        ("T5", T5, ("2,7",), [torch.int64, None, torch.int64]),
+    ],
+)
+def test_each_input_is_what_its_name_says(
+    torchvision: None,
+    family: str,
+    sizes: dict[str, object],
+    shapes: tuple[str, ...],
+    dtypes: list[torch.dtype | None],
+    tmp_path: Path,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    found = load(f"hf:{tmp_path}", shapes).inputs
+    assert [None if tensor is None else tensor.dtype for tensor in found] == dtypes
+    assert tuple(found[0].shape) == tuple(map(int, shapes[0].split(",")))
+    if len(shapes) > 1:
+        assert tuple(found[2].shape) == (1, 6)
+    arguments = [argument for shape in shapes for argument in ("--input", shape)]
+    done = CliRunner().invoke(app, ["audit", f"hf:{tmp_path}", *arguments])
+    assert done.exit_code == 0 and "kept for backward" in done.stdout, done.output
+    wrong = CliRunner().invoke(app, ["audit", f"hf:{tmp_path}", "--input", "1"])
+    assert wrong.exit_code == 1 and "Traceback" not in wrong.output
+    assert wrong.stderr.splitlines()[-1].startswith("mishkit: ")

@@ -139,6 +139,15 @@ def definition_list(text: str) -> str:
     return re.sub(pattern, item, text + "\n", flags=re.MULTILINE)
 
 
+COMMANDS = """\
+What the extra `lab` adds. `mishkit COMMAND --help` says the same.
+
+What goes wrong is one line on stderr, and the exit status is 1; 2 where the command line itself is
+none, 130 after Ctrl-C. `--traceback`, or `MISHKIT_TRACEBACK=1` in the environment, shows the calls
+that led to an error as well. Tables become lists in a terminal that is too narrow for them, and
+characters that it does not know become question marks."""
+
+
 def commands_page() -> str:
     """The command line, in its own words."""
     import typer
@@ -147,8 +156,7 @@ def commands_page() -> str:
 
     group = typer.main.get_command(app)
     context = group.make_context("mishkit", [], resilient_parsing=True)
-    intro = 'What `pip install "mishkit[lab]"` adds. `mishkit COMMAND --help` says the same.'
-    text = ["# Command line", intro]
+    text = ["# Command line", COMMANDS]
     for name in group.list_commands(context):  # type: ignore[attr-defined]
         command = group.get_command(context, name)  # type: ignore[attr-defined]
         sub = command.make_context(f"mishkit {name}", [], resilient_parsing=True)

@@ -17,7 +17,7 @@ def analyze(
 
     ``mishkit.analyze("hard_mish", k=3, against="mish").minima[0].x``. Everything is computed from
     the symbolic definition with the parameters put in, in about a second; `mishkit explain` prints
-    it. Needs ``pip install "mishkit[lab]"``.
+    it. Needs the packages of the extra ``lab``.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ def analyze(
     ModuleNotFoundError
         without the extra ``lab``
     """
+    from ._missing import install
+
     try:
         from .lab import LabError
         from .lab.analyze import analyze
@@ -52,7 +54,7 @@ def analyze(
         if error.name not in _NEEDED:
             raise
         raise ModuleNotFoundError(
-            f'mishkit.analyze needs {error.name}: pip install "mishkit[lab]"', name=error.name
+            f"mishkit.analyze needs {error.name}: {install(error.name, 'lab')}", name=error.name
         ) from None
     try:
         return analyze(name, against=against, cost=cost, **parameters)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from shutil import get_terminal_size
+from typing import Annotated, Any
 
-INSTALL = 'pip install "mishkit[lab]"'
+from mishkit._missing import install
+
+TRACEBACK = "--traceback"
+ROOM_FOR_BOXES = 80
 LAB_PACKAGES = frozenset(
     (
         "jinja2",
@@ -30,18 +36,90 @@ LAB_PACKAGES = frozenset(
 
 try:
     import typer
+    from typer.core import TyperGroup
 except ModuleNotFoundError:
     # The command is installed with the library, its dependencies with an extra.
     def main() -> None:
         """Says what is missing."""
-        sys.exit(f"mishkit: the command line needs more packages: {INSTALL}")
+        sys.exit(f"mishkit: the command line needs more packages: {install('typer', 'lab')}")
 
 else:
+
+    class _Commands(TyperGroup):
+        """The commands, whose errors are lines and whose output no terminal refuses."""
+
+        def main(self, *args: Any, **keywords: Any) -> Any:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # whatever it can't encode is a ?
+                    stream.reconfigure(errors="replace")
+            return super().main(*args, **keywords)
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if TRACEBACK in args:  # it may stand behind the command as well
+                args = [TRACEBACK, *(argument for argument in args if argument != TRACEBACK)]
+            return super().parse_args(ctx, args)
+
+        def invoke(self, ctx: Any) -> Any:
+            with one_line_errors(whole=ctx.params["traceback"]):
+                return super().invoke(ctx)
+
+    @contextmanager
+    def one_line_errors(*, whole: bool = False) -> Iterator[None]:
+        """Turns every error into one line on stderr and an exit status: 130 for Ctrl-C, else 1.
+
+        With `whole`, the traceback stands before it.
+        """
+        from mishkit.lab import INTERRUPTED, LabError
+
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            caught: BaseException = error
+            message, status, for_all = "interrupted", INTERRUPTED, True
+        except LabError as error:
+            caught = error
+            message, status, for_all = str(error), error.status, False
+        except BrokenPipeError:  # whoever read the output has seen enough
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # Typer's own: an exit, or its words on the usage
+                raise
+            caught = error
+            message, status, for_all = _described(error), 1, True
+        else:
+            return
+        # Of several processes that meet the same mistake one speaks.
+        if whole or for_all or os.environ.get("LOCAL_RANK", "0") == "0":
+            if whole:
+                _show_everything(caught)
+            typer.echo(f"mishkit: {' '.join(message.split())}", err=True)
+        raise typer.Exit(status)
+
+    def _described(error: Exception) -> str:
+        if isinstance(error, ModuleNotFoundError):
+            missing = error.name or ""
+            if missing.partition(".")[0] in LAB_PACKAGES:
+                return f"{missing} is not installed: {install(missing, 'lab')}"
+        from mishkit.lab._told import told
+
+        return told(error)
+
+    def _show_everything(error: BaseException) -> None:
+        """The traceback, with the causes that a LabError hides."""
+        link: BaseException | None = error
+        while link is not None:
+            link.__suppress_context__ = link.__cause__ is not None
+            link = link.__cause__ or link.__context__
+        traceback.print_exception(error)
+
     app = typer.Typer(
         name="mishkit",
+        cls=_Commands,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        # Typer's boxes break and cut words where there is no room for them.
+        rich_markup_mode="rich" if get_terminal_size().columns >= ROOM_FOR_BOXES else None,
         help="Smooth activation functions at ReLU's price, and the means to measure it.",
     )
 
@@ -60,27 +138,16 @@ else:
                 "--version", help="Show the version.", callback=_print_version, is_eager=True
             ),
         ] = False,
+        traceback: Annotated[
+            bool,
+            typer.Option(
+                TRACEBACK,
+                help="Show where an error comes from, call by call, and not its line alone.",
+                envvar="MISHKIT_TRACEBACK",
+            ),
+        ] = False,
     ) -> None:
         pass
-
-    @contextmanager
-    def one_line_errors() -> Iterator[None]:
-        """Turns what the user can mend into one line on stderr and exit status 1."""
-        from mishkit.lab import LabError
-
-        try:
-            yield
-        except LabError as error:
-            message = str(error)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in LAB_PACKAGES:
-                raise
-            message = f"{error.name} is not installed: {INSTALL}"
-        else:
-            return
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
-            typer.echo(f"mishkit: {message}", err=True)
-        raise typer.Exit(1)
 
     @app.command()
     def compare(
@@ -210,39 +277,38 @@ else:
         difference to the baseline, all with 95 % intervals; writes report.html, trials.csv,
         epochs.csv and summary.csv. Ctrl-C keeps what is done, and the same command goes on.
         """
-        with one_line_errors():
-            from mishkit.lab import compare as lab
+        from mishkit.lab import compare as lab
 
-            settings = lab.Settings(
-                activations=tuple(activation) if activation else lab.Settings.activations,
-                data=tuple(data) if data else lab.Settings.data,
-                model=model,
-                options=tuple(option or ()),
-                data_root=data_root,
-                download=download,
-                image_size=image_size,
-                train_samples=train_samples,
-                test_samples=test_samples,
-                channels=channels,
-                epochs=epochs,
-                seeds=seeds,
-                first_seed=seed,
-                batch_size=batch_size,
-                lr=lab.parse_rates(lr),
-                tuning_seeds=tuning_seeds,
-                target=tuple(target or ()),
-                baseline=baseline,
-                threads=threads,
-                workers=workers,
-                ray=ray,
-                precision=precision,
-                accelerator=accelerator,
-                devices=devices,
-                strategy=strategy,
-                output=output,
-                fresh=fresh,
-            )
-            status = lab.main(settings, command=_command())
+        settings = lab.Settings(
+            activations=tuple(activation) if activation else lab.Settings.activations,
+            data=tuple(data) if data else lab.Settings.data,
+            model=model,
+            options=tuple(option or ()),
+            data_root=data_root,
+            download=download,
+            image_size=image_size,
+            train_samples=train_samples,
+            test_samples=test_samples,
+            channels=channels,
+            epochs=epochs,
+            seeds=seeds,
+            first_seed=seed,
+            batch_size=batch_size,
+            lr=lab.parse_rates(lr),
+            tuning_seeds=tuning_seeds,
+            target=tuple(target or ()),
+            baseline=baseline,
+            threads=threads,
+            workers=workers,
+            ray=ray,
+            precision=precision,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            output=output,
+            fresh=fresh,
+        )
+        status = lab.main(settings, command=_command())
         raise typer.Exit(status)
 
     Function = Annotated[
@@ -304,33 +370,34 @@ else:
         Prints ns per element (minimum/median), the ratios, and the bars that one thread, or a GPU,
         must reach. Timings are noisy: a missed bar is an error with --check alone.
         """
-        with one_line_errors():
-            from mishkit.lab import bench as lab
+        from mishkit.lab import bench as lab
+        from mishkit.lab._files import check_writable
 
-            on_gpu = device == "cuda" and not paper
-            dtypes = lab.GPU_DTYPES if on_gpu else lab.Settings.dtypes
-            of_device = lab.GPU_SIZES if on_gpu else lab.Settings.sizes
-            settings = lab.Settings(
-                functions=tuple(function or lab.Settings.functions),
-                dtypes=tuple(dtype or dtypes),
-                sizes=lab.parse_numbers(sizes) if sizes else of_device,
-                threads=lab.parse_numbers(threads),
-                device=device,
-                quick=quick,
-                paper=paper,
-            )
-            if like is not None:
-                if neuron or csv:
-                    from mishkit.lab import LabError
+        check_writable(csv)
+        on_gpu = device == "cuda" and not paper
+        dtypes = lab.GPU_DTYPES if on_gpu else lab.Settings.dtypes
+        of_device = lab.GPU_SIZES if on_gpu else lab.Settings.sizes
+        settings = lab.Settings(
+            functions=tuple(function or lab.Settings.functions),
+            dtypes=tuple(dtype or dtypes),
+            sizes=lab.parse_numbers(sizes) if sizes else of_device,
+            threads=lab.parse_numbers(threads),
+            device=device,
+            quick=quick,
+            paper=paper,
+        )
+        if like is not None:
+            if neuron or csv:
+                from mishkit.lab import LabError
 
-                    raise LabError("--like goes with neither --neuron nor --csv")
-                from mishkit.lab import _published_cpu
+                raise LabError("--like goes with neither --neuron nor --csv")
+            from mishkit.lab import _published_cpu
 
-                status = _published_cpu.main(like, settings, tuple(function or ("h_mish",)))
-            elif neuron:
-                status = lab.main_of_layer(settings, csv)
-            else:
-                status = lab.main(settings, csv)
+            status = _published_cpu.main(like, settings, tuple(function or ("h_mish",)))
+        elif neuron:
+            status = lab.main_of_layer(settings, csv)
+        else:
+            status = lab.main(settings, csv)
         raise typer.Exit(status if check else 0)
 
     @app.command()
@@ -401,43 +468,42 @@ else:
 
         Prints the largest errors, where they are, and the bars. Exits with 1 where one is missed.
         """
-        with one_line_errors():
-            from mishkit.lab import LabError
-            from mishkit.lab import accuracy as lab
-            from mishkit.lab import exhaustive as everything
+        from mishkit.lab import LabError
+        from mishkit.lab import accuracy as lab
+        from mishkit.lab import exhaustive as everything
 
-            chosen = (*(functions or ()), *(function or ()))
-            sampling = {"--dtype": dtype, "--stride": stride, "--backend": backend}
-            sweeping = {
-                "--compare-isa": compare_isa,
-                "--processes": processes,
-                "--resume": resume,
-                "--markdown": markdown,
-            }
-            wrong = [o for o, v in (sampling if exhaustive else sweeping).items() if v is not None]
-            if wrong:
-                how = "does not go with" if exhaustive else "needs"
-                raise LabError(f"{wrong[0]} {how} --exhaustive")
-            if exhaustive:
-                status = everything.main(
-                    everything.Settings(
-                        functions=chosen or everything.Settings.functions,
-                        isa=isa,
-                        versus=compare_isa,
-                        processes=processes,
-                        progress=resume or everything.PROGRESS,
-                        markdown=markdown,
-                    )
-                )
-            else:
-                settings = lab.Settings(
-                    functions=chosen or lab.Settings.functions,
-                    dtypes=tuple(dtype or lab.Settings.dtypes),
-                    stride=stride or lab.default_stride(backend or lab.Settings.backend),
+        chosen = (*(functions or ()), *(function or ()))
+        sampling = {"--dtype": dtype, "--stride": stride, "--backend": backend}
+        sweeping = {
+            "--compare-isa": compare_isa,
+            "--processes": processes,
+            "--resume": resume,
+            "--markdown": markdown,
+        }
+        wrong = [o for o, v in (sampling if exhaustive else sweeping).items() if v is not None]
+        if wrong:
+            how = "does not go with" if exhaustive else "needs"
+            raise LabError(f"{wrong[0]} {how} --exhaustive")
+        if exhaustive:
+            status = everything.main(
+                everything.Settings(
+                    functions=chosen or everything.Settings.functions,
                     isa=isa,
-                    backend=backend or lab.Settings.backend,
+                    versus=compare_isa,
+                    processes=processes,
+                    progress=resume or everything.PROGRESS,
+                    markdown=markdown,
                 )
-                status = lab.main(settings)
+            )
+        else:
+            settings = lab.Settings(
+                functions=chosen or lab.Settings.functions,
+                dtypes=tuple(dtype or lab.Settings.dtypes),
+                stride=stride or lab.default_stride(backend or lab.Settings.backend),
+                isa=isa,
+                backend=backend or lab.Settings.backend,
+            )
+            status = lab.main(settings)
         raise typer.Exit(status)
 
     Against = Annotated[
@@ -466,13 +532,12 @@ else:
         gains, shape, and its distance to another function; vector instructions an element, and
         whether memory or arithmetic bounds it here.
         """
-        with one_line_errors():
-            from mishkit.lab import explain as lab
-            from mishkit.lab._named import find, options
+        from mishkit.lab import explain as lab
+        from mishkit.lab._named import find, options
 
-            named = find(name, options(context.args))
-            other = find(against) if against else None
-            lab.main(named, other, cost=cost, as_json=as_json)
+        named = find(name, options(context.args))
+        other = find(against) if against else None
+        lab.main(named, other, cost=cost, as_json=as_json)
 
     @app.command()
     def plot(
@@ -497,23 +562,22 @@ else:
         ] = None,
     ) -> None:
         """Draw functions, their first and second derivatives, and errors."""
-        with one_line_errors():
-            from mishkit.lab import LabError, drawing
-            from mishkit.lab import gallery as all_of_them
-            from mishkit.lab._named import find
+        from mishkit.lab import LabError, drawing
+        from mishkit.lab import gallery as all_of_them
+        from mishkit.lab._named import find
 
-            if gallery is not None:
-                all_of_them.main(gallery)
-                raise typer.Exit
-            if not name:
-                raise LabError("which function? mishkit plot mish gelu, for instance")
-            low, high = drawing.parse_range(range_)
-            drawn = [drawing.of_named(find(one)) for one in name]
-            other = drawing.of_named(find(against)) if against else None
-            if out is None:
-                drawing.window(drawn, against=other, low=low, high=high)
-            else:
-                drawing.save(drawn, out, against=other, low=low, high=high)
+        if gallery is not None:
+            all_of_them.main(gallery)
+            raise typer.Exit
+        if not name:
+            raise LabError("which function? mishkit plot mish gelu, for instance")
+        low, high = drawing.parse_range(range_)
+        drawn = [drawing.of_named(find(one)) for one in name]
+        other = drawing.of_named(find(against)) if against else None
+        if out is None:
+            drawing.window(drawn, against=other, low=low, high=high)
+        else:
+            drawing.save(drawn, out, against=other, low=low, high=high)
 
     @app.command()
     def fit(
@@ -556,18 +620,21 @@ else:
         Prints them, the error and where it is largest, and how the published choices rank. The same
         question always gets the same answer.
         """
-        with one_line_errors():
-            from mishkit.lab import fit as lab
-            from mishkit.lab._named import find, pairs
+        from mishkit.lab import fit as lab
+        from mishkit.lab._named import find, pairs
 
-            lab.main(
-                find(target),
-                lab.find_family(family, lab.parse_bounds(bounds or (), pairs(fix or ()))),
-                lab.parse_measure(measure),
-                tuple(keep or ()),
-                as_json=as_json,
-                plot=plot,
-            )
+        if plot is not None:
+            from mishkit.lab import drawing
+
+            drawing.format_of(plot)
+        lab.main(
+            find(target),
+            lab.find_family(family, lab.parse_bounds(bounds or (), pairs(fix or ()))),
+            lab.parse_measure(measure),
+            tuple(keep or ()),
+            as_json=as_json,
+            plot=plot,
+        )
 
     Model = Annotated[
         str,
@@ -582,7 +649,7 @@ else:
             "--input",
             "-i",
             help="The shape of an input, once for each: 2,3,224,224. Random token numbers for a "
-            "model with a vocabulary, else N(0, 1).",
+            "model that reads text, else N(0, 1).",
         ),
     ]
     Options = Annotated[
@@ -613,14 +680,15 @@ else:
         Says for each whether keeping its output and one bit an element instead of its input pays,
         and what the whole model keeps now, then, and with torch.utils.checkpoint.
         """
-        with one_line_errors():
-            from mishkit.lab import surgery as lab
+        from mishkit.lab import surgery as lab
+        from mishkit.lab._files import check_writable
 
-            shapes, options = tuple(input_ or ()), tuple(option or ())
-            report = lab.audit(lab.Settings(model, shapes, options, autocast, evaluation))
-            lab.show(report)
-            if csv is not None:
-                lab.write_csv(report, csv)
+        check_writable(csv)
+        shapes, options = tuple(input_ or ()), tuple(option or ())
+        report = lab.audit(lab.Settings(model, shapes, options, autocast, evaluation))
+        lab.show(report)
+        if csv is not None:
+            lab.write_csv(report, csv)
 
     @app.command()
     def lean(
@@ -638,12 +706,11 @@ else:
         Bytes kept, as promised and as counted; the loss and the gradient; and by how much a step
         raises the resident memory, each in a process of its own (Linux).
         """
-        with one_line_errors():
-            from mishkit.lab import surgery as lab
+        from mishkit.lab import surgery as lab
 
-            shapes, options = tuple(input_ or ()), tuple(option or ())
-            settings = lab.Settings(model, shapes, options, autocast, evaluation)
-            lab.show_effects([lab.effect(settings, inplace=inplace)])
+        shapes, options = tuple(input_ or ()), tuple(option or ())
+        settings = lab.Settings(model, shapes, options, autocast, evaluation)
+        lab.show_effects([lab.effect(settings, inplace=inplace)])
 
     def _command() -> str:
         """The command as it was given."""

@@ -46,11 +46,12 @@ from ._bench_cases import (
     TWIN,
     expression,
 )
+from ._files import whole_file
 from ._gpu_code import Code, compile_all
 from ._gpu_timing import ROUNDS, WARM_ROUNDS, GpuTiming, Stopwatch, round_robin
 from ._roofline import GPU, GPUS, roofline
 from ._timing import Call
-from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
+from ._verdicts import Interruptible, Verdict, conclude, console, table
 from .bench import DTYPES, Settings, size_name
 from .formats import NONE, significant
 
@@ -298,17 +299,15 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     out.print(Text(head(gpu, settings.dtypes)))
     stopwatch = Stopwatch(DEVICE, gpu.cache)
     rounds = QUICK_ROUNDS if settings.quick else ROUNDS
-    try:
+    with Interruptible(out) as measured:
         if not settings.quick:
             results.papers = papers(settings, gpu.published)
         _time_all(out, settings, results, stopwatch, rounds)
         _published.time_all(results, settings, stopwatch)
-    except KeyboardInterrupt:
-        out.print("Interrupted: what follows is partial.")
     for dtype, size in itertools.product(settings.dtypes, sorted(settings.sizes)):
         _print_table(out, results, dtype, size, gpu)
     _published.print_all(out, results, settings)
-    return finish(out, results, list(verdicts(results)), gpu, csv_path)
+    return finish(out, results, list(verdicts(results)), measured, gpu, csv_path)
 
 
 def head(gpu: Device, dtypes: Iterable[str]) -> str:
@@ -332,18 +331,16 @@ def finish(
     out: Console,
     results: Results,
     found: Sequence[Verdict],
+    measured: Interruptible,
     gpu: Device,
     csv_path: Path | None,
 ) -> int:
-    """Print what is missing and the bars, write the CSV; 1 where a bar is missed."""
+    """Print what is missing and the bars, write the CSV (see `conclude`)."""
     for line in dict.fromkeys(results.missing):
         out.print(Text(line))
-    out.print(verdict_table("Bars: ratio of minima, the worst of all functions", found))
-    out.print(summary(found) + ".")
-    if csv_path:
-        write_csv(csv_path, results, gpu)
-        out.print(Text(f"Written: {csv_path}"))
-    return int(any_missed(found))
+    title = "Bars: ratio of minima, the worst of all functions"
+    csv = csv_path, partial(write_csv, results=results, gpu=gpu)
+    return conclude(out, title, found, measured, csv)
 
 
 def _time_all(
@@ -472,7 +469,7 @@ def write_csv(path: Path, results: Results, gpu: Device) -> None:
     }
     statistics = ("samples", "late", "min", "median", "mean", "std", "max")
     rates = ("ns_per_element", "gb_per_s", "share_of_copy", "l2_error", "paper")
-    with path.open("w", newline="") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow([*Key._fields, *statistics, *rates, *made_by])
         for key, timing in results.timings.items():

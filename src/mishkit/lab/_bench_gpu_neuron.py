@@ -32,7 +32,7 @@ from ._bench_neuron import (
 )
 from ._gpu_timing import ROUNDS, WARM_ROUNDS, Stopwatch, round_robin
 from ._timing import Call
-from ._verdicts import Verdict, console, table
+from ._verdicts import Interruptible, Verdict, console, table
 from .formats import NONE, significant
 
 LAYER = "aptx_layer"
@@ -134,17 +134,16 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
     results, memories = Results(), Memories()
     out.print(Text(head(gpu)))
     stopwatch = Stopwatch(_bench_gpu.DEVICE, gpu.cache)
-    try:
+    with Interruptible(out) as measured:
         for dtype in DTYPES:
             for shape in SHAPES:
                 rounds = QUICK_ROUNDS if quick else ROUNDS
                 measure(results, memories, shape, dtype, stopwatch, rounds)
-    except KeyboardInterrupt:
-        out.print("Interrupted: what follows is partial.")
     for dtype in DTYPES:
         for shape in SHAPES:
             _print_table(out, results, memories, shape, dtype)
-    return _bench_gpu.finish(out, results, list(verdicts(results, memories)), gpu, csv_path)
+    found = list(verdicts(results, memories))
+    return _bench_gpu.finish(out, results, found, measured, gpu, csv_path)
 
 
 def head(gpu: Device) -> str:

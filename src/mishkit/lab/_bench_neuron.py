@@ -19,13 +19,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rich.progress
 import torch
 from rich.console import Console
-from rich.text import Text
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,7 +36,7 @@ from . import LabError
 from ._bench_bars import Bar
 from ._memory import grown_by
 from ._timing import Call, round_robin, torch_threads
-from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
+from ._verdicts import Interruptible, Verdict, conclude, console, table
 from .bench import QUICK, Key, Results, warn_of_load, write_csv
 from .environment import processor
 from .formats import NONE, significant, threads_name
@@ -210,20 +210,14 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
     warn_of_load(out)
     results, memories = Results(), dict[str, Memory]()
     threads = sorted({1, torch.get_num_threads()})
-    try:
+    with Interruptible(out) as measured:
         _measure(out, threads, quick, results, memories)
-    except KeyboardInterrupt:
-        out.print("Interrupted: what follows is partial.")
     for count in threads:
         _print_times(out, results, count)
     _print_memories(out, memories)
     found = [*time_verdicts(results, threads), *memory_verdicts(memories)]
-    out.print(verdict_table("Bars: ratio of minima (of medians)", found))
-    out.print(summary(found) + ".")
-    if csv_path:
-        write_csv(csv_path, results)
-        out.print(Text(f"Written: {csv_path}"))
-    return int(any_missed(found))
+    csv = csv_path, partial(write_csv, results=results)
+    return conclude(out, "Bars: ratio of minima (of medians)", found, measured, csv)
 
 
 def _measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def page_faults(run: Callable[[], Any]) -> int:
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """A call in a new process, where nothing else has allocated before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # Ctrl-C is for this process to answer, which then ends the other.
+    leave = signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(1, *leave) as pool:
         return pool.apply(function, arguments)
 
 

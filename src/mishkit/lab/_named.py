@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,14 @@ def find(text: str, given: Mapping[str, float] | None = None) -> Named:
     return Named(activation, tuple(values.values()))
 
 
+def finite(text: str) -> float:
+    """The number; ValueError for inf and nan too."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
 def pairs(texts: Sequence[str]) -> dict[str, float]:
     """["k=3", "b=2.8"] -> {"k": 3.0, "b": 2.8}."""
     found = {}
@@ -72,9 +81,9 @@ def pairs(texts: Sequence[str]) -> dict[str, float]:
         try:
             if not is_pair:
                 raise ValueError
-            found[key.strip()] = float(value)
+            found[key.strip()] = finite(value)
         except ValueError:
-            raise LabError(f'"{text}" is not NAME=NUMBER') from None
+            raise LabError(f'"{text}" is not NAME=NUMBER, a finite one') from None
     return found
 
 

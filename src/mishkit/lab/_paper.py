@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,12 @@ from rich.console import Console
 from rich.text import Text
 
 import mishkit as mk
+from mishkit._missing import install
 from mishkit.backends import triton
 from mishkit.functions import ACTIVATIONS
 
 from . import LabError, _inductor
+from ._files import whole_file
 from ._gpu_code import (
     ALU,
     FLOAT64,
@@ -40,7 +43,7 @@ from ._gpu_code import (
     compile_all,
 )
 from ._roofline import A100, GPU, GPUS, H100, roofline
-from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
+from ._verdicts import Interruptible, Verdict, conclude, console, table
 from .formats import NONE, significant
 
 FORWARD, FORWARD_PACKED = "forward", "forward_packed"
@@ -150,28 +153,22 @@ def run(
         "memory, both at their published peaks; under 1 a kernel may run at memory's speed.",
     )
     codes: Codes = {}
-    try:
+    with Interruptible(out) as measured:
         _compile(out, [kernel.job(target) for kernel in wanted for target in targets], find, codes)
-    except KeyboardInterrupt:
-        out.print("Interrupted: what follows is partial.")
     for dtype in dict.fromkeys(kernel.dtype for kernel in wanted):
         _print_table(out, [kernel for kernel in wanted if kernel.dtype == dtype], codes)
     for words in dict.fromkeys(_not_had(codes)):
         out.print(Text(words))
-    found = list(verdicts(codes))
-    out.print(verdict_table("Bars: arithmetic over memory, and what no kernel may hold", found))
-    out.print(summary(found) + ".")
-    if csv_path:
-        write_csv(csv_path, codes)
-        out.print(Text(f"Written: {csv_path}"))
-    return int(any_missed(found))
+    title = "Bars: arithmetic over memory, and what no kernel may hold"
+    csv = csv_path, partial(write_csv, codes=codes)
+    return conclude(out, title, list(verdicts(codes)), measured, csv)
 
 
 def _triton() -> str:
     try:
         import triton
     except ModuleNotFoundError:
-        raise LabError("Triton is not installed: pip install triton") from None
+        raise LabError(f"Triton is not installed: {install('triton')}") from None
     return triton.__version__
 
 
@@ -337,7 +334,7 @@ def write_csv(path: Path, codes: Codes) -> None:
     figures = ["bytes_per_element", "elements", "diverged", "registers", "shared", "local"]
     made_by = {"mishkit": mk.__version__, "torch": torch.__version__, "triton": _triton()}
     head = [*operations, *figures, "accesses", "faults", "gpu", "ratio", "unit", *made_by]
-    with path.open("w", newline="") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow([*Job._fields, *head])
         for job, code in sorted((j, c) for j, c in codes.items() if isinstance(c, Code)):

@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mishkit._missing import install
 from mishkit.activation import Activation
 from mishkit.backends import cpu, triton
 from mishkit.backends import torch as plain
@@ -45,7 +46,7 @@ from . import LabError
 from ._interpreter import make_faithful
 from ._references import Reference
 from ._timing import torch_threads
-from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
+from ._verdicts import Verdict, conclude, console, table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STRIDE = 509
@@ -438,7 +439,7 @@ class Settings:
             raise LabError("the stride must be positive")
         check("backend", [self.backend], BACKENDS)
         if self.backend == "triton" and importlib.util.find_spec("triton") is None:
-            raise LabError("Triton is not installed: pip install triton")
+            raise LabError(f"Triton is not installed: {install('triton')}")
         if self.backend == "cpu":
             if not cpu.isas():
                 raise LabError("the kernels were not built: --backend torch measures plain torch")
@@ -527,9 +528,7 @@ def main(settings: Settings) -> int:
         _print_table(out, [r for r in results if r.dtype == dtype], dtype, kernels, settings.stride)
     found = verdicts(results)
     out.print("max, rms: error of the gradient from the output over that of an exact inverse.\n")
-    out.print(verdict_table("Bars (the function nearest to each, or all that miss it)", found))
-    out.print(summary(found) + ".")
-    return int(any_missed(found))
+    return conclude(out, "Bars (the function nearest to each, or all that miss it)", found)
 
 
 def _print_table(

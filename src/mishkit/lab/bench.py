@@ -12,13 +12,13 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import rich.progress
 import torch
 from rich.console import Console
-from rich.text import Text
 
 import mishkit as mk
 from mishkit.activation import DTYPES as _DTYPES
@@ -37,8 +37,9 @@ from ._bench_cases import (
     large,
     small,
 )
+from ._files import whole_file
 from ._timing import Timing, round_robin, torch_threads
-from ._verdicts import any_missed, console, summary, table, verdict_table
+from ._verdicts import Interruptible, conclude, console, table
 from .environment import processor
 from .formats import NONE, significant, threads_name
 
@@ -218,18 +219,12 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     )
     warn_of_load(out)
     results = Results()
-    try:
+    with Interruptible(out) as measured:
         _time_all(out, settings, results)
-    except KeyboardInterrupt:
-        out.print("Interrupted: what follows is partial.")
     _print_tables(out, settings, results)
-    found = verdicts(results)
-    out.print(verdict_table("Bars, one thread: ratio of minima (of medians)", found))
-    out.print(summary(found) + ".")
-    if csv_path:
-        write_csv(csv_path, results)
-        out.print(Text(f"Written: {csv_path}"))
-    return int(any_missed(found))
+    title = "Bars, one thread: ratio of minima (of medians)"
+    csv = csv_path, partial(write_csv, results=results)
+    return conclude(out, title, verdicts(results), measured, csv)
 
 
 def main_of_layer(settings: Settings, csv_path: Path | None = None) -> int:
@@ -325,7 +320,7 @@ def write_csv(path: Path, results: Results) -> None:
         "isa": cpu.isa(),
     }
     statistics = ["unit", "samples", "min", "median", *names]
-    with path.open("w", newline="") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow([*Key._fields, *statistics, *made_by])
         for key, timing in results.timings.items():

@@ -16,6 +16,7 @@ The design, from the smallest part up:
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,16 +32,15 @@ from lightning_fabric import Fabric
 
 import mishkit as mk
 
-from . import LabError, contenders, environment, sweep
+from . import INTERRUPTED, LabError, contenders, environment, sweep
 from . import trial as _trial
+from ._files import locked
 from .contenders import Contender
 from .intervals import Interval, interval
 from .sweep import Runner, Store
 from .training import Stopped
 from .trial import Phase, Trial, Watcher
 
-INTERRUPTED = 130
-"""The exit status of a program stopped by Ctrl-C."""
 TUNING_SEEDS_FROM = 1000
 """Tuning has seeds of its own, this far above the others."""
 
@@ -102,8 +102,8 @@ class Settings:
             raise LabError("no activation to compare")
         if self.baseline is not None and self.baseline not in self.activations:
             raise LabError(f"the baseline {self.baseline!r} is none of the activations compared")
-        if not self.rates or self.rates[0] <= 0:
-            raise LabError("--lr takes learning rates above 0, as in 2e-3,5e-3")
+        if not self.rates or not all(0 < lr < math.inf for lr in self.rates):
+            raise LabError("--lr takes finite learning rates above 0, as in 2e-3,5e-3")
         if len(self.target) > 1 and len(self.target) != len(self.datasets):
             raise LabError("--target is given once for all data, or once for each --data")
         if self.is_parallel and (self.devices != "1" or _under_torchrun()):
@@ -476,29 +476,32 @@ def _compare_and_tell(fabric: Fabric | None, settings: Settings, command: str) -
             return 0
         from . import console, report
 
-        store = Store(settings.output, settings.shared(devices), fresh=settings.fresh)
         planned = (
             len(tuning(settings))
             + len(settings.datasets) * len(settings.contenders) * settings.seeds
         )
-        with (
-            console.Progress(settings, planned) as progress,
-            _runner(fabric, settings, progress, stop) as runner,
-        ):
-            result = compare(
-                settings,
-                command,
-                store,
-                runner,
-                progress,
-                devices=devices,
-                device="cpu" if fabric is None else fabric.device,
-            )
-    if result.finals.empty:
-        console.say("Stopped before the first final training: the same command goes on from here.")
-        return INTERRUPTED
-    console.show(result)
-    console.say_path(report.write(result))
+        with locked(settings.output / sweep.LOCK, f"the trials in {settings.output}"):
+            store = Store(settings.output, settings.shared(devices), fresh=settings.fresh)
+            with (
+                console.Progress(settings, planned) as progress,
+                _runner(fabric, settings, progress, stop) as runner,
+            ):
+                result = compare(
+                    settings,
+                    command,
+                    store,
+                    runner,
+                    progress,
+                    devices=devices,
+                    device="cpu" if fabric is None else fabric.device,
+                )
+            if result.finals.empty:
+                console.say(
+                    "Stopped before the first final training: the same command goes on from here."
+                )
+                return INTERRUPTED
+            console.show(result)
+            console.say_path(report.write(result))
     return 0 if result.is_complete else INTERRUPTED
 
 

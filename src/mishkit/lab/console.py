@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import rich.progress
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from ._verdicts import table
 from .compare import Comparison, Settings
-from .formats import NONE, ratio, signed, significant, with_half
+from .formats import NONE, counted, ratio, signed, significant, with_half
 from .intervals import headline, summarise
 from .trial import Trial, Watcher
 
@@ -48,7 +47,7 @@ class Progress(Watcher):
     def round(self, planned: int, found: int) -> None:
         if found:
             self._bar.console.print(
-                f"{found} of {planned} trials were there already; --fresh forgets them.",
+                f"There already: {found} of {counted(planned, 'trial')}; --fresh forgets them.",
                 markup=False,
             )
         self._done += found
@@ -90,18 +89,18 @@ def say_path(path: Path) -> None:
 
 def show(result: Comparison) -> None:
     """Prints what was found, and for each data set the table in two parts that fit 80 columns."""
-    table = summarise(result)
+    summary = summarise(result)
     if not result.is_complete:
-        say(f"Partial: {len(result.finals)} of {result.wanted} final trainings were done.")
-    for data, rows in table.groupby("data", sort=False):
+        say(f"Partial: {len(result.finals)} of {counted(result.wanted, 'final training')} done.")
+    for data, rows in summary.groupby("data", sort=False):
         fewest, most = rows["seeds"].min(), rows["seeds"].max()
         seeds = f"{most if fewest == most else f'{fewest}–{most}'} seed{'s' if most > 1 else ''}"
         model, target = rows["model"].iloc[0], rows["target"].iloc[0]
-        cost = _table(
+        cost = _named_table(
             f"{data}, {model}: the cost of a training step ({seeds})",
             ("activation", "forward, ms", "backward, ms", "both", "kept for\nbackward", "kept"),
         )
-        training = _table(
+        training = _named_table(
             f"{data}, {model}: training to {target:.1%}, and to the end ({seeds})",
             ("activation", "rate", "epochs", "seconds", "final, %", "difference"),
         )
@@ -127,9 +126,9 @@ def show(result: Comparison) -> None:
             )
         _console.print(cost)
         _console.print(training)
-    edge = " !: at the edge of the rates tried." if table["lr_at_edge"].any() else ""
+    edge = " !: at the edge of the rates tried." if summary["lr_at_edge"].any() else ""
     say(
-        f"{headline(table, result.baseline.label)}.\n"
+        f"{headline(summary, result.baseline.label)}.\n"
         f"±: 95 % interval over seeds. × and differences (points) are to {result.baseline.label}.\n"
         f"Kept: for backward, a sample. {NONE}: target not reached.{edge}"
     )
@@ -148,13 +147,7 @@ def _two_lines(row: dict[Any, Any], quantity: str, digits: int = 3) -> str:
     return with_half(row[quantity], row[f"{quantity}_half"], digits, "\n")
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for number, column in enumerate(columns):
-        # Names give way to numbers: they alone may be broken over lines.
-        table.add_column(
-            column, justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
-        )
-    return table
+def _named_table(title: str, columns: tuple[str, ...]) -> Table:
+    made = table(title, columns)
+    made.columns[0].no_wrap = False  # names give way to figures, word by word
+    return made

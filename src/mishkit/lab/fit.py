@@ -29,10 +29,11 @@ from mishkit.functions import ACTIVATIONS
 
 from . import LabError
 from ._curve import WORKING, Curve, X, parse
-from ._named import Named
+from ._named import Named, finite
 from ._notation import unicode
 from ._verdicts import console, table
 from .analyze import Number, curve_of, farthest, l2, magnitude, number, show
+from .formats import print_json
 
 Array = NDArray[np.float64]
 
@@ -195,7 +196,7 @@ def parse_measure(text: str) -> Measure:
     """ "max", "max:-4,4", "normal:1" or "uniform:-3,3"."""
     kind, _, rest = text.partition(":")
     try:
-        numbers = [float(part) for part in rest.split(",")] if rest else []
+        numbers = [finite(part) for part in rest.split(",")] if rest else []
     except ValueError:
         numbers = [float("nan")]
     defaults = {"max": [-10.0, 10.0], "normal": [1.0], "uniform": None}
@@ -254,7 +255,7 @@ def parse_bounds(
         try:
             if match is None:
                 raise ValueError
-            found[match[1]] = (float(match[2]), float(match[3]))
+            found[match[1]] = (finite(match[2]), finite(match[3]))
         except ValueError:
             raise LabError(f'"{text}" is not NAME=LOW,HIGH') from None
     return found
@@ -651,7 +652,7 @@ def main(
     with status.status(f"fitting {family.name} to {target}"):
         found = fit(target, family, measure, constraints)
     if as_json:
-        print(found.to_json())
+        print_json(found.to_json())
     else:
         _print(found)
     if plot is not None:

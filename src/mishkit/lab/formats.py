@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import sys
 
 NONE = "–"
 
@@ -52,6 +55,20 @@ def ratio(value: float) -> str:
     return f"×{value:.2f}" if math.isfinite(value) else NONE
 
 
+def print_json(text: str) -> None:
+    """Print JSON; what the terminal or the pipe can't encode is escaped, and stays the same."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    print(text)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 site, 2 sites, 0 sites."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def threads_name(count: int) -> str:
     """1 thread, 2 threads."""
-    return f"{count} thread{'s' * (count > 1)}"
+    return counted(count, "thread")

@@ -10,6 +10,7 @@ from rich.console import Console
 from mishkit.functions import ACTIVATIONS
 
 from . import drawing
+from ._files import whole_file
 from ._named import find
 from .analyze import analyze_named
 from .explain import facts
@@ -36,7 +37,8 @@ def main(folder: Path) -> None:
             page.append(_section(name, folder))
             bar.update(task, advance=1)
     path = folder / "gallery.md"
-    path.write_text("\n".join(page), encoding="utf-8")
+    with whole_file(path) as file:
+        file.write("\n".join(page))
     out.print(f"Gallery: {path}", highlight=False)
 
 

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mishkit._missing import install
+
 from . import LabError
+from ._imports import imported
+from ._told import telling
 
 KINDS = (
     "timm:NAME, hf:NAME (or a folder), path/to/file.py:FUNCTION or package.module:FUNCTION; the "
@@ -44,18 +47,21 @@ def load(
     name : str
         as in `KINDS`
     shapes : sequence of str
-        a shape for each input, "2,3,224,224"; token numbers for a model with a vocabulary, else
-        N(0, 1) numbers
+        a shape for each input, "2,3,224,224". Token numbers for a model with a vocabulary, else
+        N(0, 1) numbers; the models of transformers get each by the name of what it is for, first
+        their `main_input_name`. What their decoder begins with comes second, and has tokens as the
+        input has, or one a sample, unless it is given
     options : sequence of str
         "key=value" for what builds the model: "pretrained=True", "act_layer=mish"
 
     Raises
     ------
     LabError
-        if there is no such model, a package is missing, or inputs are
+        if there is no such model, it can't be built, a package is missing, or inputs are
     """
     model, given = _built(name, options, {}, seed=0)
-    inputs = tuple(given) or tuple(_input(model, text) for text in shapes)
+    with telling(f"{name}, --input {' --input '.join(shapes)}"):
+        inputs = tuple(given) or _inputs(model, [_shape(text) for text in shapes])
     if not inputs:
         raise LabError(f"{name} needs inputs: --input 2,3,224,224, for instance")
     return Example(name, model.train(train), inputs)
@@ -79,15 +85,16 @@ def _built(
     torch.manual_seed(seed)
     keywords = dict(_option(text) for text in options)
     library, _, rest = name.partition(":")
-    if library == "timm":
-        built: Any = _timm(rest, {**offered, **keywords})
-    elif library == "hf":
-        built = _transformers(rest, keywords)
-    elif rest:
-        function = _function(library, rest)
-        built = function(**{**_accepted(function, offered), **keywords})
-    else:
-        raise LabError(f'what is "{name}"? There is {KINDS}')
+    with telling(name):
+        if library == "timm":
+            built: Any = _timm(rest, {**offered, **keywords})
+        elif library == "hf":
+            built = _transformers(rest, keywords)
+        elif rest:
+            function = _function(*name.rsplit(":", 1))
+            built = function(**{**_accepted(function, offered), **keywords})
+        else:
+            raise LabError(f'what is "{name}"? There is {KINDS}')
     model, *given = built if isinstance(built, tuple) else (built,)
     if not isinstance(model, nn.Module):
         raise LabError(f"{name} is no torch.nn.Module but a {type(model).__name__}")
@@ -127,9 +134,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise LabError(
-            f'{error.name} is not installed: pip install "mishkit[integrations]"'
-        ) from None
+        raise LabError(f"{error.name} is not installed: {install(error.name or name)}") from error
 
 
 def _timm(name: str, options: dict[str, Any]) -> nn.Module:
@@ -146,26 +151,11 @@ def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
     options.setdefault("dtype", "float32")
     if Path(name).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        return getattr(transformers, kind).from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        raise LabError(f"transformers: {' '.join(str(error).split())}") from None
+    return getattr(transformers, kind).from_pretrained(name, **options)
 
 
 def _function(place: str, name: str) -> Callable[..., Any]:
-    try:
-        if place.endswith(".py"):
-            # A name of its own, so that no module of the same name is in the way or lost.
-            spec = importlib.util.spec_from_file_location(f"_mishkit_{Path(place).stem}", place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module.__name__] = module  # dataclasses look for their module there
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except (FileNotFoundError, ModuleNotFoundError) as error:
-        raise LabError(f"{place} can't be imported: {error}") from None
-    found = getattr(module, name, None)
+    found = getattr(imported(place), name, None)
     if not callable(found):
         raise LabError(f'{place} has no function "{name}"')
     return found
@@ -181,15 +171,54 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _input(model: nn.Module, text: str) -> Tensor:
+def _shape(text: str) -> list[int]:
     try:
         shape = [int(size) for size in text.split(",")]
+        if min(shape) < 0:
+            raise ValueError
     except ValueError:
         raise LabError(f'a shape is numbers with commas, 2,3,224,224, not "{text}"') from None
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    if vocabulary:
-        return torch.randint(vocabulary, shape)
-    return torch.randn(shape)
+    return shape
+
+
+def _inputs(model: nn.Module, shapes: Sequence[list[int]]) -> tuple[Any, ...]:
+    """Random inputs of these shapes, in the order of the parameters of the model's forward."""
+    config = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", None)
+    if main is None or not shapes:
+        tokens = getattr(config, "vocab_size", None)
+        return tuple(_random(shape, tokens) for shape in shapes)
+    names = list(inspect.signature(model.forward).parameters)
+    order = [main, *(name for name in names if name != main)]
+    shapes = list(shapes)
+    if getattr(config, "is_encoder_decoder", False) and _DECODERS in names:
+        order = [main, _DECODERS, *(name for name in order[1:] if name != _DECODERS)]
+        if len(shapes) == 1:
+            shapes.append(shapes[0] if _is_of_tokens(main) else [shapes[0][0], 1])
+    vocabulary = _vocabulary(config)
+    found = {
+        name: _random(shape, vocabulary if _is_of_tokens(name) else None)
+        for name, shape in zip(order, shapes, strict=False)
+    }
+    last = max(names.index(name) for name in found)
+    return tuple(found.get(name) for name in names[: last + 1])
+
+
+_DECODERS = "decoder_input_ids"
+
+
+def _is_of_tokens(name: str) -> bool:
+    return not name.endswith(("_values", "_features", "_embeds"))
+
+
+def _vocabulary(config: Any) -> int | None:
+    """The tokens of a model of transformers; those of its text, where it has other inputs too."""
+    parts = (config, *(getattr(config, name, None) for name in ("text_config", "decoder")))
+    return next((size for part in parts if (size := getattr(part, "vocab_size", None))), None)
+
+
+def _random(shape: Sequence[int], tokens: int | None) -> Tensor:
+    return torch.randint(tokens, shape) if tokens else torch.randn(shape)
 
 
 def mean_square(output: Any) -> Tensor:

@@ -12,6 +12,7 @@ import mishkit as mk
 from mishkit.surgery.known import FUNCTION_NAMES
 
 from . import LabError, models
+from ._told import telling
 from .contenders import Contender
 from .data import Labelled
 
@@ -80,11 +81,8 @@ def _try(network: nn.Module, name: str, data: Labelled, contender: Contender) ->
     """One pass over two samples, and where the contender works in place, another without."""
     x = data.train_inputs[:2]
     network.eval()
-    try:
+    with telling(f"{name} does not take {data.name}, {tuple(x.shape)}"):
         scores = network(x.clone())
-    except Exception as error:  # whatever a model may raise
-        reason = " ".join(str(error).split())
-        raise LabError(f"{name} does not take {data.name}, {tuple(x.shape)}: {reason}") from error
     if not isinstance(scores, torch.Tensor) or scores.shape != (len(x), data.classes):
         raise LabError(f"{name} does not return a score for each of the {data.classes} classes")
     in_place: list[Any] = [

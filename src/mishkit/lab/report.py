@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from . import formats, intervals, plots
+from ._files import whole_file
 from .compare import Comparison
 
 TABLES = ("trials.csv", "epochs.csv", "summary.csv")
@@ -18,13 +19,14 @@ TABLES = ("trials.csv", "epochs.csv", "summary.csv")
 def write(result: Comparison) -> Path:
     """Writes the tables and the page into the output folder; returns the path of report.html."""
     folder = result.settings.output
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in zip(
         TABLES, (result.trials, result.epochs, intervals.summarise(result)), strict=True
     ):
-        table.to_csv(folder / name, index=False)
+        with whole_file(folder / name) as file:
+            table.to_csv(file, index=False)
     path = folder / "report.html"
-    path.write_text(render(result), encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(render(result))
     return path
 
 
@@ -34,7 +36,10 @@ def render(result: Comparison) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        significant=formats.significant, ratio=formats.ratio, thousands="{:,}".format
+        significant=formats.significant,
+        ratio=formats.ratio,
+        thousands="{:,}".format,
+        counted=formats.counted,
     )
     environment.globals.update(
         with_half=formats.with_half, signed=formats.signed, between=formats.between

@@ -6,17 +6,16 @@ import copy
 import csv
 import dataclasses
 import gc
+import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from torch import nn
 
@@ -25,7 +24,10 @@ from mishkit.surgery.audit import Report, readable
 from mishkit.surgery.watch import tensors_of
 
 from . import LabError
+from ._files import whole_file
 from ._memory import grown_by, in_process, return_freed_memory
+from ._told import telling
+from ._verdicts import table
 from .models import Example, load, mean_square
 
 AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +57,8 @@ class Settings:
         """The context of its forward passes."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(next(model.parameters()).device.type, AUTOCASTS[self.autocast])
+        weight = next(model.parameters(), torch.empty(0))
+        return torch.autocast(weight.device.type, AUTOCASTS[self.autocast])
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,14 @@ class Effect:
 def audit(settings: Settings) -> Report:
     """The audit of a model by name."""
     example = settings.load()
-    with settings.casting(example.model):
+    with _calling(example), settings.casting(example.model):
         return mk.audit(example.model, *example.inputs)
+
+
+def _calling(example: Example) -> AbstractContextManager[None]:
+    """Errors of the model's passes are told with what it was given."""
+    shapes = (f"{'×'.join(map(str, t.shape))} {t.dtype}" for t in tensors_of(example.inputs))
+    return telling(f"{example.name} with inputs {' and '.join(shapes)}".replace("torch.", ""))
 
 
 def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> Effect:
@@ -101,12 +110,14 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
     measured in a process of its own for each.
     """
     example = settings.load()
-    kept, loss, gradient = _step(settings, example)
-    with settings.casting(example.model):
-        report = mk.lean(example.model, *example.inputs, inplace=inplace)
-    after, lean_loss, lean_gradient = _step(settings, example)
+    with _calling(example):
+        kept, loss, gradient = _step(settings, example)
+        with settings.casting(example.model):
+            report = mk.lean(example.model, *example.inputs, inplace=inplace)
+        after, lean_loss, lean_gradient = _step(settings, example)
     pays = [site for site in report.sites if site.advice == "output"]
-    error = torch.linalg.vector_norm(lean_gradient - gradient) / torch.linalg.vector_norm(gradient)
+    norm = torch.linalg.vector_norm
+    gradient_error = _relative(norm(lean_gradient - gradient).item(), norm(gradient).item())
     del example, lean_gradient, gradient
     peak = peak_after = None
     if peaks and Path("/proc/self/clear_refs").exists():
@@ -122,11 +133,17 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
         sites_before=sum(site.alone for site in pays),
         sites_saving=sum(site.saving for site in pays),
         loss=loss,
-        loss_error=abs(lean_loss - loss) / abs(loss),
-        gradient_error=float(error),
+        loss_error=_relative(abs(lean_loss - loss), abs(loss)),
+        gradient_error=gradient_error,
         peak=peak,
         peak_after=peak_after,
     )
+
+
+def _relative(error: float, of: float) -> float:
+    if not of:  # as the loss of a model that returns zeros
+        return math.inf if error else 0.0
+    return error / of
 
 
 def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tensor]:
@@ -208,12 +225,12 @@ def show(report: Report) -> None:
 
 def show_effects(effects: Sequence[Effect]) -> None:
     """Print what leaning changed."""
-    kept = _table(
+    kept = table(
         "Bytes kept for backward", ("model", "sites", "lean", "before", "promised", "after", "×")
     )
-    step = _table(
+    step = table(
         "One training step",
-        ("model", "loss", "loss, error", "gradient, error", "peak, before", "after", "×"),
+        ("model", "loss", "loss,\nerror", "gradient,\nerror", "peak,\nbefore", "after", "×"),
     )
     for one in effects:
         kept.add_row(
@@ -243,7 +260,7 @@ def show_effects(effects: Sequence[Effect]) -> None:
 
 def write_csv(report: Report, path: Path) -> None:
     """A row a site."""
-    with path.open("w", newline="") as file:
+    with whole_file(path) as file:
         names = (
             [field.name for field in dataclasses.fields(report.sites[0])] if report.sites else []
         )
@@ -259,12 +276,3 @@ def _cell(value: Any) -> Any:
             "×".join(map(str, value)) if value and isinstance(value[0], int) else "; ".join(value)
         )
     return value
-
-
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
-    return table

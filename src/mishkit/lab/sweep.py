@@ -23,7 +23,10 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from mishkit._missing import install
+
 from . import LabError, trial
+from ._files import whole_file
 from .training import Stopped
 from .trial import Trial, Watcher
 
@@ -31,7 +34,7 @@ Done = tuple[Trial, dict[str, Any]]
 Runner = Callable[[Sequence[Trial]], Iterator[Done]]
 """Yields trials with their results, in any order; raises `Stopped` after Ctrl-C."""
 
-SETTINGS, TRIALS = "sweep.json", "trials.jsonl"
+SETTINGS, TRIALS, LOCK = "sweep.json", "trials.jsonl", "sweep.lock"
 
 
 class Store:
@@ -52,12 +55,16 @@ class Store:
         self._results: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / SETTINGS
-        if fresh or not (self._path.exists() and self._path.stat().st_size):
-            self._path.write_text("")
-            written.write_text(json.dumps(dict(shared), indent=1) + "\n")
-        else:
+        if not fresh and self._path.exists() and self._path.stat().st_size:
             _refuse_others(folder, written, shared)
             self._read()
+            return
+        if not fresh and written.exists():
+            _settings_in(written)
+        with whole_file(self._path) as file:
+            file.write("")
+        with whole_file(written) as file:
+            file.write(json.dumps(dict(shared), indent=1) + "\n")
 
     def __contains__(self, one: Trial) -> bool:
         return one.id in self._results
@@ -68,10 +75,13 @@ class Store:
     def add(self, one: Trial, result: dict[str, Any]) -> None:
         """Keeps a trial for good."""
         line = json.dumps({"trial": one.id, "settings": one.to_json(), "result": result})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise LabError(f"{self._path} can't be written: {error.strerror or error}") from error
         self._results[one.id] = result
 
     def _read(self) -> None:
@@ -82,6 +92,7 @@ class Store:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 kept = json.loads(line)
+                trial.check_result(kept["result"])
                 self._results[kept["trial"]] = kept["result"]
             except (ValueError, KeyError, TypeError):
                 raise LabError(
@@ -90,10 +101,7 @@ class Store:
 
 
 def _refuse_others(folder: Path, written: Path, shared: Mapping[str, Any]) -> None:
-    try:
-        before = json.loads(written.read_text())
-    except (OSError, ValueError):
-        raise LabError(f"{written} can't be read; --fresh begins anew") from None
+    before = _settings_in(written)
     now = json.loads(json.dumps(dict(shared)))
     for name in (*now, *(before.keys() - now.keys())):
         if before.get(name) != now.get(name):
@@ -101,6 +109,21 @@ def _refuse_others(folder: Path, written: Path, shared: Mapping[str, Any]) -> No
                 f"{folder} holds a sweep with {name} {before.get(name)}, not {now.get(name)}: "
                 "--output another folder, or --fresh to begin anew"
             )
+
+
+def _settings_in(written: Path) -> dict[str, Any]:
+    """The settings of the sweep in a folder; LabError where the file is none of ours."""
+    try:
+        before = json.loads(written.read_text(encoding="utf-8"))
+        if not isinstance(before, dict) or "mishkit" not in before:
+            raise ValueError
+    except (OSError, ValueError):
+        raise LabError(
+            f"{written} holds no settings of a sweep: --output another folder, or --fresh to "
+            "begin anew"
+        ) from None
+    found: dict[str, Any] = before
+    return found
 
 
 def one_by_one(watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
@@ -188,7 +211,7 @@ def on_ray(
     try:
         import ray
     except ModuleNotFoundError:
-        raise LabError('ray is not installed: pip install "mishkit[ray]"') from None
+        raise LabError(f"ray is not installed: {install('ray', 'ray')}") from None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
         options.update(num_cpus=workers * threads, include_dashboard=False)

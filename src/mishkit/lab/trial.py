@@ -99,7 +99,7 @@ class Watcher:
 
 def code_of(model: str) -> str:
     """The digest of the file in "path/to/file.py:function", so that a change of it is noticed."""
-    place, _, _ = model.partition(":")
+    place, _, _ = model.rpartition(":")
     if not place.endswith(".py"):
         return ""
     try:
@@ -141,7 +141,7 @@ def run(
     trial = Trial.from_json(settings)
     watcher = watcher or Watcher()
     if trial.code != code_of(trial.model):
-        raise LabError(f"{trial.model.partition(':')[0]} has changed since the sweep began")
+        raise LabError(f"{trial.model.rpartition(':')[0]} has changed since the sweep began")
     contender = contenders.find(trial.activation)
     data = _load(
         trial.data,
@@ -210,6 +210,29 @@ def run(
         "mishkit": mk.__version__,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+_WORDS = ("model", "source", "processor", "torch", "mishkit", "finished")
+_PER_EPOCH = ("train_loss", "loss", "accuracy", "seconds")
+_FIGURES = (
+    *("sites", "parameters", "train_size", "test_size", "classes", "kept_bytes", "steps"),
+    *("forward_ms", "backward_ms", "step_ms", "step_ms_p10", "step_ms_p90", "threads"),
+)
+
+
+def check_result(found: Any) -> None:
+    """Raises KeyError, TypeError or ValueError where that is nothing that `run` returned."""
+    lengths = {len(found[name]) for name in _PER_EPOCH}
+    figures = [found[name] for name in _FIGURES] + [
+        figure for name in _PER_EPOCH for figure in found[name] if figure is not None
+    ]
+    if (
+        len(lengths) != 1
+        or 0 in lengths
+        or not all(isinstance(found[name], str) for name in _WORDS)
+        or not all(isinstance(figure, int | float) for figure in (*figures, *found["shape"]))
+    ):
+        raise ValueError("no result of a trial")
 
 
 TIMES = frozenset(

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from mishkit._missing import install
+
 from . import _callbacks
 from .anneal import Anneal, Schedule
 
@@ -27,7 +29,7 @@ def _bases() -> tuple[type, ...]:
     if not imported:
         raise ModuleNotFoundError(
             "mishkit.surgery.lightning needs lightning or pytorch-lightning: "
-            'pip install "mishkit[integrations]"',
+            f"{install('pytorch_lightning')}",
             name="pytorch_lightning",
         )
     return tuple(module.Callback for module in imported)

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mishkit._missing import install
+
 from ._columns import aligned
 from ._prune_run import Snapshot, macs_of
 from ._prune_work import Work
@@ -133,7 +135,7 @@ def prune(
     The model is changed in place: parameters are replaced by smaller ones, so that an optimizer
     must be made anew. Its modes, hooks, `requires_grad` and buffers stay as they were; BatchNorm's
     lose the removed channels. While it is watched it runs in eval mode without grad. The result can
-    be trained, and saved whole. Needs ``pip install "mishkit[prune]"``.
+    be trained, and saved whole. Needs the packages of the extra ``prune``.
 
     Parameters
     ----------
@@ -193,7 +195,7 @@ def prune(
         if error.name not in ("torch_pruning", "numpy"):
             raise
         raise ModuleNotFoundError(
-            f'mishkit.prune needs {error.name}: pip install "mishkit[prune]"', name=error.name
+            f"mishkit.prune needs {error.name}: {install(error.name, 'prune')}", name=error.name
         ) from None
     example = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs
     batches = [example] if data is None else data

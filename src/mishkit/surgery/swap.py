@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from mishkit._missing import install
+
 from . import rules as _rules
 from ._columns import aligned
 from .known import identify
@@ -247,7 +249,7 @@ def _swap_onnx(
         if error.name not in ("onnx", "onnx_ir"):
             raise
         raise ModuleNotFoundError(
-            f'{_SWAP} needs {error.name} for this: pip install "mishkit[onnx]"', name=error.name
+            f"{_SWAP} needs {error.name} for this: {install(error.name, 'onnx')}", name=error.name
         ) from None
     return rewrite(model, _rules.parse(rules, _SWAP), output)
 

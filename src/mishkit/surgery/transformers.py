@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from mishkit._missing import install
+
 from . import _callbacks
 from .anneal import Anneal, Schedule
 
@@ -17,7 +19,7 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "transformers":
         raise
     raise ModuleNotFoundError(
-        'mishkit.surgery.transformers needs transformers: pip install "mishkit[integrations]"',
+        f"mishkit.surgery.transformers needs transformers: {install('transformers')}",
         name=error.name,
     ) from None
 
