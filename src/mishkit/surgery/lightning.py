@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from .._torchvision import mend_torchvision
 from . import _callbacks
 from .anneal import Anneal, Schedule
 
@@ -15,6 +16,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 def _bases() -> tuple[type, ...]:
     """The callbacks' class of the package that is in use, or of both, which are two."""
+    mend_torchvision()
     imported = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name)]
     for name in _PACKAGES:
         if imported:
