@@ -106,7 +106,7 @@ def is_known_class(kind: type[nn.Module]) -> bool:
 
 
 @functools.cache
-def names_of_class(kind: type[nn.Module]) -> frozenset[str]:
+def names_of_class(kind: Any) -> frozenset[str]:
     """What a known class gives its modules: attributes, parameters, buffers and submodules.
 
     Whatever else a module has was put there later, by its user or by a tool.

@@ -151,7 +151,7 @@ def _put(owner: nn.Module, attribute: str, value: Any, touch: Callable[..., None
     if is_encoder and "activation_relu_or_gelu" in vars(owner):
         # Its fused inference goes by a number, not by the activation.
         _remember(owner, "activation_relu_or_gelu")
-        owner.activation_relu_or_gelu = 0
+        vars(owner)["activation_relu_or_gelu"] = 0
     setattr(owner, attribute, value)
 
 
