@@ -227,12 +227,21 @@ def test_a_state_goes_on_where_it_was(schedule: Any) -> None:
     assert resumed.state_dict() == other.state_dict()
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_are_on_their_own(copied: Callable[[Any], Any]) -> None:
+def pickled(one: Any) -> Any:
+    return pickle.loads(pickle.dumps(one))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [lambda net, anneal: (pickled(net), *pickled((net, anneal))),
+     lambda net, anneal: (pickled(net), *copy.deepcopy((net, anneal))),
+     lambda net, anneal: (pickled(net), *reversed(copy.deepcopy((anneal, net))))],
+    ids=["pickled", "copied with the anneal", "copied after the anneal"],
+)  # fmt: skip
+def test_pickles_and_copies_of_both_are_on_their_own(copied: Callable[..., Any]) -> None:
     net, x = trained_model().append(Attention()), torch.randn(6, 4)
     anneal = after(mk.Anneal(net, {**TRAINED, "gelu": "mish"}, 4), 1)
-    alone = copied(net)
-    other, its_anneal = copied((net, anneal))
+    alone, other, its_anneal = copied(net, anneal)
     y = net.eval()(x)
     alone.eval(), other.eval()
     after(anneal, 2)
@@ -248,6 +257,72 @@ def test_copies_are_on_their_own(copied: Callable[[Any], Any]) -> None:
     its_anneal.finish()
     assert type(other[1]) is mk.Swish and isinstance(alone[1], Blend)
     assert sorted(mk.unswap(alone)) == ["1", "3", "5.act"] and type(alone[1]) is nn.PReLU
+
+
+def average(net: nn.Module) -> nn.Module:
+    return torch.optim.swa_utils.AveragedModel(net)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [average, copy.deepcopy, lambda net: copy.deepcopy(copy.deepcopy(net)),
+     lambda net: nn.ModuleDict({"student": nn.Identity(), "teacher": copy.deepcopy(net)})],
+    ids=["average", "copy", "copy of a copy", "within another"],
+)  # fmt: skip
+def test_deep_copies_go_along_and_are_finished_too(copied: Callable[..., Any]) -> None:
+    net, x = trained_model().append(Attention()).eval(), torch.randn(6, 4)
+    anneal = after(mk.Anneal(net, {**TRAINED, "gelu": "mish"}, 4), 1)
+    holder = copied(net)
+    same = next(one for one in holder.modules() if isinstance(one, nn.Sequential))
+    for step in (1, 2, 3, 4):
+        torch.testing.assert_close(same(x), net(x), rtol=0, atol=0)
+        assert (same[1].fraction, same[1].weight is net[1].weight) == (step / 4, False)
+        anneal.step()
+    with torch.no_grad():
+        same[1].new.beta.fill_(1.5)
+    y = same(x)
+    assert anneal.finish() == ["1", "3", "5.act"] and isinstance(same[1], Blend)
+    torch.testing.assert_close(same(x), y, rtol=0, atol=0)
+    assert anneal.finish(holder) == []
+    assert type(same[1]) is mk.Swish and same[1].beta.item() == 1.5
+    assert "Blend" not in str(same) and not isinstance(same[5].act, BlendedFunction)
+    torch.testing.assert_close(same(x), y, rtol=0, atol=0)
+    assert len(mk.unswap(holder)) == 3 and type(same[1]) is nn.PReLU
+
+
+def test_an_average_that_is_updated_has_the_activations_of_the_model() -> None:
+    net, x = model(), torch.randn(8, 4)
+    anneal = mk.Anneal(net, RULES, 4)
+    swa = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=lambda to, of, _: None)
+    with torch.no_grad():
+        net[0].weight.zero_()
+    for _ in range(5):
+        want = copy.deepcopy(net)
+        want.load_state_dict(swa.module.state_dict())
+        torch.testing.assert_close(swa(x), want(x), rtol=0, atol=0)
+        anneal.step()
+    other = mk.Anneal(model(), RULES, 4)
+    other.finish(swa)  # it goes along with another
+    assert isinstance(swa.module[1], Blend) and swa.module[1].fraction == 1
+    with pytest.raises(TypeError, match="a copy must be a module, not str"):
+        anneal.finish("swa")
+    assert anneal.finish(swa) == ["1", "2.act", "3"] and type(swa.module[1]) is mk.HMish
+    assert str(mk.Anneal(nn.Sequential(nn.GELU()), RULES, 4)).startswith("Anneal(1 site, ")
+
+
+def test_a_schedule_that_fails_leaves_the_anneal_where_it_is() -> None:
+    def breaks(progress: float) -> float:
+        if progress == 0.5:
+            raise ZeroDivisionError
+        return progress
+
+    anneal = after(mk.Anneal(model(), RULES, 4, breaks), 1)
+    state = anneal.state_dict()
+    with pytest.raises(ZeroDivisionError):
+        anneal.step()
+    with pytest.raises(ZeroDivisionError):
+        anneal.load_state_dict({"count": 1, "steps": 2, "schedule": None})
+    assert (anneal.state_dict(), anneal.fraction) == (state, 0.25)
 
 
 # ---- what calls the sites ------------------------------------------------------------------------

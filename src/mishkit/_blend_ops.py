@@ -148,6 +148,9 @@ _apply = fast_apply(_SavingInput)
 class Fraction:
     """t, a number from 0 to 1 that changes between calls; several sites may share one.
 
+    A deep copy is the same one, so that a copied model, as the average of one in training, goes
+    along; one from a pickle is another.
+
     Eager code reads the number, compiled code a tensor () on the device of its input, so that it
     need not be compiled again for every t. The number is one that float32 has, for both to agree.
     """
@@ -182,6 +185,13 @@ class Fraction:
         if device in self._tensors:
             return self._tensors[device]
         return next(iter(self._tensors.values())).to(device)
+
+    def another(self) -> Fraction:
+        """One with this number, on these devices, that changes by itself."""
+        return Fraction(self.value, self._tensors)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Fraction:
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {"value": self.value, "devices": [str(device) for device in self._tensors]}

@@ -60,6 +60,12 @@ class ActivationModule(nn.Module):
         if self.save == "output":
             self.activation.turn_at(*values)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, argument in self.arguments.parameters.items():
+            if not hasattr(self, name):  # pickled before there was such an argument
+                setattr(self, name, argument.default)
+
     def forward(self, input: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in self.arguments.parameters}
         return type(self).function(input, **options)

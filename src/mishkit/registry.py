@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ._torchvision import mend_torchvision
 from .functional import FUNCTIONS
 from .functions import ACTIVATIONS
 from .modules import MODULES
@@ -74,8 +75,9 @@ def register(
         further names, taken as they are, each for an activation or a pair of one and its arguments:
         ``{"softplus2": ("softplus", {"beta": 2})}``
     libraries : iterable of str, default ("timm", "transformers")
-        which of these libraries to register with. Those that are installed are imported; an import
-        that fails raises what it raises.
+        which of these libraries to register with. Those that are installed are imported, also where
+        a torchvision that is built for CUDA stands beside a torch for CPUs; an import that fails
+        raises what it raises.
 
     Returns
     -------
@@ -101,7 +103,10 @@ def register(
         if library not in _LIBRARIES:
             known = ", ".join(_LIBRARIES)
             raise ValueError(f'mishkit.register: unknown library "{library}"; known are {known}')
-    found = {library: _LIBRARIES[library]() for library in libraries if find_spec(library)}
+    installed = [library for library in libraries if find_spec(library)]
+    if installed:
+        mend_torchvision()
+    found = {library: _LIBRARIES[library]() for library in installed}
     registered = {library: list(entries) for library in found}
     for library, tables in found.items():
         theirs = [name for name in entries if tables.has_its_own(name)]

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.text import Text
 
 import mishkit as mk
-from mishkit._missing import install
 from mishkit.backends import triton
 from mishkit.functions import ACTIVATIONS
 
+from .._missing import install
 from . import LabError, _inductor
 from ._files import whole_file
 from ._gpu_code import (

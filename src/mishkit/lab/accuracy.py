@@ -36,12 +36,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mishkit._missing import install
 from mishkit.activation import Activation
 from mishkit.backends import cpu, triton
 from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
 
+from .._missing import install
 from . import LabError
 from ._interpreter import make_faithful
 from ._references import Reference

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mishkit._missing import install
-
+from .._missing import install
 from . import LabError, text
 from ._told import told
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mishkit._missing import install
-
+from .._missing import install
+from .._torchvision import mend_torchvision
 from . import LabError
 from ._imports import imported
 from ._told import telling
@@ -107,26 +106,6 @@ def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str
         return offered
     names = {parameter.name for parameter in parameters}
     return {name: value for name, value in offered.items() if name in names}
-
-
-@functools.cache  # the operators last as long as what defines them
-def mend_torchvision() -> torch.library.Library | None:
-    """Give torchvision the two operators without which it can't be imported, where its library does
-    not load: PyPI's is built for CUDA, and does not go with a torch for CPUs. timm and transformers
-    import it. None where there is nothing to mend.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    try:
-        for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():
-            torch.ops.load_library(library)
-    except OSError:
-        if hasattr(torch.ops.torchvision, "nms"):
-            return None  # mended already
-        mended = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return mended
-    return None
 
 
 def _library(name: str) -> Any:

@@ -23,8 +23,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from mishkit._missing import install
-
+from .._missing import install
 from . import LabError, trial
 from ._files import whole_file
 from .training import Stopped

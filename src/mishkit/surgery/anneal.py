@@ -6,6 +6,7 @@ activation that its rules name: (1 − t)·old(x) + t·new(x), with one t for al
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from .._blend_ops import Fraction, call, function, mix
 from ..modules import TrainableModule
 from .known import Known, identify, identify_function
-from .slots import Slot
-from .swap import resolve
+from .slots import Slot, put_all
+from .swap import describe, explained, resolve
 
 Schedule = Callable[[float], float]
 
@@ -62,7 +63,10 @@ class Blend(nn.Module):
         self._t = t
         if [*new.parameters(), *new.buffers()]:
             self.add_module("new", new)
-        self.train(old.training)
+        # And not train(), which would tell the submodules: these have modes of their own.
+        self.training = old.training
+        if new.training != old.training:
+            new.train(old.training)
         known = [identify(module) for module in self._both]
         self._fused = _are_fused(known) and not (old._parameters or new._parameters)
         self._numbers: tuple[Any, ...] | None = None
@@ -115,8 +119,8 @@ class Blend(nn.Module):
 
     def extra_repr(self) -> str:
         """t, and what goes over into what."""
-        old, new = self._both
-        return f"t={self.fraction:g}, {old!r} -> {new!r}"
+        old, new = map(describe, self._both)
+        return f"t={self.fraction:g}, {old} -> {new}"
 
 
 class BlendedFunction:
@@ -137,6 +141,17 @@ class BlendedFunction:
     def __repr__(self) -> str:
         old, new = self._both
         return f"BlendedFunction(t={self._t.value:g}, {old!r} -> {new!r})"
+
+
+def _blends(model: nn.Module) -> list[tuple[Slot, Blend | BlendedFunction]]:
+    """Every blend in a model, and where it is."""
+    found: list[tuple[Slot, Blend | BlendedFunction]] = []
+    for path, owner in model.named_modules():
+        for attribute, value in {**vars(owner), **owner._modules}.items():
+            if isinstance(value, (Blend, BlendedFunction)):
+                name = f"{path}.{attribute}".lstrip(".")
+                found.append((Slot(name, owner, attribute, value, None), value))
+    return found
 
 
 def _are_fused(known: Sequence[Known | None]) -> bool:
@@ -197,6 +212,11 @@ class Anneal:
     `mishkit.swap` would have put them. `mishkit.unswap` takes the model back to what it was, from
     there or on the way.
 
+    Copies by `copy.deepcopy`, as the averages that `torch.optim.swa_utils.AveragedModel` and others
+    keep, go along with the model: t is the same in them, always. ``finish(copy)`` puts the new
+    activations in them. What is to stay as it is now is copied with this,
+    ``copy.deepcopy((model, anneal))``, or pickled.
+
     Where mishkit has both functions a site is one kernel, which computes in float32 (float64 for
     float64), keeps its input for backward and is differentiable to any order. torch.compile
     compiles a model once for all t; torch.export exports it with the t of the moment.
@@ -221,6 +241,9 @@ class Anneal:
     ----------
     sites : list of str
         the names of the places that are annealed
+    left : dict
+        the names of places that the rules are for by their class, but that do something else, and
+        why: see `mishkit.swap`
     steps, count : int
         how many steps there are, and how many were taken
 
@@ -245,12 +268,13 @@ class Anneal:
         self.steps = _checked_steps(steps)
         self._schedule = _checked_schedule(schedule)
         self.count = 0
-        found, _ = resolve(model, rules, _ANNEAL)
+        found, _, self.left = resolve(model, rules, _ANNEAL)
         for slot, _ in found:
             if isinstance(slot.value, (Blend, BlendedFunction)):
                 raise ValueError(f'{_ANNEAL}: "{slot.name}" is being annealed already')
         if not found:
-            raise ValueError(f"{_ANNEAL}: there is nothing in the model for {dict(rules)!r}")
+            left = "".join(f"; {name} is left: {reason}" for name, reason in self.left.items())
+            raise ValueError(f"{_ANNEAL}: there is nothing in the model for {dict(rules)!r}{left}")
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         self._t = Fraction(_at(self._schedule, 0.0), (d for d in devices if d.type != "meta"))
         blends: dict[int, Blend] = {}
@@ -264,8 +288,8 @@ class Anneal:
             else:
                 blend = BlendedFunction(old, new, self._t)
             self._sites.append((slot, blend, blend._both[1]))
-        for slot, blend, _ in self._sites:
-            slot.put(blend)
+        with explained(_ANNEAL):
+            put_all((slot, blend) for slot, blend, _ in self._sites)
 
     @property
     def sites(self) -> list[str]:
@@ -285,23 +309,43 @@ class Anneal:
     def step(self) -> None:
         """Go on by one step, after each of the optimizer's; once `done`, nothing happens."""
         if not self.done:
-            self.count += 1
-            self._update()
+            self._go_to(self.count + 1, self.steps, self._schedule)
 
-    def finish(self) -> list[str]:
+    def finish(self, *copies: nn.Module) -> list[str]:
         """Put the new activations alone in their places, at once; the names of these places.
 
         Hooks and mode go over. What was put in a place since, or taken back by `mishkit.unswap`, is
         left as it is. Calling it twice is fine.
+
+        Parameters
+        ----------
+        *copies : torch.nn.Module
+            deep copies of the model, or what holds such, in which the same is done: averages of it.
+            They compute the new activations anyway from now on, with the old ones beside them.
+
+        Raises
+        ------
+        TypeError
+            if a copy is no module
+        ValueError
+            if the `forward` of a place was replaced
+
+        Whatever is raised, nothing has changed.
         """
-        self.count = self.steps
-        self._update()
-        finished = []
-        for slot, blend, new in self._sites:
-            if getattr(slot.owner, slot.attribute, None) is blend:
-                slot.put(new)
-                finished.append(slot.name)
-        return finished
+        found = [
+            (slot, new)
+            for slot, blend, new in self._sites
+            if getattr(slot.owner, slot.attribute, None) is blend
+        ]
+        changes = list(found)
+        for one in copies:
+            if not isinstance(one, nn.Module):
+                raise TypeError(f"{_ANNEAL}: a copy must be a module, not {type(one).__name__}")
+            changes += [(s, b._both[1]) for s, b in _blends(one) if b._t is self._t]
+        with explained(_ANNEAL):
+            put_all(changes)
+        self._go_to(self.steps, self.steps, self._schedule)
+        return [slot.name for slot, _ in found]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here: plain numbers and a string.
@@ -330,19 +374,25 @@ class Anneal:
         steps = _checked_steps(steps)
         if not isinstance(count, int) or not 0 <= count <= steps:
             raise ValueError(f"{_ANNEAL}: count must be from 0 to {steps}, not {count!r}")
-        if schedule is not None:
-            self._schedule = _checked_schedule(schedule)
-        self.steps, self.count = steps, count
-        self._update()
+        function = self._schedule if schedule is None else _checked_schedule(schedule)
+        self._go_to(count, steps, function)
 
-    def _update(self) -> None:
-        self._t.set(_at(self._schedule, self.count / self.steps))
+    def _go_to(self, count: int, steps: int, schedule: Schedule) -> None:
+        self._t.set(_at(schedule, count / steps))
+        self.count, self.steps, self._schedule = count, steps, schedule
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Anneal:
+        """Of its own: the copies of its blends, made with it, go by this copy from now on."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        copied._t = self._t.another()
+        for _, blend, _ in copied._sites:
+            blend._t = copied._t
+        return copied
 
     def __repr__(self) -> str:
-        return (
-            f"Anneal({len(self._sites)} sites, step {self.count} of {self.steps}, "
-            f"t={self.fraction:g})"
-        )
+        sites = f"{len(self._sites)} site{'' if len(self._sites) == 1 else 's'}"
+        return f"Anneal({sites}, step {self.count} of {self.steps}, t={self.fraction:g})"
 
 
 def _checked_steps(steps: int) -> int:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
-from ..modules import MODULES, ActivationModule
+from ..modules import MODULES, ActivationModule, TrainableModule
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,89 @@ class Known:
 def identify(module: nn.Module) -> Known | None:
     """The activation that this module is; None where it is none, or may be more than its class.
 
-    A module whose `forward` was replaced is not what its class says.
+    A module whose `forward` was replaced is not what its class says. Attributes that modules from
+    old pickles lack count as torch's defaults.
     """
-    if isinstance(module, ActivationModule):
-        return _ours(module)
-    kind = type(module)
-    reader = _CLASSES.get(f"{kind.__module__}.{kind.__qualname__}")
-    if reader is None or "forward" in vars(module):
+    if "forward" in vars(module):
         return None
-    found = reader(module) if callable(reader) else reader
-    if isinstance(found, str):
-        found = Known(found)
+    kind = type(module)
+    if kind in _OUR_CLASSES:
+        return _ours(module)
+    found = _read(kind, module)
+    if found is None:
+        return None
     inplace = bool(getattr(module, "inplace", False))
-    state = bool(module._parameters or module._buffers)
-    return Known(found.function, found.parameters, inplace, state=state)
+    return Known(found.function, found.parameters, inplace, state=_has_state(module))
+
+
+def function_of_class(kind: type[nn.Module], module: Any) -> str:
+    """The function that a module of this class, which is known, computes unless it is altered."""
+    if kind in _OUR_CLASSES:
+        return _our_function(module)
+    found = _read(kind, module)
+    assert found is not None
+    return found.function
+
+
+def _read(kind: type[nn.Module], module: nn.Module) -> Known | None:
+    """What a class of others says that a module computes."""
+    reader = _CLASSES.get(_full_name(kind))
+    found = reader(module) if callable(reader) else reader
+    return Known(found) if isinstance(found, str) else found
+
+
+def altered(module: nn.Module) -> tuple[type[nn.Module], str] | None:
+    """The class of a known activation, and what was done to the module so that it is not that."""
+    parametrized = "parametrizations" in module._modules and is_parametrized(module)
+    kind = type_before_parametrizations(module) if parametrized else type(module)
+    if not is_known_class(kind):
+        return None
+    if parametrized:
+        return kind, "it is parametrized"
+    return (kind, "its forward was replaced") if "forward" in vars(module) else None
+
+
+def is_known_class(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class are activations that `identify` knows."""
+    return kind in _OUR_CLASSES or _full_name(kind) in _CLASSES
+
+
+@functools.cache
+def names_of_class(kind: Any) -> frozenset[str]:
+    """What a known class gives its modules: attributes, parameters, buffers and submodules.
+
+    Whatever else a module has was put there later, by its user or by a tool.
+    """
+    made = [kind()]
+    if issubclass(kind, TrainableModule):
+        made.append(kind(trainable=True))
+    return frozenset(name for module in made for name in contents(module))
+
+
+def contents(module: nn.Module) -> dict[str, tuple[str, Any]]:
+    """All that a module holds, beyond what every module does: by name, the registry and the value.
+
+    The registry of plain attributes is "".
+    """
+    found = {name: ("", value) for name, value in vars(module).items() if name not in _EVERY_MODULE}
+    for registry in REGISTRIES:
+        held = getattr(module, registry, {}).items()
+        found.update({name: (registry, value) for name, value in held})
+    return found
+
+
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _has_state(module: nn.Module) -> bool:
+    """Whether there are parameters or buffers that its class, which is known, gives it."""
+    held = {*module._parameters, *module._buffers}
+    return bool(held) and not held.isdisjoint(names_of_class(type(module)))
 
 
 def identify_function(function: Callable[..., Any]) -> Known | None:
@@ -100,18 +170,18 @@ def identify_function(function: Callable[..., Any]) -> Known | None:
     return Known(name, options, inplace, save)
 
 
-def _ours(module: ActivationModule) -> Known | None:
-    if "forward" in vars(module) or type(module) not in MODULES.values():
-        return None
-    name = module.activation.name
-    if name == "gelu" and getattr(module, "approximate", "none") == "tanh":
-        name = "gelu_tanh"
-    state = bool(module._parameters or module._buffers)
-    trained = bool(module._parameters)
+def _ours(module: Any) -> Known:
+    name = _our_function(module)
+    trained = not module._parameters.keys().isdisjoint(module.parameter_names)
     values = {p: getattr(module, p) for p in module.parameter_names}
     parameters = {} if trained else {p: float(value) for p, value in values.items()}
-    inplace = bool(module.inplace)  # type: ignore[arg-type]
-    return Known(name, parameters, inplace, module.save, state)
+    return Known(name, parameters, bool(module.inplace), module.save, _has_state(module))
+
+
+def _our_function(module: Any) -> str:
+    name: str = module.activation.name
+    is_tanh = name == "gelu" and getattr(module, "approximate", "none") == "tanh"
+    return "gelu_tanh" if is_tanh else name
 
 
 Reader = str | Known | Callable[[Any], str | Known]
@@ -123,11 +193,12 @@ def _prefixed(module: str, classes: Mapping[str, Reader]) -> dict[str, Reader]:
 
 
 def _gelu(module: Any) -> str:
-    return "gelu_tanh" if module.approximate == "tanh" else "gelu"
+    return "gelu_tanh" if getattr(module, "approximate", "none") == "tanh" else "gelu"
 
 
 def _softplus(module: Any) -> Known:
-    return Known("softplus", {"beta": module.beta, "threshold": module.threshold})
+    defaults = {"beta": 1, "threshold": 20}
+    return Known("softplus", {name: getattr(module, name, defaults[name]) for name in defaults})
 
 
 _QUICK_GELU = Known("swish", {"beta": 1.702})
@@ -203,6 +274,7 @@ _CLASSES: dict[str, Reader] = {
 }
 """What a class computes, by its full name, so that none of these libraries is imported."""
 
+_OUR_CLASSES = frozenset(MODULES.values())
 _OURS = {function: name for name, function in FUNCTIONS.items()}
 _FUNCTIONS: dict[Any, str] = {
     **{

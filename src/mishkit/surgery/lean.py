@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ..functional import FUNCTIONS
 from .audit import Report, Unit, plan
 from .known import identify_function
-from .slots import Slot
+from .slots import Slot, put_all
 from .watch import line_of_model
 
 
@@ -49,11 +49,12 @@ def lean(model: nn.Module, *inputs: Any, inplace: bool = True, **kwargs: Any) ->
         if `model` is no module
     """
     found = plan(model, inputs, kwargs)
+    changes: list[tuple[Slot, Any]] = []
     for unit in found.units:
         if unit.lean and unit.slots:
             replacement = _replacement(unit, inplace and found.inplace[id(unit)])
-            for slot in unit.slots:
-                slot.put(replacement)
+            changes += [(slot, replacement) for slot in unit.slots]
+    put_all(changes)
     return found.report
 
 

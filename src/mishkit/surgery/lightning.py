@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from mishkit._missing import install
-
+from .._missing import install
+from .._torchvision import mend_torchvision
 from . import _callbacks
 from .anneal import Anneal, Schedule
 
@@ -17,6 +17,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 def _bases() -> tuple[type, ...]:
     """The callbacks' class of the package that is in use, or of both, which are two."""
+    mend_torchvision()
     imported = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name)]
     for name in _PACKAGES:
         if imported:

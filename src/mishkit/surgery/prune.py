@@ -17,8 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mishkit._missing import install
-
+from .._missing import install
 from ._columns import aligned
 from ._prune_run import Snapshot, macs_of
 from ._prune_work import Work

@@ -19,7 +19,7 @@ from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
 from ..modules import MODULES, ActivationModule
 from ..registry import get
-from .known import FUNCTION_NAMES, Known, identify
+from .known import FUNCTION_NAMES, Known, altered, function_of_class, identify
 from .slots import Slot
 
 _NAMES = {a.module_name: name for name, a in ACTIVATIONS.items()} | {
@@ -44,8 +44,24 @@ class Key:
         """Whether this is a pattern, and the path looks like it."""
         return self.pattern is not None and fnmatchcase(name, self.pattern)
 
+    def leaves(self, slot: Slot) -> str:
+        """Why the slot is left although the rule is for it; empty if the rule isn't, or takes it.
+
+        A module that is more than its class is no activation to be replaced; its class tells
+        whether the rule is for it.
+        """
+        found = altered(slot.value) if isinstance(slot.value, nn.Module) else None
+        if found is None:
+            return ""
+        kind, reason = found
+        if self.function is not None:
+            is_for = function_of_class(kind, slot.value) == self.function
+        else:
+            is_for = kind is self.kind or self.matches(slot.name)
+        return reason if is_for else ""
+
     def takes(self, slot: Slot) -> bool:
-        """Whether the rule is for this slot."""
+        """Whether the rule is for this slot, which it does not leave."""
         if self.function is not None:
             return slot.known is not None and slot.known.function == self.function
         if self.kind is not None:

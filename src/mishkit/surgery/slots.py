@@ -6,13 +6,24 @@ A slot is a place that holds an activation: a submodule, or an attribute that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .known import Known, identify, identify_function
+from .known import (
+    REGISTRIES,
+    Known,
+    altered,
+    contents,
+    identify,
+    identify_function,
+    is_known_class,
+    names_of_class,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +40,28 @@ class Slot:
     """What it computes; None for other modules."""
 
     def put(self, value: nn.Module | Callable[..., Any]) -> None:
-        """Put a module or a function here, which `restore` takes back.
+        """Put something here: see `put_all`."""
+        put_all([(self, value)])
 
-        Between modules, hooks and mode go over, so that handles of hooks still remove them.
-        """
-        current = getattr(self.owner, self.attribute)
-        if value is current:
-            return
-        if isinstance(current, nn.Module) and isinstance(value, nn.Module):
-            _take_over(current, value)
-            # In a tuple, or it would be a submodule.
-            vars(value)[_REPLACED] = vars(current).get(_REPLACED, (current,))
-        else:
-            _remember(self.owner, self.attribute)
-        if isinstance(self.owner, nn.TransformerEncoderLayer) and self.attribute == "activation":
-            # Its fused inference goes by a number, not by the activation.
-            _remember(self.owner, "activation_relu_or_gelu")
-            self.owner.activation_relu_or_gelu = 0
-        setattr(self.owner, self.attribute, value)
+
+class Refused(ValueError):
+    """A module can't be replaced, as its forward is not its class's any more."""
+
+
+def put_all(changes: Iterable[tuple[Slot, nn.Module | Callable[..., Any]]]) -> None:
+    """Put modules and functions in these places, which `restore` takes back: all of them or none.
+
+    From a module to the one in its place go hooks, mode, and whatever its class does not give it:
+    submodules, buffers, parameters and attributes that users or tools put there, as the observers
+    of quantisation. So handles of hooks still remove them, and hooks find what they need. Raises
+    `Refused` where a forward was replaced, and whatever owners raise.
+    """
+    with _all_or_nothing() as touch:
+        for slot, value in changes:
+            try:
+                _put(slot.owner, slot.attribute, value, touch)
+            except Refused as error:
+                raise Refused(f'"{slot.name}" is left: {error}') from None
 
 
 def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
@@ -64,30 +79,44 @@ def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
         if child is not None:
             known = identify(child)
             yield Slot(prefix + attribute, model, attribute, child, known)
-            if known is None and not getattr(child, "_is_blend", False):
+            if known is None and not (getattr(child, "_is_blend", False) or altered(child)):
                 yield from slots(child, f"{prefix}{attribute}.")
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Put back whatever `Slot.put` replaced anywhere in the model; the names of these places."""
+    """Put back whatever `put_all` replaced anywhere in the model; the names of these places.
+
+    All of it or nothing. What goes over from a module goes back with it.
+    """
     restored = []
-    for path, owner in model.named_modules():
-        for attribute, original in vars(owner).pop(_REPLACED_ATTRIBUTES, {}).items():
-            setattr(owner, attribute, original)
-            if callable(original):
-                restored.append(f"{path}.{attribute}".lstrip("."))
-    for slot in list(slots(model)):
-        if isinstance(slot.value, nn.Module) and _REPLACED in vars(slot.value):
-            (original,) = vars(slot.value)[_REPLACED]
-            _take_over(slot.value, original)
-            setattr(slot.owner, slot.attribute, original)
-            restored.append(slot.name)
+    with _all_or_nothing() as touch:
+        for path, owner in list(model.named_modules()):
+            if _REPLACED_ATTRIBUTES in vars(owner):
+                touch(owner)
+            for attribute, original in vars(owner).pop(_REPLACED_ATTRIBUTES, {}).items():
+                setattr(owner, attribute, original)
+                if callable(original):
+                    restored.append(f"{path}.{attribute}".lstrip("."))
+        for slot in list(slots(model)):
+            if isinstance(slot.value, nn.Module) and _REPLACED in vars(slot.value):
+                original = vars(slot.value)[_REPLACED][0]
+                touch(slot.owner, *original.modules())
+                try:
+                    _give_back(slot.value, original)
+                except Refused as error:
+                    raise Refused(f'"{slot.name}" is left: {error}') from None
+                setattr(slot.owner, slot.attribute, original)
+                restored.append(slot.name)
     return restored
 
 
 _REPLACED = "_mishkit_replaced"
 _REPLACED_ATTRIBUTES = "_mishkit_replaced_attributes"
-"""Where a module keeps what it replaced, and where one keeps what functions in it replaced."""
+"""Where a module keeps what it replaced, with the names of what is its own; and where one keeps
+what functions in it replaced."""
+
+_OF_ONE_MODULE = (_REPLACED, _REPLACED_ATTRIBUTES, "_apply", "_compiled_call_impl")
+"""Attributes that mean nothing to the module in another's place."""
 
 _HOOKS = (
     *(name for name in vars(nn.Module()) if name.endswith("_hooks")),
@@ -98,13 +127,119 @@ _HOOKS = (
 )
 
 
-def _take_over(old: nn.Module, new: nn.Module) -> None:
+def _put(owner: nn.Module, attribute: str, value: Any, touch: Callable[..., None]) -> None:
+    current = getattr(owner, attribute)
+    if value is current:
+        return
+    touch(owner)
+    if isinstance(current, nn.Module) and isinstance(value, nn.Module):
+        touch(*value.modules())
+        original = vars(current).get(_REPLACED, (current,))[0]
+        if value is original:
+            _give_back(current, value)
+        else:
+            extras = _extras(current)
+            own = _own_beside(extras, value)
+            _take_over(current, value, {name: extras[name] for name in extras if name not in own})
+            # In a tuple, or it would be a submodule. What moves and converts the new one is to do
+            # so to the original.
+            vars(value)[_REPLACED] = (original, own)
+            vars(value)["_apply"] = functools.partial(_apply_to_both, value)
+    else:
+        _remember(owner, attribute)
+    is_encoder = isinstance(owner, nn.TransformerEncoderLayer) and attribute == "activation"
+    if is_encoder and "activation_relu_or_gelu" in vars(owner):
+        # Its fused inference goes by a number, not by the activation.
+        _remember(owner, "activation_relu_or_gelu")
+        vars(owner)["activation_relu_or_gelu"] = 0
+    setattr(owner, attribute, value)
+
+
+def _own_beside(extras: dict[str, tuple[str, Any]], value: nn.Module) -> frozenset[str]:
+    """What a module holds as its own, and not because it is a copy of one that has these extras."""
+    if is_known_class(type(value)):
+        names = names_of_class(type(value))
+        return frozenset(name for name in contents(value) if name in names or name not in extras)
+    return frozenset(
+        name
+        for name, (_, thing) in contents(value).items()
+        if name not in extras or thing is not extras[name][1]
+    )
+
+
+def _extras(module: nn.Module) -> dict[str, tuple[str, Any]]:
+    """What a module holds that is not its own, but was put there by a user or a tool."""
+    record = vars(module).get(_REPLACED, ())
+    kind = type(module)
+    if len(record) == 2:
+        own = record[1]
+    elif is_known_class(kind):
+        own = names_of_class(kind)
+    else:  # who knows
+        return {}
+    found = {name: held for name, held in contents(module).items() if name not in own}
+    if "forward" in found:
+        raise Refused("its forward was replaced; undo that first")
+    return {name: held for name, held in found.items() if name not in _OF_ONE_MODULE}
+
+
+def _give_back(replacement: nn.Module, original: nn.Module) -> None:
+    """What `_put` gave to the replacement, or others did since, and not what they took away."""
+    extras = _extras(replacement)
+    for name, (registry, _) in _extras(original).items():
+        if name not in extras:
+            (getattr(original, registry) if registry else vars(original)).pop(name)
+    _take_over(replacement, original, extras)
+
+
+def _take_over(old: nn.Module, new: nn.Module, extras: dict[str, tuple[str, Any]]) -> None:
     for name in dict.fromkeys(_HOOKS):
         vars(new)[name] = vars(old)[name]
-    new.train(old.training)  # and what is in it
+    if new.training != old.training:
+        new.train(old.training)  # and what is in it
+    for name, (registry, value) in extras.items():
+        for place in (vars(new), *(getattr(new, other) for other in REGISTRIES)):
+            place.pop(name, None)
+        (getattr(new, registry) if registry else vars(new))[name] = value
+        if registry == "_buffers" and name in old._non_persistent_buffers_set:
+            new._non_persistent_buffers_set.add(name)
+
+
+def _apply_to_both(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """As `torch.nn.Module._apply`: to a module, and to the one that it replaced."""
+    type(module)._apply(module, fn, recurse)
+    vars(module)[_REPLACED][0]._apply(fn, recurse)
+    return module
 
 
 def _remember(owner: nn.Module, attribute: str) -> None:
     """What the attribute was before anything was put there."""
     replaced = vars(owner).setdefault(_REPLACED_ATTRIBUTES, {})
     replaced.setdefault(attribute, getattr(owner, attribute))
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[Callable[..., None]]:
+    """Modules that are given to what this yields, before they change, are as they were if anything
+    is raised."""
+    before: dict[int, list[tuple[Any, Any]]] = {}
+
+    def touch(*modules: nn.Module) -> None:
+        for module in modules:
+            if id(module) not in before:
+                held = vars(module)
+                # These very dictionaries, as others may hold them too.
+                parts = (held, *(held.get(name) for name in _CONTAINERS))
+                before[id(module)] = [(p, p.copy()) for p in parts if isinstance(p, (dict, set))]
+
+    try:
+        yield touch
+    except BaseException:
+        for parts in before.values():
+            for part, copied in parts:
+                part.clear()
+                part.update(copied)
+        raise
+
+
+_CONTAINERS = (*REGISTRIES, "_non_persistent_buffers_set", _REPLACED_ATTRIBUTES)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from mishkit._missing import install
-
+from .._missing import install
 from . import rules as _rules
 from ._columns import aligned
 from .known import identify
-from .slots import Slot, restore, slots
+from .slots import Refused, Slot, put_all, restore, slots
 
 _SWAP, _UNSWAP = "mishkit.swap", "mishkit.unswap"
 
@@ -38,10 +38,19 @@ class Replacements(list[Replacement]):
 
     unused: tuple[Any, ...]
     """The keys of rules for which there was no site."""
+    left: dict[str, str]
+    """The sites that a rule is for by their class, but that do something else, and why: a module
+    that is parametrized, or whose `forward` was replaced."""
 
-    def __init__(self, found: Iterable[Replacement] = (), unused: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        found: Iterable[Replacement] = (),
+        unused: Iterable[Any] = (),
+        left: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(found)
         self.unused = tuple(unused)
+        self.left = dict(left or {})
 
     def __str__(self) -> str:
         rows = [("site", "old", "new"), *((one.name, one.old, one.new) for one in self)]
@@ -49,7 +58,8 @@ class Replacements(list[Replacement]):
         count = f"{len(self)} site{'' if len(self) == 1 else 's'} replaced"
         if self.unused:
             count += f"; none found for {', '.join(_shown(key) for key in self.unused)}"
-        return "\n".join([*lines, count])
+        left = [f"{name} is left: {reason}" for name, reason in self.left.items()]
+        return "\n".join([*lines, *left, count])
 
 
 def swap(
@@ -59,8 +69,10 @@ def swap(
 
     In a `torch.nn.Module` the modules and function attributes that hold activations are replaced;
     what a `forward` calls by itself, as ``F.silu(x)``, is beyond reach. The names of submodules,
-    hooks and training mode stay; `unswap` undoes it all. An ONNX model is rewritten in standard
-    operators (see below).
+    hooks and training mode stay, and so does what users and tools gave to a module beyond its
+    class, as the observers of quantisation; `unswap` undoes it all. A module that is parametrized,
+    or whose `forward` was replaced, is left, and the result says so. An ONNX model is rewritten in
+    standard operators (see below).
 
     Parameters
     ----------
@@ -87,7 +99,8 @@ def swap(
         - a module, of which each site gets a copy;
         - a function of the old module that returns the new one.
 
-        A module that is shared by several sites is replaced by one shared module. What replaces a
+        A module that is shared by several sites is replaced by one shared module; a function makes
+        a module for each module that it is given. What replaces a
         function attribute is a function; a module with parameters can't.
     output : path, optional
         where the rewritten ONNX model is saved: needed with a path, possible with an ONNX model
@@ -96,19 +109,20 @@ def swap(
     -------
     Replacements
         a list of what was replaced where (`name`, `old`, `new`), which prints as a table; `unused`
-        has the keys for which there was no site
+        has the keys for which there was no site, `left` the sites that were left and why
 
     Raises
     ------
     ValueError
         if a key is neither a function nor a pattern that is for anything, if there is no such
-        activation or it can't take the arguments, or if the model itself is an activation
+        activation or it can't take the arguments, if a function makes one module for several, or if
+        the model itself is an activation
     TypeError
         if the model, a key or a value is none of these
     ModuleNotFoundError
         for ONNX, without the extra ``onnx``
 
-    Whatever is raised, nothing has been replaced.
+    Whatever is raised, here, by what rules call or by the model, nothing has been replaced.
 
     Notes
     -----
@@ -123,19 +137,20 @@ def swap(
         return _swap_onnx(model, rules, output)
     if output is not None:
         raise ValueError(f"{_SWAP}: output= is for ONNX models")
-    changes, unused = resolve(model, rules, _SWAP)
+    changes, unused, left = resolve(model, rules, _SWAP)
     # Described before any is put in place: a description shows what is inside.
     done = [Replacement(slot.name, describe(slot.value), describe(new)) for slot, new in changes]
-    for slot, new in changes:
-        slot.put(new)
-    return Replacements(done, unused)
+    with explained(_SWAP):
+        put_all(changes)
+    return Replacements(done, unused, left)
 
 
 def unswap(model: nn.Module) -> list[str]:
     """Put back every activation that was replaced, here or by others of mishkit's surgery.
 
-    Works on copies too, by `copy.deepcopy` or pickle. Hooks and training mode stay; parameters of
-    what was put in (as those of a trained `Swish`) are lost.
+    Works on copies too, by `copy.deepcopy` or pickle. Hooks, training mode and what users and tools
+    gave to modules stay, and parameters of what is put back have the device and the dtype that the
+    model was moved or converted to; those of what was put in (as of a trained `Swish`) are lost.
 
     Parameters
     ----------
@@ -151,16 +166,24 @@ def unswap(model: nn.Module) -> list[str]:
     ------
     TypeError
         if the model is no module
+    ValueError
+        if the `forward` of what was put in has been replaced since
+
+    Whatever is raised, nothing has been put back.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_UNSWAP}: the model must be a module, not {type(model).__name__}")
-    return restore(model)
+    with explained(_UNSWAP):
+        return restore(model)
 
 
 def describe(value: Any) -> str:
     """An activation in one line: a module as it prints itself, a function by its name."""
     if isinstance(value, nn.Module):
-        text = repr(value)
+        try:
+            text = repr(value)
+        except AttributeError:  # from an old pickle, without what its class shows now
+            return f"{type(value).__name__}()"
         return text if "\n" not in text else f"{type(value).__name__}(...)"
     if isinstance(value, functools.partial):
         defaults = {"inplace": False, "save": "input"}
@@ -174,15 +197,16 @@ def describe(value: Any) -> str:
 
 def resolve(
     model: nn.Module, rules: Mapping[Any, Any], caller: str
-) -> tuple[list[tuple[Slot, Any]], list[Any]]:
-    """What the rules put in which slots, made but not put there; and the keys that found none.
+) -> tuple[list[tuple[Slot, Any]], list[Any], dict[str, str]]:
+    """What the rules put in which slots, made but not put there; the keys that found none; and the
+    names of slots that are left, with the reasons.
 
     What is shared is replaced by one. Raises what `swap` does, beginning with the caller's name.
     """
     parsed = _rules.parse(rules, caller)
     if identify(model) is not None:
         raise ValueError(f"{caller}: the model itself is an activation; nothing holds it")
-    taken = _taken(model, parsed, caller)
+    taken, left = _taken(model, parsed, caller)
     made: dict[tuple[int, int], Any] = {}
     changes = []
     for slot, rule in taken:
@@ -192,27 +216,49 @@ def resolve(
                 made[shared] = _make(parsed[rule][1], slot)
             except (TypeError, ValueError) as error:
                 reason = str(error).removeprefix("mishkit.")
-                raise type(error)(f'{caller}: at "{slot.name}": {reason}') from error
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f'{caller}: at "{slot.name}": {reason}') from error
         changes.append((slot, made[shared]))
+    _check_not_mixed(changes, caller)
     used = {rule for _, rule in taken}
-    return changes, [key.given for i, (key, _) in enumerate(parsed) if i not in used]
+    return changes, [key.given for i, (key, _) in enumerate(parsed) if i not in used], left
+
+
+def _check_not_mixed(changes: list[tuple[Slot, Any]], caller: str) -> None:
+    """That no module takes the place of two: it could have the hooks and the children of one, and
+    stand for one when it is taken back."""
+    place_of: dict[int, Slot] = {}
+    for slot, new in changes:
+        if not isinstance(new, nn.Module):
+            continue
+        first = place_of.setdefault(id(new), slot)
+        if first.value is not slot.value:
+            raise ValueError(
+                f'{caller}: one {type(new).__name__} is made for "{first.name}" and '
+                f'"{slot.name}", which hold two modules; make one for each'
+            )
 
 
 def _taken(
     model: nn.Module, parsed: list[tuple[_rules.Key, _rules.Value]], caller: str
-) -> list[tuple[Slot, int]]:
-    """The slots that are replaced, each with the first rule that is for it."""
+) -> tuple[list[tuple[Slot, int]], dict[str, str]]:
+    """The slots that are replaced, each with the first rule that is for it; and those that are
+    left, with the reasons."""
     every = list(slots(model))
     taken: list[tuple[Slot, int]] = []
+    left: dict[str, str] = {}
     for slot in every:
         if taken and slot.name.startswith(f"{taken[-1][0].name}."):
             continue  # its surroundings go
         for i, (key, _) in enumerate(parsed):
+            if reason := key.leaves(slot):
+                left[slot.name] = reason
+                break
             if key.takes(slot):
                 taken.append((slot, i))
                 break
     for key, _ in parsed:
-        if key.pattern is None or any(key.takes(slot) for slot in every):
+        if key.pattern is None or any(key.takes(slot) or key.leaves(slot) for slot in every):
             continue
         others = [slot for slot in every if key.matches(slot.name)]
         if not others:
@@ -221,7 +267,16 @@ def _taken(
             f'{caller}: "{key.pattern}" is for no activation; it fits "{others[0].name}", '
             f"a {type(others[0].value).__name__}"
         )
-    return taken
+    return taken, left
+
+
+@contextmanager
+def explained(caller: str) -> Iterator[None]:
+    """What a place refuses, beginning with the caller's name."""
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(f"{caller}: {error}") from None
 
 
 def _make(value: _rules.Value, slot: Slot) -> nn.Module | Callable[..., Any]:

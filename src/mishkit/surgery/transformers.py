@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from mishkit._missing import install
-
+from .._missing import install
+from .._torchvision import mend_torchvision
 from . import _callbacks
 from .anneal import Anneal, Schedule
 
+mend_torchvision()
 try:
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
@@ -25,6 +26,17 @@ except ModuleNotFoundError as error:
 
 _ANNEAL = "_mishkit_anneal"
 """Where a model in training has its `Anneal`: a Trainer that resumes may make callbacks anew."""
+
+
+class _Held:
+    """An `Anneal` as an attribute of its model, which deep copies of the model do not copy: they go
+    along with the model."""
+
+    def __init__(self, anneal: Anneal) -> None:
+        self.anneal = anneal
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Held:
+        return self
 
 
 class AnnealCallback(TrainerCallback, ExportableState):
@@ -127,10 +139,10 @@ class AnnealCallback(TrainerCallback, ExportableState):
         if self.rules is None:
             if _ANNEAL not in vars(model):
                 raise ValueError("AnnealCallback: there are no rules")
-            self.anneal = vars(model)[_ANNEAL]
+            self.anneal = vars(model)[_ANNEAL].anneal
         else:
             # How many steps there are is known later.
             self.anneal = Anneal(model, self.rules, 1, self.schedule)
-            vars(model)[_ANNEAL] = self.anneal
+            vars(model)[_ANNEAL] = _Held(self.anneal)
         self._model = model
         return self.rules is not None
