@@ -103,9 +103,6 @@ class Activation:
     iterates: Callable[..., bool] = _never
     """Whether df_y must invert f step by step for these parameters, in any dtype; in float64 it
     may always."""
-    keeps_state: bool = False
-    """Whether a module's fixed parameters are in its state_dict, as in the package that published
-    the function."""
     published: tuple[tuple[str, tuple[float, ...]], ...] = ()
     """Values of the parameters that were published for this form, each with where or as what."""
     torch_function: str | None = None

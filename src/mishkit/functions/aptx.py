@@ -368,7 +368,6 @@ activation = Activation(
     ),
     published=(("APTx for Mish", (1, 1, 0.5)), ("APTx for SiLU", (1, 0.5, 0.5))),
     iterates=lambda alpha, beta, gamma: alpha != 1,
-    keeps_state=True,
     twin=Twin(
         gpu_f,
         gpu_df,
