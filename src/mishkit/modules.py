@@ -139,9 +139,10 @@ class TrainableModule(ActivationModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         vars(self).pop("_numbers", None)
-        if not self.trainable:  # pickles from before 0.2 have the numbers in buffers
+        if not self.trainable:  # older pickles have the numbers in buffers
             for name in self._buffers.keys() & {*self.parameter_names}:
-                vars(self)[name] = float(self._buffers.pop(name))
+                number: Any = self._buffers.pop(name)
+                vars(self)[name] = float(number)
 
 
 def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationModule]:
