@@ -130,6 +130,13 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
   }
 };
 
+// grad·slope
+template <class Function, class V> MISHKIT_INLINE V passed(V grad, V slope) {
+  V product = grad * slope;
+  if constexpr (!is_base_of<Dead, Function>) return product;
+  return select(less_equal(abs(slope), V(0.0)), slope, product);
+}
+
 // grad·f'(x)
 template <class Function, class S> struct Backward : Forward<Function, S> {
   using Base = Forward<Function, S>;
@@ -146,7 +153,7 @@ template <class Function, class S> struct Backward : Forward<Function, S> {
     Vectors<S> grad;
     load_block(at.in[0], grad);
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
-      grad[i] = grad[i] * this->function.df(state.stage[i]);
+      grad[i] = passed<Function>(grad[i], this->function.df(state.stage[i]));
     store_block<how>(at.out[0], grad);
   }
 };
@@ -168,8 +175,8 @@ template <class Function, class S> struct DoubleBackward : Forward<Function, S> 
     load_block(at.in[0], grad_grad);
     load_block(at.in[1], grad);
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) {
-      grad[i] = grad_grad[i] * grad[i] * this->function.d2f(state.stage[i]);
-      grad_grad[i] = grad_grad[i] * this->function.df(state.stage[i]);
+      grad[i] = passed<Function>(grad_grad[i] * grad[i], this->function.d2f(state.stage[i]));
+      grad_grad[i] = passed<Function>(grad_grad[i], this->function.df(state.stage[i]));
     }
     store_block<how>(at.out[0], grad_grad);
     store_block<how>(at.out[1], grad);
@@ -214,7 +221,7 @@ template <class Function, class Decoder, class S> struct BackwardPacked {
     Vectors<S> grad;
     load_block(at.in[0], grad);
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
-      grad[i] = grad[i] * output.df(state.stage[i]);
+      grad[i] = passed<Function>(grad[i], output.df(state.stage[i]));
     store_block<how>(at.out[0], grad);
   }
 };

@@ -148,7 +148,7 @@ def test_parameters_are_trained_and_keep_their_names() -> None:
     net = trained_model()
     keys, prelu = list(net.state_dict()), net[1].weight
     anneal = mk.Anneal(net, TRAINED, 4)
-    added = ["1.new.beta", *(f"3.new.{name}" for name in ("alpha", "beta", "gamma"))]
+    added = ["1.new.beta"]
     assert sorted(net.state_dict()) == sorted(keys + added)
     names = dict(net.named_parameters())
     assert names["1.weight"] is prelu and names["1.new.beta"].requires_grad
@@ -187,22 +187,42 @@ def test_the_state_dict_of_a_model_loads_before_within_and_after() -> None:
     net.load_state_dict(before)
 
 
-def test_buffers_of_a_new_activation_count() -> None:
-    """APTx has its numbers in buffers: the kernel, compiled code and a transform read them."""
-    net = nn.Sequential(nn.SiLU())
-    after(mk.Anneal(net, {"silu": "aptx"}, 2), 1)
+def test_what_parameters_are_now_counts() -> None:
+    """Assigned to the old or the new activation: for the kernel, compiled code and a transform."""
+    old, new = mk.Swish(), mk.APTx()
+    net = nn.Sequential(old)
+    after(mk.Anneal(net, {"swish": lambda _: new}, 2), 1)
     x = torch.randn(50)
-    for gamma in (0.5, 2.0):
-        net.load_state_dict({**net.state_dict(), "0.new.gamma": torch.tensor(gamma)})
-        want = (F.silu(x) + mk.aptx(x, gamma=gamma)) / 2
+    for beta, gamma in ((1.0, 0.5), (1.0, 2.0), (3.0, 2.0)):
+        old.beta, new.gamma = beta, gamma
+        want = (mk.swish(x, beta) + mk.aptx(x, gamma=gamma)) / 2
         torch.testing.assert_close(net(x), want)
+        torch.testing.assert_close(torch.func.vmap(net)(x[None])[0], want)
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), want)
-        swapped = {"0.new.gamma": torch.tensor(gamma + 1)}
-        torch.testing.assert_close(
-            torch.func.functional_call(net, swapped, (x,)),
-            (F.silu(x) + mk.aptx(x, gamma=gamma + 1)) / 2,
-        )
+    new.gamma = float("nan")
+    with pytest.raises(ValueError, match=r"mishkit\.aptx: gamma must be finite"):
+        net(x)
+
+
+@pytest.mark.parametrize("swapped", ["old", "new", "both"])
+def test_numbers_of_a_checkpoint_are_taken_over(swapped: str) -> None:
+    """Those of a model that had them as buffers, before and within: strictly."""
+    rules = {"old": ("aptx", "mish"), "new": ("silu", "aptx"), "both": ("aptx", "swish")}[swapped]
+    net = nn.Sequential(mk.get(rules[0]), nn.Linear(1, 1))
+    anneal = after(mk.Anneal(net, {rules[0]: rules[1]}, 2), 1)
+    state, x = net.state_dict(), torch.randn(50)
+    assert state.keys() == {"1.weight", "1.bias"}
+    expected = [mk.get(name) for name in rules]
+    for prefix, module in zip(("0.", "0.new."), expected, strict=True):
+        for name in module.parameter_names if hasattr(module, "take_numbers") else ():
+            state[prefix + name] = torch.tensor(0.75)
+            setattr(module, name, 0.75)
+    net.load_state_dict(state)
+    torch.testing.assert_close(net[0](x), (expected[0](x) + expected[1](x)) / 2)
+    after(anneal, 1)
+    anneal.finish()
+    torch.testing.assert_close(net[0](x), expected[1](x))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", lambda p: p**2], ids=["cosine", "function"])

@@ -55,8 +55,7 @@ def test_a_module_is_its_function(case: Case, options: dict[str, Any]) -> None:
     assert_same_bits(module(x.clone()), case.call(x))
     y = module(x)
     assert (y is x) == bool(options.get("inplace"))
-    assert not list(module.parameters())
-    assert list(module.state_dict()) == [p.name for p in case.a.parameters if case.a.keeps_state]
+    assert not list(module.parameters()) and not module.state_dict()
     assert isinstance(module, nn.Module) and type(module).__name__ == case.a.module_name
 
 

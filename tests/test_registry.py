@@ -305,9 +305,8 @@ def test_transformers_loads_trained_parameters(transformers: ModuleType, tmp_pat
 
 
 def test_transformers_loads_fixed_parameters(transformers: ModuleType, tmp_path: Path) -> None:
-    keeping = [case.a.name for case in DEFAULTS if case.a.keeps_state]
     mishkit.register(libraries=["transformers"])
-    for name in keeping:
+    for name in (case.a.name for case in DEFAULTS if case.a.trainable):
         saved_and_loaded(bert(transformers, f"mishkit_{name}"), tmp_path / name)
 
 

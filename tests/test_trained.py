@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -35,6 +36,7 @@ from common import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.library import opcheck
@@ -766,72 +768,205 @@ class Published(nn.Module):
         return (self.alpha + torch.tanh(self.beta * x)) * self.gamma * x
 
 
+def network(act: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(act))
+
+
+VALUES = {"alpha": 0.9, "beta": 1.3, "gamma": 0.6}
+
+
 @pytest.mark.parametrize("trainable", [False, True], ids=["fixed", "trained"])
-def test_checkpoints_of_the_published_package(trainable: bool) -> None:
-    """They load here, and ours there: strictly, within a network, with values that differ."""
-
-    def network(act: nn.Module) -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 4), act)
-
-    values = {"alpha": 0.9, "beta": 1.3, "gamma": 0.6}
+@pytest.mark.parametrize("is_theirs_trained", [False, True], ids=["theirs_fixed", "theirs_trained"])
+def test_checkpoints_of_the_published_package(trainable: bool, is_theirs_trained: bool) -> None:
+    """They load here, and those of trained modules there: strictly, with values that differ."""
     x = torch.randn(9, 4)
-    ours, theirs = mishkit.APTx(trainable=trainable), Published(trainable=trainable)
-    theirs_given, ours_given = (
-        cls(**values, trainable=trainable) for cls in (Published, mishkit.APTx)
-    )
-    for source, target in ((theirs_given, ours), (ours_given, theirs)):
-        a, b = network(source), network(target)
-        b.load_state_dict(a.state_dict())
-        for key, value in a.state_dict().items():
-            found = b.state_dict()[key]
-            assert found.shape == value.shape and found.dtype == value.dtype
-        torch.testing.assert_close(b(x), a(x))
-    # And the function has followed, with all its options.
-    torch.testing.assert_close(ours(x.clone()), theirs_given(x))
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    theirs = network(Published(**VALUES, trainable=is_theirs_trained))
+    ours = network(mishkit.APTx(trainable=trainable))
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+    source = network(mishkit.APTx(**VALUES, trainable=True))
+    target = network(Published(trainable=is_theirs_trained))
+    target.load_state_dict(source.state_dict())
+    torch.testing.assert_close(target(x), source(x))
+    for key, value in source.state_dict().items():
+        found = target.state_dict()[key]
+        assert found.shape == value.shape and found.dtype == value.dtype
 
 
-def test_loaded_numbers_count_for_every_option() -> None:
+# ---- fixed parameters ----
+
+
+OPTIONS = ({}, {"save": "output"}, {"inplace": True})
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_loaded_numbers_count_for_every_option(options: dict[str, Any]) -> None:
     x = torch.randn(5, 3)
-    for options in ({}, {"save": "output"}, {"inplace": True}):
-        module = mishkit.APTx(**options)
-        module.load_state_dict(Published(0.9, 1.3, 0.6).state_dict())
-        leaf = x.clone().requires_grad_()
-        module(leaf * 1).sum().backward()
-        want = x.clone().requires_grad_()
-        Published(0.9, 1.3, 0.6)(want).sum().backward()
-        torch.testing.assert_close(leaf.grad, want.grad, rtol=0, atol=5e-4)
+    module = mishkit.APTx(**options)
+    module.load_state_dict(Published(0.9, 1.3, 0.6).state_dict())
+    leaf = x.clone().requires_grad_()
+    module(leaf * 1).sum().backward()
+    want = x.clone().requires_grad_()
+    Published(0.9, 1.3, 0.6)(want).sum().backward()
+    torch.testing.assert_close(leaf.grad, want.grad, rtol=0, atol=5e-4)
 
 
-def test_changed_numbers_count() -> None:
-    """However the buffers change: in place, by another in their stead, by a conversion."""
-    x = torch.randn(5, 3)
+@pytest.mark.parametrize(
+    ("old", "rule"),
+    [
+        (nn.SiLU, {"silu": "aptx"}),
+        (nn.SiLU, {"silu": ("aptx", {"beta": 0.7, "save": "output"})}),
+        (nn.SiLU, {"1.0": mishkit.APTx(0.9)}),
+        (nn.SiLU, {"silu": "swish:beta=1.1"}),
+        (mishkit.APTx, {"aptx": "mish"}),
+        (mishkit.APTx, {mishkit.APTx: mishkit.Swish}),
+    ],
+    ids=str,
+)
+def test_a_swap_leaves_the_keys(old: type[nn.Module], rule: Any) -> None:
+    """A checkpoint from before loads into the swapped model and back, both strictly."""
+    model, swapped = network(old()), network(old())
+    mishkit.swap(swapped, rule)
+    assert list(swapped.state_dict()) == list(model.state_dict()) == ["0.weight", "0.bias"]
+    swapped.load_state_dict(model.state_dict())
+    model.load_state_dict(swapped.state_dict())
+    mishkit.lean(swapped, torch.randn(2, 4, requires_grad=True))
+    swapped.load_state_dict(model.state_dict())
+    mishkit.unswap(swapped)
+    swapped.load_state_dict(model.state_dict())
 
-    def fill(module: nn.Module) -> None:
-        module.beta.fill_(1.75)
 
-    def replace(module: nn.Module) -> None:
-        module.beta = torch.tensor(1.75)
+@every_trained
+def test_no_conversion_changes_the_numbers(case: Case) -> None:
+    act = make(case)
+    before = dict(zip(act.parameter_names, case.parameters, strict=True))
+    for converted in (
+        copy.deepcopy(act).half(),
+        copy.deepcopy(act).bfloat16().float(),
+        copy.deepcopy(act).double(),
+        copy.deepcopy(act).to("meta").to_empty(device="cpu"),
+        pickle.loads(pickle.dumps(act)),
+    ):
+        assert {name: getattr(converted, name) for name in before} == before
+    with torch.device("meta"):
+        made = make(case)
+    x = torch.randn(5)
+    assert_same_bits(made(x), act(x))
 
-    def load(module: nn.Module) -> None:
-        module.load_state_dict({**module.state_dict(), "beta": torch.tensor(1.75)})
 
-    for change in (fill, replace, load, lambda module: fill(module.double())):
-        for options in ({}, {"save": "output"}, {"inplace": True}):
-            module = mishkit.APTx(**options)
-            module(x.clone())
-            change(module)
-            assert_same_bits(module(x.clone()), mishkit.aptx(x, beta=1.75))
+@every_trained
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_numbers_of_a_checkpoint_are_taken_over(case: Case, shape: tuple[int, ...]) -> None:
+    """Of a trained module, of one that had them as buffers, all of them or some."""
+    x = torch.randn(3, 4)
+    source = make(case, trainable=True)
+    state = {f"1.0.{name}": p.detach().reshape(shape) for name, p in source.named_parameters()}
+    net = network(getattr(mishkit, case.a.module_name)())
+    state.update(net.state_dict())
+    kept = list(state)
+    net.load_state_dict(state)
+    assert list(state) == kept
+    assert_same_bits(net[1](x), source(x).detach())
+    last = case.a.parameters[-1].name
+    net.load_state_dict({**net.state_dict(), f"1.0.{last}": torch.tensor(0.25)})
+    assert getattr(net[1][0], last) == 0.25
+    net.load_state_dict(net.state_dict())
+    assert getattr(net[1][0], last) == 0.25
+
+
+@every_trained
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.ones(3), "only one element"),
+        (torch.tensor(float("nan")), "beta must be finite"),
+        (torch.ones((), device="meta"), "meta"),
+    ],
+    ids=["channels", "nan", "meta"],
+)
+def test_numbers_that_can_not_be_taken_over(case: Case, value: Tensor, reason: str) -> None:
+    net = network(make(case))
+    before = vars(net[1][0]).copy()
+    name = case.a.module_name
+    with refused(rf"(?s){name}, 1\.0\.beta: .*{reason}"):
+        net.load_state_dict({**net.state_dict(), "1.0.beta": value})
+    assert vars(net[1][0]) == before
+    with refused(r"Unexpected key.* \"1\.0\.delta\""):
+        net.load_state_dict({**net.state_dict(), "1.0.beta": 1.0, "1.0.delta": value})
+
+
+@every_function
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_assigned_numbers_count_at_once(case: Case, options: dict[str, Any]) -> None:
+    x, act = torch.randn(5, 3), make(case, **options)
+    name = act.parameter_names[-1]
+    act(x.clone())
+    act.double().half()
+    for number in (0.75, 1.75, np.float32(1.25)):
+        setattr(act, name, number)
+        values = [getattr(act, name) for name in act.parameter_names]
+        want = call(case, x, values)
+        assert_same_bits(act(x.clone()), want)
+        assert_same_bits(torch.func.vmap(act)(x.clone()), want)
+        with torch.inference_mode():
+            assert_same_bits(act(x.clone()), want)
+            made = type(act)(**options, **{name: number})
+            assert_same_bits(made(x.clone()), want)
+    for wrong in (float("inf"), float("nan")):
+        setattr(act, name, wrong)
+        with refused(rf"mishkit\.{case.a.name}: {name} must be finite"):
+            act(x.clone())
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_code_reads_the_numbers_when_it_runs() -> None:
-    x, module = torch.randn(5, 3), mishkit.APTx()
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compiled_code_follows_an_assignment(options: dict[str, Any]) -> None:
+    x, module = torch.randn(5, 3), mishkit.APTx(**options)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), mishkit.aptx(x))
-    module.beta.fill_(1.75)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        torch.testing.assert_close(compiled(x), mishkit.aptx(x, beta=1.75))
+    torch.testing.assert_close(compiled(x.clone()), mishkit.aptx(x))
+    module.beta = 1.75
+    torch.testing.assert_close(compiled(x.clone()), mishkit.aptx(x, beta=1.75))
+    module.load_state_dict({"beta": torch.tensor(0.5)})
+    torch.testing.assert_close(compiled(x.clone()), mishkit.aptx(x, beta=0.5))
+
+
+def test_fake_tensors_and_export() -> None:
+    act = mishkit.APTx(0.9, save="output")
+    with FakeTensorMode() as mode:
+        assert act(torch.empty(3, 4)).shape == (3, 4)
+        assert mishkit.APTx()(mode.from_tensor(torch.ones(3))).shape == (3,)
+    x = torch.randn(3)
+    program = torch.export.export(act, (x,))
+    assert not program.state_dict
+    torch.testing.assert_close(program.module()(x), act(x))
+
+
+def test_a_tensor_for_a_fixed_parameter_is_its_number() -> None:
+    for act in (
+        mishkit.Swish(torch.tensor(1.5)),
+        mishkit.APTx(beta=torch.tensor([1.5])),
+        mishkit.HardMish(torch.tensor(1.5)),
+    ):
+        numbers = [getattr(act, name) for name in act.parameter_names]
+        assert 1.5 in numbers and all(isinstance(number, float) for number in numbers)
+        assert not act.state_dict()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("how", ["pickle", "copy"])
+def test_modules_of_before_with_numbers_in_buffers(options: dict[str, Any], how: str) -> None:
+    old = mishkit.APTx(**options)
+    old.eval()
+    for name, value in VALUES.items():
+        del old.__dict__[name]
+        old.register_buffer(name, torch.tensor(value))
+    old.__dict__["_numbers"] = ([], [], [])
+    act = pickle.loads(pickle.dumps(old)) if how == "pickle" else copy.deepcopy(old)
+    x = torch.randn(5)
+    assert not act.state_dict() and not act.training
+    values = [old._buffers[name].item() for name in VALUES]
+    assert_same_bits(act(x.clone()), mishkit.aptx(x, *values))
+    assert repr(act) == repr(mishkit.APTx(*values, **options))
 
 
 # ---- misuse ----

@@ -28,6 +28,8 @@ struct Monotone {
   static constexpr bool has_turn = false;
 };
 struct Trainable {};
+// f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in torch's own.
+struct Dead {};
 // A decoder of outputs that takes steps, all vectors of a block together: settle(stage) takes one
 // and says whether it was the last.
 struct Iterating {};

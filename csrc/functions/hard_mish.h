@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct HardMish {
+template <class V, Accuracy accuracy> struct HardMish : Dead {
   using T = typename V::Scalar;
   static constexpr bool has_turn = true;
   static constexpr int parameter_count = 1;

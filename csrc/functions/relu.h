@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct ReLU : Parameterless, Monotone {
+template <class V, Accuracy accuracy> struct ReLU : Parameterless, Monotone, Dead {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   struct Stage {

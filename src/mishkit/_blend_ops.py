@@ -88,6 +88,7 @@ class _Blend(NamedTuple):
     f: Callable[..., Tensor]
     df: Callable[..., Tensor]
     d2f: Callable[..., Tensor]
+    is_dead: bool = False
 
 
 BLEND = _Blend("blend", _mixed("f"), _mixed("df"), _mixed("d2f"))

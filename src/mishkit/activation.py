@@ -28,6 +28,10 @@ class Parameter:
     meaning: str
     nonzero: bool = False
     positive: bool = False
+    smallest: float = 0.0
+    """What is nearer to 0 is refused, but for 0: products of it would leave float32."""
+    largest: float = math.inf
+    """What is greater in size is refused, for the same reason."""
 
     def check(self, value: float) -> str | None:
         """What the formula can't take about a value, if anything."""
@@ -37,6 +41,8 @@ class Parameter:
             return "must not be zero"
         if self.positive and value <= 0:
             return "must be positive"
+        if value != 0 and not self.smallest <= abs(value) <= self.largest:
+            return f"must be of a size from {self.smallest:g} to {self.largest:g}, not {value:g}"
         return None
 
 
@@ -55,6 +61,8 @@ class Formulas(Protocol):
     def df(self) -> Callable[..., Tensor]: ...
     @property
     def d2f(self) -> Callable[..., Tensor]: ...
+    @property
+    def is_dead(self) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False)  # each is itself alone, and quick to look up by
@@ -103,9 +111,9 @@ class Activation:
     iterates: Callable[..., bool] = _never
     """Whether df_y must invert f step by step for these parameters, in any dtype; in float64 it
     may always."""
-    keeps_state: bool = False
-    """Whether a module's fixed parameters are in its state_dict, as in the package that published
-    the function."""
+    is_dead: bool = False
+    """Whether f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in
+    torch's own functions."""
     published: tuple[tuple[str, tuple[float, ...]], ...] = ()
     """Values of the parameters that were published for this form, each with where or as what."""
     torch_function: str | None = None

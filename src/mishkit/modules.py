@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,8 +16,6 @@ from .functions import ACTIVATIONS
 if TYPE_CHECKING:  # what the last line of this file brings
     from ._module_types import *  # noqa: F403
 
-
-_is_transformed: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 OPTIONS = ("inplace", "save", "trainable", "num_parameters")
 """Arguments that a module's repr shows only where they are set."""
@@ -50,7 +47,8 @@ class ActivationModule(nn.Module):
             raise TypeError(f"{type(self).__name__}{self.arguments}: {error}") from None
         bound.apply_defaults()
         for name, value in bound.arguments.items():
-            setattr(self, name, value)
+            is_number = name in self.parameter_names and isinstance(value, Tensor)
+            setattr(self, name, float(value) if is_number else value)
         if self.save not in SAVE:
             raise ValueError(
                 f'{type(self).__name__}: save must be "input" or "output", not {self.save!r}'
@@ -77,7 +75,7 @@ class ActivationModule(nn.Module):
             value = getattr(self, name)
             if isinstance(value, nn.Parameter) or (name in OPTIONS and value == argument.default):
                 continue
-            shown.append(f"{name}={value:g}" if isinstance(value, Tensor) else f"{name}={value!r}")
+            shown.append(f"{name}={value!r}")
         return ", ".join(shown)
 
 
@@ -86,15 +84,14 @@ class TrainableModule(ActivationModule):
 
     Input and output: any shape; with `num_parameters` above 1, that many channels in dimension 1,
     as in `torch.nn.PReLU`. Trained parameters are `torch.nn.Parameter`s, of shape () or
-    (num_parameters,). Fixed ones are no state, but for `APTx`, whose published package has them as
-    buffers of shape (): its checkpoints load here, and ours there.
+    (num_parameters,). Fixed ones are Python's numbers: no conversion rounds them, and a state_dict
+    has no keys for them. Where a checkpoint has such keys, as that of a trained module or of the
+    package that published `APTx`, its numbers are taken over.
     """
 
     inplace: bool
     trainable: bool
     num_parameters: int
-    _numbers: tuple[list[Tensor], list[int], list[float]]
-    """Buffers, their versions, and the numbers that were read from them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,57 +106,49 @@ class TrainableModule(ActivationModule):
                 f'{name}: save="output" and inplace=True exclude trainable=True; the gradients of '
                 "the parameters need the input"
             )
-        if not (self.trainable or self.activation.keeps_state):
+        if not self.trainable:
             return
         shape = () if self.num_parameters == 1 else (self.num_parameters,)
         for parameter in self.parameter_names:
             initial = torch.full(shape, float(getattr(self, parameter)))
             delattr(self, parameter)
-            if self.trainable:
-                setattr(self, parameter, nn.Parameter(initial))
-            else:
-                self.register_buffer(parameter, initial)
-        self._numbers = ([], [], [])
-        if not self.trainable and not initial.is_meta:
-            self._values()
+            setattr(self, parameter, nn.Parameter(initial))
 
     def forward(self, input: Tensor) -> Tensor:
-        return type(self).function(input, *self._values(), inplace=self.inplace, save=self.save)
+        values = [getattr(self, name) for name in self.parameter_names]
+        return type(self).function(input, *values, inplace=self.inplace, save=self.save)
 
-    def _values(self) -> list[Any]:
-        if self.trainable or not self.activation.keeps_state:
-            return [getattr(self, name) for name in self.parameter_names]
-        buffers: list[Any] = list(self._buffers.values())
-        if torch.compiler.is_compiling():
-            # As tensors if they can be: compiled code reads what they are when it runs. What is
-            # exported keeps nothing for backward, whatever `save` says.
-            keeps_input = self.save == "input" and not self.inplace
-            as_tensors = keeps_input or torch.compiler.is_exporting()
+    def take_numbers(
+        self, state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]
+    ) -> Mapping[str, Any]:
+        """Take over the fixed parameters that a state_dict has; the state_dict without them."""
+        own = {} if self.trainable else {prefix + name: name for name in self.parameter_names}
+        found = state_dict.keys() & own.keys()
+        if not found:
+            return state_dict
+        try:
+            numbers = {own[key]: float(state_dict[key]) for key in found}
+            now = {name: numbers.get(name, getattr(self, name)) for name in self.parameter_names}
+            self.activation.check(*now.values())
+        except (RuntimeError, TypeError, ValueError) as error:
+            error_msgs.append(f"{type(self).__name__}, {', '.join(sorted(found))}: {error}")
         else:
-            as_tensors = any(buffer.is_meta or _is_transformed(buffer) for buffer in buffers)
-        return buffers if as_tensors else self._read(buffers)
+            for name, number in numbers.items():
+                setattr(self, name, number)
+        return {key: value for key, value in state_dict.items() if key not in found}
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.activation.keeps_state and not any(b.is_meta for b in self.buffers()):
-            self._values()
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(
+            self.take_numbers(state_dict, prefix, args[-1]), prefix, *args
+        )
 
-    def _read(self, buffers: list[Tensor]) -> list[float]:
-        """The numbers in the buffers, read again where these have changed: on a GPU it waits."""
-        known, versions, numbers = self._numbers
-        same = len(known) == len(buffers) and all(map(operator.is_, known, buffers))
-        if torch.compiler.is_compiling():
-            if not same:
-                raise RuntimeError(
-                    f'{type(self).__name__}: with save="output", call it once before it is '
-                    "compiled; its parameters have not been read since they were moved"
-                )
-            return numbers
-        current = [buffer._version for buffer in buffers]
-        if not same or versions != current:
-            numbers = [float(buffer) for buffer in buffers]
-            self._numbers = (buffers, current, numbers)
-        return numbers
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        vars(self).pop("_numbers", None)
+        if not self.trainable:  # older pickles have the numbers in buffers
+            for name in self._buffers.keys() & {*self.parameter_names}:
+                number: Any = self._buffers.pop(name)
+                vars(self)[name] = float(number)
 
 
 def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationModule]:

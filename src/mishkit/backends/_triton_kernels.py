@@ -49,35 +49,66 @@ def forward(x, y, count, c, f: constexpr, BLOCK: constexpr):
 
 
 @triton.jit
-def _backward(grad, x, result, at, mask, c, df: constexpr, half: constexpr):
-    store(result, at, df(load(x, at, mask), c, half) * load(grad, at, mask), mask)
+def passed(slope, grad, dead: constexpr):
+    """What passes of a gradient: nothing where a function is dead, were it infinite."""
+    if dead:
+        return tl.where(slope == 0, slope, slope * grad)
+    else:
+        return slope * grad
 
 
 @triton.jit
-def backward(grad, x, result, count, c, df: constexpr, BLOCK: constexpr):
+def _backward(grad, x, result, at, mask, c, df: constexpr, dead: constexpr, half: constexpr):
+    slope = df(load(x, at, mask), c, half)
+    store(result, at, passed(slope, load(grad, at, mask), dead), mask)
+
+
+@triton.jit
+def backward(grad, x, result, count, c, df: constexpr, dead: constexpr, BLOCK: constexpr):
     """result = grad·f'(x)"""
     half: tl.constexpr = x.dtype.element_ty != tl.float32
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = tl.arange(0, BLOCK)
     if start + BLOCK <= count:
-        _backward(grad + start, x + start, result + start, at, None, c, df, half)
+        _backward(grad + start, x + start, result + start, at, None, c, df, dead, half)
     else:
         mask = at < count - start
-        _backward(grad + start, x + start, result + start, at, mask, c, df, half)
+        _backward(grad + start, x + start, result + start, at, mask, c, df, dead, half)
 
 
 @triton.jit
 def _double_backward(
-    grad_grad, grad, x, to_grad, to_x, at, mask, c, df: constexpr, d2f: constexpr, half: constexpr
+    grad_grad,
+    grad,
+    x,
+    to_grad,
+    to_x,
+    at,
+    mask,
+    c,
+    df: constexpr,
+    d2f: constexpr,
+    dead: constexpr,
+    half: constexpr,
 ):
     of_x, outer = load(x, at, mask), load(grad_grad, at, mask)
-    store(to_grad, at, df(of_x, c, half) * outer, mask)
-    store(to_x, at, d2f(of_x, c, half) * (outer * load(grad, at, mask)), mask)
+    store(to_grad, at, passed(df(of_x, c, half), outer, dead), mask)
+    store(to_x, at, passed(d2f(of_x, c, half), outer * load(grad, at, mask), dead), mask)
 
 
 @triton.jit
 def double_backward(
-    grad_grad, grad, x, to_grad, to_x, count, c, df: constexpr, d2f: constexpr, BLOCK: constexpr
+    grad_grad,
+    grad,
+    x,
+    to_grad,
+    to_x,
+    count,
+    c,
+    df: constexpr,
+    d2f: constexpr,
+    dead: constexpr,
+    BLOCK: constexpr,
 ):
     """to_grad = grad_grad·f'(x), to_x = grad_grad·grad·f''(x)"""
     half: tl.constexpr = x.dtype.element_ty != tl.float32
@@ -86,10 +117,10 @@ def double_backward(
     grad_grad, grad, x = grad_grad + start, grad + start, x + start
     to_grad, to_x = to_grad + start, to_x + start
     if start + BLOCK <= count:
-        _double_backward(grad_grad, grad, x, to_grad, to_x, at, None, c, df, d2f, half)
+        _double_backward(grad_grad, grad, x, to_grad, to_x, at, None, c, df, d2f, dead, half)
     else:
         mask = at < count - start
-        _double_backward(grad_grad, grad, x, to_grad, to_x, at, mask, c, df, d2f, half)
+        _double_backward(grad_grad, grad, x, to_grad, to_x, at, mask, c, df, d2f, dead, half)
 
 
 # ---- two functions in one ------------------------------------------------------------------------
@@ -170,20 +201,21 @@ def forward_packed(x, y, side, count, c, turn, f: constexpr, BLOCK: constexpr):
 @triton.jit
 def _backward_packed(
     grad, y, side, result, at, bytes_at, mask, bytes_mask, c,
-    df_y: constexpr, table: constexpr, half: constexpr, sided: constexpr,
+    df_y: constexpr, table: constexpr, dead: constexpr, half: constexpr, sided: constexpr,
 ):  # fmt: skip
     of_y = load(y, at, mask)
     right = of_y
     if sided:
         packed = tl.load(side + bytes_at, mask=bytes_mask).to(tl.int32)
         right = ((packed[:, None] >> tl.arange(0, 8)[None, :]) & 1) != 0
-    store(result, at, df_y(of_y, right, c, table, half) * load(grad, at, mask), mask)
+    slope = df_y(of_y, right, c, table, half)
+    store(result, at, passed(slope, load(grad, at, mask), dead), mask)
 
 
 @triton.jit
 def backward_packed(
     grad, y, side, result, count, c,
-    df_y: constexpr, table: constexpr, sided: constexpr, BLOCK: constexpr,
+    df_y: constexpr, table: constexpr, dead: constexpr, sided: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """result = grad·f'(x), x being known by y and its side"""
     half: tl.constexpr = y.dtype.element_ty != tl.float32
@@ -193,13 +225,13 @@ def backward_packed(
     grad, y, side, result = grad + start, y + start, side + start // 8, result + start
     if start + BLOCK <= count:
         _backward_packed(
-            grad, y, side, result, at, bytes_at, None, None, c, df_y, table, half, sided
+            grad, y, side, result, at, bytes_at, None, None, c, df_y, table, dead, half, sided
         )
     else:
         left = count - start
         mask, bytes_mask = at < left, bytes_at * 8 < left
         _backward_packed(
-            grad, y, side, result, at, bytes_at, mask, bytes_mask, c, df_y, table, half, sided
+            grad, y, side, result, at, bytes_at, mask, bytes_mask, c, df_y, table, dead, half, sided
         )
 
 

@@ -25,7 +25,7 @@ def forward_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> No
 
 def backward(a: Formulas, grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
     """grad·f'(x)."""
-    return _as(a.df(_wide(a, x), *parameters) * _wide(a, grad), x)
+    return _as(_passed(a, a.df(_wide(a, x), *parameters), _wide(a, grad)), x)
 
 
 def double_backward(
@@ -33,8 +33,8 @@ def double_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     wide, gg = _wide(a, x), _wide(a, grad_grad)
-    to_grad = a.df(wide, *parameters) * gg
-    to_x = a.d2f(wide, *parameters) * (gg * _wide(a, grad))
+    to_grad = _passed(a, a.df(wide, *parameters), gg)
+    to_x = _passed(a, a.d2f(wide, *parameters), gg * _wide(a, grad))
     return _as(to_grad, x), _as(to_x, x)
 
 
@@ -62,7 +62,14 @@ def backward_sided(
     a: Activation, grad: Tensor, y: Tensor, right: Tensor, *parameters: float
 ) -> Tensor:
     """grad·f'(x), x being known by y and its side (any tensor for a monotone function)."""
-    return _as(a.df_y(_wide(a, y), right, y.dtype, *parameters) * _wide(a, grad), y)
+    slope = a.df_y(_wide(a, y), right, y.dtype, *parameters)
+    return _as(_passed(a, slope, _wide(a, grad)), y)
+
+
+def _passed(a: Formulas, slope: Tensor, grad: Tensor) -> Tensor:
+    """What passes of a gradient."""
+    product = slope * grad
+    return torch.where(slope == 0, slope, product) if a.is_dead else product
 
 
 def right_of_turn(a: Activation, x: Tensor, *parameters: float) -> Tensor:

@@ -95,6 +95,8 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
         raise ValueError(f"there is no kernel {body!r}")
     twin, (tensors, formulas) = a.twin, BODIES[body]
     constants = dict(zip(formulas, _formulas(a, *formulas), strict=True))
+    if "backward" in body:
+        constants["dead"] = a.is_dead
     if body == "backward_packed":
         numbers = twin.output_numbers(dtype, *parameters)
         constants |= {"table": twin.table(dtype, *parameters), "sided": a.turn is not None}

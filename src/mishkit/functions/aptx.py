@@ -14,7 +14,7 @@ from . import silu
 from ._branch_fit import leading
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output, sum_of_product
-from ._limits import FAR
+from ._limits import FAR, LARGEST, SMALLEST
 from ._triton_math import (
     FLOOR,
     LN2_LOW,
@@ -40,13 +40,16 @@ Value = float | Tensor
 
 END = 25.0
 """|beta·x| from which the slope is its limit in every dtype."""
+BALANCED = 0.25
+"""Below this size of alpha, alpha + tanh(u) is computed by tanh itself."""
 MOST_TURNS = 1000
 """Of how many values of alpha the turn is remembered."""
 STEPS = 60
 """Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
 
 
-# alpha + tanh(u) is (alpha + 1)·σ(2u) + (alpha − 1)·σ(−2u), which keeps every digit in both tails.
+# alpha + tanh(u) is (alpha + 1)·σ(2u) + (alpha − 1)·σ(−2u), which keeps every digit in both tails,
+# but where alpha is near 0, not beside 0.
 def f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
     weight = gamma * _sum(x, alpha, beta)
     # Where the weight is 0, infinity counts as a large number.
@@ -56,7 +59,7 @@ def f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
 def df(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
     z = _z(x, beta)
     s, c = torch.sigmoid(z), torch.sigmoid(-z)
-    return gamma * ((alpha + 1) * s + (alpha - 1) * c + 2 * z * s * c)
+    return gamma * (_sum(x, alpha, beta) + 2 * z * s * c)
 
 
 def d2f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
@@ -104,6 +107,12 @@ def _z(x: Tensor, beta: Value) -> Tensor:
 
 def _sum(x: Tensor, alpha: Value, beta: Value) -> Tensor:
     z = _z(x, beta)
+    if not isinstance(alpha, Tensor):
+        return alpha + torch.tanh(z / 2) if abs(alpha) < BALANCED else _in_tails(z, alpha)
+    return torch.where(alpha.abs() < BALANCED, alpha + torch.tanh(z / 2), _in_tails(z, alpha))
+
+
+def _in_tails(z: Tensor, alpha: Value) -> Tensor:
     return (alpha + 1) * torch.sigmoid(z) + (alpha - 1) * torch.sigmoid(-z)
 
 
@@ -182,8 +191,8 @@ def _portable(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
 # ---- in Triton -----------------------------------------------------------------------------------
 
 
-LARGEST = 3.4028234663852886e38
-LARGEST_SPLIT = LARGEST / 2.0**14
+LARGEST_X = 3.4028234663852886e38
+LARGEST_SPLIT = LARGEST_X / 2.0**14
 """Where beta is next to nothing: a number that `exp_product` can still take."""
 STEPS_ON_GPU = 12
 """Safeguarded Newton steps for float32; they settle in 4 to 8."""
@@ -204,7 +213,7 @@ def gpu_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
     left, right = (top, base) if beta < 0 else (base, top)
     return (
         *(*factor(sharpness), low, high),
-        *(-math.inf if left else -LARGEST, math.inf if right else LARGEST),
+        *(-math.inf if left else -LARGEST_X, math.inf if right else LARGEST_X),
         *(top, base, 2 * gamma),
     )
 
@@ -220,8 +229,8 @@ def gpu_trained_numbers(p: Any) -> Any:
     low = at_least(tl.minimum(a, b), -LARGEST_SPLIT)
     high = at_most(tl.maximum(a, b), LARGEST_SPLIT)
     falling = beta < 0
-    least = tl.where(tl.where(falling, top, base) == 0, -LARGEST, float("-inf"))
-    most = tl.where(tl.where(falling, base, top) == 0, LARGEST, float("inf"))
+    least = tl.where(tl.where(falling, top, base) == 0, -LARGEST_X, float("-inf"))
+    most = tl.where(tl.where(falling, base, top) == 0, LARGEST_X, float("inf"))
     return (
         sharpness,
         sharpness * LOG2E,
@@ -362,13 +371,14 @@ activation = Activation(
     turn=turn,
     portable=_portable,
     parameters=(
-        Parameter("alpha", 1.0, "1 lets the left tail vanish"),
-        Parameter("beta", 1.0, "sharpness"),
-        Parameter("gamma", 0.5, "½ gives the right side slope 1"),
+        Parameter("alpha", 1.0, "1 lets the left tail vanish", largest=LARGEST),
+        Parameter("beta", 1.0, "sharpness", smallest=SMALLEST, largest=LARGEST),
+        Parameter(
+            "gamma", 0.5, "½ gives the right side slope 1", smallest=SMALLEST, largest=LARGEST
+        ),
     ),
     published=(("APTx for Mish", (1, 1, 0.5)), ("APTx for SiLU", (1, 0.5, 0.5))),
     iterates=lambda alpha, beta, gamma: alpha != 1,
-    keeps_state=True,
     twin=Twin(
         gpu_f,
         gpu_df,

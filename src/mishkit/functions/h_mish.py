@@ -87,5 +87,6 @@ activation = Activation(
     df_y=df_y,
     turn=-1.0,
     portable=_portable,
+    is_dead=True,
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, output_numbers=gpu_output_numbers),
 )

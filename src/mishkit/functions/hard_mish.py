@@ -13,6 +13,7 @@ from .._twin import Twin, device
 from ..activation import Activation, Parameter
 from ._branch_fit import leading
 from ._inverse import centring
+from ._limits import LARGEST, SMALLEST
 from ._triton_math import at_least, at_most
 
 if TYPE_CHECKING:
@@ -121,8 +122,11 @@ activation = Activation(
             5.0,
             "width of the quadratic part, which ends at x = k − 3; positive",
             positive=True,
+            smallest=SMALLEST,
+            largest=LARGEST,
         ),
     ),
+    is_dead=True,
     twin=Twin(
         gpu_f, gpu_df, gpu_d2f, gpu_df_y, numbers=gpu_numbers, output_numbers=gpu_output_numbers
     ),

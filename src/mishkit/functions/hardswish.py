@@ -50,6 +50,7 @@ activation = Activation(
     turn=hard_mish.turn(K),
     portable=F.hardswish,
     torch_function="hardswish",
+    is_dead=True,
     twin=Twin(
         hard_mish.gpu_f,
         hard_mish.gpu_df,

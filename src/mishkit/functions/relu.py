@@ -68,5 +68,6 @@ activation = Activation(
     turn=None,
     portable=torch.relu,
     torch_function="relu",
+    is_dead=True,
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y),
 )

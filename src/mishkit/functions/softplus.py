@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._twin import Twin, device
 from ..activation import Activation, Parameter
+from ._limits import LARGEST, SMALLEST
 from ._triton_math import FLOOR, at_least, divide, exp, expm1, log1p
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ activation = Activation(
     turn=None,
     portable=F.softplus,
     parameters=(
-        Parameter("beta", 1.0, "sharpness; not zero", nonzero=True),
+        Parameter(
+            "beta", 1.0, "sharpness; not zero", nonzero=True, smallest=SMALLEST, largest=LARGEST
+        ),
         Parameter("threshold", 20.0, "beta·x above which x is returned as it is"),
     ),
     torch_function="softplus",

@@ -10,6 +10,7 @@ from torch import Tensor
 from .._twin import Twin, device
 from ..activation import Activation, Parameter
 from . import aptx
+from ._limits import LARGEST, SMALLEST
 from ._triton_math import divide
 from .aptx import Value, gpu_d2f, gpu_df, gpu_df_y, gpu_dp, gpu_parts, gpu_trained_numbers
 
@@ -92,7 +93,15 @@ activation = Activation(
     df_y=df_y,
     turn=turn,
     portable=_portable,
-    parameters=(Parameter("beta", 1.0, "sharpness: 1 gives SiLU, a large one tends to ReLU"),),
+    parameters=(
+        Parameter(
+            "beta",
+            1.0,
+            "sharpness: 1 gives SiLU, a large one tends to ReLU",
+            smallest=SMALLEST,
+            largest=LARGEST,
+        ),
+    ),
     twin=Twin(
         gpu_f,
         gpu_df,

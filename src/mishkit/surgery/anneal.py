@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._blend_ops import Fraction, call, function, mix
+from ..functions import ACTIVATIONS
 from ..modules import TrainableModule
 from .known import Known, identify, identify_function
 from .slots import Slot, put_all
@@ -69,9 +70,8 @@ class Blend(nn.Module):
             new.train(old.training)
         known = [identify(module) for module in self._both]
         self._fused = _are_fused(known) and not (old._parameters or new._parameters)
-        self._numbers: tuple[Any, ...] | None = None
-        if self._fused and not any(one is not None and one.state for one in known):
-            self._numbers = (*_function(known[0]), *_function(known[1]))
+        may_change = any(one is not None and one.parameters for one in known)
+        self._numbers = None if may_change or not self._fused else self._read()
 
     @property
     def fraction(self) -> float:
@@ -79,30 +79,22 @@ class Blend(nn.Module):
         return self._t.value
 
     def forward(self, input: Tensor) -> Tensor:
-        numbers = self._numbers or self._read()
-        if numbers is not None:
-            return call(input, numbers, self._t)
+        if self._fused:
+            return call(input, self._numbers or self._read(), self._t)
         old, new = self._both
         # Hooks of the old module are this one's as long as it is here.
         return _both_called(input, old.forward, new, self._both, self._t)
 
-    def _read(self) -> tuple[Any, ...] | None:
-        """The functions with parameters from buffers, which may have changed."""
-        if not self._fused:
-            return None
-        compiling = torch.compiler.is_compiling()
-        numbers: list[Any] = []
-        for module in self._both:
-            if not isinstance(module, TrainableModule):
-                numbers += _function(identify(module))
-            elif compiling:  # which reads tensors when it runs
-                own = (getattr(module, name) for name in module.parameter_names)
-                numbers += function(module.activation.name, *own)
-            else:
-                numbers += function(module.activation.name, *module._values())
-        if not compiling and any(isinstance(number, Tensor) for number in numbers):
-            return None  # within a transform of theirs
-        return tuple(numbers)
+    def _read(self) -> tuple[Any, ...]:
+        """Both functions, with what their parameters are now."""
+        old, new = self._both
+        return (*_function(identify(old)), *_function(identify(new)))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for module, below in zip(self._both, ("", "new."), strict=True):
+            if isinstance(module, TrainableModule):
+                state_dict = module.take_numbers(state_dict, prefix + below, args[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> Blend:
         """As any module; `old` and `new` follow."""
@@ -161,7 +153,9 @@ def _are_fused(known: Sequence[Known | None]) -> bool:
 def _function(known: Known | None) -> tuple[Any, ...]:
     """As the kernel takes it."""
     assert known is not None
-    return function(known.function, *known.values)
+    values = known.values
+    ACTIVATIONS[known.function].check(*values)
+    return function(known.function, *values)
 
 
 def _both_called(

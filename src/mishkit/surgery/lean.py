@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -65,10 +64,6 @@ def _replacement(unit: Unit, inplace: bool) -> nn.Module | Callable[..., Tensor]
     inplace = inplace or known.inplace
     if not isinstance(slot.value, nn.Module):
         return known.call(inplace=inplace, save="output")
-    if known.state:  # its buffers are its parameters
-        module: Any = copy.deepcopy(slot.value)
-        module.save, module.inplace = "output", inplace
-        return module
     return known.module(inplace=inplace, save="output")
 
 
