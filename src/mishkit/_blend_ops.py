@@ -29,7 +29,7 @@ from .activation import Activation
 from .backends import torch as plain
 from .backends import triton
 from .functions import ACTIVATIONS
-from .ops import are_transforms_active, fast_apply, operator, saving_input
+from .ops import are_transforms_active, fast_apply, is_exporting, operator, saving_input
 
 _TABLE = tuple(ACTIVATIONS.values())
 _PLACES = {name: place for place, name in enumerate(ACTIVATIONS)}
@@ -201,7 +201,7 @@ def call(x: Tensor, both: tuple[Any, ...], t: Fraction) -> Tensor:
     any mode, and is laid out as x. Exported code has the number t in it.
     """
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return _exported(x, both, t.value)
         return _expression(x, *both, t.on(x.device))
     if not isinstance(x, Tensor):

@@ -31,7 +31,7 @@ from torch.autograd.graph import increment_version
 from .activation import Activation
 from .backends import torch as plain
 from .functions import ACTIVATIONS
-from .ops import RULES, are_transforms_active, fast_apply
+from .ops import RULES, are_transforms_active, fast_apply, is_exporting
 
 if TYPE_CHECKING:  # what the last line of this file brings
     from ._function_types import *  # noqa: F403
@@ -64,10 +64,10 @@ class _Call:
         """Under torch.compile or torch.export: plain torch, for the compiler to fuse."""
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
-        if torch.compiler.is_exporting():
+        if is_exporting():
             y = self.a.portable(x, *parameters)
         elif self.keeps_output(x, parameters, inplace, save):
-            y = self.rules.traced.apply(x, *parameters)
+            y = self.rules.traced(x, *parameters)
         else:
             # In place, autograd needs what x was.
             y = plain.forward(self.a, x.clone() if inplace else x, *parameters)
@@ -116,14 +116,14 @@ class _Call:
         parameters = self.stack(x, values)
         needs_grad = _is_grad_enabled() and (x.requires_grad or parameters.requires_grad)
         wants_output = save == "output" or (inplace and needs_grad)
-        if wants_output and not torch.compiler.is_exporting():
+        if wants_output and not is_exporting():
             raise ValueError(
                 f'{self.name}: save="output" and inplace=True need parameters that are '
                 "numbers; the gradients of tensors need the input"
             )
         if out is not None and needs_grad:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
-        if torch.compiler.is_exporting():
+        if is_exporting():
             y = self.a.portable(x, *plain.by_channel(parameters.to(x.dtype), x))
         elif _is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
             y = plain.trained(self.a, x, parameters)

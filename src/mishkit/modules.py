@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .activation import Activation
 from .functional import FUNCTIONS, SAVE
 from .functions import ACTIVATIONS
+from .ops import is_exporting
 
 if TYPE_CHECKING:  # what the last line of this file brings
     from ._module_types import *  # noqa: F403
@@ -128,7 +129,7 @@ class TrainableModule(ActivationModule):
             # As tensors if they can be: compiled code reads what they are when it runs. What is
             # exported keeps nothing for backward, whatever `save` says.
             keeps_input = self.save == "input" and not self.inplace
-            as_tensors = keeps_input or torch.compiler.is_exporting()
+            as_tensors = keeps_input or is_exporting()
         else:
             as_tensors = any(buffer.is_meta or _is_transformed(buffer) for buffer in buffers)
         return buffers if as_tensors else self._read(buffers)

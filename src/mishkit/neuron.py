@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import _neuron_ops as ops
 from .activation import DTYPES
 from .backends import cpu, triton
-from .ops import are_transforms_active, fast_apply
+from .ops import are_transforms_active, fast_apply, is_exporting
 
 INIT = ("published", "scaled")
 
@@ -69,9 +69,9 @@ def aptx_layer(
     is_transformed = are_transforms_active() or forward_ad._current_level >= 0
     if torch.compiler.is_compiling():
         has_kernels = dtype in _kernels.get(kind, ())
-        if torch.compiler.is_exporting() or is_transformed or not has_kernels:
+        if is_exporting() or is_transformed or not has_kernels:
             return ops.expression(input, alpha, beta, gamma, delta)
-        return ops.TracedLayer.apply(input, alpha, beta, gamma, delta)
+        return ops.traced_layer(input, alpha, beta, gamma, delta)
     if is_transformed:
         return ops.forward(input, alpha, beta, gamma, delta)
     run = _apply_layer if torch.is_grad_enabled() else ops.call
