@@ -217,7 +217,8 @@ class TracedLayer(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grad, backward if torch.is_grad_enabled() else _traced_layer_backward)
+        by_torch = torch.is_grad_enabled()  # a second derivative
+        return _gradients(ctx, grad, backward if by_torch else _traced_layer_backward)
 
 
 define_traced(_library, "aptx_layer_traced" + SCHEMAS["aptx_layer"], TracedLayer)

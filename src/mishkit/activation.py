@@ -7,6 +7,7 @@ autograd rules, modules, tests, benchmarks and documentation are loops over the 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,11 +29,14 @@ class Parameter:
     meaning: str
     nonzero: bool = False
     positive: bool = False
+    infinite: bool = False
+    """Whether inf is a value too."""
 
     def check(self, value: float) -> str | None:
         """What the formula can't take about a value, if anything."""
-        if not -math.inf < value < math.inf:  # in terms that torch.compile can follow
-            return "must be finite"
+        most = math.inf if self.infinite else sys.float_info.max
+        if not -math.inf < value <= most:  # in terms that torch.compile can follow
+            return "must be finite or inf" if self.infinite else "must be finite"
         if self.nonzero and value == 0:
             return "must not be zero"
         if self.positive and value <= 0:
@@ -42,6 +46,10 @@ class Parameter:
 
 def _never(*_: float) -> bool:
     return False
+
+
+def _allow(*_: float) -> None:
+    pass
 
 
 class Formulas(Protocol):
@@ -103,6 +111,9 @@ class Activation:
     iterates: Callable[..., bool] = _never
     """Whether df_y must invert f step by step for these parameters, in any dtype; in float64 it
     may always."""
+    check_output: Callable[..., None] = _allow
+    """Raises ValueError for parameters with which one output belongs to inputs of different slopes
+    on one side of the turn."""
     keeps_state: bool = False
     """Whether a module's fixed parameters are in its state_dict, as in the package that published
     the function."""
@@ -122,7 +133,9 @@ class Activation:
         return self.dp is not None
 
     def turn_at(self, *parameters: float) -> float | None:
-        """The turn for these parameters; ValueError where f has not exactly one minimum."""
+        """The turn for these parameters; ValueError where the output and the side of the turn don't
+        give the gradient, as f has not exactly one minimum, or jumps."""
+        self.check_output(*parameters)
         return self.turn(*parameters) if callable(self.turn) else self.turn
 
     def check(self, *values: float) -> None:

@@ -159,7 +159,7 @@ class _Call:
             try:
                 self.a.turn_at(*parameters)
             except ValueError as error:
-                raise ValueError(f'{error}; save="output" and inplace=True need one') from None
+                raise ValueError(f'{error}; save="output" and inplace=True need that') from None
 
     def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> bool:
         """Refuse what goes wrong whatever the parameters; whether x needs a gradient."""
@@ -168,6 +168,8 @@ class _Call:
             raise ValueError(f'{name}: save must be "input" or "output", not {save!r}')
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: the input must be a tensor, not {type(x).__name__}")
+        if not isinstance(inplace, bool):
+            raise TypeError(f"{name}: inplace must be True or False, not {inplace!r}")
         needs_grad = _is_grad_enabled() and x.requires_grad
         if inplace and out is not None:
             raise ValueError(f"{name}: inplace=True and out= exclude each other")

@@ -41,6 +41,7 @@ class ActivationModule(nn.Module):
     parameter_names: ClassVar[tuple[str, ...]]
     """Which of the arguments are the function's parameters."""
 
+    inplace: bool
     save: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +56,10 @@ class ActivationModule(nn.Module):
         if self.save not in SAVE:
             raise ValueError(
                 f'{type(self).__name__}: save must be "input" or "output", not {self.save!r}'
+            )
+        if not isinstance(self.inplace, bool):
+            raise TypeError(
+                f"{type(self).__name__}: inplace must be True or False, not {self.inplace!r}"
             )
         values = [float(getattr(self, name)) for name in self.parameter_names]
         self.activation.check(*values)
@@ -85,7 +90,6 @@ class TrainableModule(ActivationModule):
     buffers of shape (): its checkpoints load here, and ours there.
     """
 
-    inplace: bool
     trainable: bool
     num_parameters: int
     _numbers: tuple[list[Tensor], list[int], list[float]]
