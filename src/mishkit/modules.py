@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .activation import Activation
-from .functional import FUNCTIONS, SAVE
+from .functional import FUNCTIONS, INPUT, OUT, SAVE, Save
 from .functions import ACTIVATIONS
-from .ops import is_exporting
+from .ops import is_exporting, wants_standard
 
 if TYPE_CHECKING:  # what the last line of this file brings
     from ._module_types import *  # noqa: F403
@@ -42,7 +42,7 @@ class ActivationModule(nn.Module):
     """Which of the arguments are the function's parameters."""
 
     inplace: bool
-    save: str
+    save: Save
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -69,6 +69,13 @@ class ActivationModule(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in self.arguments.parameters}
         return type(self).function(input, **options)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
+            "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
+        )
 
     def extra_repr(self) -> str:
         """What was given, in the style of torch.nn: parameters always, options where set."""
@@ -135,7 +142,9 @@ class TrainableModule(ActivationModule):
             keeps_input = self.save == "input" and not self.inplace
             as_tensors = keeps_input or is_exporting()
         else:
-            as_tensors = any(buffer.is_meta or _is_transformed(buffer) for buffer in buffers)
+            as_tensors = wants_standard() or any(
+                buffer.is_meta or _is_transformed(buffer) for buffer in buffers
+            )
         return buffers if as_tensors else self._read(buffers)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -179,7 +188,7 @@ def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationMo
         a.module_name,
         (TrainableModule if a.trainable else ActivationModule,),
         {
-            "__doc__": f"{function.__doc__}{_TRAINABLE if a.trainable else ''}",
+            "__doc__": _document(a, function),
             "__module__": __name__,
             "activation": a,
             "parameter_names": numbers,
@@ -188,6 +197,13 @@ def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationMo
             "__signature__": inspect.Signature(arguments),
         },
     )
+
+
+def _document(a: Activation, function: Callable[..., Tensor]) -> str:
+    text = inspect.cleandoc(function.__doc__ or "")
+    for block in (f"{INPUT}\n", f"\n{OUT}"):
+        text = text.replace(block, "")
+    return f"{text}{_TRAINABLE if a.trainable else ''}"
 
 
 _TRAINABLE = """

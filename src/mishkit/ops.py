@@ -70,6 +70,14 @@ def is_exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
+def wants_standard() -> bool:
+    """Whether a program is made of what is called, by torch.export or torch.jit.trace.
+
+    It runs elsewhere too, so it has torch's own operators alone.
+    """
+    return is_exporting() or (not torch.compiler.is_compiling() and torch._C._is_tracing())
+
+
 @dataclass(frozen=True)
 class Rules:
     """The operators that a call needs, and the autograd functions around them."""
