@@ -76,8 +76,10 @@ def functions() -> str:
 
 def modules() -> str:
     stubs = [module_stub(name, module) for name, module in MODULES.items()]
-    imports = "from typing import Literal\n\nfrom torch.nn import Parameter\n\n"
+    imports = (
+        "from typing import Literal\n\nfrom torch.nn import Parameter\n\n"
         "from .modules import ActivationModule, TrainableModule\n"
+    )
     return HEAD.format(title="The modules") + "\n".join([imports, *stubs])
 
 
