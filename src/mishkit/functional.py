@@ -79,7 +79,8 @@ class _Call:
         fuse, or torch's own operators."""
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
-        if wants_standard() or _is_foreign(x):
+        # Another dtype is refused by the formula: how compiled code fails for it depends on torch.
+        if wants_standard() or (x.dtype in DTYPES and _is_foreign(x)):
             return self.standard(x, parameters, inplace, out)
         if self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced(x, *parameters)
