@@ -91,6 +91,8 @@ TURNLESS = _cases(
     }
 )
 """Parameters for which f has not exactly one minimum: its output doesn't give its gradient."""
+JUMPING = _cases({"softplus": [(1.0, 1.0), (-2.0, 7.5), (0.5, -3.0)]})
+"""Parameters for which f jumps, so that one output belongs to two slopes."""
 SHAPES = DEFAULTS + OTHERS + FURTHER + TURNLESS
 TURNING = [case for case in DEFAULTS if case.turn is not None]
 
@@ -99,7 +101,7 @@ every_case = pytest.mark.parametrize("case", DEFAULTS + OTHERS, ids=str)
 every_decoding = pytest.mark.parametrize("case", DEFAULTS + OTHERS + FURTHER, ids=str)
 every_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
 every_turning = pytest.mark.parametrize("case", TURNING, ids=str)
-every_turnless = pytest.mark.parametrize("case", TURNLESS, ids=str)
+every_undecodable = pytest.mark.parametrize("case", TURNLESS + JUMPING, ids=str)
 # One that turns, one with parameters, and one that inverts f step by step, where the mechanism is
 # the same for all.
 TYPICAL = [next(c for c in TURNING if c.a.name == "mish"), OTHERS[0], OTHERS[-1]]

@@ -350,3 +350,12 @@ def test_a_report_is_readable() -> None:
 def test_a_compiled_model_is_looked_at_as_it_was() -> None:
     model = mlp(nn.SiLU())
     assert audit(torch.compile(model), rows()) == audit(model, rows())
+
+
+@pytest.mark.parametrize("threshold", [1.0, -3.0, 12.0])
+def test_a_softplus_that_jumps_is_left_as_it_is(threshold: float) -> None:
+    model = mlp(nn.Softplus(1, threshold))
+    (site,) = audit(model, rows()).sites
+    assert site.advice == "leave" and "does not determine the gradient" in site.reason
+    mk.lean(model, rows())
+    assert type(model[1]) is nn.Softplus

@@ -23,7 +23,7 @@ from common import (
     every_dtype,
     every_function,
     every_saving,
-    every_turnless,
+    every_undecodable,
     laid_out,
     typical_case,
 )
@@ -67,7 +67,7 @@ def test_torchs_own(case: Case, options: dict[str, Any], dtype: torch.dtype) -> 
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=5e-4)
 
 
-@pytest.mark.parametrize("arguments", [(2,), (2, 3), (-1.5, 20.0), (0.1, 0.5)], ids=str)
+@pytest.mark.parametrize("arguments", [(2,), (2, 30), (-1.5, 20.0), (0.1, math.inf)], ids=str)
 @every_saving
 def test_softplus_takes_torchs_arguments(
     arguments: tuple[float, ...], options: dict[str, Any]
@@ -77,6 +77,28 @@ def test_softplus_takes_torchs_arguments(
     torch.testing.assert_close(mishkit.softplus(x.clone(), *arguments, **options), want)
     named = dict(zip(("beta", "threshold"), arguments, strict=False))
     torch.testing.assert_close(mishkit.softplus(input=x.clone(), **named, **options), want)
+
+
+@pytest.mark.parametrize("arguments", [(2, 3), (0.1, 0.5), (1, -2.5), (-2, -30)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}], ids=str)
+def test_softplus_with_a_low_threshold(
+    arguments: tuple[float, ...], options: dict[str, Any]
+) -> None:
+    """Where f jumps."""
+    x = torch.linspace(-30, 30, 501, dtype=torch.float64)
+    want = F.softplus(x, *arguments)
+    torch.testing.assert_close(mishkit.softplus(x.clone(), *arguments, **options), want)
+
+
+@every_dtype
+def test_softplus_without_a_threshold_does_not_overflow(dtype: torch.dtype) -> None:
+    x = torch.tensor([-1e4, 89.0, 750.0, 3e4]).to(dtype).requires_grad_()
+    for call in (mishkit.softplus, torch.compile(mishkit.softplus, backend="eager")):
+        for options in ({}, {"save": "output"}):
+            y = call(x, threshold=math.inf, **options)
+            assert torch.equal(y, x.clamp_min(0))
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            assert gradient.tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -281,14 +303,16 @@ NOT_TAKEN = [
 ]  # fmt: skip
 
 
-@every_function
+@pytest.mark.parametrize("case", [c for c in DEFAULTS if c.a.torch_function is None], ids=str)
 @pytest.mark.parametrize("dtype", NOT_TAKEN, ids=str)
 def test_other_dtypes_are_refused(case: Case, dtype: torch.dtype) -> None:
+    """Where torch has no such function; test_tracing.py has those that it has."""
     x = torch.ones(3).to(dtype)
     for options in ({}, {"save": "output"}, {"inplace": True}, {"out": torch.empty_like(x)}):
         with pytest.raises(RuntimeError) as error:
             case.call(x, **options)
         assert_one_line(error, f"mishkit.{case.a.name}", "expected a tensor of float32, float64")
+        assert str(error.value).endswith(f"got {str(dtype).removeprefix('torch.')}")
 
 
 @every_function
@@ -310,7 +334,7 @@ def test_tensors_of_operators_must_match(every_engine: Engine, case: Case) -> No
 def test_parameters_that_no_formula_takes(case: Case) -> None:
     for p in case.a.parameters:
         for condition, values in {
-            "must be finite": (math.nan, math.inf, -math.inf),
+            "must be finite": (math.nan, -math.inf, *(() if p.infinite else (math.inf,))),
             "must not be zero": (0,) if p.nonzero else (),
             "must be positive": (0, -1.5) if p.positive else (),
         }.items():
@@ -324,8 +348,8 @@ def test_parameters_that_no_formula_takes(case: Case) -> None:
                     assert_one_line(error, f"mishkit.{case.a.name}", condition)
 
 
-@every_turnless
-def test_without_one_minimum_the_output_is_refused(case: Case) -> None:
+@every_undecodable
+def test_where_it_does_not_give_the_gradient_the_output_is_refused(case: Case) -> None:
     """And nothing else is: the reason and the cure are named."""
     x = torch.randn(5, 3)
     named = {p.name: v for p, v in zip(case.a.parameters, case.parameters, strict=True)}
@@ -337,12 +361,30 @@ def test_without_one_minimum_the_output_is_refused(case: Case) -> None:
         lambda: module(save="output"),
         lambda: module(inplace=True)(leaf(3) * 1),
     ):
-        with pytest.raises(ValueError, match="minimum where") as error:
+        with pytest.raises(ValueError, match=r" where .* alone") as error:
             call()
         assert f"mishkit.{case.a.name}" in str(error.value) and "\n" not in str(error.value)
     assert_rounds(case.call(x), case.exactly("f", x))
     assert_rounds(module(inplace=True)(x.clone()), case.exactly("f", x))
     assert_same_bits(case.call(x, out=torch.empty_like(x)), case.call(x))
+
+
+@every_function
+@pytest.mark.parametrize("inplace", ["tanh", 1, 2.5])
+def test_a_value_that_stands_in_the_place_of_inplace(case: Case, inplace: object) -> None:
+    """As in gelu(x, "tanh"): nothing is written over."""
+    for x in (torch.randn(5), torch.randn(5, requires_grad=True) * 1):
+        before, version = x.detach().clone(), x._version
+        for call in (
+            lambda x=x: getattr(mishkit, case.a.name)(x, *case.parameters, inplace),
+            lambda x=x: case.call(x, inplace=inplace, save="output"),
+            lambda: getattr(mishkit, case.a.module_name)(*case.parameters, inplace=inplace),
+        ):
+            with pytest.raises(TypeError) as error:
+                call()
+            assert_one_line(error, "inplace must be True or False", repr(inplace))
+        assert_same_bits(x.detach(), before)
+        assert x._version == version
 
 
 def test_gelu_refuses_another_approximation() -> None:

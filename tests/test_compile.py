@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from common import (
     every_dtype,
     every_function,
     every_saving,
-    every_turnless,
+    every_undecodable,
     laid_out,
     typical_case,
 )
@@ -152,13 +153,72 @@ def test_misuse_is_told_under_compile_too(case: Case) -> None:
         compiled(case.call)(torch.ones(3, dtype=torch.int64))
 
 
-@every_turnless
+@every_undecodable
 def test_refusals_reach_the_user_of_compiled_code(case: Case) -> None:
     for options in ({"save": "output"}, {"inplace": True}):
-        with pytest.raises(Exception, match="minimum where"):
+        with pytest.raises(Exception, match=r" where .* alone"):
             compiled(calling(case, options))(torch.randn(3, requires_grad=True))
     x = torch.randn(3)
     torch.testing.assert_close(compiled(calling(case, {}))(x), calling(case, {})(x))
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "over the output": lambda x, y: y.mul_(2),
+    "over a view of it": lambda x, y: y[1:].zero_(),
+    "a residual": lambda x, y: y.add_(x),
+    "through out=": lambda x, y: torch.sin(x.detach(), out=y.detach()),
+}
+# Where compiled code keeps the output.
+decoded_case = pytest.mark.parametrize(
+    "case", [case for case in TYPICAL if not case.a.iterates(*case.parameters)], ids=str
+)
+backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+
+
+@backends
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@decoded_case
+def test_an_output_written_over_is_refused(
+    case: Case, write: Callable[[Tensor, Tensor], object], backend: str
+) -> None:
+    """As uncompiled: the output was kept for backward. In place, what is kept is out of reach."""
+
+    def kept(x: Tensor) -> Tensor:
+        y = case.call(x, save="output")
+        write(x, y)
+        return y
+
+    x = torch.randn(7, requires_grad=True)
+    for run in (kept, compiled(kept, backend)):
+        with pytest.raises(Exception, match="modified by an inplace operation"):
+            run(x).sum().backward()
+
+    def in_place(x: Tensor, **options: Any) -> Tensor:
+        y = case.call(x * 1, **options)
+        write(x, y)
+        return y
+
+    writing = functools.partial(in_place, inplace=True)
+    assert_agree(results(compiled(writing, backend), x), results(in_place, x))
+
+
+@backends
+def test_an_output_written_over_after_compiled_code(backend: str) -> None:
+    y = compiled(lambda x: mishkit.mish(x, save="output"), backend)(torch.randn(5).requires_grad_())
+    with torch.no_grad():
+        y.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@decoded_case
+def test_second_derivatives_from_the_output_are_refused(case: Case) -> None:
+    """Also where they would be lost in a sum: with backends that leave autograd to torch."""
+    x = torch.randn(5, requires_grad=True)
+    y = compiled(lambda x: case.call(x, save="output"), "eager")(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="a second derivative needs"):
+        (y + gradient.square()).sum().backward()
 
 
 # ---- torch.export ----

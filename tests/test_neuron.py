@@ -511,13 +511,52 @@ def test_compile(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         compiled(lambda x: net[1](x).relu(), backend=backend)(torch.ones(2, 9))
     called = {str(node.target) for node in seen if node.op == "call_function"}
-    assert ("mishkit.aptx_layer.default" in called) == has_kernels, called
+    assert ("mishkit.aptx_layer_traced.default" in called) == has_kernels, called
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor() -> None:
     net = nn.Sequential(nn.Linear(7, 9), APTxLayer(9, 6), nn.ReLU())
     assert_trains_alike(compiled(net, backend="inductor"), net, torch.randn(5, 7))
+
+
+WRITES: dict[str, Callable[[Tensor, APTxLayer], object]] = {
+    "the input": lambda h, layer: h.add_(1),
+    "a row of the input": lambda h, layer: h[0].zero_(),
+    "a parameter": lambda h, layer: layer.beta.detach().mul_(3),
+    "alpha, which is fixed": lambda h, layer: layer.alpha.add_(1),
+}
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_was_kept_and_written_over_is_refused(
+    write: Callable[[Tensor, APTxLayer], object], backend: str
+) -> None:
+    layer = APTxLayer(9, 6, is_alpha_trainable=False)
+
+    def f(x: Tensor) -> Tensor:
+        h = x * 1
+        y = layer(h)
+        with torch.no_grad():
+            write(h, layer)
+        return y
+
+    for run in (f, compiled(f, backend=backend)):
+        with pytest.raises(Exception, match="modified by an inplace operation"):
+            run(torch.randn(5, 9, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_second_derivatives_of_compiled_code() -> None:
+    """With a backend that leaves autograd to torch; others refuse them."""
+    layer, x = APTxLayer(9, 6), torch.randn(5, 9, requires_grad=True)
+    seconds = []
+    for run in (layer, compiled(layer, backend="eager")):
+        (gradient,) = torch.autograd.grad(run(x).sum(), x, create_graph=True)
+        seconds += torch.autograd.grad(gradient.square().sum(), x)
+    torch.testing.assert_close(seconds[1], seconds[0])
 
 
 @pytest.mark.usefixtures("fresh_compiler")

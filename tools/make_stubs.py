@@ -33,7 +33,9 @@ HEAD = '''"""{title}: made by tools/make_stubs.py, for type checkers alone."""
 def parameters_of(signature: inspect.Signature, first: str = "") -> str:
     """The parameters as they stand in a `def`, with plain names for the types."""
     shown = str(signature.replace(return_annotation=inspect.Signature.empty))[1:-1]
-    return ", ".join(filter(None, (first, shown.replace("torch.Tensor", "Tensor"))))
+    return ", ".join(
+        filter(None, (first, shown.replace("torch.Tensor", "Tensor").replace("typing.", "")))
+    )
 
 
 def docstring(made: object) -> str:
@@ -68,13 +70,15 @@ def functions() -> str:
     # Those that are written out in functional.py describe themselves.
     made = [n for n, f in FUNCTIONS.items() if f.__module__ != "mishkit.functional"]
     stubs = [function_stub(name, FUNCTIONS[name]) for name in made]
-    return HEAD.format(title="The functions") + "\n".join(["from torch import Tensor\n", *stubs])
+    imports = "from typing import Literal\n\nfrom torch import Tensor\n"
+    return HEAD.format(title="The functions") + "\n".join([imports, *stubs])
 
 
 def modules() -> str:
     stubs = [module_stub(name, module) for name, module in MODULES.items()]
     imports = (
-        "from torch.nn import Parameter\n\nfrom .modules import ActivationModule, TrainableModule\n"
+        "from typing import Literal\n\nfrom torch.nn import Parameter\n\n"
+        "from .modules import ActivationModule, TrainableModule\n"
     )
     return HEAD.format(title="The modules") + "\n".join([imports, *stubs])
 

@@ -39,6 +39,10 @@ def __getattr__(name: str) -> object:
     return globals()[name]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SURGERY})
+
+
 __all__ = [
     "APTxLayer",
     "APTxNeuron",

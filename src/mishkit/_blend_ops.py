@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.overrides import has_torch_function_unary
 
 from .activation import Activation
 from .backends import torch as plain
 from .backends import triton
 from .functions import ACTIVATIONS
-from .ops import are_transforms_active, fast_apply, operator, saving_input
+from .ops import are_transforms_active, fast_apply, operator, saving_input, wants_standard
 
 _TABLE = tuple(ACTIVATIONS.values())
 _PLACES = {name: place for place, name in enumerate(ACTIVATIONS)}
@@ -211,9 +212,9 @@ def call(x: Tensor, both: tuple[Any, ...], t: Fraction) -> Tensor:
     It takes what a function of `mishkit.functional` takes, is differentiable to any order and in
     any mode, and is laid out as x. Exported code has the number t in it.
     """
+    if wants_standard() or (not isinstance(x, Tensor) and has_torch_function_unary(x)):
+        return _exported(x, both, t.value)
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
-            return _exported(x, both, t.value)
         return _expression(x, *both, t.on(x.device))
     if not isinstance(x, Tensor):
         raise TypeError(f"mishkit.blend: the input must be a tensor, not {type(x).__name__}")

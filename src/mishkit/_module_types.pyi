@@ -1,5 +1,7 @@
 """The modules: made by tools/make_stubs.py, for type checkers alone."""
 
+from typing import Literal
+
 from torch.nn import Parameter
 
 from .modules import ActivationModule, TrainableModule
@@ -10,13 +12,23 @@ class ReLU(ActivationModule):
     Source: Nair & Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines.
 
     The function is monotone.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class Softplus(ActivationModule):
     """ln(1 + exp(beta·x)) / beta, and x itself where beta·x > threshold, elementwise.
@@ -24,7 +36,6 @@ class Softplus(ActivationModule):
     Source: Dugas et al. 2001, Incorporating Second-Order Functional Knowledge.
 
     The function is monotone.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
 
     Parameters
     ----------
@@ -32,12 +43,18 @@ class Softplus(ActivationModule):
         sharpness; not zero
     threshold : float, default 20
         beta·x above which x is returned as it is
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     beta: float
     threshold: float
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
     def __init__(
         self,
@@ -45,7 +62,7 @@ class Softplus(ActivationModule):
         threshold: float = 20.0,
         inplace: bool = False,
         *,
-        save: str = "input",
+        save: Literal["input", "output"] = "input",
     ) -> None: ...
 
 class SiLU(ActivationModule):
@@ -54,28 +71,51 @@ class SiLU(ActivationModule):
     Source: Elfwing, Uchibe & Doya 2018, Sigmoid-Weighted Linear Units (arXiv:1702.03118).
 
     The function falls to its minimum at x = -1.278465, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class GELU(ActivationModule):
     """x·Φ(x), elementwise; with ``approximate="tanh"``, its tanh form (`gelu_tanh`).
 
     Source: Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415).
 
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    approximate : "none" or "tanh", default "none"
+        which form
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     approximate: str
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
     def __init__(
-        self, approximate: str = "none", inplace: bool = False, *, save: str = "input"
+        self,
+        approximate: str = "none",
+        inplace: bool = False,
+        *,
+        save: Literal["input", "output"] = "input",
     ) -> None: ...
 
 class GELUTanh(ActivationModule):
@@ -84,13 +124,23 @@ class GELUTanh(ActivationModule):
     Source: Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415).
 
     The function falls to its minimum at x = -0.7524614, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class Mish(ActivationModule):
     """x·tanh(ln(1 + eˣ)), elementwise.
@@ -98,13 +148,23 @@ class Mish(ActivationModule):
     Source: Misra 2019, Mish: A Self Regularized Non-Monotonic Activation (arXiv:1908.08681).
 
     The function falls to its minimum at x = -1.192431, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class HMish(ActivationModule):
     """x/2·min(2, max(0, x + 2)), elementwise.
@@ -112,13 +172,23 @@ class HMish(ActivationModule):
     Source: Misra 2019, H-Mish (github.com/digantamisra98/H-Mish).
 
     The function falls to its minimum at x = -1, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class HardMish(ActivationModule):
     """x·min(k, max(0, x + 3))/k, elementwise.
@@ -126,19 +196,26 @@ class HardMish(ActivationModule):
     Source: hard forms of Mish, k = 5 and k = 3 as published; k = 6 is hardswish.
 
     The function falls to its minimum at x = -1.5 (with these defaults), then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
 
     Parameters
     ----------
     k : float, default 5
         width of the quadratic part, which ends at x = k − 3; positive
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     k: float
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, k: float = 5.0, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, k: float = 5.0, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class Hardswish(ActivationModule):
     """x·min(6, max(0, x + 3))/6, elementwise.
@@ -146,13 +223,23 @@ class Hardswish(ActivationModule):
     Source: Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244).
 
     The function falls to its minimum at x = -1.5, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class Swish(TrainableModule):
     """x·σ(beta·x), elementwise.
@@ -160,7 +247,6 @@ class Swish(TrainableModule):
     Source: Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941).
 
     The function falls to its minimum at x = -1.278465 (with these defaults), then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
 
     Tensors as parameters, of one element or one a channel (dimension 1 of the input),
     get gradients, which are summed in float32 (float64 for float64); they exclude
@@ -170,6 +256,12 @@ class Swish(TrainableModule):
     ----------
     beta : float or Tensor, default 1
         sharpness: 1 gives SiLU, a large one tends to ReLU
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     trainable : bool
         Make the parameters `torch.nn.Parameter`s, which begin with the values given.
     num_parameters : int
@@ -180,7 +272,7 @@ class Swish(TrainableModule):
     trainable: bool
     num_parameters: int
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
     def __init__(
         self,
@@ -189,7 +281,7 @@ class Swish(TrainableModule):
         num_parameters: int = 1,
         inplace: bool = False,
         *,
-        save: str = "input",
+        save: Literal["input", "output"] = "input",
     ) -> None: ...
 
 class PiecewiseSwish(ActivationModule):
@@ -198,13 +290,23 @@ class PiecewiseSwish(ActivationModule):
     Source: two swishes (arXiv:1710.05941) joined at 0, where both slopes are ½.
 
     The function falls to its minimum at x = -1.278465, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class LinearSwish(ActivationModule):
     """2x·σ(1.25x) where x ≤ 0, x where x > 0, elementwise.
@@ -212,13 +314,23 @@ class LinearSwish(ActivationModule):
     Source: a swish (arXiv:1710.05941) of slope 1 at 0, continued by a straight line.
 
     The function falls to its minimum at x = -1.022772, then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     """
 
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
-    def __init__(self, inplace: bool = False, *, save: str = "input") -> None: ...
+    def __init__(
+        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+    ) -> None: ...
 
 class APTx(TrainableModule):
     """(alpha + tanh(beta·x))·gamma·x, elementwise.
@@ -226,7 +338,6 @@ class APTx(TrainableModule):
     Source: Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119).
 
     The function falls to its minimum at x = -0.6392323 (with these defaults), then rises.
-    See `mishkit.functional` for `inplace`, `save` and `out`.
 
     Tensors as parameters, of one element or one a channel (dimension 1 of the input),
     get gradients, which are summed in float32 (float64 for float64); they exclude
@@ -240,6 +351,12 @@ class APTx(TrainableModule):
         sharpness
     gamma : float or Tensor, default 0.5
         ½ gives the right side slope 1
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element
+    save : "input" or "output", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only)
     trainable : bool
         Make the parameters `torch.nn.Parameter`s, which begin with the values given.
     num_parameters : int
@@ -252,7 +369,7 @@ class APTx(TrainableModule):
     trainable: bool
     num_parameters: int
     inplace: bool
-    save: str
+    save: Literal["input", "output"]
 
     def __init__(
         self,
@@ -263,5 +380,5 @@ class APTx(TrainableModule):
         num_parameters: int = 1,
         inplace: bool = False,
         *,
-        save: str = "input",
+        save: Literal["input", "output"] = "input",
     ) -> None: ...

@@ -3,10 +3,12 @@
     mishkit::aptx_layer(input, alpha, beta, gamma, delta) -> output
     mishkit::aptx_layer_backward(grad, input, alpha, beta, gamma, with_input)
         -> (grad_input, grad_alpha, grad_beta, grad_gamma)
+    mishkit::aptx_layer_traced(input, alpha, beta, gamma, delta) -> output
 
 Shapes: input (batch, in), parameters (out, in), delta (out,) or (0,) for none, output and grad
 (batch, out); all of one dtype. Results are contiguous; grad_input is empty, (0,), unless
-with_input. The operators know nothing of autograd: `Layer` and `TracedLayer` do.
+with_input. These two know nothing of autograd: `Layer` and `TracedLayer` do. The third is
+`TracedLayer` as an operator (see `ops.define_traced`), for inputs of any leading dimensions.
 
 Neither the kernels nor the plain forms hold batch × out × in elements, but for derivatives beyond
 the first, which autograd takes of the plain forms.
@@ -23,7 +25,7 @@ from torch.autograd import Function
 
 from .activation import DTYPES
 from .backends import triton
-from .ops import are_transforms_active, operator
+from .ops import are_transforms_active, define_traced, operator
 
 SCHEMAS = {
     "aptx_layer": "(Tensor input, Tensor alpha, Tensor beta, Tensor gamma, Tensor delta) -> Tensor",
@@ -215,4 +217,9 @@ class TracedLayer(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grad, _traced_layer_backward)
+        by_torch = torch.is_grad_enabled()  # a second derivative
+        return _gradients(ctx, grad, backward if by_torch else _traced_layer_backward)
+
+
+define_traced(_library, "aptx_layer_traced" + SCHEMAS["aptx_layer"], TracedLayer)
+traced_layer = torch.ops.mishkit.aptx_layer_traced.default

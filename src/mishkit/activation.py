@@ -7,6 +7,7 @@ autograd rules, modules, tests, benchmarks and documentation are loops over the 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,11 +33,14 @@ class Parameter:
     """What is nearer to 0 is refused, but for 0: products of it would leave float32."""
     largest: float = math.inf
     """What is greater in size is refused, for the same reason."""
+    infinite: bool = False
+    """Whether inf is a value too."""
 
     def check(self, value: float) -> str | None:
         """What the formula can't take about a value, if anything."""
-        if not -math.inf < value < math.inf:  # in terms that torch.compile can follow
-            return "must be finite"
+        most = math.inf if self.infinite else sys.float_info.max
+        if not -math.inf < value <= most:  # in terms that torch.compile can follow
+            return "must be finite or inf" if self.infinite else "must be finite"
         if self.nonzero and value == 0:
             return "must not be zero"
         if self.positive and value <= 0:
@@ -48,6 +52,10 @@ class Parameter:
 
 def _never(*_: float) -> bool:
     return False
+
+
+def _allow(*_: float) -> None:
+    pass
 
 
 class Formulas(Protocol):
@@ -114,6 +122,9 @@ class Activation:
     is_dead: bool = False
     """Whether f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in
     torch's own functions."""
+    check_output: Callable[..., None] = _allow
+    """Raises ValueError for parameters with which one output belongs to inputs of different slopes
+    on one side of the turn."""
     published: tuple[tuple[str, tuple[float, ...]], ...] = ()
     """Values of the parameters that were published for this form, each with where or as what."""
     torch_function: str | None = None
@@ -130,7 +141,9 @@ class Activation:
         return self.dp is not None
 
     def turn_at(self, *parameters: float) -> float | None:
-        """The turn for these parameters; ValueError where f has not exactly one minimum."""
+        """The turn for these parameters; ValueError where the output and the side of the turn don't
+        give the gradient, as f has not exactly one minimum, or jumps."""
+        self.check_output(*parameters)
         return self.turn(*parameters) if callable(self.turn) else self.turn
 
     def check(self, *values: float) -> None:

@@ -21,7 +21,8 @@ class KeptBytes:
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
         self._excluded = [tensor.untyped_storage() for tensor in exclude]
-        # The storages are held, so that no address is reused while counting.
+        # By identity, as fake tensors and those on meta have no address. The storages are held, so
+        # that none is reused while counting.
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
@@ -34,17 +35,17 @@ class KeptBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        self._storages[storage.data_ptr()] = storage
+        self._storages[storage._cdata] = storage
         return tensor
 
     @property
     def storages(self) -> list[torch.UntypedStorage]:
         """The distinct storages kept, without the excluded ones and the empty ones."""
-        excluded = {storage.data_ptr() for storage in self._excluded}
+        excluded = {storage._cdata for storage in self._excluded}
         return [
             storage
-            for address, storage in self._storages.items()
-            if address not in excluded and storage.nbytes()
+            for identity, storage in self._storages.items()
+            if identity not in excluded and storage.nbytes()
         ]
 
     @property

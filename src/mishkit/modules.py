@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .activation import Activation
-from .functional import FUNCTIONS, SAVE
+from .functional import FUNCTIONS, INPUT, OUT, SAVE, Save
 from .functions import ACTIVATIONS
 
 if TYPE_CHECKING:  # what the last line of this file brings
@@ -37,7 +37,8 @@ class ActivationModule(nn.Module):
     parameter_names: ClassVar[tuple[str, ...]]
     """Which of the arguments are the function's parameters."""
 
-    save: str
+    inplace: bool
+    save: Save
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -53,6 +54,10 @@ class ActivationModule(nn.Module):
             raise ValueError(
                 f'{type(self).__name__}: save must be "input" or "output", not {self.save!r}'
             )
+        if not isinstance(self.inplace, bool):
+            raise TypeError(
+                f"{type(self).__name__}: inplace must be True or False, not {self.inplace!r}"
+            )
         values = [float(getattr(self, name)) for name in self.parameter_names]
         self.activation.check(*values)
         if self.save == "output":
@@ -67,6 +72,13 @@ class ActivationModule(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in self.arguments.parameters}
         return type(self).function(input, **options)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
+            "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
+        )
 
     def extra_repr(self) -> str:
         """What was given, in the style of torch.nn: parameters always, options where set."""
@@ -89,7 +101,6 @@ class TrainableModule(ActivationModule):
     package that published `APTx`, its numbers are taken over.
     """
 
-    inplace: bool
     trainable: bool
     num_parameters: int
 
@@ -169,7 +180,7 @@ def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationMo
         a.module_name,
         (TrainableModule if a.trainable else ActivationModule,),
         {
-            "__doc__": f"{function.__doc__}{_TRAINABLE if a.trainable else ''}",
+            "__doc__": _document(a, function),
             "__module__": __name__,
             "activation": a,
             "parameter_names": numbers,
@@ -178,6 +189,13 @@ def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationMo
             "__signature__": inspect.Signature(arguments),
         },
     )
+
+
+def _document(a: Activation, function: Callable[..., Tensor]) -> str:
+    text = inspect.cleandoc(function.__doc__ or "")
+    for block in (f"{INPUT}\n", f"\n{OUT}"):
+        text = text.replace(block, "")
+    return f"{text}{_TRAINABLE if a.trainable else ''}"
 
 
 _TRAINABLE = """

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _neuron_ops as ops
 from .activation import DTYPES
 from .backends import cpu, triton
-from .ops import are_transforms_active, fast_apply
+from .ops import are_transforms_active, fast_apply, is_exporting, wants_standard
 
 INIT = ("published", "scaled")
 
@@ -52,6 +53,8 @@ def aptx_layer(
 
     Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
     """
+    if not isinstance(input, Tensor) and has_torch_function_unary(input):  # a proxy of torch.fx
+        return handle_torch_function(aptx_layer, (input,), input, alpha, beta, gamma, delta)
     _check(input, alpha, beta, gamma, delta)
     if delta is None:
         delta = gamma.new_empty(0)
@@ -69,10 +72,10 @@ def aptx_layer(
     is_transformed = are_transforms_active() or forward_ad._current_level >= 0
     if torch.compiler.is_compiling():
         has_kernels = dtype in _kernels.get(kind, ())
-        if torch.compiler.is_exporting() or is_transformed or not has_kernels:
+        if is_exporting() or is_transformed or not has_kernels:
             return ops.expression(input, alpha, beta, gamma, delta)
-        return ops.TracedLayer.apply(input, alpha, beta, gamma, delta)
-    if is_transformed:
+        return ops.traced_layer(input, alpha, beta, gamma, delta)
+    if is_transformed or wants_standard():
         return ops.forward(input, alpha, beta, gamma, delta)
     run = _apply_layer if torch.is_grad_enabled() else ops.call
     return run(input, alpha, beta, gamma, delta)

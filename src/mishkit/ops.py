@@ -16,6 +16,11 @@ a row each and one column, or one a channel (dimension 1 of the input):
     mishkit::name_trained(input, parameters) -> output
     mishkit::name_trained_backward(grad, input, parameters) -> (grad_input, grad_parameters)
 
+For torch.compile there is one that keeps the output and the side; it is made of torch's operators,
+which the compiler finds within, and of an autograd rule:
+
+    mishkit::name_traced(input) -> output
+
 Results have the strides of `torch.empty_like(input)`. `side` is a row of ceil(n/8) bytes in the
 memory order of the output, element 0 in the lowest bit; it is empty for a monotone function. The
 operators know nothing of autograd: the classes made by `_rules` do.
@@ -56,6 +61,23 @@ TRAINED_SCHEMAS = {
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
+def is_exporting() -> bool:
+    """Whether torch.export is at work.
+
+    Up to torch 2.11 Dynamo takes `torch.compiler.is_exporting()` for True in all compiled code;
+    this is the flag behind it.
+    """
+    return torch.compiler._is_exporting_flag
+
+
+def wants_standard() -> bool:
+    """Whether a program is made of what is called, by torch.export or torch.jit.trace.
+
+    It runs elsewhere too, so it has torch's own operators alone.
+    """
+    return is_exporting() or (not torch.compiler.is_compiling() and torch._C._is_tracing())
+
+
 @dataclass(frozen=True)
 class Rules:
     """The operators that a call needs, and the autograd functions around them."""
@@ -69,8 +91,8 @@ class Rules:
     """apply(input, *parameters), keeping the output and the side: differentiable once."""
     in_place: type[Function]
     """As `saving_output`, writing over the input."""
-    traced: type[Function]
-    """As `saving_output`, in plain torch operations for torch.compile."""
+    traced: Callable[..., Tensor]
+    """As `saving_output.apply`, in plain torch operations for torch.compile."""
     trained_forward: Callable[..., Tensor] | None
     trained: type[Function] | None
     """apply(input, parameters), differentiable towards both, to any order; None where the
@@ -88,8 +110,19 @@ def operator(name: str) -> Callable[..., Any]:
     return getattr(overload, "_op", overload)
 
 
+def define_traced(library: torch.library.Library, schema: str, function: type[Function]) -> None:
+    """An operator for compiled code that is `function.apply`.
+
+    Dynamo takes an operator as it is and leaves its autograd to torch, which knows when something
+    that was kept is written over. Of an autograd function it makes a graph of its own, where what
+    was kept follows what is written later, and nothing is checked.
+    """
+    library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    library.impl(schema.partition("(")[0], function.apply, "CompositeImplicitAutograd")
+
+
 def _define(library: torch.library.Library, a: Activation) -> None:
-    parameters = "".join(f", float {parameter.name}" for parameter in a.parameters)
+    parameters = _arguments(a)
     for ending, schema in schemas(a).items():
         name = a.name + ending
         library.define(name + schema.format(parameters), tags=torch.Tag.pt2_compliant_tag)
@@ -99,6 +132,10 @@ def _define(library: torch.library.Library, a: Activation) -> None:
             library.impl(name, functools.partial(getattr(triton, _body(ending)), a), "CUDA")
         fake = functools.partial(_FAKES[ending], a)
         torch.library.register_fake(f"mishkit::{name}", fake, lib=library)
+
+
+def _arguments(a: Activation) -> str:
+    return "".join(f", float {parameter.name}" for parameter in a.parameters)
 
 
 def schemas(a: Activation) -> dict[str, str]:
@@ -239,16 +276,18 @@ def _rules(a: Activation) -> Rules:
         len(a.parameters),
     )
     backward_packed = operator(a.name + "_backward_packed")
+    backward_sided = functools.partial(plain.backward_sided, a)
     trained_forward: Any = operator(a.name + "_trained") if a.trainable else None
     trained_backward: Any = operator(a.name + "_trained_backward") if a.trainable else None
     no_gradients = (None,) * len(a.parameters)
 
-    class BackwardPacked(Function):
-        """The gradient of a gradient from the output: refused when it is asked for."""
+    class Once(Function):
+        """apply(formula, *arguments): a gradient from the output, whose own gradient is refused
+        when it is asked for."""
 
         @staticmethod
-        def forward(ctx: Any, grad: Tensor, y: Tensor, side: Tensor, *parameters: float) -> Tensor:
-            return backward_packed(grad, y, side, *parameters)
+        def forward(ctx: Any, formula: Callable[..., Tensor], *arguments: Any) -> Tensor:
+            return formula(*arguments)
 
         @staticmethod
         def backward(ctx: Any, grad_grad: Tensor) -> Any:
@@ -256,6 +295,11 @@ def _rules(a: Activation) -> Rules:
                 f'mishkit.{a.name}: a second derivative needs save="input" and inplace=False; '
                 "the output and the side give the first alone"
             )
+
+    def once(formula: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            return Once.apply(formula, *arguments)  # type: ignore[no-any-return]
+        return formula(*arguments)
 
     def save(ctx: Any, y: Tensor, side: Tensor, parameters: tuple[float, ...]) -> None:
         ctx.save_for_backward(y, side)
@@ -267,9 +311,7 @@ def _rules(a: Activation) -> Rules:
         y, side = ctx.saved_tensors
         if y.stride() != ctx.strides:
             y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype, device=y.device).copy_(y)
-        apply = BackwardPacked.apply if torch.is_grad_enabled() else backward_packed
-        gradient = apply(grad, y, side, *ctx.parameters)
-        return gradient, *no_gradients
+        return once(backward_packed, grad, y, side, *ctx.parameters), *no_gradients
 
     class SavingOutput(Function):
         @staticmethod
@@ -310,8 +352,7 @@ def _rules(a: Activation) -> Rules:
                 logical = plain.unpack(side, y.numel()).view(y.shape)
                 # In y's layout, which the gradient then has too.
                 right = torch.empty_like(y, dtype=torch.bool).copy_(logical)
-            gradient = plain.backward_sided(a, grad, y, right, *ctx.parameters)
-            return gradient, *no_gradients
+            return once(backward_sided, grad, y, right, *ctx.parameters), *no_gradients
 
     class Trained(Function):
         @staticmethod
@@ -326,6 +367,8 @@ def _rules(a: Activation) -> Rules:
                 return plain.trained_backward(a, grad, x, parameters)
             return trained_backward(grad, x, parameters)
 
+    define_traced(_library, f"{a.name}_traced(Tensor input{_arguments(a)}) -> Tensor", Traced)
+
     return Rules(
         forward=forward,
         forward_out=operator(a.name + "_out"),
@@ -333,7 +376,7 @@ def _rules(a: Activation) -> Rules:
         saving_input=from_input,
         saving_output=SavingOutput,
         in_place=InPlace,
-        traced=Traced,
+        traced=getattr(torch.ops.mishkit, a.name + "_traced").default,
         trained_forward=trained_forward,
         trained=Trained if a.trainable else None,
     )

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from triton.language import constexpr
 
 
+LINEAR = 60.0
+"""z from which ln(1 + exp(z)) is z in every dtype; its exponential is far from overflowing."""
+LEAST_THRESHOLD = 14.0
+"""The threshold from which the output gives the gradient: see `check_output`."""
+
+
 def f(x: Tensor, beta: float, threshold: float) -> Tensor:
-    return F.softplus(x, beta, threshold)
+    return F.softplus(x, beta, min(threshold, LINEAR))
 
 
 def df(x: Tensor, beta: float, threshold: float) -> Tensor:
@@ -30,6 +36,16 @@ def df(x: Tensor, beta: float, threshold: float) -> Tensor:
 def d2f(x: Tensor, beta: float, threshold: float) -> Tensor:
     z = beta * x
     return torch.where(z > threshold, 0.0, beta * torch.sigmoid(z) * torch.sigmoid(-z))
+
+
+def check_output(beta: float, threshold: float) -> None:
+    """At its threshold t beta·f falls from ln(1 + exp(t)) to t: outputs between belong to two
+    inputs, whose slopes differ by exp(−t) at most. That is 9e-7 for the least that is taken."""
+    if threshold < LEAST_THRESHOLD:
+        raise ValueError(
+            f"mishkit.softplus: its output gives its gradient where threshold >= "
+            f"{LEAST_THRESHOLD:g} alone, as it jumps there; threshold is {threshold:g}"
+        )
 
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype, beta: float, threshold: float) -> Tensor:
@@ -93,12 +109,13 @@ activation = Activation(
     d2f=d2f,
     df_y=df_y,
     turn=None,
-    portable=F.softplus,
+    check_output=check_output,
+    portable=f,
     parameters=(
         Parameter(
             "beta", 1.0, "sharpness; not zero", nonzero=True, smallest=SMALLEST, largest=LARGEST
         ),
-        Parameter("threshold", 20.0, "beta·x above which x is returned as it is"),
+        Parameter("threshold", 20.0, "beta·x above which x is returned as it is", infinite=True),
     ),
     torch_function="softplus",
     twin=Twin(

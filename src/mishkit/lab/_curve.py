@@ -7,6 +7,7 @@ as the result needs. Nothing here knows any particular function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -42,7 +43,10 @@ def parse(expression: str, values: Mapping[str, float]) -> sympy.Expr:
     """The definition with its parameters put in, each as the decimal number it is written as."""
     symbols = {name: sympy.Symbol(name, real=True) for name in values}
     parsed = parse_expr(expression, local_dict={"x": X, **symbols})
-    exact = {symbols[name]: sympy.Rational(repr(float(v))) for name, v in values.items()}
+    exact = {
+        symbols[name]: sympy.oo if v == math.inf else sympy.Rational(repr(float(v)))
+        for name, v in values.items()
+    }
     return parsed.subs(exact)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._blend_ops import Fraction, call, function, mix
 from ..functions import ACTIVATIONS
 from ..modules import TrainableModule
+from ..ops import is_exporting
 from .known import Known, identify, identify_function
 from .slots import Slot, put_all
 from .swap import describe, explained, resolve
@@ -171,7 +172,7 @@ def _both_called(
         writes = _works_in_place(owners[which])
         return (old, new)[which](x.clone() if writes else x)
 
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not is_exporting():
         return mix(of(0), of(1), t.on(x.device))
     value = t.value
     if 0 < value < 1:
