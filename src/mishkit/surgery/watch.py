@@ -275,7 +275,7 @@ class _Observer(TorchDispatchMode):
         self.applied: tuple[int, int] = 0, 0
         """The application of an autograd.Function that was noted last: its frame and its node."""
         self.unfinished: dict[int, Call] = {}
-        """Such applications whose outputs were not seen yet, by node."""
+        """Such applications whose outputs were not seen yet, by a node made in them."""
         self._stack = ExitStack()
 
     # ---- what is switched on and off ----
@@ -321,7 +321,7 @@ class _Observer(TorchDispatchMode):
             return
         frame = self.stack.pop()
         for tensor in tensors_of(output) if self.unfinished else ():
-            self._finish(tensor)
+            self._finish(tensor, _latest())
         self._end(module, output)
         if not isinstance(output, Tensor) or id(module) not in self.names:
             return
@@ -445,7 +445,7 @@ class _Observer(TorchDispatchMode):
         taking = self.running[-1].fresh if self.running else None
         for argument, value in arguments_of(operator, args, kwargs).items():
             for tensor in tensors_of(value) if isinstance(value, (Tensor, list, tuple)) else ():
-                self._finish(tensor)
+                self._finish(tensor, _latest() if use.node is None else use.node - 1)
                 storage = storage_of(tensor)
                 for call in self.by_output.get(storage, ()):
                     call.y_uses.append(use)
@@ -478,16 +478,21 @@ class _Observer(TorchDispatchMode):
         self._forget_output(call)
         self.unfinished[node] = call
 
-    def _finish(self, tensor: Tensor) -> None:
-        """Note the output of an autograd.Function."""
-        if not self.unfinished or tensor.grad_fn is None:
+    def _finish(self, tensor: Tensor, last: int) -> None:
+        """Note the output of an autograd.Function, and what was made in it up to a last node."""
+        kind = getattr(type(tensor.grad_fn), "_forward_cls", None) if self.unfinished else None
+        if kind is None:
             return
-        number = tensor.grad_fn._sequence_nr()  # type: ignore[attr-defined]
-        call = self.unfinished.pop(number, None)
-        if call is not None:
-            call.y, call.shape, call.dtype = _region(tensor), tensor.shape, tensor.dtype
-            self.held.append(tensor.untyped_storage())
-            self.by_output.setdefault(call.output, []).append(call)
+        first = tensor.grad_fn._sequence_nr()  # type: ignore[union-attr]
+        later = [number for number in self.unfinished if number >= first]
+        call = self.unfinished[min(later)] if later else None
+        if call is None or call.known.function != kind.__name__:
+            return
+        del self.unfinished[min(later)]
+        call.nodes = set(range(first, last + 1))
+        call.y, call.shape, call.dtype = _region(tensor), tensor.shape, tensor.dtype
+        self.held.append(tensor.untyped_storage())
+        self.by_output.setdefault(call.output, []).append(call)
 
     def _put_together(self, factors: Sequence[Tensor], output: Tensor, node: int | None) -> None:
         """Recognise x·σ(x) and x·tanh(softplus(x))."""
@@ -588,7 +593,7 @@ class _Observer(TorchDispatchMode):
         alive = [kept for kept in (reference() for reference in self.kept) if kept is not None]
         outputs = tensors_of(output)
         for tensor in outputs:
-            self._finish(tensor)
+            self._finish(tensor, _latest())
         saved = [
             Saved(
                 kept.node,
