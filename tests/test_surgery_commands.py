@@ -47,8 +47,8 @@ def test_audit_prints_sites_and_totals_and_writes_them(file: str, tmp_path: Path
     table = tmp_path / "sites.csv"
     status, printed = run("audit", f"{file}:build", "--option", "width=16", "--csv", str(table))
     assert status == 0, printed
-    assert "SiLU, 3×16 float32: output, in place, as Linear 2 keeps it" in printed
-    assert "1 sites, 1 of which pay" in printed and "kept for backward: 384 B" in printed
+    assert "SiLU, 3×16 float32: output, as Linear 2 keeps it" in printed
+    assert "1 site, 1 of which pays" in printed and "kept for backward: 384 B" in printed
     (row,) = csv.DictReader(table.read_text().splitlines())
     assert (row["name"], row["function"], row["shape"], row["kept"]) == ("1", "silu", "3×16", "192")
     assert row["output_kept_by"] == "Linear 2"

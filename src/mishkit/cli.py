@@ -698,8 +698,8 @@ else:
         autocast: Autocast = None,
         evaluation: Evaluation = False,
         inplace: Annotated[
-            bool, typer.Option(help="Write over inputs that nobody else reads.")
-        ] = True,
+            bool, typer.Option(help="Write over inputs that nobody can miss.")
+        ] = False,
     ) -> None:
         """Follow the audit's advice, and show one training step before and after.
 

@@ -322,7 +322,7 @@ def _parametric_function(a: Activation) -> tuple[_Call, Callable[..., Tensor]]:
     # A function with these very arguments: binding them to a signature at each call takes 3 µs.
     names = [p.name for p in a.parameters]
     head = ", ".join(f"{p.name}={p.default!r}" for p in a.parameters)
-    made: dict[str, Any] = {"function": function}
+    made: dict[str, Any] = {"__name__": __name__, "function": function}
     exec(
         f"def {a.name}(input, {head}, inplace=False, *, save='input', out=None):\n"
         f"    return function(input, ({', '.join(names)},), inplace, save, out)",

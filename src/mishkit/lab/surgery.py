@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import gc
@@ -20,7 +19,8 @@ from rich.text import Text
 from torch import nn
 
 import mishkit as mk
-from mishkit.surgery.audit import Report, readable
+from mishkit.surgery._state import undisturbed
+from mishkit.surgery.audit import LEAN, Report, readable
 from mishkit.surgery.watch import tensors_of
 
 from . import LabError
@@ -68,12 +68,13 @@ class Effect:
     name: str
     sites: int
     leaned: int
+    """How many of them `lean` changes."""
     kept: int
     """Bytes kept for backward before, as `KeptBytes` counts them."""
     audited: int
     """The same, as the audit says."""
     promised: int
-    """What the audit said would be kept."""
+    """What the audit said would be kept after `lean`."""
     after: int
     """What is kept, as `KeptBytes` counts it."""
     sites_before: int
@@ -103,7 +104,7 @@ def _calling(example: Example) -> AbstractContextManager[None]:
     return telling(f"{example.name} with inputs {' and '.join(shapes)}".replace("torch.", ""))
 
 
-def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> Effect:
+def effect(settings: Settings, *, inplace: bool = False, peaks: bool = True) -> Effect:
     """Lean a model by name and measure what that changes, for one training step.
 
     Both steps begin with the same parameters and the same random numbers. The resident memory is
@@ -115,7 +116,7 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
         with settings.casting(example.model):
             report = mk.lean(example.model, *example.inputs, inplace=inplace)
         after, lean_loss, lean_gradient = _step(settings, example)
-    pays = [site for site in report.sites if site.advice == "output"]
+    pays = [site for site in report.sites if site.by == LEAN]
     norm = torch.linalg.vector_norm
     gradient_error = _relative(norm(lean_gradient - gradient).item(), norm(gradient).item())
     del example, lean_gradient, gradient
@@ -128,7 +129,7 @@ def effect(settings: Settings, *, inplace: bool = True, peaks: bool = True) -> E
         leaned=len(pays),
         kept=kept,
         audited=report.kept,
-        promised=report.lean,
+        promised=report.after_lean,
         after=after,
         sites_before=sum(site.alone for site in pays),
         sites_saving=sum(site.saving for site in pays),
@@ -149,23 +150,19 @@ def _relative(error: float, of: float) -> float:
 def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tensor]:
     """The bytes that a step keeps, its loss, and all gradients in one row; the model is left as it
     was."""
-    torch.manual_seed(1)
     model = example.model
-    buffers = copy.deepcopy(dict(model.named_buffers()))
-    model.zero_grad()
     given = [*model.parameters(), *model.buffers(), *tensors_of(example.inputs)]
-    with settings.casting(model):
-        with mk.KeptBytes(exclude=given) as kept:
-            output = model(*example.inputs)
-        loss = mean_square(output)
-    total = kept.total
-    del kept
-    loss.backward()
-    gradients = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    with undisturbed(model, example.inputs):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with settings.casting(model):
+            with mk.KeptBytes(exclude=given) as kept:
+                output = model(*example.inputs)
+            loss = mean_square(output)
+        total = kept.total
+        del kept
+        loss.backward()
+        gradients = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
     return total, loss.item(), torch.cat(gradients)
 
 

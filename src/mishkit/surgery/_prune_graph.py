@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._prune_run import Call, floating_tensors, run, tapped
+from ._state import undisturbed
 from .slots import Slot
 
 
@@ -70,7 +71,7 @@ class Graph:
             return [y for y in floating_tensors(run(model, example)) if y.grad_fn is not None]
 
         self.dependencies = tp.DependencyGraph()
-        with tapped(chosen, see) as begin, torch.enable_grad():
+        with undisturbed(model, example), tapped(chosen, see) as begin, torch.enable_grad():
             self.dependencies.build_dependency(model, example, forward_fn=forward, verbose=False)
         self.names = {module: name for name, module in model.named_modules()}
         nodes = {node.grad_fn: node for node in self.dependencies.module2node.values()}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._state import undisturbed
 from .slots import Slot
 from .watch import tensors_of
 
@@ -37,7 +38,13 @@ def floating_tensors(output: Any) -> list[Tensor]:
 
 
 def outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
-    """Copies of the floating-point tensors in the model's output."""
+    """Copies of the floating-point tensors in the model's output; the model stays as it was."""
+    with undisturbed(model, batch):
+        return copied_outputs_of(model, batch)
+
+
+def copied_outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
+    """The same, with what the run changes in the model, and in what its hooks hold."""
     with torch.no_grad():
         return [tensor.clone() for tensor in floating_tensors(run(model, batch))]
 
@@ -49,7 +56,7 @@ def macs_of(model: nn.Module, batch: Any) -> int:
 
     # The counter knows no fused attention of CPUs; this is two matrix products.
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
+    with undisturbed(model, batch), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
         run(model, batch)
     return counter.get_total_flops() // 2
 

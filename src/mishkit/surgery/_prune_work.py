@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ._prune_graph import Cut, Graph
-from ._prune_run import Call, Reading, Snapshot, channels, outputs_of, tapped, with_progress
+from ._prune_run import (
+    Call,
+    Reading,
+    Snapshot,
+    channels,
+    copied_outputs_of,
+    outputs_of,
+    tapped,
+    with_progress,
+)
+from ._state import undisturbed
 from .slots import Slot
 
 COMPARED = 8
@@ -65,6 +75,12 @@ class Work:
         self, batches: Iterable[Any], graph: Graph, cuts: Sequence[Cut], progress: bool
     ) -> None:
         """Run the batches, and see what the sites give and the readers read."""
+        with undisturbed(self.model):  # hooks and what they note come after it
+            self._watch_disturbing(batches, graph, cuts, progress)
+
+    def _watch_disturbing(
+        self, batches: Iterable[Any], graph: Graph, cuts: Sequence[Cut], progress: bool
+    ) -> None:
         dims = {call: self._dimension(call, shape, cuts) for call, shape in graph.shapes.items()}
 
         def note(readings: dict[Any, Reading], key: Any, x: Tensor, dim: int) -> None:
@@ -90,7 +106,7 @@ class Work:
             with tapped(self.chosen, see) as begin:
                 for batch in with_progress(batches, progress):
                     begin()
-                    outputs = outputs_of(self.model, batch)
+                    outputs = copied_outputs_of(self.model, batch)
                     if len(self.kept) < COMPARED:
                         self.kept.append((batch, outputs))
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,13 +13,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from ..functions import ACTIVATIONS
 from ..memory import KeptBytes
 from ._columns import aligned
+from ._state import Storage, undisturbed
 from .slots import Slot, slots
-from .watch import Call, Storage, Trace, Use, tensors_of, undisturbed, watch
+from .watch import BY_HAND, FUNCTION, SCRIPTED, Call, Trace, Use, tensors_of, watch
+
+LEAN, LEAN_FUNCTIONAL, CODE = "lean", "lean_functional", "code"
+"""By what an activation comes to keep its output."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Site:
     function: str
     """Our name for it, or torch's."""
     how: str
-    """The module's class; "call" for a function; "by hand" where it is put together from others."""
+    """The module's class; "call" for a function; "by hand" where it is put together from others;
+    "autograd.Function" for somebody's that has an activation in it; "scripted" in TorchScript."""
     calls: int
     shape: tuple[int, ...]
     """Of the first call's output."""
@@ -53,7 +60,12 @@ class Site:
     saving: int
     """Bytes that following the advice saves, beside the other sites of which the same is said."""
     inplace: bool
-    """Whether the result may be written over the input: it is already, or nobody else reads it."""
+    """Whether the result is written over the input: it is already, or ``lean(inplace=True)`` has
+    seen that nobody can miss the input."""
+    by: str
+    """What follows the advice: "lean" for a module or a function held as an attribute,
+    "lean_functional" for a call of torch's function, "code" for a call of ours, to be given
+    ``save="output"`` by hand; empty where there is no advice."""
 
     @property
     def where(self) -> str:
@@ -81,12 +93,18 @@ class Report:
     """Bytes that autograd keeps between forward and backward, by distinct storage, without
     parameters, buffers and inputs."""
     lean: int
-    """The same once the advice is followed."""
+    """The same once all the advice is followed."""
     checkpointed: int | None
     """The same with `torch.utils.checkpoint` around each block, as things are; None if there are
     no blocks, or one of them can't be checkpointed."""
     blocks: tuple[str, ...]
     """The blocks: modules within containers that hold activations."""
+    after_lean: int
+    """Bytes kept after `lean`, which changes no calls of functions."""
+    changed: tuple[str, ...] | None = None
+    """The names of the sites that `lean` has changed; None for an audit alone."""
+    advised: AdvisedCalls = field(default_factory=lambda: AdvisedCalls(()), repr=False)
+    """The calls that are for `lean_functional`."""
 
     @property
     def ratio(self) -> float:
@@ -107,22 +125,97 @@ class Report:
             rows.append((site.where, site.function + times, *counts))
         head, *lines = aligned(rows, numbers=(2, 3, 4))
         texts = [f"{line}\n    {s.verdict}" for line, s in zip(lines, self.sites, strict=True)]
-        return "\n".join([head, *texts, "", *self.summary()])
+        done = [self._done(), ""] if self.changed is not None else []
+        return "\n".join([*done, head, *texts, "", *self.summary()])
+
+    def _done(self) -> str:
+        """What `lean` has changed, and what it has not."""
+        changed = len(self.changed or ())
+        count = f"changed {changed or 'none'} of {_sites(len(self.sites))}"
+        if changed:
+            count += f": saves {readable(self.kept - self.after_lean)}"
+        others = [
+            f"{_calls(self._by(by))}: {how}"
+            for by, how in (
+                (LEAN_FUNCTIONAL, "see lean_functional"),
+                (CODE, 'give save="output" there'),
+            )
+            if self._by(by)
+        ]
+        return "; ".join([count, *others])
+
+    def _by(self, by: str) -> int:
+        return sum(site.by == by for site in self.sites)
 
     def summary(self) -> list[str]:
         """The totals, a line each."""
         pays = sum(site.advice == "output" for site in self.sites)
-        lines = [
-            f"{len(self.sites)} sites, {pays} of which pay",
-            f"kept for backward: {readable(self.kept)}",
-            f"when lean: {readable(self.lean)}, {self.ratio:.3f} of that",
-        ]
+        head = f"{_sites(len(self.sites))}, {pays} of which {'pays' if pays == 1 else 'pay'}"
+        if pays > self._by(LEAN):
+            ways = (
+                (LEAN, "by lean"),
+                (LEAN_FUNCTIONAL, "within lean_functional"),
+                (CODE, 'with save="output" in the code'),
+            )
+            head += ": " + ", ".join(f"{self._by(by)} {how}" for by, how in ways if self._by(by))
+        lines = [head, f"kept for backward: {readable(self.kept)}"]
+        if self.after_lean == self.lean or self._by(LEAN):
+            lines.append(self._when("when lean", self.after_lean))
+        if self.after_lean != self.lean:
+            lines.append(self._when("with the calls", self.lean))
         if self.checkpointed is not None:
+            blocks = f"{len(self.blocks)} block{'' if len(self.blocks) == 1 else 's'}"
             lines.append(
-                f"with torch.utils.checkpoint around {len(self.blocks)} blocks instead: "
+                f"with torch.utils.checkpoint around {blocks} instead: "
                 f"{readable(self.checkpointed)}, and a second forward pass"
             )
         return lines
+
+    def _when(self, what: str, count: int) -> str:
+        ratio = count / self.kept if self.kept else 1.0
+        return f"{what}: {readable(count)}, {ratio:.3f} of that"
+
+
+def _sites(count: int) -> str:
+    return f"{count} site{'' if count == 1 else 's'}"
+
+
+def _calls(count: int) -> str:
+    return "1 is a call" if count == 1 else f"{count} are calls"
+
+
+class AdvisedCalls:
+    """Calls of functions: in which module, from which line, and which function.
+
+    Modules are held weakly, for as long as the model lives; pickled, a report loses them.
+    """
+
+    def __init__(self, calls: Iterable[tuple[nn.Module | None, str, str]]) -> None:
+        self._calls = {
+            (None if module is None else id(module), line, function): module and weakref.ref(module)
+            for module, line, function in calls
+        }
+        self.is_lost = False
+
+    def has(self, module: nn.Module | None, line: str, function: str) -> bool:
+        """Whether it is one of these."""
+        key = None if module is None else id(module), line, function
+        if key not in self._calls:
+            return False
+        reference = self._calls[key]
+        return reference is None or reference() is module
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AdvisedCalls) and self._calls.keys() == other._calls.keys()
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._calls))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_calls": {}, "is_lost": bool(self._calls) or self.is_lost}
+
+    def __deepcopy__(self, memo: Any) -> AdvisedCalls:
+        return self
 
 
 def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
@@ -130,8 +223,8 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
 
     Runs one forward pass with gradients, ``model(*inputs, **kwargs)``, in the model's present mode
     and under the autocast around the call, and a second one with `torch.utils.checkpoint` for
-    comparison. Nothing is changed: buffers, such as running statistics, and the state of random
-    numbers are put back.
+    comparison. Nothing is changed: parameters, buffers and attributes of modules are put back, and
+    so are the inputs and the generators of random numbers of torch, numpy and Python.
 
     An activation that keeps its input pays twice where the next operation keeps its output anyway,
     as Linear, Conv, normalisation, pooling and products do. There, keeping the output and one bit
@@ -149,24 +242,44 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     Returns
     -------
     Report
-        `sites` with the advice for each, `kept` now, `lean` when the advice is followed,
-        `checkpointed`; ``print`` shows a table
+        `sites` with the advice for each, `kept` now, `after_lean` for `lean` alone, `lean` when all
+        the advice is followed, `checkpointed`; ``print`` shows a table
 
     Raises
     ------
     TypeError
         if `model` is no module
+    ValueError
+        if its parameters are not initialized yet, as those of lazy modules
     """
     return plan(model, inputs, kwargs).report
 
 
 @dataclass(eq=False)
 class Unit:
-    """Calls that can only be changed together: of one module, or from one line of code."""
+    """Calls that can only be changed together: of one module, or of one function from one line of
+    code in one module."""
 
     calls: list[Call]
     slots: list[Slot] = field(default_factory=list)
     lean: bool = False
+    saving: int = 0
+    """Bytes saved by the change."""
+    possible: int = 0
+    """Bytes that it would save if something of ours were there."""
+    inplace: bool = False
+    """Whether the result is, or may be, written over the input."""
+
+    @property
+    def by(self) -> str:
+        """What can change it: LEAN, LEAN_FUNCTIONAL or CODE; empty for nothing."""
+        if self.slots:
+            return LEAN
+        if any(call.module is not None or call.kind for call in self.calls):
+            return ""
+        if all(call.known.save is not None for call in self.calls):
+            return CODE
+        return LEAN_FUNCTIONAL if all(call.function for call in self.calls) else ""
 
 
 @dataclass(frozen=True)
@@ -175,27 +288,43 @@ class Plan:
 
     report: Report
     units: list[Unit]
-    inplace: dict[int, bool]
-    """By the id of a unit."""
 
 
-def plan(model: nn.Module, inputs: Iterable[Any], kwargs: dict[str, Any]) -> Plan:
+def plan(
+    model: nn.Module, inputs: Iterable[Any], kwargs: dict[str, Any], *, inplace: bool = False
+) -> Plan:
     """The audit, with what `lean` needs to follow it."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"mishkit.audit: the model must be a Module, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "mishkit.audit: the model has parameters that are not initialized yet; call it once"
+        )
     inputs = tuple(inputs)
-    trace = watch(model, inputs, kwargs)
+    trace = watch(model, inputs, kwargs, inplace=inplace)
     units = _units(model, trace)
     ledger = _Ledger(trace)
-    ledger.decide(units)
-    inplace = {id(unit): _may_write(unit, trace) for unit in units}
-    sites = tuple(_site(unit, calls, trace, inplace[id(unit)]) for unit, calls in _in_order(units))
+    after_lean, lean = ledger.decide(units)
+    if inplace:
+        _allow_inplace(units, trace, model, inputs, kwargs)
+    sites = tuple(_site(unit, trace) for unit in units)
     names = _blocks(model, {call.place.module for call in trace.calls})
-    kept, lean = trace.kept, ledger.total()
-    del trace, ledger  # and with them every tensor that was kept
-    report = Report(sites, kept, lean, _checkpointed(model, names, inputs, kwargs), names)
-    return Plan(report, units, inplace)
+    report = Report(
+        sites=sites,
+        kept=trace.kept,
+        lean=lean,
+        checkpointed=_checkpointed(model, names, inputs, kwargs),
+        blocks=names,
+        after_lean=after_lean,
+        advised=AdvisedCalls(
+            (call.owner, call.place.line, call.function)
+            for unit in units
+            if unit.lean and unit.by == LEAN_FUNCTIONAL
+            for call in unit.calls
+        ),
+    )
+    return Plan(report, units)
 
 
 # ---- who decides what ----
@@ -208,11 +337,43 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
             held.setdefault(id(slot.value), []).append(slot)
     units: dict[Any, Unit] = {}
     for call in trace.calls:
-        key = id(call.module) if call.module is not None else call.place.line
         holder = call.module
+        function = call.function or call.known.function
+        key = id(holder) if holder is not None else (call.place, call.kind, function)
         found = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
         units.setdefault(key, Unit([], found)).calls.append(call)
+    for unit in units.values():
+        unit.inplace = all(call.known.inplace for call in unit.calls)
     return list(units.values())
+
+
+def _allow_inplace(
+    units: list[Unit], trace: Trace, model: nn.Module, inputs: tuple[Any, ...], kwargs: Any
+) -> None:
+    """Let units that change write over their inputs where nobody can miss these, neither as things
+    are nor when the whole model trains or is evaluated."""
+    calls = list(trace.calls)
+    modes = {module.training for module in model.modules()}
+    for training in (True, False):
+        if modes == {training}:
+            continue  # as it was watched already
+        with undisturbed(model):
+            model.train(training)
+            try:
+                trace = watch(model, inputs, kwargs, inplace=True)
+            except Exception:  # as batch norm refuses to train with one number a channel
+                return
+        calls += trace.calls
+    missed = {_holder(call) for call in calls if not call.alone}
+    for unit in units:
+        alone = not any(_holder(call) in missed for call in unit.calls)
+        unit.inplace = unit.inplace or (unit.lean and unit.by == LEAN and alone)
+
+
+def _holder(call: Call) -> Any:
+    """What tells the module or the attribute of a call, in every pass."""
+    slot = call.module
+    return (id(slot.owner), slot.attribute) if isinstance(slot, Slot) else id(slot)
 
 
 class _Ledger:
@@ -237,71 +398,106 @@ class _Ledger:
             self.holders.update(storages)
         for call in trace.calls:
             # An output that nobody keeps is as large as its elements.
-            self.size.setdefault(call.y, call.elements * call.dtype.itemsize)
+            self.size.setdefault(call.output, call.elements * call.dtype.itemsize)
 
     def total(self) -> int:
         kept = (storage for storage, count in self.holders.items() if count > 0)
         return sum(self.size[storage] for storage in kept) + self.sides
 
-    def decide(self, units: list[Unit]) -> None:
-        """Choose the units that pay, one by one, then those that pay together as they share what
-        they keep."""
+    def decide(self, units: list[Unit]) -> tuple[int, int]:
+        """Choose the units that pay; returns what is kept after `lean`, and with all of them.
+
+        What `lean` changes is chosen first, so that it pays without the calls of functions; these
+        are chosen on top of it.
+        """
+        totals = []
+        for by in (LEAN, LEAN_FUNCTIONAL, CODE):
+            self._choose([unit for unit in units if unit.by == by and can_keep_output(unit)])
+            totals.append(self.total())
+        for unit in units:
+            if not unit.lean:
+                unit.possible = max(0, self._try([unit]))
+        return totals[0], totals[-1]
+
+    def _choose(self, units: list[Unit]) -> None:
+        """One by one, then those that pay together as they share what they keep."""
         while True:
-            undecided = [unit for unit in units if not unit.lean and can_keep_output(unit)]
+            undecided = [unit for unit in units if not unit.lean]
             sharing: dict[Storage, list[Unit]] = {}
             for unit in undecided:
                 for storage in {s for call in unit.calls for s in self.own[id(call)]}:
                     sharing.setdefault(storage, []).append(unit)
             groups = [[unit] for unit in undecided]
             groups += [group for group in sharing.values() if len(group) > 1]
-            tried = [self._try(group) for group in groups]
-            if not any(tried):
+            taken = [self._take(group) for group in groups]
+            if not any(taken):
                 return
 
-    def _try(self, units: list[Unit]) -> bool:
+    def _take(self, units: list[Unit]) -> bool:
+        """Let these keep their outputs if that saves something, of which each has its share."""
         if any(unit.lean for unit in units):
             return False
-        calls = [call for unit in units for call in unit.calls if call.nodes]
+        saving = self._try(units)
+        if saving <= 0:
+            return False
+        for call in _with_gradient(units):
+            self._swap(call, +1)
+        for i, unit in enumerate(units):
+            unit.lean, unit.saving = True, (saving + i) // len(units)
+        return True
+
+    def _try(self, units: list[Unit]) -> int:
+        """Bytes that it saves if these keep their outputs."""
+        calls = _with_gradient(units)
         before = self._bytes_of(calls)
         for call in calls:
             self._swap(call, +1)
-        if calls and self._bytes_of(calls) < before:
-            for unit in units:
-                unit.lean = True
-            return True
+        after = self._bytes_of(calls)
         for call in calls:
             self._swap(call, -1)
-        return False
+        return before - after
 
     def _bytes_of(self, calls: list[Call]) -> int:
-        touched = {s for call in calls for s in (*self.own[id(call)], call.y)}
+        touched = {s for call in calls for s in (*self.own[id(call)], call.output)}
         return sum(self.size[s] for s in touched if self.holders[s] > 0) + self.sides
 
     def _swap(self, call: Call, sign: int) -> None:
         """Keep the output and the side for what was kept, or back."""
         for storage in self.own[id(call)]:
             self.holders[storage] -= sign
-        if call.y not in self.trace.given:
-            self.holders[call.y] += sign
+        if call.output not in self.trace.given:
+            self.holders[call.output] += sign
         self.sides += sign * side_bytes(call)
+
+
+def _with_gradient(units: list[Unit]) -> list[Call]:
+    return [call for unit in units for call in unit.calls if call.nodes]
 
 
 def side_bytes(call: Call) -> int:
     """What the sides of a call take: nothing where the function is monotone."""
     known = ACTIVATIONS.get(call.known.function)
-    return 0 if known is None or known.turn is None else (call.elements + 7) // 8
+    monotone = known is not None and known.turn is None
+    return 0 if monotone else (call.elements + 7) // 8
 
 
 def can_keep_output(unit: Unit) -> bool:
     """Whether ours can stand in for every call and work from the output."""
-    return not any(call.overwritten or _obstacle(call) for call in unit.calls)
+    return not any(call.overwritten or _obstacle(unit, call) for call in unit.calls)
 
 
-def _obstacle(call: Call) -> str:
+def _obstacle(unit: Unit, call: Call) -> str:
     """Why a call can't keep its output instead; empty if it can."""
     known = call.known
-    if call.by_hand:
-        return f'it is put together by hand: mishkit.swap it for "{known.function}" first'
+    if call.kind == SCRIPTED:
+        return "it is scripted"
+    if call.kind in (BY_HAND, FUNCTION):
+        by_hand = call.kind == BY_HAND
+        what = "put together by hand" if by_hand else "an autograd.Function of its own"
+        ours = f'"{known.function}"' if by_hand else "what it computes"
+        if all(one.only for one in unit.calls):
+            return f"it is {what}: mishkit.swap it for {ours} first"
+        return f"it is {what}: call mishkit's function for {ours} there"
     if not known.ours:
         return "mishkit has no such function"
     if known.state and not known.parameters:  # they are trained
@@ -310,45 +506,18 @@ def _obstacle(call: Call) -> str:
         ACTIVATIONS[known.function].turn_at(*known.values)
     except ValueError:
         return "with these parameters the output does not determine the gradient"
+    if isinstance(call.module, nn.Module) and not unit.slots:
+        return "no module holds it, which could hold another"
+    if not unit.by:
+        return "lean_functional does not see how it is called"
     return ""
-
-
-def _may_write(unit: Unit, trace: Trace) -> bool:
-    """Whether the unit writes over its input already, or nobody else can miss that."""
-    if all(call.known.inplace for call in unit.calls):
-        return True
-    mine = {node for call in unit.calls for node in call.nodes}
-    kept_by_others = {one.storage for one in trace.saved if one.node not in mine}
-    hooked = any(
-        isinstance(slot.value, nn.Module)
-        and (slot.value._forward_hooks or slot.value._forward_pre_hooks)
-        for slot in unit.slots
-    )
-    return not hooked and all(
-        call.wants_grad
-        and call.whole
-        and not call.x_uses
-        and call.x not in kept_by_others
-        and call.x not in trace.outputs
-        and call.x not in trace.given
-        for call in unit.calls
-    )
 
 
 # ---- what is said of it ----
 
 
-def _in_order(units: list[Unit]) -> Iterator[tuple[Unit, list[Call]]]:
-    """A site each: calls from one line of code, but in different modules, are several sites."""
-    for unit in units:
-        by_place: dict[Any, list[Call]] = {}
-        for call in unit.calls:
-            by_place.setdefault(call.place, []).append(call)
-        for calls in by_place.values():
-            yield unit, calls
-
-
-def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
+def _site(unit: Unit, trace: Trace) -> Site:
+    calls = unit.calls
     first = calls[0]
     nodes = {node for call in calls for node in call.nodes}
     size = trace.sizes
@@ -361,63 +530,56 @@ def _site(unit: Unit, calls: list[Call], trace: Trace, inplace: bool) -> Site:
         uses = (Use(trace.operators.get(one.node, ""), one.module, one.node) for one in found)
         return tuple(dict.fromkeys(_who(use, trace) for use in uses))
 
-    outputs = {call.y for call in calls}
+    outputs = {call.output for call in calls}
     output_kept_by, input_kept_by = keepers(outputs), keepers(own - outputs)
-    kept, alone = sum(size[s] for s in own), sum(size[s] for s in own - shared)
-    saving = 0
-    if unit.lean:
-        new = sum(side_bytes(call) for call in calls)
-        new += sum(
-            call.elements * call.dtype.itemsize
-            for call in calls
-            if call.y not in {one.storage for one in others}
-        )
-        saving = alone - new
-    reason = _reason(unit, calls, trace, own, output_kept_by, input_kept_by)
-    how = type(first.module).__name__ if isinstance(first.module, nn.Module) else "call"
     return Site(
         name=first.place.module,
         line=first.place.line,
         function=first.known.function,
-        how="by hand" if first.by_hand else how,
+        how=type(first.module).__name__
+        if isinstance(first.module, nn.Module)
+        else first.kind or "call",
         calls=len(calls),
         shape=tuple(first.shape),
         dtype=first.dtype,
-        kept=kept,
-        alone=alone,
+        kept=sum(size[s] for s in own),
+        alone=sum(size[s] for s in own - shared),
         output_kept_by=output_kept_by,
         input_kept_by=input_kept_by,
         advice="output" if unit.lean else "leave",
-        reason=reason,
-        saving=saving,
-        inplace=inplace,
+        reason=_reason(unit, trace, own, output_kept_by, input_kept_by),
+        saving=unit.saving,
+        inplace=unit.inplace,
+        by=unit.by if unit.lean else "",
     )
 
 
 def _reason(
     unit: Unit,
-    calls: list[Call],
     trace: Trace,
     own: set[Storage],
     output_kept_by: tuple[str, ...],
     input_kept_by: tuple[str, ...],
 ) -> str:
     """Why, in a few words."""
+    calls = unit.calls
     if unit.lean:
         why = f"as {output_kept_by[0]} keeps it" if output_kept_by else "as it takes less"
-        ours = calls[0].module is None and calls[0].known.save is not None
-        return f'{why}: call it with save="output"' if ours else why
+        return f'{why}: call it with save="output"' if unit.by == CODE else why
     if not any(call.nodes for call in calls):
         return "as no gradient passes here"
     if not own:
         return "as it keeps nothing"
     output = sum(call.elements * call.dtype.itemsize + side_bytes(call) for call in calls)
-    if own & {call.y for call in calls} and sum(trace.sizes[s] for s in own) <= output:
+    if own & {call.output for call in calls} and sum(trace.sizes[s] for s in own) <= output:
         return "as it keeps its output already"
-    obstacles = list(filter(None, (_obstacle(call) for call in unit.calls)))
+    obstacles = list(filter(None, (_obstacle(unit, call) for call in calls)))
     if obstacles:
-        return f"as {obstacles[0]}"
-    writers = [call.overwritten for call in unit.calls if call.overwritten is not None]
+        saves = ""
+        if unit.possible and calls[0].kind in (BY_HAND, FUNCTION):
+            saves = f", then keeping the output saves {readable(unit.possible)}"
+        return f"as {obstacles[0]}{saves}"
+    writers = [call.overwritten for call in calls if call.overwritten is not None]
     if writers:
         return f"as {_who(writers[0], trace)} writes over its output"
     if input_kept_by:
@@ -500,7 +662,7 @@ def _checkpointed(
         for name in blocks:
             stack.enter_context(_checkpoint(model.get_submodule(name)))
         kept = stack.enter_context(KeptBytes(exclude=given))
-        stack.enter_context(undisturbed(model))
+        stack.enter_context(undisturbed(model, inputs, kwargs))
         stack.enter_context(torch.enable_grad())
         try:
             output = model(*inputs, **kwargs)

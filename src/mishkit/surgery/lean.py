@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..functional import FUNCTIONS
-from .audit import Report, Unit, plan
-from .known import identify_function
+from .audit import LEAN, AdvisedCalls, Report, Unit, plan
 from .slots import Slot, put_all
-from .watch import line_of_model
+from .watch import convertible, in_checkpoint, line_of_model, on_modules
 
 
-def lean(model: nn.Module, *inputs: Any, inplace: bool = True, **kwargs: Any) -> Report:
+def lean(model: nn.Module, *inputs: Any, inplace: bool = False, **kwargs: Any) -> Report:
     """Let a model's activations keep their outputs wherever that saves memory, and only there.
 
     Audits the model (see `audit`) and follows the advice for modules: torch's, timm's and
@@ -31,40 +32,43 @@ def lean(model: nn.Module, *inputs: Any, inplace: bool = True, **kwargs: Any) ->
         is changed
     *inputs, **kwargs
         what it takes, as in training
-    inplace : bool, default True
-        Also write over the input where the audit has seen that nobody else reads it. What control
-        flow these inputs do not reach is not seen: choose False where that matters. Modules that
-        work in place already go on to.
+    inplace : bool, default False
+        Also write over the input where nobody can miss it, which saves no more of what is kept but
+        allocates less. Torch's Linear, Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm must have
+        made it, and the activation must take that very tensor, whole, in the same ``forward``.
+        Nobody else may look at it, hold it after the pass or have a hook there, in training and in
+        evaluation alike: the model is run in both modes. What other inputs or options would do, and
+        hooks and checkpoints that come later, are not seen: leave it off where that matters.
+        Modules that work in place already go on to.
 
     Returns
     -------
     Report
-        The audit before the change. The sites with the advice ``"output"`` and no `line` have
-        changed.
+        The audit before the change; `changed` names the sites that have changed, and the first line
+        that ``print`` shows says how many, and which need more than `lean`.
 
     Raises
     ------
     TypeError
         if `model` is no module
+    ValueError
+        if its parameters are not initialized yet, as those of lazy modules
     """
-    found = plan(model, inputs, kwargs)
-    changes: list[tuple[Slot, Any]] = []
-    for unit in found.units:
-        if unit.lean and unit.slots:
-            replacement = _replacement(unit, inplace and found.inplace[id(unit)])
-            changes += [(slot, replacement) for slot in unit.slots]
-    put_all(changes)
-    return found.report
+    found = plan(model, inputs, kwargs, inplace=inplace)
+    units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
+    replacements = [(unit, _replacement(unit)) for unit in units]
+    put_all([(slot, new) for unit, new in replacements for slot in unit.slots])
+    changed = tuple(site.name for site in found.report.sites if site.by == LEAN)
+    return dataclasses.replace(found.report, changed=changed)
 
 
-def _replacement(unit: Unit, inplace: bool) -> nn.Module | Callable[..., Tensor]:
+def _replacement(unit: Unit) -> nn.Module | Callable[..., Tensor]:
     slot: Slot = unit.slots[0]
     known = slot.known
     assert known is not None
-    inplace = inplace or known.inplace
     if not isinstance(slot.value, nn.Module):
-        return known.call(inplace=inplace, save="output")
-    return known.module(inplace=inplace, save="output")
+        return known.call(inplace=unit.inplace, save="output")
+    return known.module(inplace=unit.inplace, save="output")
 
 
 @contextmanager
@@ -75,54 +79,79 @@ def lean_functional(report: Report | None = None) -> Iterator[None]:
     gelu, mish, hardswish and softplus, however they are imported, into mishkit's with
     ``save="output"``, in the forward pass of everything within, modules included. The backward
     pass may come later. Threads have it each for themselves. Calls of mishkit's own functions take
-    ``save="output"`` themselves.
+    ``save="output"`` themselves. What `torch.utils.checkpoint` runs is left alone: it is run again
+    in backward, where this is over.
 
     Parameters
     ----------
     report : Report, optional
-        Of an audit: only calls from lines of code where it advises to. Without it, all calls, which
-        costs memory where it does not pay: one bit an element, or the whole output where the input
-        is kept by someone else.
+        Of an audit: only calls for which it advises to, told by module, line of code and function,
+        in the model that was audited or in parts of it. Without it, all calls, which costs memory
+        where it does not pay: one bit an element, or the whole output where the input is kept by
+        someone else.
 
     Raises
     ------
     TypeError
         if `report` is none
+    ValueError
+        if `report` was pickled, and no longer knows the modules of its model
     """
     if report is not None and not isinstance(report, Report):
         raise TypeError(
             f"mishkit.lean_functional: report must be of an audit, not {type(report).__name__}"
         )
-    with _Lean(None if report is None else report.lines):
+    if report is not None and report.advised.is_lost:
+        raise ValueError(
+            "mishkit.lean_functional: a report that was pickled does not know its model; audit it"
+        )
+    with ExitStack() as stack:
+        if report is None:
+            stack.enter_context(_Lean())
+        else:
+            advised = _Advised(report.advised)
+            for handle in on_modules(advised.before, advised.after):
+                stack.callback(handle.remove)
+            stack.enter_context(advised)
         yield
 
 
 class _Lean(TorchFunctionMode):
-    def __init__(self, lines: frozenset[str] | None) -> None:
-        super().__init__()
-        self.lines = lines
+    """Ours in place of all of torch's functions that ours can stand in for."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        ours = _counterpart(func, args, kwargs)
-        if ours is None or (self.lines is not None and line_of_model() not in self.lines):
+        name = convertible(func, args, kwargs)
+        if not name or in_checkpoint() or not self.takes(name):
             return func(*args, **kwargs)
-        return ours(*args, **kwargs, save="output")
+        return FUNCTIONS[name](*args, **kwargs, save="output")
+
+    def takes(self, function: str) -> bool:
+        """Whether this call is to be changed."""
+        return True
 
 
-def _counterpart(
-    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[..., Tensor] | None:
-    """Our function, where it takes these arguments and there is something to win."""
-    known = identify_function(func)
-    if known is None or known.function not in _WORTH or "out" in kwargs:
-        return None
-    if len(args) != 1 or not isinstance(args[0], Tensor) or not args[0].requires_grad:
-        return None
-    return FUNCTIONS[known.function]
+class _Advised(_Lean):
+    """The same for the calls of a report."""
 
+    def __init__(self, calls: AdvisedCalls) -> None:
+        super().__init__()
+        self.calls, self.thread = calls, get_ident()
+        self.modules: list[nn.Module] = []
 
-_WORTH = frozenset(("silu", "gelu", "mish", "hardswish", "softplus"))
-"""Those of torch that do not keep their outputs already."""
+    def before(self, module: nn.Module, args: Any) -> None:
+        """When a module is called."""
+        if get_ident() == self.thread:
+            self.modules.append(module)
+
+    def after(self, module: nn.Module, *rest: Any) -> None:
+        """When it returns or raises."""
+        if get_ident() == self.thread and self.modules and self.modules[-1] is module:
+            self.modules.pop()
+
+    def takes(self, function: str) -> bool:
+        """Whether the report advises it for this function, called here in this module."""
+        module = self.modules[-1] if self.modules else None
+        return self.calls.has(module, line_of_model(), function)

@@ -22,7 +22,6 @@ from ._columns import aligned
 from ._prune_run import Snapshot, macs_of
 from ._prune_work import Work
 from .slots import Slot, slots
-from .watch import unwritten
 
 FLAT = frozenset(
     {"relu", "relu6", "h_mish", "hard_mish", "hardswish", "hardsigmoid", "hardshrink", "softshrink"}
@@ -199,7 +198,7 @@ def prune(
     example = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs
     batches = [example] if data is None else data
     before = Snapshot(model)
-    with before.leniently(), unwritten(model):
+    with before.leniently():
         try:
             parameters, macs = _parameters(model), macs_of(model, example)
             work = Work(model, chosen, example, threshold, fraction)

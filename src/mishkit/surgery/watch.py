@@ -1,8 +1,9 @@
 """One forward pass, observed: every activation in it, and every tensor that autograd keeps.
 
-A dispatch mode sees the operators, hooks on saved tensors see what is kept, hooks on modules say
-where. What belongs together is known by autograd's sequence numbers: an operator's node is made
-just before the operator runs, so that the latest number is its own, and that of what it keeps.
+A dispatch mode sees the operators, a function mode the functions that they come from, hooks on
+saved tensors see what is kept, hooks on modules say where. What belongs together is known by
+autograd's sequence numbers: an operator's node is made just before the operator runs, so that the
+latest number is its own, and that of what it keeps. What other threads do meanwhile is not seen.
 """
 
 from __future__ import annotations
@@ -11,31 +12,33 @@ import functools
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from threading import get_ident
+from types import FrameType
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_module
+import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..functions import ACTIVATIONS
-from .known import Known, identify
+from ._state import Storage, arguments_of, storage_of, undisturbed, written_by
+from .known import Known, identify, identify_function
 from .slots import Slot, slots
 
-Storage = int
-"""The address of a storage that is alive, by which it is told from the others."""
+Region = tuple[Any, ...]
+"""Which numbers a tensor is: storage, offset, sizes, strides and dtype."""
 
 
-def storage_of(tensor: Tensor) -> Storage:
-    """Which storage a tensor lies in."""
-    return tensor.untyped_storage()._cdata
+def _region(tensor: Tensor) -> Region:
+    where = storage_of(tensor), tensor.storage_offset()
+    return (*where, tensor.shape, tensor.stride(), tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -58,37 +61,54 @@ class Use:
     """Its number in autograd's sequence; None without a gradient."""
 
 
+BY_HAND, FUNCTION, SCRIPTED = "by hand", "autograd.Function", "scripted"
+
+
 @dataclass(eq=False)
 class Call:
     """One application of an activation function."""
 
     known: Known
+    """For an autograd.Function of someone else's, its name."""
     place: Place
+    owner: nn.Module | None
+    """The innermost module around it; None outside of all."""
     module: nn.Module | Slot | None
     """The module that does nothing but this, or the place of a function held as an attribute."""
-    by_hand: bool
-    """Whether it is put together from other functions."""
+    kind: str
+    """`BY_HAND` where it is put together from other functions; `FUNCTION` for somebody's
+    autograd.Function that has activations in it; `SCRIPTED` within TorchScript; else empty."""
+    function: str
+    """The function of torch that is called, as `lean_functional` sees it; empty if it does not."""
     shape: torch.Size
     dtype: torch.dtype
-    x: Storage
-    y: Storage
+    x: Region
+    y: Region
+    version: int
+    """How often the input had been written to."""
     nodes: set[int]
     """Its numbers in autograd's sequence."""
     wants_grad: bool
     """Whether a gradient flows through it."""
-    whole: bool
-    """Whether its input is a whole storage, no view and no leaf."""
-    x_uses: list[Use] = field(default_factory=list)
-    """What reads the input's storage later on."""
+    only: bool = False
+    """Whether the module around it does nothing else, so that it can be swapped."""
     y_uses: list[Use] = field(default_factory=list)
     """What reads the output's storage later on."""
     overwritten: Use | None = None
     """What writes over the output."""
+    alone: bool = False
+    """Whether nobody else can miss its input: see `_Fresh`."""
 
     @property
     def elements(self) -> int:
         """How many there are."""
         return self.shape.numel()
+
+    @property
+    def output(self) -> Storage:
+        """The storage of the result."""
+        storage: Storage = self.y[0]
+        return storage
 
 
 @dataclass(frozen=True)
@@ -104,20 +124,17 @@ class Saved:
 
 @dataclass
 class Trace:
-    """What was seen."""
+    """What was seen. Nothing of what was made lives on."""
 
     calls: list[Call]
     saved: list[Saved]
     """All that is kept after the pass, but for parameters, buffers and inputs."""
-    outputs: set[Storage]
     given: set[Storage]
     """Storages of parameters, buffers and inputs."""
     operators: dict[int, str]
     """The operator of each node."""
     kinds: dict[str, str]
     """The classes of the modules without submodules, by path."""
-    held: list[Any]
-    """What must live on for storages to keep their addresses."""
 
     @functools.cached_property
     def sizes(self) -> dict[Storage, int]:
@@ -130,63 +147,57 @@ class Trace:
         return sum(self.sizes.values())
 
 
-def watch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
-    """Run the model once, with gradients, and leave it as it was: no buffer and no state of a
-    generator of random numbers changes."""
-    observer = _Observer(model)
-    given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
-    with _only_young_garbage(), undisturbed(model), torch.enable_grad(), observer:
-        output = model(*args, **kwargs)
-    return observer.trace({storage_of(t) for t in given}, output, given)
+def watch(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, inplace: bool = False
+) -> Trace:
+    """Run the model once, with gradients, and leave it as it was: see `undisturbed`.
+
+    With `inplace`, also find out which inputs nobody else can miss, which keeps the outputs of
+    layers alive for as long as the pass lasts.
+    """
+    observer = _Observer(model, inplace)
+    given = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
+    given.update(storage_of(t) for t in tensors_of((args, kwargs)))
+    with _only_young_garbage(), undisturbed(model, args, kwargs), torch.enable_grad():
+        with observer:
+            output = model(*args, **kwargs)
+        trace = observer.trace(given, output)
+        del output
+        observer.release()
+    return trace
 
 
 @contextmanager
 def _only_young_garbage() -> Iterator[None]:
-    """Afterwards nothing of what was made within lives on in dropped cycles."""
+    """Within it, a collection of the youngest finds all that was dropped since it began."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
-        gc.collect(0)  # where all of it still is
     finally:
+        gc.collect(0)
         if enabled:
             gc.enable()
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put buffers and generators of random numbers back afterwards."""
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), unwritten(model):
-        yield
-
-
-@contextmanager
-def unwritten(model: nn.Module) -> Iterator[None]:
-    """Put buffers back afterwards."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, was in buffers:
-                if not torch.equal(buffer, was):
-                    buffer.copy_(was)
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors within lists, mappings and objects with attributes."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from tensors_of(one)
-    elif isinstance(value, (list, tuple, set)):
-        for one in value:
-            yield from tensors_of(one)
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        for one in vars(value).values():
-            yield from tensors_of(one)
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors within lists, mappings and objects with attributes, in order."""
+    found: list[Tensor] = []
+    met: dict[int, Any] = {}
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif id(value) not in met:
+            met[id(value)] = value
+            if isinstance(value, Mapping):
+                todo += reversed(list(value.values()))
+            elif isinstance(value, (list, tuple, set)):
+                todo += reversed(list(value))
+            elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+                todo += reversed(list(vars(value).values()))
+    return found
 
 
 class _Kept:
@@ -194,6 +205,33 @@ class _Kept:
 
     def __init__(self, tensor: Tensor, node: int, module: str) -> None:
         self.tensor, self.node, self.module = tensor, node, module
+
+
+@dataclass(eq=False)
+class _Frame:
+    """A call of a module that has not returned."""
+
+    module: nn.Module
+    name: str
+    scripted: bool
+    calls: list[Call] = field(default_factory=list)
+    """Activations right in its `forward`."""
+
+
+@dataclass(eq=False)
+class _Fresh:
+    """A tensor of which an activation may take the place.
+
+    A layer has just made it, as that layer does in every mode, dtype and layout. Then one
+    activation, called by the same `forward`, must take this very tensor, and nobody else may so
+    much as look at it, as that may be an alias elsewhere; and it must be dead after the pass.
+    """
+
+    tensor: Tensor
+    caller: _Frame | None
+    taken: Call | None = None
+    others: bool = False
+    """Whether anybody else has seen it."""
 
 
 @dataclass(eq=False)
@@ -206,26 +244,38 @@ class _Running:
     first: int
     """The latest sequence number when it began."""
     input: Tensor
+    region: Region
+    version: int
     wants_grad: bool
+    fresh: _Fresh | None
 
 
 class _Observer(TorchDispatchMode):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inplace: bool) -> None:
         super().__init__()
         modules = dict(model.named_modules())
         self.names = {id(module): name for name, module in modules.items()}
         leaves = {name: one for name, one in modules.items() if not any(one.children())}
         self.kinds = {name: type(module).__name__ for name, module in leaves.items()}
-        self.functions = [s for s in slots(model) if not isinstance(s.value, nn.Module)]
-        self.path: list[str] = []
+        self.attributes = [s for s in slots(model) if not isinstance(s.value, nn.Module)]
+        self.inplace = inplace and not _has_global_hooks()
+        self.thread = get_ident()
+        self.stack: list[_Frame] = []
         self.running: list[_Running] = []
         self.calls: list[Call] = []
-        self.by_storage: dict[Storage, list[tuple[Call, bool]]] = {}
+        self.by_output: dict[Storage, list[Call]] = {}
+        self.fresh: dict[Storage, _Fresh] = {}
         self.kept: list[weakref.ref[_Kept]] = []
         self.operators: dict[int, str] = {}
         self.held: list[Any] = []
+        """What must live on for storages to keep their addresses."""
         self.latest = _latest()
-        self.function: int | None = None
+        self.called: tuple[str, str] = "", ""
+        """The function that is being called, as `lean_functional` sees it, and its line."""
+        self.applied: tuple[int, int] = 0, 0
+        """The application of an autograd.Function that was noted last: its frame and its node."""
+        self.unfinished: dict[int, Call] = {}
+        """Such applications whose outputs were not seen yet, by a node made in them."""
         self._stack = ExitStack()
 
     # ---- what is switched on and off ----
@@ -233,14 +283,12 @@ class _Observer(TorchDispatchMode):
     def __enter__(self) -> _Observer:
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
         self._stack.enter_context(hooks)
-        for slot in self.functions:
+        for slot in self.attributes:
             setattr(slot.owner, slot.attribute, self._marked(slot))
             self._stack.callback(setattr, slot.owner, slot.attribute, slot.value)
-        for handle in (
-            register_module_forward_pre_hook(self._before),
-            register_module_forward_hook(self._after),
-        ):
+        for handle in on_modules(self._before, self._after):
             self._stack.callback(handle.remove)
+        self._stack.enter_context(_Functions(self))
         self.latest = _latest()
         super().__enter__()
         return self
@@ -257,155 +305,295 @@ class _Observer(TorchDispatchMode):
         return kept
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        name = self.names.get(id(module))
-        if name is None:
+        if get_ident() != self.thread:
             return
-        self.path.append(name)
-        known = identify(module)
+        name = self.names.get(id(module))
+        outer = self.stack[-1] if self.stack else None
+        scripted = isinstance(module, torch.jit.ScriptModule) or bool(outer and outer.scripted)
+        self.stack.append(_Frame(module, self._module if name is None else name, scripted))
+        self.latest = _latest()  # what began the call, as a reentrant checkpoint, is no operator
+        known = identify(module) if name is not None else None
         if known is not None and len(args) == 1:
-            self._begin(module, known, name, args[0])
+            self._begin(module, known, name or "", args[0], outer)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in self.names:
-            self.path.pop()
-            self._end(module, output)
+        if get_ident() != self.thread or not self.stack or self.stack[-1].module is not module:
+            return
+        frame = self.stack.pop()
+        for tensor in tensors_of(output) if self.unfinished else ():
+            self._finish(tensor, _latest())
+        self._end(module, output)
+        if not isinstance(output, Tensor) or id(module) not in self.names:
+            return
+        is_bare = not (module._modules or module._parameters or module._buffers)
+        if is_bare and len(frame.calls) == len(args) == 1:
+            (call,), (x,) = frame.calls, args
+            ends = isinstance(x, Tensor) and _region(x) == call.x and _region(output) == call.y
+            call.only = ends and frame.name != ""
+        if self.inplace and makes_fresh(module):
+            caller = self.stack[-1] if self.stack else None
+            self.fresh.setdefault(storage_of(output), _Fresh(output, caller))
 
     def _marked(self, slot: Slot) -> Callable[..., Any]:
         """The function of a slot, whose calls are known to be the slot's."""
         function: Any = slot.value
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if get_ident() != self.thread:
+                return function(*args, **kwargs)
             assert slot.known is not None
-            self._begin(slot, slot.known, slot.name, args[0] if args else None)
+            caller = self.stack[-1] if self.stack else None
+            self._begin(slot, slot.known, slot.name, args[0] if args else None, caller)
             output = function(*args, **kwargs)
             self._end(slot, output)
             return output
 
         return call
 
-    def _begin(self, module: nn.Module | Slot, known: Known, name: str, x: Any) -> None:
-        if isinstance(x, Tensor) and not self.running:
-            self.held.append(x.untyped_storage())
-            self.running.append(_Running(module, known, Place(name), _latest(), x, _wants_grad(x)))
+    def _begin(
+        self, module: nn.Module | Slot, known: Known, name: str, x: Any, caller: _Frame | None
+    ) -> None:
+        if not isinstance(x, Tensor) or self.running:
+            return
+        self.held.append(x.untyped_storage())
+        fresh = self.fresh.get(storage_of(x))
+        hooked = isinstance(module, nn.Module) and has_hooks(module)
+        if fresh is not None and (
+            fresh.tensor is not x or fresh.caller is not caller or hooked or in_checkpoint()
+        ):
+            fresh.others = True
+        place, where = Place(name), (_region(x), _version(x))
+        wants_grad = x.requires_grad and torch.is_grad_enabled()
+        self.running.append(_Running(module, known, place, _latest(), x, *where, wants_grad, fresh))
 
     def _end(self, module: nn.Module | Slot, output: Any) -> None:
-        if self.running and self.running[-1].module is module:
-            running = self.running.pop()
-            if isinstance(output, Tensor):
-                nodes = set(range(running.first + 1, _latest() + 1))
-                x, place = running.input, running.place
-                self._add(running.known, place, module, x, output, nodes, running.wants_grad)
+        if not self.running or self.running[-1].module is not module:
+            return
+        running = self.running.pop()
+        fresh = running.fresh
+        if not isinstance(output, Tensor):
+            return
+        nodes = set(range(running.first + 1, _latest() + 1))
+        call = self._add(
+            running.known,
+            running.place,
+            running.input,
+            output,
+            nodes,
+            running.wants_grad,
+            module=module,
+            region=running.region,
+            version=running.version,
+        )
+        if fresh is not None:
+            fresh.others = fresh.others or fresh.taken is not None
+            fresh.taken = call
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         output = operator(*args, **kwargs)
-        node = _latest()
-        is_new = node != self.latest
-        self.latest = node
-        name = operator._schema.name.partition("::")[2]
+        node, name = _latest(), operator._schema.name.partition("::")[2]
+        # Autograd may copy what an operator in place writes over, after the node was made.
+        written = args[0] if name.endswith("_") and args and isinstance(args[0], Tensor) else None
+        has_node = node != self.latest or (written is not None and _wants_grad(written))
+        if written is not None and has_node:
+            self.operators[node] = name
         self.operators.setdefault(node, name)
-        # An autograd.Function is one node: its further operators are no calls of their own.
-        inside = not torch.is_grad_enabled() and node == self.function
-        if is_new:
-            self.function = None if torch.is_grad_enabled() else node
-        self._note_uses(operator, args, kwargs, Use(name, self._module, node if is_new else None))
+        self.latest = node
+        use = Use(name, self._module, node if has_node else None)
+        self._note_uses(operator, args, kwargs, use)
         if self.running:
             return output
         known = _called(operator, args, kwargs)
-        if known is not None and not inside:
-            # In place and with out= the result is the argument that is written.
-            result = output if isinstance(output, Tensor) else None
-            if result is None:
-                results = [t for t in tensors_of(output) if t.dtype == args[0].dtype]
-                written = [a for a in args[1:2] if isinstance(a, Tensor)]
-                result = (results or written or [args[0]])[0]
-            place = Place(self._module, line_of_model())
-            nodes = {node} if is_new else set()
-            self._add(known, place, None, args[0], result, nodes, is_new)
-        elif name == "mul" and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
-            self._put_together(args, output, node if is_new else None)
+        if known is None:
+            if name == "mul" and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+                self._put_together(args, output, node if has_node else None)
+            return output
+        application = _application()
+        if application is not None:
+            self._note_application(application, node)
+            return output
+        # In place and with out= the result is the argument that is written.
+        result = output if isinstance(output, Tensor) else None
+        if result is None:
+            results = [t for t in tensors_of(output) if t.dtype == args[0].dtype]
+            targets = [a for a in args[1:2] if isinstance(a, Tensor)]
+            result = (results or targets or [args[0]])[0]
+        # Ours run without gradient, as autograd's functions do; nobody else's do.
+        has_node &= torch.is_grad_enabled() or known.save is not None
+        scripted = bool(self.stack and self.stack[-1].scripted)
+        function, line = self.called
+        line = "" if scripted else line or line_of_model()
+        self._add(
+            known,
+            Place(self._module, line),
+            args[0],
+            result,
+            {node} if has_node else set(),
+            has_node,
+            kind=SCRIPTED if scripted else "",
+            function="" if scripted else function,
+        )
         return output
 
     def _note_uses(self, operator: Any, args: Any, kwargs: Any, use: Use) -> None:
-        if not self.by_storage:
+        if not (self.by_output or self.fresh or self.unfinished):
             return
-        values = {**dict(zip(_argument_names(operator), args, strict=False)), **kwargs}
-        written = _written(operator)
-        for argument, value in values.items():
+        written = written_by(operator)
+        taking = self.running[-1].fresh if self.running else None
+        for argument, value in arguments_of(operator, args, kwargs).items():
             for tensor in tensors_of(value) if isinstance(value, (Tensor, list, tuple)) else ():
-                for call, is_output in self.by_storage.get(storage_of(tensor), ()):
-                    if is_output:
-                        call.y_uses.append(use)
-                        if argument in written and call.overwritten is None:
-                            call.overwritten = use
-                    else:
-                        call.x_uses.append(use)
+                self._finish(tensor, _latest() if use.node is None else use.node - 1)
+                storage = storage_of(tensor)
+                for call in self.by_output.get(storage, ()):
+                    call.y_uses.append(use)
+                    if argument in written and call.overwritten is None:
+                        call.overwritten = use
+                fresh = self.fresh.get(storage)
+                if fresh is not None and fresh is not taking:
+                    fresh.others = True
+
+    def _note_application(self, application: FrameType, node: int) -> None:
+        """Note somebody's autograd.Function that has an activation in it, once a call."""
+        frame = id(application)
+        if self.applied[0] == frame and (torch.is_grad_enabled() or self.applied[1] == node):
+            return
+        self.applied = frame, node
+        given = application.f_locals
+        tensors = tensors_of(given["args"])
+        if not tensors:
+            return
+        wants_grad = any(tensor.requires_grad for tensor in tensors)
+        call = self._add(
+            Known(given["cls"].__name__),
+            Place(self._module, line_of_model(application.f_back)),
+            tensors[0],
+            tensors[0],
+            {node} if wants_grad else set(),
+            wants_grad,
+            kind=FUNCTION,
+        )
+        self._forget_output(call)
+        self.unfinished[node] = call
+
+    def _finish(self, tensor: Tensor, last: int) -> None:
+        """Note the output of an autograd.Function, and what was made in it up to a last node."""
+        kind = getattr(type(tensor.grad_fn), "_forward_cls", None) if self.unfinished else None
+        if kind is None:
+            return
+        first = tensor.grad_fn._sequence_nr()  # type: ignore[union-attr]
+        later = [number for number in self.unfinished if number >= first]
+        call = self.unfinished[min(later)] if later else None
+        if call is None or call.known.function != kind.__name__:
+            return
+        del self.unfinished[min(later)]
+        call.nodes = set(range(first, last + 1))
+        call.y, call.shape, call.dtype = _region(tensor), tensor.shape, tensor.dtype
+        self.held.append(tensor.untyped_storage())
+        self.by_output.setdefault(call.output, []).append(call)
 
     def _put_together(self, factors: Sequence[Tensor], output: Tensor, node: int | None) -> None:
         """Recognise x·σ(x) and x·tanh(softplus(x))."""
         for x, gate in (factors, factors[::-1]):
-            found = [call for call, _ in self.by_storage.get(storage_of(gate), ())]
-            parts = [call for call in found if call.y == storage_of(gate) and call.module is None]
-            if not parts or x.shape != gate.shape:
+            chain = [self._part(_region(gate))]
+            if chain[0] is not None and chain[0].known == Known("tanh"):
+                chain.append(self._part(chain[0].x))
+            parts = [part for part in chain if part is not None]
+            functions: tuple[Any, ...] = tuple(
+                (part.known.function, part.known.parameters.get("beta")) for part in parts
+            )
+            function = {
+                (("sigmoid", None),): "silu",
+                (("tanh", None), ("softplus", 1.0)): "mish",
+            }.get(functions, "")
+            # The same numbers, not the same storage: in a·σ(b) both are often chunks of one tensor.
+            if not function or parts[-1].x != _region(x) or parts[-1].version != _version(x):
                 continue
-            last = parts[-1]
-            chain = [last]
-            if last.known == Known("tanh"):
-                before = [call for call, _ in self.by_storage.get(last.x, ()) if call.y == last.x]
-                chain += [call for call in before if call.known.function == "softplus"][-1:]
-            function = {1: "silu", 2: "mish"}.get(len(chain), "")
-            if (function, last.known.function) not in (("silu", "sigmoid"), ("mish", "tanh")):
-                continue
-            if chain[-1].x != storage_of(x) or (
-                function == "mish" and chain[-1].known.parameters["beta"] != 1
-            ):
-                continue
-            for call in chain:
-                self._forget(call)
+            for part in parts:
+                self._forget(part)
             nodes = {node} if node is not None else set()
-            nodes = nodes.union(*(call.nodes for call in chain))
             self._add(
-                Known(function), last.place, None, x, output, nodes, last.wants_grad, by_hand=True
+                Known(function),
+                parts[0].place,
+                x,
+                output,
+                nodes.union(*(part.nodes for part in parts)),
+                parts[0].wants_grad,
+                kind=SCRIPTED if parts[0].kind else BY_HAND,
             )
             return
+
+    def _part(self, region: Region) -> Call | None:
+        """The call of a function that has these numbers for its result, as they are now."""
+        found = [
+            call
+            for call in self.by_output.get(region[0], ())
+            if call.y == region and call.module is None and call.overwritten is None
+        ]
+        return found[-1] if found and found[-1].kind in ("", SCRIPTED) else None
 
     # ---- keeping the books ----
 
     @property
     def _module(self) -> str:
-        return self.path[-1] if self.path else ""
+        return self.stack[-1].name if self.stack else ""
 
     def _add(
         self,
         known: Known,
         place: Place,
-        module: nn.Module | Slot | None,
         x: Tensor,
         y: Tensor,
         nodes: set[int],
         wants_grad: bool,
-        by_hand: bool = False,
-    ) -> None:
+        *,
+        module: nn.Module | Slot | None = None,
+        kind: str = "",
+        function: str = "",
+        region: Region | None = None,
+        version: int | None = None,
+    ) -> Call:
         self.held += [x.untyped_storage(), y.untyped_storage()]
-        fills = x.numel() * x.element_size() == x.untyped_storage().nbytes()
-        whole = fills and not x._is_view() and not x.is_leaf
-        ends = storage_of(x), storage_of(y)
+        frame = self.stack[-1] if self.stack else None
         call = Call(
-            known, place, module, by_hand, y.shape, y.dtype, *ends, nodes, wants_grad, whole
+            known=known,
+            place=place,
+            owner=frame.module if frame else None,
+            module=module,
+            kind=kind,
+            function=function,
+            shape=y.shape,
+            dtype=y.dtype,
+            x=_region(x) if region is None else region,
+            y=_region(y),
+            version=_version(x) if version is None else version,
+            nodes=nodes,
+            wants_grad=wants_grad,
         )
         self.calls.append(call)
-        for storage in dict.fromkeys(ends):
-            self.by_storage.setdefault(storage, []).append((call, storage == call.y))
+        self.by_output.setdefault(call.output, []).append(call)
+        if frame is not None:
+            frame.calls.append(call)
+        return call
 
     def _forget(self, call: Call) -> None:
         self.calls.remove(call)
-        for storage in {call.x, call.y}:
-            self.by_storage[storage] = [e for e in self.by_storage[storage] if e[0] is not call]
+        self._forget_output(call)
+        for frame in self.stack:
+            if call in frame.calls:
+                frame.calls.remove(call)
 
-    def trace(self, given: set[Storage], output: Any, held: Iterable[Any]) -> Trace:
+    def _forget_output(self, call: Call) -> None:
+        self.by_output[call.output].remove(call)
+
+    def trace(self, given: set[Storage], output: Any) -> Trace:
+        """What was seen, once the model has returned."""
         alive = [kept for kept in (reference() for reference in self.kept) if kept is not None]
+        outputs = tensors_of(output)
+        for tensor in outputs:
+            self._finish(tensor, _latest())
         saved = [
             Saved(
                 kept.node,
@@ -415,16 +603,166 @@ class _Observer(TorchDispatchMode):
             )
             for kept in alive
         ]
-        outputs = list(tensors_of(output))
+        self._judge({storage_of(tensor) for tensor in outputs}, saved)
         return Trace(
             calls=self.calls,
             saved=[one for one in saved if one.storage not in given and one.nbytes],
-            outputs={storage_of(t) for t in outputs},
             given=given,
             operators=self.operators,
             kinds=self.kinds,
-            held=[*self.held, *held, *alive, output],
         )
+
+    def _judge(self, outputs: set[Storage], saved: list[Saved]) -> None:
+        """Whose input nobody can miss, as far as can be told while everything is alive."""
+        keepers: dict[Storage, set[int]] = {}
+        for one in saved:
+            keepers.setdefault(one.storage, set()).add(one.node)
+        for storage, fresh in self.fresh.items():
+            call, tensor = fresh.taken, fresh.tensor
+            if call is not None:
+                whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+                hooked = bool(tensor._backward_hooks) or tensor.retains_grad
+                call.alone = (
+                    whole
+                    and not (fresh.others or tensor._is_view() or tensor.is_leaf or hooked)
+                    and storage not in outputs
+                    and keepers.get(storage, set()) <= call.nodes
+                )
+
+    def release(self) -> None:
+        """Let go of all that was seen; an input that lives on then is somebody else's."""
+        fresh = [
+            (one.taken, StorageWeakRef(one.tensor.untyped_storage()))
+            for one in self.fresh.values()
+            if one.taken is not None
+        ]
+        self.fresh.clear()
+        self.held.clear()
+        self.by_output.clear()
+        gc.collect(0)
+        for call, storage in fresh:
+            call.alone = call.alone and storage.expired()
+
+
+class _Functions(TorchFunctionMode):
+    """Tells the observer which calls `lean_functional` would see."""
+
+    def __init__(self, observer: _Observer) -> None:
+        super().__init__()
+        self.observer = observer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = convertible(func, args, kwargs)
+        if not name or self.observer.called[0] or in_checkpoint():
+            return func(*args, **kwargs)
+        self.observer.called = name, line_of_model()
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.observer.called = "", ""
+
+
+# ---- what `lean_functional` shares ----
+
+
+def on_modules(before: Callable[..., None], after: Callable[..., None]) -> Iterator[Any]:
+    """Handles of hooks on all modules; `after` is called when one raises, too."""
+    yield torch_module.register_module_forward_pre_hook(before)
+    yield torch_module.register_module_forward_hook(after, always_call=True)
+
+
+def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Our name for a function of torch that keeps its input, called so that ours can take its
+    place; empty for others."""
+    known = identify_function(func)
+    if known is None or known.function not in _WORTH or known.save is not None or "out" in kwargs:
+        return ""
+    if len(args) != 1 or not isinstance(args[0], Tensor) or not _wants_grad(args[0]):
+        return ""
+    activation = ACTIVATIONS[known.function]
+    values = [kwargs.get(p.name, p.default) for p in activation.parameters]
+    try:
+        activation.turn_at(*values)
+    except (TypeError, ValueError):  # the output does not determine the gradient
+        return ""
+    return known.function
+
+
+_WORTH = frozenset(("silu", "gelu", "mish", "hardswish", "softplus"))
+"""Those of torch that do not keep their outputs already."""
+
+
+def in_checkpoint() -> bool:
+    """Whether this runs within torch's checkpoint, which runs it again in backward and must find
+    that it keeps as many tensors."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def line_of_model(frame: FrameType | None = None) -> str:
+    """The line of the model's code that is being executed, or that led to this frame."""
+    frame = frame or sys._getframe(1)
+    while frame.f_back is not None and _is_library(frame):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_library(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__") or ""
+    return name.partition(".")[0] in ("torch", _PACKAGE)
+
+
+_PACKAGE = __package__.partition(".")[0]
+
+
+# ---- what is known of operators and modules ----
+
+_MAKERS = frozenset(
+    (
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    )
+)
+"""Layers whose output is a new tensor that they do not keep, in every mode, dtype and layout."""
+
+
+def makes_fresh(module: nn.Module) -> bool:
+    """Whether it is such a layer, and nobody can get hold of the output by a hook."""
+    return type(module) in _MAKERS and "forward" not in vars(module) and not has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether there are hooks of any kind on its calls or gradients."""
+    own = vars(module)
+    return any(own[name] for name in own if name.endswith("_hooks") and "ward" in name)
+
+
+def _has_global_hooks() -> bool:
+    kinds = ("forward_pre", "forward", "backward_pre", "backward")
+    return any(vars(torch_module)[f"_global_{kind}_hooks"] for kind in kinds)
+
+
+def _application() -> FrameType | None:
+    """The innermost call of somebody's autograd.Function that is being computed."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code is _APPLY:
+            package = frame.f_locals["cls"].__module__.partition(".")[0]
+            if package not in ("torch", _PACKAGE):
+                return frame
+        frame = frame.f_back
+    return None
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
 def _latest() -> int:
@@ -436,12 +774,9 @@ def _wants_grad(tensor: Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
-def _argument_names(operator: Any) -> list[str]:
-    return [argument.name for argument in operator._schema.arguments]
-
-
-def _written(operator: Any) -> set[str]:
-    return {a.name for a in operator._schema.arguments if a.alias_info and a.alias_info.is_write}
+def _version(tensor: Tensor) -> int:
+    """How often it was written to; those of inference mode don't count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 _TORCHS = {
@@ -474,9 +809,11 @@ def _called(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kn
     if library != "aten" or name.removesuffix("_") not in _TORCHS:
         return None
     function = _TORCHS[name.removesuffix("_")]
-    values = dict(zip(_argument_names(operator), args, strict=False)) | dict(kwargs)
+    values = arguments_of(operator, args, kwargs)
     if function == "gelu" and values.get("approximate") == "tanh":
         function = "gelu_tanh"
+    if function == "hardtanh" and (values.get("min_val"), values.get("max_val")) == (0, 6):
+        function = "relu6"
     parameters = {}
     if function == "softplus":
         parameters = {
@@ -484,17 +821,3 @@ def _called(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kn
             "threshold": float(values.get("threshold", 20)),
         }
     return Known(function, parameters, name.endswith("_"))
-
-
-_LIBRARIES = tuple(
-    str(Path(module.__file__ or "").parent)
-    for module in (torch, sys.modules[__package__.partition(".")[0]])
-)
-
-
-def line_of_model() -> str:
-    """The line of the model's code that is being executed."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,269 @@
+"""Putting a model back as it was, whatever a run of it changed."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Storage = int
+"""The address of a storage that is alive, by which it is told from the others."""
+
+
+def storage_of(tensor: Tensor) -> Storage:
+    """Which storage a tensor lies in; 0 for those that have none, as sparse ones."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def written_by(operator: Any) -> set[str]:
+    """The names of the arguments that an operator writes over."""
+    arguments = operator._schema.arguments
+    written = {a.name for a in arguments if a.alias_info and a.alias_info.is_write}
+    # Batch norm does not declare that it writes its statistics.
+    return written | {a.name for a in arguments if a.name in ("running_mean", "running_var")}
+
+
+def arguments_of(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of an operator's call by name."""
+    names = (argument.name for argument in operator._schema.arguments)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
+    """Put back afterwards what a run of the model changes in it and in what it is given.
+
+    These are the values of parameters, buffers and other tensors that the modules hold, which
+    tensors these are, attributes of modules and what is in them, and the generators of random
+    numbers of torch, Python and numpy. What other threads' objects, trainers and loggers hold is no
+    state of the model.
+    """
+    held = _Held(model, given)
+    with torch.random.fork_rng(devices=held.devices), _random_numbers(), held.copies:
+        try:
+            yield
+        finally:
+            held.copies.stop()
+            held.put_back()
+
+
+@contextmanager
+def _random_numbers() -> Iterator[None]:
+    """Put the generators of Python and numpy back afterwards."""
+    state = random.getstate()
+    numpy = sys.modules.get("numpy")
+    of_numpy = numpy.random.get_state() if numpy else None
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy:
+            numpy.random.set_state(of_numpy)
+
+
+class _Copies(TorchDispatchMode):
+    """Copies tensors before anything is written over them: copying all would double a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[Storage, list[Tensor]] = {}
+        self.made: list[tuple[Tensor, Tensor]] = []
+        """Tensors, and what was in them."""
+
+    def watch(self, tensor: Tensor) -> None:
+        """Copy it before the first write."""
+        self.watched.setdefault(storage_of(tensor), []).append(tensor)
+
+    def copy(self, tensors: list[Tensor]) -> None:
+        """Copy these now."""
+        self.made += [(tensor, tensor.clone()) for tensor in tensors]
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self.watched.clear()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        written = written_by(operator) if self.watched else ()
+        if written:
+            values = arguments_of(operator, args, kwargs)
+            for name in written:
+                value = values.get(name)
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, Tensor):
+                        self.copy(self.watched.pop(storage_of(tensor), []))
+        return operator(*args, **kwargs)
+
+
+class _Held:
+    """All that hangs on a model, as it is now."""
+
+    def __init__(self, model: nn.Module, given: Any) -> None:
+        self.copies = _Copies()
+        self.undo: list[Callable[[], object]] = []
+        cuda: set[int] = set()
+        met: dict[int, Any] = {}
+        todo: list[Any] = [model, given]
+        # Custom kernels may write to buffers without a word.
+        buffers = {id(buffer) for buffer in model.buffers()}
+        while todo:
+            value = todo.pop()
+            if id(value) in met:
+                continue
+            met[id(value)] = value
+            if isinstance(value, Tensor):
+                self._note_tensor(value, now=id(value) in buffers)
+                if value.is_leaf and value.grad is not None:
+                    todo.append(value.grad)
+                if value.device.type == "cuda":
+                    cuda.add(value.device.index or 0)
+            else:
+                todo += self._note(value)
+        self.devices = sorted(cuda)
+
+    def put_back(self) -> None:
+        """Make everything what it was."""
+        for undo in reversed(self.undo):
+            undo()
+        for tensor, was in self.copies.made:
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                if not torch.equal(tensor, was):
+                    tensor.copy_(was)
+
+    def _note_tensor(self, tensor: Tensor, now: bool) -> None:
+        alias = tensor.detach()  # which stays where it is if `tensor` is given other data
+        if storage_of(alias) and not alias.is_meta:
+            if now:
+                self.copies.copy([alias])
+            else:
+                self.copies.watch(alias)
+        if not tensor.is_leaf:
+            return
+        wants_grad, grad = tensor.requires_grad, tensor.grad
+        where = storage_of(alias), alias.storage_offset(), alias.shape
+
+        def undo() -> None:
+            if not tensor.is_leaf:  # something with a gradient was written to it
+                tensor.detach_()
+            if (storage_of(tensor), tensor.storage_offset(), tensor.shape) != where:
+                tensor.data = alias
+            if tensor.requires_grad != wants_grad:
+                tensor.requires_grad_(wants_grad)
+            if tensor.grad is not grad:
+                tensor.grad = grad
+
+        self.undo.append(undo)
+
+    def _note(self, value: Any) -> list[Any]:
+        """Note what this holds; returns that."""
+        if isinstance(value, dict):
+            items = dict(value)
+            self.undo.append(lambda: _refill_mapping(value, items))
+            return list(items.values())
+        if isinstance(value, (list, deque)):
+            elements = list(value)
+            self.undo.append(lambda: _refill(value, elements))
+            return elements
+        if isinstance(value, set):
+            members = set(value)
+            self.undo.append(lambda: _refill_set(value, members))
+            return list(members)
+        if isinstance(value, (tuple, frozenset)):
+            return list(value)
+        if isinstance(value, FunctionType):  # as hooks are
+            return self._note_closure(value)
+        if isinstance(value, MethodType):
+            return [value.__self__]
+        if isinstance(value, functools.partial):
+            return [value.func, value.args, value.keywords]
+        if isinstance(value, torch.Generator):
+            state = value.get_state()
+            self.undo.append(lambda: value.set_state(state))
+        elif isinstance(value, random.Random):
+            drawn = value.getstate()
+            self.undo.append(lambda: value.setstate(drawn))
+        elif type(value).__module__.partition(".")[0] == "numpy":
+            self._note_numpy(value)
+        elif isinstance(value, nn.Module) or (
+            hasattr(value, "__dict__")
+            and not isinstance(value, (type, ModuleType))
+            and type(value).__module__.partition(".")[0] not in _SURROUNDINGS
+        ):
+            return [vars(value)]
+        return []
+
+    def _note_closure(self, function: FunctionType) -> list[Any]:
+        found = []
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # it is empty so far
+                continue
+            found.append(content)
+
+            def undo(cell: Any = cell, content: Any = content) -> None:
+                if cell.cell_contents is not content:
+                    cell.cell_contents = content
+
+            self.undo.append(undo)
+        return found
+
+    def _note_numpy(self, value: Any) -> None:
+        numpy = sys.modules["numpy"]
+        if isinstance(value, numpy.ndarray) and value.flags.writeable:
+            was = value.copy()
+            self.undo.append(lambda: numpy.copyto(value, was))
+        elif isinstance(value, numpy.random.RandomState):
+            state = value.get_state()
+            self.undo.append(lambda: value.set_state(state))
+        elif isinstance(value, numpy.random.Generator):
+            bits, drawn = value.bit_generator, value.bit_generator.state
+            self.undo.append(lambda: setattr(bits, "state", drawn))
+
+
+_SURROUNDINGS = frozenset(
+    (
+        *("asyncio", "concurrent", "logging", "multiprocessing", "queue", "threading", "weakref"),
+        *("lightning", "lightning_fabric", "pytorch_lightning", "torch", "unittest"),
+    )
+)
+"""Packages whose objects are no state of a model, though its modules may refer to them."""
+
+
+def _refill_mapping(mapping: dict[Any, Any], items: dict[Any, Any]) -> None:
+    # By identity: tensors and arrays have no plain equality.
+    same = len(mapping) == len(items) and all(
+        a is b and mapping[a] is items[b] for a, b in zip(mapping, items, strict=True)
+    )
+    if not same:
+        mapping.clear()
+        mapping.update(items)
+
+
+def _refill(sequence: list[Any] | deque[Any], elements: list[Any]) -> None:
+    same = len(sequence) == len(elements) and all(
+        a is b for a, b in zip(sequence, elements, strict=True)
+    )
+    if not same:
+        sequence.clear()
+        sequence.extend(elements)
+
+
+def _refill_set(found: set[Any], members: set[Any]) -> None:
+    if found != members:
+        found.clear()
+        found.update(members)
