@@ -205,7 +205,8 @@ class BuildKernels(build_ext):
         build_py = self.get_finalized_command("build_py")
         for ext in self.extensions:
             inplace, built = self._get_inplace_equivalent(build_py, ext)
-            if not os.path.exists(built):
+            # Or a newer one would stay: a stale one, or one that was cut short.
+            if digest(Path(built)) != digest(Path(inplace)):
                 Path(inplace).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 
