@@ -11,6 +11,7 @@ of the kernels an error; MISHKIT_NO_KERNELS=1 leaves them out.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -72,7 +73,13 @@ class Compiler:
     def run(self, args: Sequence[str]) -> str:
         command = [*self.command, *args]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True, capture_output=True)
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",  # a compiler may speak another encoding than Python
+            )
         except OSError as error:
             raise BuildError(f"{command[0]} does not start ({error.strerror})") from None
         sys.stderr.write(done.stderr)  # warnings too
@@ -87,7 +94,7 @@ class Compiler:
 
     @cached_property
     def isas(self) -> dict[str, list[str]]:
-        """The instruction sets to build, each with its flags."""
+        """The instruction sets that the compiler knows, each with its flags."""
         isas = {isa: flags for isa, flags in ISAS[self.machine].items() if self.accepts(flags)}
         extra = QUIET * self.accepts(QUIET)
         extra += SCHEDULE * (ISAS[self.machine] is X86 and self.accepts(SCHEDULE))
@@ -103,7 +110,7 @@ class Compiler:
         if fresh and target.stat().st_mtime >= max(os.path.getmtime(need) for need in needs):
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
+        recipe.unlink(missing_ok=True)  # an object is complete only beside its recipe
         self.run([*args, "-o", str(target)])
         recipe.write_text(command)
         return True
@@ -126,22 +133,56 @@ class Compiler:
         self.run([*flags, "-o", str(target)])
 
 
+def required() -> bool:
+    """Whether the environment says that kernels which can't be built are an error."""
+    return os.environ.get("MISHKIT_REQUIRE_KERNELS", "0") not in ("", "0")
+
+
+def compile_kernels(compiler: Compiler, scratch: Path) -> tuple[dict[str, Path], bool]:
+    """Compiles the kernels for each instruction set that can be; says whether any was anew.
+
+    An instruction set that the compiler says it knows and then fails on is left out, and a line
+    says so; where the kernels are required it is an error.
+    """
+
+    def compile_one(isa: str) -> bool | BuildError:
+        flags = [f"-DMISHKIT_ISA={isa}", *compiler.isas[isa]]
+        try:
+            return compiler.compile(KERNELS, scratch / f"kernels-{isa}.o", flags)
+        except BuildError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = dict(zip(compiler.isas, pool.map(compile_one, compiler.isas), strict=True))
+    failed = {isa: error for isa, error in done.items() if isinstance(error, BuildError)}
+    if len(failed) == len(done) or (failed and required()):
+        raise next(iter(failed.values()), BuildError("the compiler knows no instruction set"))
+    for isa, error in failed.items():
+        print(f"mishkit: going on without {isa}: {error}", flush=True)
+    objects = {isa: scratch / f"kernels-{isa}.o" for isa in done if isa not in failed}
+    return objects, any(done[isa] for isa in objects)
+
+
 def build(target: Path, scratch: Path) -> str:
     """Builds the library at target and returns a line that says what was done."""
     if os.environ.get("MISHKIT_NO_KERNELS", "0") not in ("", "0"):
         raise BuildError("MISHKIT_NO_KERNELS is set")
     compiler = Compiler()
-    jobs = [
-        (KERNELS, scratch / f"kernels-{isa}.o", [f"-DMISHKIT_ISA={isa}", *flags])
-        for isa, flags in compiler.isas.items()
-    ]
-    jobs += [(BIND, scratch / "bind.o", [f"-DMISHKIT_HAS_{isa.upper()}" for isa in compiler.isas])]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = sum(pool.map(lambda job: compiler.compile(*job), jobs))
-    if compiled or not target.exists():
-        compiler.link([job[1] for job in jobs], target, scratch)
-    what = f"{target.name} ({', '.join(compiler.isas)})"
-    return f"built {what} with {compiler.command[0]}" if compiled else f"{what} is up to date"
+    objects, anew = compile_kernels(compiler, scratch)
+    bind = scratch / "bind.o"
+    anew |= compiler.compile(BIND, bind, [f"-DMISHKIT_HAS_{isa.upper()}" for isa in objects])
+    linked = scratch / "linked.sha256"  # of the library as it was linked: one cut short differs
+    if anew or not linked.exists() or linked.read_text() != digest(target):
+        linked.unlink(missing_ok=True)
+        compiler.link([*objects.values(), bind], target, scratch)
+        linked.write_text(digest(target))
+        return f"built {target.name} ({', '.join(objects)}) with {compiler.command[0]}"
+    return f"{target.name} ({', '.join(objects)}) is up to date"
+
+
+def digest(path: Path) -> str:
+    """Of a file's content; empty where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 class BuildKernels(build_ext):
@@ -156,7 +197,7 @@ class BuildKernels(build_ext):
             print("mishkit:", build(target, Path(self.build_temp)), flush=True)
         except BuildError as error:
             target.unlink(missing_ok=True)  # one left by an earlier build would be stale
-            if os.environ.get("MISHKIT_REQUIRE_KERNELS", "0") not in ("", "0"):
+            if required():
                 raise SystemExit(f"mishkit: the kernels were not built: {error}") from None
             print(f"mishkit: {error}: going on without the kernels, on plain torch", flush=True)
 
@@ -164,7 +205,8 @@ class BuildKernels(build_ext):
         build_py = self.get_finalized_command("build_py")
         for ext in self.extensions:
             inplace, built = self._get_inplace_equivalent(build_py, ext)
-            if not os.path.exists(built):
+            # Or a newer one would stay: a stale one, or one that was cut short.
+            if digest(Path(built)) != digest(Path(inplace)):
                 Path(inplace).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 

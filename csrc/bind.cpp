@@ -128,7 +128,7 @@ constexpr int function_count = sizeof names / sizeof *names;
 class Call : public Operands {
  public:
   Call(int function, Bodies body, StableIValue* stack, int tensors)
-      : Operands(names[function]),
+      : Operands(names[function], stack, tensors),
         function_(chosen.load(std::memory_order_relaxed)->functions[function]),
         body_(body) {
     for (int i = 0; i < function_.parameter_count; i++)
@@ -137,8 +137,8 @@ class Call : public Operands {
   }
 
   // With parameters in a tensor: `trained` reads them.
-  explicit Call(int function)
-      : Operands(names[function]),
+  Call(int function, StableIValue* stack, int tensors)
+      : Operands(names[function], stack, tensors),
         function_(chosen.load(std::memory_order_relaxed)->functions[function]),
         body_(Bodies::forward) {
     job_.arguments.parameters = parameters_;
@@ -147,8 +147,8 @@ class Call : public Operands {
   Tensor side_for(const Tensor& x) {
     return Tensor::bytes(function_.has_turn ? (x.numel + 7) / 8 : 0);
   }
-  Tensor side_of(StableIValue slot, const Tensor& y) {
-    Tensor side = take(slot);
+  Tensor side_of(int place, const Tensor& y) {
+    Tensor side = take(place);
     bool fits = side.dtype == codes().uint8 && side.numel == (y.numel + 7) / 8 && side.dense();
     if (function_.has_turn && !fits)
       refuse("the side must be a row of one bit an element, packed in uint8");
@@ -156,11 +156,11 @@ class Call : public Operands {
   }
 
   // The trained parameters: a row each of one number, or of one for each channel of x.
-  Tensor trained(StableIValue slot, const Tensor& x) {
-    Tensor p = take(slot);
+  Tensor trained(int place, const Tensor& x) {
+    Tensor p = take(place);
     const int32_t wide = x.dtype == double_code() ? x.dtype : codes().dtype[(int)Dtypes::float32];
     bool fits = p.dtype == wide && p.dim == 2 && p.sizes[0] == function_.parameter_count;
-    bool channels = fits && p.sizes[1] != 1 && x.dim > 1 && p.sizes[1] == x.sizes[1];
+    bool channels = fits && p.sizes[1] > 1 && x.dim > 1 && p.sizes[1] == x.sizes[1];
     if (!fits || !(channels || p.sizes[1] == 1))
       refuse("the parameters must be rows of one number, or of one a channel, in float32 or float64");
     const int64_t strides[] = {p.sizes[1], 1};
@@ -235,7 +235,7 @@ template <int function> struct Operators {
 
   static void forward(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::forward, stack, 1);
-    Tensor x = call.leading(stack[0]);
+    Tensor x = call.leading(0);
     Tensor y = x.empty_like();
     call.arguments().in[0] = x.data();
     call.arguments().out[0] = y.mutable_data();
@@ -245,7 +245,7 @@ template <int function> struct Operators {
 
   static void forward_packed(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::forward_packed, stack, 1);
-    Tensor x = call.leading(stack[0]);
+    Tensor x = call.leading(0);
     Tensor y = x.empty_like(), side = call.side_for(x);
     call.arguments().in[0] = x.data();
     call.arguments().out[0] = y.mutable_data();
@@ -257,11 +257,11 @@ template <int function> struct Operators {
 
   // `out` may be the input itself. Where it has another layout, or is not dense, it is filled by
   // a copy.
-  static void write(Call& call, StableIValue input, StableIValue output, Tensor* side) {
-    Tensor out = take(output);
+  static void write(Call& call, Tensor* side) {
+    Tensor out = call.take(1);
     if (out.overlaps_itself())
       call.refuse("several elements of the output share one place in memory; clone() it");
-    Tensor x = call.leading(input);
+    Tensor x = call.leading(0);
     if (out.dtype != x.dtype || !out.same_sizes(x))
       call.refuse("out must have the input's shape and dtype");
     const bool direct = out.same_strides(x) && out.dense();
@@ -284,19 +284,19 @@ template <int function> struct Operators {
   }
   static void forward_out(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::forward, stack, 2);
-    write(call, stack[0], stack[1], nullptr);
+    write(call, nullptr);
   }
   static void forward_packed_out(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::forward_packed, stack, 2);
     Tensor side;
-    write(call, stack[0], stack[1], &side);
+    write(call, &side);
     stack[0] = side.release();
   }
 
   static void backward(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::backward, stack, 2);
-    Tensor x = call.leading(stack[1]);
-    Tensor grad = call.following(stack[0], x), result = x.empty_like();
+    Tensor x = call.leading(1);
+    Tensor grad = call.following(0, x), result = x.empty_like();
     call.arguments().in[0] = grad.data();
     call.arguments().in[1] = x.data();
     call.arguments().out[0] = result.mutable_data();
@@ -306,8 +306,8 @@ template <int function> struct Operators {
 
   static void backward_packed(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::backward_packed, stack, 3);
-    Tensor y = call.leading(stack[1]);
-    Tensor grad = call.following(stack[0], y), side = call.side_of(stack[2], y);
+    Tensor y = call.leading(1);
+    Tensor grad = call.following(0, y), side = call.side_of(2, y);
     Tensor result = y.empty_like();
     call.arguments().in[0] = grad.data();
     call.arguments().in[1] = y.data();
@@ -319,8 +319,8 @@ template <int function> struct Operators {
 
   static void double_backward(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::double_backward, stack, 3);
-    Tensor x = call.leading(stack[2]);
-    Tensor grad_grad = call.following(stack[0], x), grad = call.following(stack[1], x);
+    Tensor x = call.leading(2);
+    Tensor grad_grad = call.following(0, x), grad = call.following(1, x);
     Tensor to_grad = x.empty_like(), to_x = x.empty_like();
     call.arguments().in[0] = grad_grad.data();
     call.arguments().in[1] = grad.data();
@@ -333,9 +333,9 @@ template <int function> struct Operators {
   }
 
   static void trained(Stack stack, uint64_t, uint64_t) {
-    Call call(function);
-    Tensor x = call.leading(stack[0]);
-    Tensor parameters = call.trained(stack[1], x);
+    Call call(function, stack, 2);
+    Tensor x = call.leading(0);
+    Tensor parameters = call.trained(1, x);
     Tensor y = x.empty_like();
     if (call.is_fixed()) {
       call.fix();
@@ -351,9 +351,9 @@ template <int function> struct Operators {
   }
 
   static void trained_backward(Stack stack, uint64_t, uint64_t) {
-    Call call(function);
-    Tensor x = call.leading(stack[1]);
-    Tensor grad = call.following(stack[0], x), parameters = call.trained(stack[2], x);
+    Call call(function, stack, 3);
+    Tensor x = call.leading(1);
+    Tensor grad = call.following(0, x), parameters = call.trained(2, x);
     Tensor to_x = x.empty_like();
     call.trained_arguments().grad = grad.data();
     call.trained_arguments().x = x.data();
@@ -391,8 +391,11 @@ template <int function> struct Operators {
 // the most that one has, and those that it has are the first.
 class BlendCall : public Operands {
  public:
-  BlendCall(StableIValue* slots, bool backward)
-      : Operands("blend"), set_(*chosen.load(std::memory_order_relaxed)), backward_(backward) {
+  BlendCall(StableIValue* stack, bool backward)
+      : Operands("blend", stack, backward ? 2 : 1),
+        set_(*chosen.load(std::memory_order_relaxed)),
+        backward_(backward) {
+    const StableIValue* slots = stack + (backward ? 2 : 1);
     for (int i = 0; i < 2; i++) {
       memcpy(&index_[i], slots++, sizeof index_[i]);
       memcpy(parameters_[i], slots, most_numbers() * sizeof(double));
@@ -402,15 +405,15 @@ class BlendCall : public Operands {
   }
 
   static void forward(StableIValue* stack, uint64_t, uint64_t) {
-    BlendCall call(stack + 1, false);
-    Tensor x = call.leading(stack[0]), y = x.empty_like();
+    BlendCall call(stack, false);
+    Tensor x = call.leading(0), y = x.empty_like();
     call.run(nullptr, x.data(), y.mutable_data(), x.numel);
     stack[0] = y.release();
   }
   static void backward(StableIValue* stack, uint64_t, uint64_t) {
-    BlendCall call(stack + 2, true);
-    Tensor x = call.leading(stack[1]);
-    Tensor grad = call.following(stack[0], x), result = x.empty_like();
+    BlendCall call(stack, true);
+    Tensor x = call.leading(1);
+    Tensor grad = call.following(0, x), result = x.empty_like();
     call.run(grad.data(), x.data(), result.mutable_data(), x.numel);
     stack[0] = result.release();
   }

@@ -19,8 +19,9 @@ class NeuronCall {
  public:
   // (input, alpha, beta, gamma, delta) -> output; an empty delta is none.
   static void forward(StableIValue* stack, uint64_t, uint64_t) {
-    Tensor input = take(stack[0]), alpha = take(stack[1]), beta = take(stack[2]);
-    Tensor gamma = take(stack[3]), delta = take(stack[4]);
+    Inputs given(name, stack, 5);
+    Tensor input = given.take(0), alpha = given.take(1), beta = given.take(2);
+    Tensor gamma = given.take(3), delta = given.take(4);
     NeuronCall call(input, alpha, beta, gamma);
     if (delta.dtype != input.dtype || delta.dim != 1 || (delta.numel && delta.numel != call.out_))
       refuse("delta must have the input's dtype and one element an output, or none");
@@ -37,8 +38,9 @@ class NeuronCall {
   // (grad, input, alpha, beta, gamma, with_input) -> the gradients of input (empty unless
   // with_input), alpha, beta and gamma.
   static void backward(StableIValue* stack, uint64_t, uint64_t) {
-    Tensor grad = take(stack[0]), input = take(stack[1]), alpha = take(stack[2]);
-    Tensor beta = take(stack[3]), gamma = take(stack[4]);
+    Inputs given(name, stack, 5);
+    Tensor grad = given.take(0), input = given.take(1), alpha = given.take(2);
+    Tensor beta = given.take(3), gamma = given.take(4);
     bool with_input;
     memcpy(&with_input, &stack[5], sizeof with_input);
     NeuronCall call(input, alpha, beta, gamma);
@@ -68,6 +70,7 @@ class NeuronCall {
   // Tasks that backward should have, for as many threads, and rows that a chunk of the batch should
   // have at least.
   static constexpr int64_t wanted_tasks = 32, least_rows = 32;
+  static constexpr const char* name = "aptx_layer";
   // Work that one thread should have at least.
   static constexpr int64_t thread_grain = 65536;
 
@@ -83,7 +86,7 @@ class NeuronCall {
   }
 
   [[noreturn]] static void refuse(const char* why) {
-    fail(std::string("mishkit.aptx_layer: ") + why);
+    fail(std::string("mishkit.") + name + ": " + why);
   }
   static int dtype_of(const Tensor& x) {
     for (int i = 0; i < dtype_count; i++)

@@ -34,14 +34,14 @@ template <class Work> void in_threads(int64_t numel, const Work& work) {
   MISHKIT_CALL(torch_parallel_for(0, (numel + unit - 1) / unit, thread_grain / unit, part, &context));
 }
 
-// The tensors of one call of an operator.
-class Operands {
+// The tensors of one call of an operator, by their places among its arguments.
+class Operands : public Inputs {
  public:
-  explicit Operands(const char* name) : name_(name) {}
+  using Inputs::Inputs;
 
   // The tensor that decides dtype and layout: dense, or made so.
-  Tensor leading(StableIValue slot) {
-    Tensor x = take(slot);
+  Tensor leading(int place) {
+    Tensor x = take(place);
     dtype_ = -1;
     for (int i = 0; i < dtype_count; i++)
       if (codes().dtype[i] == x.dtype) dtype_ = i;
@@ -49,15 +49,11 @@ class Operands {
     return x.dense() ? static_cast<Tensor&&>(x) : x.clone();
   }
   // Another input: brought to the layout of the leading one.
-  Tensor following(StableIValue slot, const Tensor& leading) {
-    Tensor t = take(slot);
+  Tensor following(int place, const Tensor& leading) {
+    Tensor t = take(place);
     if (t.dtype != leading.dtype || !t.same_sizes(leading))
       refuse("the tensors differ in dtype or shape");
     return t.same_strides(leading) ? static_cast<Tensor&&>(t) : t.laid_out_as(leading);
-  }
-
-  [[noreturn]] void refuse(const char* why) const {
-    fail(std::string("mishkit.") + name_ + ": " + why);
   }
 
  protected:
@@ -67,7 +63,6 @@ class Operands {
            reinterpret_cast<uintptr_t>(out) % streaming_alignment == 0 && in != out;
   }
 
-  const char* name_;
   int dtype_ = -1;
 };
 

@@ -71,7 +71,9 @@ void advise_huge_pages(void* data, int64_t bytes) {
 class Tensor {
  public:
   Tensor() = default;
-  explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
+  // By way of the other one, so that the handle is freed where something below throws.
+  explicit Tensor(AtenTensorHandle handle) : Tensor() {
+    handle_ = handle;
     MISHKIT_CALL(aoti_torch_get_dim(handle, &dim));
     MISHKIT_CALL(aoti_torch_get_numel(handle, &numel));
     MISHKIT_CALL(aoti_torch_get_sizes(handle, &sizes));
@@ -119,6 +121,12 @@ class Tensor {
     return copy;
   }
   void copy(const Tensor& from) { MISHKIT_CALL(aoti_torch_copy_(handle_, from.handle_, 0)); }
+
+  bool on_cpu() const {
+    int32_t device;
+    MISHKIT_CALL(aoti_torch_get_device_type(handle_, &device));
+    return device == codes().cpu;
+  }
 
   const void* data() const {
     const void* p;
@@ -187,11 +195,38 @@ class Tensor {
   AtenTensorHandle handle_ = nullptr;
 };
 
-Tensor take(StableIValue slot) {
-  AtenTensorHandle handle;
-  memcpy(&handle, &slot, sizeof handle);
-  return Tensor(handle);
-}
+// The tensors that an operator is given, which come first among its arguments. They are owned from
+// the beginning: whatever is refused, and whenever, all of them are freed.
+class Inputs {
+ public:
+  Inputs(const char* name, const StableIValue* stack, int count) : name_(name), count_(count) {
+    for (int i = 0; i < count; i++) memcpy(&handles_[i], &stack[i], sizeof handles_[i]);
+  }
+  Inputs(const Inputs&) = delete;
+  Inputs& operator=(const Inputs&) = delete;
+  ~Inputs() {
+    for (int i = 0; i < count_; i++)
+      if (handles_[i]) aoti_torch_delete_tensor_object(handles_[i]);
+  }
+
+  Tensor take(int i) {
+    const AtenTensorHandle handle = handles_[i];
+    handles_[i] = nullptr;
+    Tensor t(handle);
+    if (!t.on_cpu()) refuse("the tensors are on different devices");
+    return t;
+  }
+
+  [[noreturn]] void refuse(const char* why) const {
+    fail(std::string("mishkit.") + name_ + ": " + why);
+  }
+
+ private:
+  static constexpr int most = 5;
+  const char* name_;
+  int count_;
+  AtenTensorHandle handles_[most];
+};
 
 }  // namespace
 }  // namespace mishkit

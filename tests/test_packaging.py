@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -291,6 +292,60 @@ def test_kernels_can_be_required(build: Callable, env: dict[str, str]) -> None:
 def test_kernels_can_be_left_out(build: Callable, tmp_path: Path) -> None:
     assert build(MISHKIT_NO_KERNELS="1").returncode == 0
     assert not (tmp_path / "src" / LIBRARY).exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set alone")
+@pytest.mark.parametrize(
+    ("macro", "left"), [("__AVX512F__", "baseline, avx2"), ("__AVX2__", "baseline")]
+)
+def test_an_instruction_set_that_fails_is_left_out(
+    build: Callable, tmp_path: Path, macro: str, left: str
+) -> None:
+    """And the others are built: not where kernels are required."""
+    kernels = tmp_path / "csrc/kernels.cpp"
+    kernels.write_text(f"#ifdef {macro}\n#error broken\n#endif\n{kernels.read_text()}")
+    said = build().stdout
+    assert f"({left})" in said and "going on without avx512" in said
+    assert (tmp_path / "src" / LIBRARY).exists()
+    assert f"({left}) is up to date" in build().stdout
+    assert build(MISHKIT_REQUIRE_KERNELS="1").returncode
+
+
+@pytest.mark.parametrize("where", ["src", "build/lib*"])
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_library_that_was_cut_short_is_built_anew(
+    build: Callable, tmp_path: Path, where: str, size: int
+) -> None:
+    build()
+    library = tmp_path / "src" / LIBRARY
+    whole = library.read_bytes()
+    (cut,) = tmp_path.glob(f"{where}/{LIBRARY}")
+    cut.write_bytes(whole[:size])
+    build()
+    assert library.read_bytes() == whole
+
+
+def test_an_object_that_was_cut_short_is_compiled_anew(build: Callable, tmp_path: Path) -> None:
+    """The compiler is stopped while it writes."""
+    (tmp_path / "c++").write_text(
+        '#!/bin/sh\ncase "$*" in *-c*bind.cpp*) : > "${@: -1}"; kill -9 $$;; esac\nexec c++ "$@"\n'
+        .replace("/bin/sh", "/bin/bash")
+    )  # fmt: skip
+    (tmp_path / "c++").chmod(0o755)
+    build()
+    (tmp_path / "csrc/width.h").write_text("#define WIDTH 16\n")
+    assert "plain torch" in build(CXX=str(tmp_path / "c++")).stdout
+    assert "built" in build().stdout
+    assert (tmp_path / "src" / LIBRARY).exists()
+
+
+@pytest.mark.parametrize("words", ["caf\\xe9", "\\xff\\xfe", "\\xc3"])
+def test_a_compiler_may_speak_any_encoding(build: Callable, tmp_path: Path, words: str) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/bash\nprintf '{words}\\n' >&2\nexec c++ \"$@\"\n")
+    compiler.chmod(0o755)
+    done = build(CXX=str(compiler))
+    assert done.returncode == 0 and "built" in done.stdout
 
 
 CHECK = ROOT / "tools" / "check_torch_c.py"

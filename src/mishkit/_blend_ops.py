@@ -30,7 +30,14 @@ from .activation import Activation
 from .backends import torch as plain
 from .backends import triton
 from .functions import ACTIVATIONS
-from .ops import are_transforms_active, fast_apply, operator, saving_input, wants_standard
+from .ops import (
+    are_transforms_active,
+    fast_apply,
+    operator,
+    register_fake,
+    saving_input,
+    wants_standard,
+)
 
 _TABLE = tuple(ACTIVATIONS.values())
 _PLACES = {name: place for place, name in enumerate(ACTIVATIONS)}
@@ -134,7 +141,7 @@ for _name, _body, _fake in (
     )
     if triton.available():
         _library.impl(_name, functools.partial(on_gpu, _name), "CUDA")
-    torch.library.register_fake(f"mishkit::{_name}", _fake, lib=_library)
+    register_fake(_library, _name, _fake)
 
 _forward = operator("blend")
 _SavingInput = saving_input(

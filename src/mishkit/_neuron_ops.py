@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from .activation import DTYPES
 from .backends import triton
-from .ops import are_transforms_active, define_traced, operator
+from .ops import are_transforms_active, define_traced, operator, register_fake
 
 SCHEMAS = {
     "aptx_layer": "(Tensor input, Tensor alpha, Tensor beta, Tensor gamma, Tensor delta) -> Tensor",
@@ -118,7 +118,7 @@ for _name, _plain, _shapes in (
 ):
     _library.define(_name + SCHEMAS[_name], tags=torch.Tag.pt2_compliant_tag)
     _library.impl(_name, _plain, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mishkit::{_name}", _shapes, lib=_library)
+    register_fake(_library, _name, _shapes)
 
 
 # On GPUs. The module is imported at the first call: it brings Triton with it. Dtypes that it

@@ -130,8 +130,19 @@ def _define(library: torch.library.Library, a: Activation) -> None:
         library.impl(name, body, "CompositeExplicitAutograd")
         if triton.available():
             library.impl(name, functools.partial(getattr(triton, _body(ending)), a), "CUDA")
-        fake = functools.partial(_FAKES[ending], a)
-        torch.library.register_fake(f"mishkit::{name}", fake, lib=library)
+        register_fake(library, name, functools.partial(_FAKES[ending], a))
+
+
+def register_fake(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
+    """Register what an operator gives for fake and meta tensors, among which others may be: where
+    tensors are on different devices, it refuses them as the kernels do."""
+
+    def on_one_device(*arguments: Any) -> Any:
+        if len({one.device for one in arguments if isinstance(one, Tensor)}) > 1:
+            raise RuntimeError(f"mishkit.{name}: the tensors are on different devices")
+        return fake(*arguments)
+
+    torch.library.register_fake(f"mishkit::{name}", on_one_device, lib=library)
 
 
 def _arguments(a: Activation) -> str:

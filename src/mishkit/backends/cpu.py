@@ -54,7 +54,7 @@ def _register() -> str | None:
 
 def _unavailable() -> str | None:
     if not LIBRARY.exists():
-        return "its kernels were not built (no C++ compiler was found at installation)"
+        return "its kernels were not built when it was installed (pip install -v says why)"
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < OLDEST_TORCH:
         return f"its kernels need torch 2.10 or later, this is {torch.__version__}"
