@@ -1,0 +1,365 @@
+"""How the output of an operation is made again from what its node in autograd's graph keeps.
+
+A recipe is a line of a table, by the name of the node. The outputs of nodes without a recipe are
+kept as ever, so the table may be incomplete. It must never be wrong: a recipe calls the very kernel
+of the forward pass, which gives the same bits for the same numbers, or a formula that has been
+compared with that kernel, bit by bit, in this process.
+
+A node that keeps its own output (ReLU, sigmoid, softmax, exp) has no recipe: it can't be made from
+itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import RULES
+
+Node = Any
+"""A node of autograd's graph."""
+
+
+def _none(node: Node) -> Sequence[int]:
+    return ()
+
+
+def _always(node: Node) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the output of a node is made again."""
+
+    make: Callable[[Node, Sequence[Tensor], int], Tensor]
+    """make(node, inputs, number of the output), without gradients."""
+    inputs: Callable[[Node], Sequence[int]] = _none
+    """The numbers of those inputs that the node does not keep and `make` needs."""
+    applies: Callable[[Node], bool] = _always
+    """Whether this node keeps enough."""
+    sums: int = 0
+    """How many sums this adds to a chain: x + f(x) needs the sum before it, and so on."""
+    outputs: bool = False
+    """Whether every output is made, and not only the first."""
+
+
+def find(node: Node) -> Recipe | None:
+    """The recipe for a node, where there is one and the node keeps enough."""
+    recipe = _RECIPES.get(node.name()) or _of_ours(node)
+    return recipe if recipe is not None and recipe.applies(node) else None
+
+
+def _of_ours(node: Node) -> Recipe | None:
+    return _OURS.get(getattr(type(node), "_forward_cls", None))
+
+
+def _first(node: Node) -> Sequence[int]:
+    return (0,)
+
+
+def _all(node: Node) -> Sequence[int]:
+    return range(len(node.next_functions))
+
+
+def _signed(number: int) -> int:
+    """Autograd's nodes give negative numbers modulo 2⁶⁴."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _shape(node: Node) -> torch.Size:
+    return node._input_metadata[0].shape
+
+
+# ---- from what the node keeps -----------------------------------------------------------------
+
+
+def _kept(function: Callable[[Node], Tensor]) -> Recipe:
+    """From the node alone."""
+    return Recipe(lambda node, inputs, number: function(node))
+
+
+def _needs_gradient(node: Node, number: int) -> bool:
+    return node.next_functions[number][0] is not None
+
+
+def _unkept_factors(node: Node) -> Sequence[int]:
+    """A product keeps a factor only where the other one needs a gradient."""
+    return [number for number in (0, 1) if not _needs_gradient(node, 1 - number)]
+
+
+def _factors(node: Node, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    given = list(inputs)
+    first = node._saved_self if _needs_gradient(node, 1) else given.pop(0)
+    return first, node._saved_other if _needs_gradient(node, 0) else given.pop(0)
+
+
+def _product(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return torch.mul(*_factors(node, inputs))
+
+
+def _unkept_dividend(node: Node) -> Sequence[int]:
+    return () if _needs_gradient(node, 1) else (0,)
+
+
+def _quotient(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    dividend = inputs[0] if inputs else node._saved_self
+    return dividend / node._saved_other
+
+
+def _sum(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return torch.add(inputs[0], inputs[1], alpha=node._saved_alpha)
+
+
+def _difference(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return torch.sub(inputs[0], inputs[1], alpha=node._saved_alpha)
+
+
+def _concatenation(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return torch.cat(list(inputs), _signed(node._saved_dim))
+
+
+def _where(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return torch.where(node._saved_condition, inputs[0], inputs[1])
+
+
+def _cast(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return inputs[0].to(node._input_metadata[0].dtype)
+
+
+# ---- normalisation, dropout -------------------------------------------------------------------
+
+# Torch's kernels can't be called again: the nodes keep neither ε nor, in part, the shift, and no
+# generator's state. These formulas round as the kernels do, where `_rounds_alike` has seen it.
+
+
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    scale = invstd * weight
+    shift = torch.addcmul(bias, mean, scale, value=-1)
+    channels = (1, -1, *(1,) * (x.dim() - 2))
+    return torch.addcmul(shift.view(channels), x, scale.view(channels))
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    return torch.addcmul(bias, (x - mean) * rstd, weight)
+
+
+def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    samples, channels = x.shape[:2]
+    repeats = channels // mean.shape[1]
+    scale = rstd.repeat_interleave(repeats, 1) * weight
+    shift = torch.addcmul(
+        bias.expand_as(scale), mean.repeat_interleave(repeats, 1), scale, value=-1
+    )
+    shape = (samples, channels, *(1,) * (x.dim() - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+def _shift_of(node: Node) -> Tensor:
+    """The bias, which the node of a batch norm or a group norm does not keep: it is a leaf."""
+    return node.next_functions[2][0].variable
+
+
+def _has_shift(node: Node) -> bool:
+    """Whether scale and shift can be had. Where the shift needs no gradient nobody knows it."""
+    shift = node.next_functions[2][0]
+    return _needs_gradient(node, 1) and hasattr(shift, "variable")
+
+
+def _known_shift(node: Node) -> Sequence[int]:
+    return (2,)
+
+
+def _dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
+    return x * (mask.to(x.dtype) * (1 / (1 - p)))
+
+
+def _again_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    y, *kept = torch.native_batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5)
+    return y, _batch_norm(x, weight, bias, *kept)
+
+
+def _again_group(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    samples, channels, *sides = x.shape
+    sizes = samples, channels, math.prod(sides), 6
+    y, *kept = torch.native_group_norm(x, weight, bias, *sizes, 1e-5)
+    return y, _group_norm(x, weight, bias, *kept)
+
+
+def _again_layer(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.transpose(1, -1)
+    y, *kept = torch.native_layer_norm(rows, weight.shape, weight, bias, 1e-5)
+    return y, _layer_norm(rows, weight, bias, *kept)
+
+
+def _again_dropout(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    devices = [] if x.device.type == "cpu" else [x.device]
+    with torch.random.fork_rng(devices, device_type=x.device.type):
+        y, mask = torch.native_dropout(x, 0.3, True)
+    return y, _dropout(x, mask, 0.3)
+
+
+@functools.cache
+def _rounds_alike(
+    again: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype, device: str
+) -> bool:
+    """Whether a formula gives the bits of torch's kernel for this dtype, in this process."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).mul_(3).add_(1).to(dtype).to(device)
+
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        for size in (1, 5, 7, 16):
+            x, weight, bias = normal(4, 24, size, size), normal(24), normal(24)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                y, made = again(x.contiguous(memory_format=layout), weight, bias)
+                if made.dtype != y.dtype or not torch.equal(made, y):
+                    return False
+    return True
+
+
+def _alike(again: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Node], bool]:
+    def applies(node: Node) -> bool:
+        metadata = node._input_metadata[0]
+        return _rounds_alike(again, metadata.dtype, torch.device(metadata.device).type)
+
+    return applies
+
+
+def _batch_norm_applies(node: Node) -> bool:
+    return node._saved_training and _has_shift(node) and _alike(_again_batch)(node)
+
+
+def _group_norm_applies(node: Node) -> bool:
+    return _has_shift(node) and _alike(_again_group)(node)
+
+
+def _layer_norm_applies(node: Node) -> bool:
+    return _needs_gradient(node, 1) and _needs_gradient(node, 2) and _alike(_again_layer)(node)
+
+
+def _norm(
+    formula: Callable[..., Tensor],
+    applies: Callable[[Node], bool],
+    inputs: Callable[[Node], Sequence[int]] = _known_shift,
+) -> Recipe:
+    def make(node: Node, given: Sequence[Tensor], number: int) -> Tensor:
+        shift = given[0] if given else node._saved_bias
+        statistics = node._saved_result1, node._saved_result2
+        return formula(node._saved_input, node._saved_weight, shift, *statistics)
+
+    return Recipe(make, inputs, applies)
+
+
+# ---- views ------------------------------------------------------------------------------------
+
+
+def _view(function: Callable[[Node, Tensor, int], Any]) -> Recipe:
+    """Another look at the only input."""
+    return Recipe(lambda node, inputs, number: function(node, inputs[0], number), _first)
+
+
+def _views(function: Callable[[Node, Tensor], Sequence[Tensor]]) -> Recipe:
+    return Recipe(
+        lambda node, inputs, number: function(node, inputs[0])[number], _first, outputs=True
+    )
+
+
+_RESHAPED = _view(lambda node, x, number: x.reshape(_shape(node)))
+
+
+_RECIPES: dict[str, Recipe] = {
+    # activations
+    "SiluBackward0": _kept(lambda n: F.silu(n._saved_self)),
+    "GeluBackward0": _kept(lambda n: F.gelu(n._saved_self, approximate=n._saved_approximate)),
+    "MishBackward0": _kept(lambda n: F.mish(n._saved_self)),
+    "HardswishBackward0": _kept(lambda n: F.hardswish(n._saved_self)),
+    "HardsigmoidBackward0": _kept(lambda n: F.hardsigmoid(n._saved_self)),
+    "SoftplusBackward0": _kept(
+        lambda n: F.softplus(n._saved_self, n._saved_beta, n._saved_threshold)
+    ),
+    "HardtanhBackward0": _kept(
+        lambda n: F.hardtanh(n._saved_self, n._saved_min_val, n._saved_max_val)
+    ),
+    "LeakyReluBackward0": _kept(lambda n: F.leaky_relu(n._saved_self, n._saved_negative_slope)),
+    "EluBackward0": _kept(
+        lambda n: torch.ops.aten.elu(
+            n._saved_self, n._saved_alpha, n._saved_scale, n._saved_input_scale
+        )
+    ),
+    "PreluKernelBackward0": _kept(lambda n: torch._prelu_kernel(n._saved_self, n._saved_weight)),
+    "GluBackward0": _kept(lambda n: F.glu(n._saved_self, _signed(n._saved_dim))),
+    # arithmetic
+    "MulBackward0": Recipe(_product, _unkept_factors),
+    "DivBackward0": Recipe(_quotient, _unkept_dividend),
+    "AddBackward0": Recipe(_sum, _all, sums=1),
+    "SubBackward0": Recipe(_difference, _all, sums=1),
+    "NegBackward0": _view(lambda node, x, number: -x),
+    "PowBackward0": _kept(lambda n: torch.pow(n._saved_self, n._saved_exponent)),
+    "ClampBackward1": _kept(lambda n: torch.clamp(n._saved_self, n._saved_min, n._saved_max)),
+    "WhereBackward0": Recipe(_where, _all),
+    "NativeDropoutBackward0": Recipe(
+        lambda n, inputs, number: _dropout(inputs[0], n._saved_result1, n._saved_p),
+        _first,
+        _alike(_again_dropout),
+    ),
+    "CatBackward0": Recipe(_concatenation, _all),
+    "ToCopyBackward0": Recipe(_cast, _first),
+    # normalisation
+    "NativeBatchNormBackward0": _norm(_batch_norm, _batch_norm_applies),
+    "NativeLayerNormBackward0": _norm(_layer_norm, _layer_norm_applies, _none),
+    "NativeGroupNormBackward0": _norm(_group_norm, _group_norm_applies),
+    # views, and copies of which the values are those of their input
+    "AliasBackward0": _view(lambda node, x, number: x),
+    "CloneBackward0": _view(lambda node, x, number: x),
+    "ViewBackward0": _RESHAPED,
+    "UnsafeViewBackward0": _RESHAPED,
+    "ReshapeAliasBackward0": _RESHAPED,
+    "UnsqueezeBackward0": _RESHAPED,
+    "SqueezeBackward0": _RESHAPED,
+    "SqueezeBackward1": _RESHAPED,
+    "SqueezeBackward2": _RESHAPED,
+    "ExpandBackward0": _view(lambda node, x, number: x.expand(_shape(node))),
+    "TBackward0": _view(lambda node, x, number: x.t()),
+    "TransposeBackward0": _view(
+        lambda n, x, number: x.transpose(_signed(n._saved_dim0), _signed(n._saved_dim1))
+    ),
+    "PermuteBackward0": _view(lambda n, x, number: x.permute([_signed(d) for d in n._saved_dims])),
+    "SelectBackward0": _view(
+        lambda n, x, number: x.select(_signed(n._saved_dim), _signed(n._saved_index))
+    ),
+    "SliceBackward0": _view(
+        lambda n, x, number: torch.ops.aten.slice(
+            x, _signed(n._saved_dim), n._saved_start, n._saved_end, n._saved_step
+        )
+    ),
+    "SplitBackward0": _views(lambda n, x: x.split(n._saved_split_size, _signed(n._saved_dim))),
+    "SplitWithSizesBackward0": _views(
+        lambda n, x: x.split(list(n._saved_split_sizes), _signed(n._saved_dim))
+    ),
+    "UnbindBackward0": _views(lambda n, x: x.unbind(_signed(n._saved_dim))),
+}
+"""A line a node."""
+
+
+def _ours(forward: Callable[..., Tensor]) -> Recipe:
+    return _kept(lambda node: forward(*node.saved_tensors, *getattr(node, "parameters", ())))
+
+
+_OURS: dict[Any, Recipe] = {
+    **{rules.saving_input: _ours(rules.forward) for rules in RULES.values()},
+    **{
+        rules.trained: _ours(rules.trained_forward)
+        for rules in RULES.values()
+        if rules.trained is not None and rules.trained_forward is not None
+    },
+}
+"""Our own functions keep their input, and the parameters where these are trained."""
