@@ -76,7 +76,7 @@ def prepared(act: nn.Module, qat: bool) -> nn.Sequential:
 @pytest.mark.parametrize("act", [nn.Hardswish, nn.SiLU, nn.ReLU6], ids=str)
 def test_observers_of_quantisation_stay(act: Any, qat: bool, change: Callable[..., Any]) -> None:
     model = prepared(act(), qat)
-    keys, shown, old = list(model.state_dict()), str(model), model[1]
+    keys, old = list(model.state_dict()), model[1]
     holders = [name for name, one in model.named_modules() if hasattr(one, "qconfig")]
     observer = getattr(model[1], "activation_post_process", None)
     change(model)
@@ -87,7 +87,7 @@ def test_observers_of_quantisation_stay(act: Any, qat: bool, change: Callable[..
     for one in (copy.deepcopy(model), model):  # what prepares them makes what no pickle takes
         mk.unswap(one)
         assert list(one.state_dict()) == keys and one(X).shape == (2, 4, 4, 4)
-        assert str(one) == shown
+        assert type(one[1]) is type(old)
 
 
 @torchs_quantization

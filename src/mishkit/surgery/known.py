@@ -105,12 +105,20 @@ def is_known_class(kind: type[nn.Module]) -> bool:
     return kind in _OUR_CLASSES or _full_name(kind) in _CLASSES
 
 
-@functools.cache
-def names_of_class(kind: Any) -> frozenset[str]:
+def names_of_class(kind: type[nn.Module]) -> frozenset[str]:
     """What a known class gives its modules: attributes, parameters, buffers and submodules.
 
     Whatever else a module has was put there later, by its user or by a tool.
     """
+    if kind not in _NAMES:
+        _NAMES[kind] = _names_of(kind)
+    return _NAMES[kind]
+
+
+_NAMES: dict[type[nn.Module], frozenset[str]] = {}
+
+
+def _names_of(kind: type[nn.Module]) -> frozenset[str]:
     made = [kind()]
     if issubclass(kind, TrainableModule):
         made.append(kind(trainable=True))
