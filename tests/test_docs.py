@@ -18,6 +18,7 @@ PAGES = (
     "docs/index.md",
     "docs/tutorial.md",
     "docs/audit.md",
+    "docs/recompute.md",
     "docs/swap.md",
     "docs/anneal.md",
     "docs/prune.md",

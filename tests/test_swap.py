@@ -73,7 +73,8 @@ GATES = {f"blocks.{i}.gate": "mish" for i in range(3)}
         ({"silu": ("mish", {"inplace": False, "save": "output"})},
          {"stem.1": "Mish(save='output')", "blocks.1.act": "Mish(save='output')",
           **dict.fromkeys(GATES, "mish(save='output')")}),
-        ({"stem.*": ("swish", {"trainable": True})}, {"stem.1": "Swish(trainable=True)"}),
+        ({"stem.*": ("swish", {"beta": 2, "trainable": True})},
+         {"stem.1": "Swish(trainable=True)"}),
         ({"stem.*": "swish:beta=-1"}, {"stem.1": "Swish(beta=-1.0)"}),
         # Classes, exactly.
         ({nn.GELU: nn.ReLU6}, {"blocks.0.act": "ReLU6()"}),

@@ -16,6 +16,7 @@ from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
+from .recompute import recompute
 from .registry import get, names, register
 
 if TYPE_CHECKING:  # what the next lines bring
@@ -59,6 +60,7 @@ __all__ = [
     "modules",
     "names",
     "prune",
+    "recompute",
     "register",
     "swap",
     "unswap",

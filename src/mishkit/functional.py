@@ -213,7 +213,10 @@ class _Call:
             try:
                 self.a.turn_at(*parameters)
             except ValueError as error:
-                raise ValueError(f'{error}; save="output" and inplace=True need that') from None
+                # Added, and not formatted: Dynamo of torch 2.10 would lose the first half.
+                raise ValueError(
+                    error.args[0] + '; save="output" and inplace=True need that'
+                ) from None
 
     def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> bool:
         """Refuse what goes wrong whatever the parameters; whether x needs a gradient."""

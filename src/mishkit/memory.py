@@ -36,7 +36,8 @@ class KeptBytes:
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._storages[storage._cdata] = storage
-        return tensor
+        # Detached, or an output that its own node keeps, as ReLU's, would never be freed.
+        return tensor.detach()
 
     @property
     def storages(self) -> list[torch.UntypedStorage]:
