@@ -13,9 +13,11 @@ PY := .venv/bin/python
 LIBRARY := src/mishkit/_kernels.so
 # Not -q, with which MkDocs would not count the warnings that --strict makes errors.
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check bench peers accuracy exhaustive gallery docs format clean
+.PHONY: help venv kernels demo test check sanitize bench peers accuracy exhaustive gallery docs \
+	format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +41,17 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@$(PY) tools/fit_df_y.py --check
 	@$(PY) tools/make_stubs.py --check
 	@$(SITE)
+
+# Less optimised, as it would else compile for a quarter of an hour. What Python and torch leave is no
+# leak of ours; tests/test_refused.py counts those.
+sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of values, layouts, calls
+	@CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		LDFLAGS="-fsanitize=address,undefined" \
+		$(PY) setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
+	@LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
+		$(PY) -m pytest -n auto --dist worksteal tests/test_refused.py tests/test_layouts.py \
+		tests/test_values.py tests/test_calls.py $(PYTEST)
 
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
