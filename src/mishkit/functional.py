@@ -325,7 +325,8 @@ def _parametric_function(a: Activation) -> tuple[_Call, Callable[..., Tensor]]:
     # A function with these very arguments: binding them to a signature at each call takes 3 µs.
     names = [p.name for p in a.parameters]
     head = ", ".join(f"{p.name}={p.default!r}" for p in a.parameters)
-    made: dict[str, Any] = {"__name__": __name__, "function": function}
+    # The package says whose code it is. With a __name__, Dynamo would look for it in that module.
+    made: dict[str, Any] = {"__package__": __package__, "function": function}
     exec(
         f"def {a.name}(input, {head}, inplace=False, *, save='input', out=None):\n"
         f"    return function(input, ({', '.join(names)},), inplace, save, out)",

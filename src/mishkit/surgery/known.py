@@ -180,7 +180,7 @@ def identify_function(function: Callable[..., Any]) -> Known | None:
 
 def _ours(module: Any) -> Known:
     name = _our_function(module)
-    trained = not module._parameters.keys().isdisjoint(module.parameter_names)
+    trained = any(name in module._parameters for name in module.parameter_names)
     values = {p: getattr(module, p) for p in module.parameter_names}
     parameters = {} if trained else {p: float(value) for p, value in values.items()}
     return Known(name, parameters, bool(module.inplace), module.save, _has_state(module))

@@ -715,7 +715,8 @@ def line_of_model(frame: FrameType | None = None) -> str:
 
 
 def _is_library(frame: FrameType) -> bool:
-    name = frame.f_globals.get("__name__") or ""
+    # What is made by exec, as functions with parameters are, has the package alone.
+    name = frame.f_globals.get("__name__") or frame.f_globals.get("__package__") or ""
     return name.partition(".")[0] in ("torch", _PACKAGE)
 
 
