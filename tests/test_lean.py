@@ -82,7 +82,7 @@ def images() -> Tensor:
     "act",
     [
         nn.SiLU(), nn.SiLU(inplace=True), nn.GELU(), nn.GELU("tanh"), nn.Mish(),
-        nn.Mish(inplace=True), nn.Hardswish(), nn.Hardswish(inplace=True), nn.Softplus(2, 10),
+        nn.Mish(inplace=True), nn.Hardswish(), nn.Hardswish(inplace=True), nn.Softplus(2, 15),
         *(mk.get(name) for name in mk.names() if name != "relu"),
         mk.Swish(2.0), mk.APTx(1, 0.5, 0.5),
     ],

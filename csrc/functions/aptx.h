@@ -25,18 +25,15 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   static constexpr double largest =
       sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
 
-  V offset, gamma, less_one, more_one;  // alpha, alpha − 1 and + 1
+  V gamma, less_one, more_one;  // alpha − 1 and + 1
   Factor<T> sharpness;         // 2·beta
   V base, height, top;         // the weight of x is base + height·σ, which rises to top
   V low, high;                 // where x is clamped for the exponential
   V least, most;               // where x is clamped for itself: inf·0 would be a NaN
-  Mask<T> balanced;            // alpha is so near 0 that f is small beside x·gamma at 0
-  bool is_any_balanced;
   double alpha, beta;          // for the turn
 
   explicit APTx(const double* p)
-      : offset(p[0]),
-        gamma(p[2]),
+      : gamma(p[2]),
         less_one(p[0] - 1),
         more_one(p[0] + 1),
         sharpness(2 * p[1]),
@@ -48,8 +45,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     set_bounds();
   }
   explicit APTx(const V* p)
-      : offset(p[0]),
-        gamma(p[2]),
+      : gamma(p[2]),
         less_one(p[0] - V(1.0)),
         more_one(p[0] + V(1.0)),
         sharpness(p[1] + p[1]),
@@ -73,11 +69,11 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     return {x, c, c * sharpness.high, exp<accuracy>(c, sharpness)};
   }
   MISHKIT_INLINE_MEMBER V f(Stage s) const {
-    return s.x * weight(s, fma(s.e, top, base) / (s.e + V(1.0)));
+    return s.x * (fma(s.e, top, base) / (s.e + V(1.0)));
   }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
-    return weight(s, fma(s.e, top, base) * r) + height * (s.z * r) * (s.e * r);
+    return fma(s.e, top, base) * r + height * (s.z * r) * (s.e * r);
   }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
     V r = V(1.0) / (s.e + V(1.0));
@@ -90,17 +86,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     V sigma = s.e * r;
     d[0] = gamma * s.x;
     d[1] = (height + height) * (s.c * sigma) * (s.c * r);
-    V total = fma(s.e, more_one, less_one) * r;
-    if (is_any_balanced) total = select(balanced, sum(s), total);
-    d[2] = s.x * total;
-  }
-  // The weight of x: as it is given, or where that has lost its digits, by tanh itself.
-  MISHKIT_INLINE_MEMBER V weight(Stage s, V given) const {
-    return is_any_balanced ? select(balanced, gamma * sum(s), given) : given;
-  }
-  MISHKIT_INLINE_MEMBER V sum(Stage s) const {
-    V e = expm1<accuracy>(s.z);
-    return offset + e / (e + V(2.0));
+    d[2] = s.x * (fma(s.e, more_one, less_one) * r);
   }
 
   // alpha = 1: f = gamma/beta·silu(2·beta·x).
@@ -201,7 +187,6 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     const V end = largest / (sizeof(T) == 4 ? 0x1p14 : 0x1p28);
     V a = V(exp_floor<T>) / sharpness.high, b = V(near) / sharpness.high;
     low = max(-end, min(a, b)), high = min(end, max(a, b));
-    balanced = less(abs(offset), V(0.25)), is_any_balanced = to_bits(balanced) != 0;
     Mask<T> falling = less(sharpness.high, V(0.0));
     V on_left = select(falling, top, base), on_right = select(falling, base, top);
     V none = __builtin_inf();
