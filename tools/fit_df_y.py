@@ -38,6 +38,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import _same_blas  # noqa: F401  (before numpy)
 import mpmath as mp
 import numpy as np
 import torch

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import _same_blas  # noqa: F401  (before numpy)
 import mpmath as mp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
