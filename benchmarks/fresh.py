@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import mishkit as mk
-from mishkit.lab._memory import page_faults
-from mishkit.lab._timing import PROCESSOR, Call, Timing, round_robin
+from mishkit.lab.common.memory import page_faults
+from mishkit.lab.common.timing import PROCESSOR, Call, Timing, round_robin
 
 SIZE = 1 << 24
 SECONDS = 3.0

@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 import typer
 
-from mishkit.lab import environment
+from mishkit.lab.common import environment
 from mishkit.lab.surgery import Effect, Settings, effect, readable, show_effects
 
 PAGE = Path(__file__).parent.parent / "docs" / "lean.md"

@@ -37,12 +37,12 @@ import pages
 from pages import DOCS, markdown
 
 import mishkit as mk
-from mishkit.lab._memory import in_process, keep_freed_memory, page_faults
-from mishkit.lab._timing import PROCESSOR, Call, Timing, round_robin, torch_threads
-from mishkit.lab._verdicts import Verdict
-from mishkit.lab.formats import significant
-from mishkit.lab.models import Example, load
-from mishkit.lab.networks import initialise, seven_layers
+from mishkit.lab.common.bars import Verdict
+from mishkit.lab.common.formats import significant
+from mishkit.lab.common.memory import in_process, keep_freed_memory, page_faults
+from mishkit.lab.common.models import Example, load
+from mishkit.lab.common.timing import PROCESSOR, Call, Timing, round_robin, torch_threads
+from mishkit.lab.study.networks import initialise, seven_layers
 from mishkit.lab.surgery import Settings, peak_in_process, readable, training_step
 
 CSV, PAGE = DOCS / "networks.csv", DOCS / "networks.md"

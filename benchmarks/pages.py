@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mishkit.backends import cpu
-from mishkit.lab import environment
+from mishkit.lab.common import environment
 
 README = Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"

@@ -27,8 +27,8 @@ from torch import Tensor
 
 import mishkit as mk
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab._bench_cases import PEERS, normal
-from mishkit.lab._timing import Call
+from mishkit.lab.bench.cases import PEERS, normal
+from mishkit.lab.common.timing import Call
 
 FORWARD, BACKWARD = "forward", "backward"
 FRESH, EXISTING = "fresh", "existing"
@@ -313,7 +313,7 @@ class Timm(Adapter):
     }
 
     def load(self) -> None:
-        from mishkit.lab.models import mend_torchvision
+        from mishkit.lab.common.models import mend_torchvision
 
         self._mended = mend_torchvision()
         with warnings.catch_warnings():

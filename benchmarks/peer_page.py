@@ -14,9 +14,9 @@ from pages import DOCS, markdown
 from peer_adapters import BACKWARD, EXISTING, FLOORS, FORWARD, FRESH, OURS
 from peer_adapters import OURS_FROM_OUTPUT as FROM_OUTPUT
 
-from mishkit.lab.bench import QUANTILES, size_name
-from mishkit.lab.drawing import COLOURS, DPI, style
-from mishkit.lab.formats import NONE, significant, threads_name
+from mishkit.lab.bench.results import QUANTILES
+from mishkit.lab.calculus.drawing import COLOURS, DPI, style
+from mishkit.lab.common.formats import NONE, significant, size_name, threads_name
 
 CSV, PAGE, FIGURE = DOCS / "peers.csv", DOCS / "peers.md", DOCS / "figures" / "peers.png"
 LEVEL = 1.05

@@ -35,9 +35,10 @@ from peer_adapters import BACKWARD, FLOORS, FORWARD, FUNCTIONS, Adapter, Lacks, 
 from peer_page import Row
 
 from mishkit.backends import cpu
-from mishkit.lab._memory import page_faults
-from mishkit.lab._timing import PROCESSOR, WALL, Call, Timing, round_robin
-from mishkit.lab.bench import DTYPES, QUANTILES, parse_numbers
+from mishkit.lab.bench.results import QUANTILES
+from mishkit.lab.bench.settings import DTYPES, parse_numbers
+from mishkit.lab.common.memory import page_faults
+from mishkit.lab.common.timing import PROCESSOR, WALL, Call, Timing, round_robin
 
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 24)
 TOLERANCE = {

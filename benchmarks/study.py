@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pages
 from pages import DOCS, markdown
 
-from mishkit.lab import formats, intervals
-from mishkit.lab.compare import Settings
-from mishkit.lab.drawing import COLOURS, DPI, style
-from mishkit.lab.plots import MARKERS
+from mishkit.lab.calculus.drawing import COLOURS, DPI, style
+from mishkit.lab.common import formats
+from mishkit.lab.study import verdicts
+from mishkit.lab.study.plots import MARKERS
+from mishkit.lab.study.settings import Settings
 
 PAGE, FOLDER, FIGURES = DOCS / "study.md", DOCS / "study", DOCS / "figures"
 KEPT = ("report.html", "trials.csv", "epochs.csv", "summary.csv")
@@ -87,12 +88,12 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
 def base_of(summary: pd.DataFrame) -> str:
     """What to call the baseline."""
-    return str(summary.loc[summary["accuracy_verdict"] == intervals.BASE, "label"].iloc[0])
+    return str(summary.loc[summary["accuracy_verdict"] == verdicts.BASE, "label"].iloc[0])
 
 
 def compared(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows that are set against the baseline's."""
-    return summary[summary["accuracy_verdict"] != intervals.BASE]
+    return summary[summary["accuracy_verdict"] != verdicts.BASE]
 
 
 def short(label: str) -> str:
@@ -112,7 +113,7 @@ def results(rows: pd.DataFrame, base: str) -> str:
 
 def cells(row: dict) -> list[str]:
     """One activation."""
-    is_base = row["accuracy_verdict"] == intervals.BASE
+    is_base = row["accuracy_verdict"] == verdicts.BASE
     step = formats.ratio(row["step_ratio"])
     if not is_base:
         step += f" ({formats.between(row['step_ratio_low'], row['step_ratio_high'])})"
@@ -136,7 +137,7 @@ def cells(row: dict) -> list[str]:
 
 def emphasised(text: str, verdict: str) -> str:
     """In bold where something is told apart."""
-    return f"**{text}**" if verdict in (intervals.BETTER, intervals.WORSE) else text
+    return f"**{text}**" if verdict in (verdicts.BETTER, verdicts.WORSE) else text
 
 
 def overview(summary: pd.DataFrame) -> str:
@@ -161,7 +162,7 @@ def counted(summary: pd.DataFrame) -> str:
     others = compared(summary)
     better, worse = (
         int((others["accuracy_verdict"] == verdict).sum())
-        for verdict in (intervals.BETTER, intervals.WORSE)
+        for verdict in (verdicts.BETTER, verdicts.WORSE)
     )
     return (
         f"Of {len(others)} comparisons of accuracy, {better} came out better than "
@@ -203,9 +204,9 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         )
     edges = summary[summary["lr_at_edge"]]
     return TEMPLATE.format(
-        headline=intervals.headline(summary, base),
+        headline=verdicts.headline(summary, base),
         counted=counted(summary),
-        budget=" ".join(intervals.budget(summary, base))
+        budget=" ".join(verdicts.budget(summary, base))
         or f"For no activation is the time to the target told apart from {base}'s.",
         overview=overview(summary),
         prices=prices(summary),
@@ -215,7 +216,7 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         edges=(
             "At the edge of the grid, so that a better rate may lie beyond, the choice was for "
             + "; ".join(
-                f"{intervals.listed(rows['label'])} on {data}"
+                f"{verdicts.listed(rows['label'])} on {data}"
                 for data, rows in edges.groupby("data", sort=False)
             )
             + "."
@@ -241,7 +242,7 @@ def for_readme(summary: pd.DataFrame, trials: pd.DataFrame) -> str:
     """What the README says of it."""
     base = base_of(summary)
     return README_TEMPLATE.format(
-        headline=intervals.headline(summary, base),
+        headline=verdicts.headline(summary, base),
         overview=overview(summary),
         prices=prices(summary),
         base=base,

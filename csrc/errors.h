@@ -8,7 +8,7 @@
 namespace mishkit {
 namespace {
 
-// The names and their order are those of ROWS in lab/exhaustive.py.
+// The names and their order are those of ROWS in lab/accuracy/exhaustive.py.
 struct Row {
   double max, at;  // the largest error and its input; at is a NaN as long as max is 0
   double total, count;

@@ -54,8 +54,8 @@ try:
 
     import mishkit as mk
     from mishkit.lab import LabError
-    from mishkit.lab.models import mend_torchvision
-    from mishkit.lab.text import VADER, snippets
+    from mishkit.lab.common.models import mend_torchvision
+    from mishkit.lab.study.text import VADER, snippets
 except ModuleNotFoundError as error:
     sys.exit(f"swap_minilm: {error.name} is missing: {NEEDED}")
 

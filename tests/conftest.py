@@ -11,7 +11,7 @@ from common import KERNELS, PLAIN, TRITON, Engine
 
 from mishkit._torchvision import mend_torchvision
 from mishkit.backends import cpu, triton
-from mishkit.lab._interpreter import make_faithful
+from mishkit.lab.accuracy.interpreter import make_faithful
 
 # Without a GPU Triton's kernels run in its interpreter; it looks at this when it is imported.
 interpreted = not torch.cuda.is_available()

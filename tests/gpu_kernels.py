@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mishkit.lab._gpu_code import Build
+from mishkit.lab.code.gpu import Build
 
 THREADS = 128
 

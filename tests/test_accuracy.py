@@ -24,8 +24,9 @@ from common import (
 )
 
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import LabError, accuracy
-from mishkit.lab._references import Reference
+from mishkit.lab import LabError
+from mishkit.lab.accuracy import sampled as accuracy
+from mishkit.lab.accuracy.references import Reference
 
 STRIDE = 4093
 """A million values of float32 per function; `mishkit accuracy` takes more."""

@@ -23,10 +23,13 @@ import mishkit
 from mishkit.backends import cpu
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import LabError, _machine_code, cost
-from mishkit.lab._curve import Curve, parse
-from mishkit.lab._named import Named, find, options
-from mishkit.lab.analyze import Analysis, analyze_named, curve_of, show
+from mishkit.lab import LabError
+from mishkit.lab.calculus import cost
+from mishkit.lab.calculus.analysis import Analysis, show
+from mishkit.lab.calculus.analyze import analyze_named, curve_of
+from mishkit.lab.calculus.curve import Curve, parse
+from mishkit.lab.code import machine as _machine_code
+from mishkit.lab.common.named import Named, find, options
 
 SHAPES = DEFAULTS + OTHERS + FURTHER + TURNLESS
 every_shape = pytest.mark.parametrize("case", SHAPES, ids=str)

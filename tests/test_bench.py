@@ -9,17 +9,23 @@ import pytest
 import torch
 
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import Interrupted, LabError, _bench_bars, _bench_cases, bench
-from mishkit.lab._bench_bars import BARS, L2, L3, MEMORY
-from mishkit.lab._timing import Call, Timing, round_robin
+from mishkit.lab import Interrupted, LabError
+from mishkit.lab.bench import cases as _bench_cases
+from mishkit.lab.bench import cpu as bench
+from mishkit.lab.bench import cpu_bars as _bench_bars
+from mishkit.lab.bench.cpu_bars import BARS, L2, L3, MEMORY
+from mishkit.lab.bench.results import Key, Results, write_csv
+from mishkit.lab.bench.settings import Settings, parse_numbers
+from mishkit.lab.common.formats import size_name
+from mishkit.lab.common.timing import Call, Timing, round_robin
 
 TINY = 64
 
 
 @pytest.fixture(scope="module")
-def measured() -> bench.Results:
+def measured() -> Results:
     """Every case of every function, on tensors too small to mean anything."""
-    found = bench.Results()
+    found = Results()
     for name in ACTIVATIONS:
         for is_small in (True, False):
             group = bench.Group(name, "float32", TINY, 1, is_small)
@@ -27,8 +33,8 @@ def measured() -> bench.Results:
     return found
 
 
-def key(case: str, contender: str, function: str = "mish", size: int = L2) -> bench.Key:
-    return bench.Key(function, "float32", case, size, 1, contender)
+def key(case: str, contender: str, function: str = "mish", size: int = L2) -> Key:
+    return Key(function, "float32", case, size, contender)
 
 
 def test_timing() -> None:
@@ -56,7 +62,7 @@ def test_a_call_is_prepared_before_every_sample() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_every_case_comes_out(name: str, measured: bench.Results) -> None:
+def test_every_case_comes_out(name: str, measured: Results) -> None:
     a = ACTIVATIONS[name]
     ours = {k.case for k in measured.timings if k.function == name and k.contender == "mishkit"}
     assert ours == set(_bench_cases.CASES) - (set() if a.turn else {_bench_cases.PACKED})
@@ -119,7 +125,7 @@ def test_backward_through_autograd() -> None:
 
 
 def test_ratios() -> None:
-    found = bench.Results({key("forward", "mishkit"): Timing([1, 2, 9])})
+    found = Results({key("forward", "mishkit"): Timing([1, 2, 9])})
     found.timings[key("forward", "torch")] = Timing([8, 12, 12])
     above, below = key("forward", "torch"), key("forward", "mishkit")
     assert found.ratio(above, below) == 8
@@ -128,7 +134,7 @@ def test_ratios() -> None:
 
 
 def test_a_packed_forward_is_compared_with_a_forward() -> None:
-    found = bench.Results({key("forward, packed", "mishkit"): Timing([2])})
+    found = Results({key("forward, packed", "mishkit"): Timing([2])})
     found.timings[key("forward", "relu")] = Timing([1])
     mine = key("forward, packed", "mishkit")
     assert found.ratio(mine, mine._replace(contender="relu")) == 2
@@ -138,7 +144,7 @@ def test_a_packed_forward_is_compared_with_a_forward() -> None:
     ("ours", "theirs", "word"), [(1, 18, "met"), (1, 17.9, "MISSED"), (1, None, "–")]
 )
 def test_a_bar_from_below(ours: float, theirs: float | None, word: str) -> None:
-    found = bench.Results({key("forward", "mishkit"): Timing([ours, 5])})
+    found = Results({key("forward", "mishkit"): Timing([ours, 5])})
     if theirs:
         found.timings[key("forward", "torch")] = Timing([theirs, 80])
     verdict = _bench_bars.faster(18, "forward", L2).verdict(found)
@@ -149,7 +155,7 @@ def test_a_bar_from_below(ours: float, theirs: float | None, word: str) -> None:
 
 @pytest.mark.parametrize(("ours", "word"), [(1.05, "met"), (1.06, "MISSED")])
 def test_a_bar_from_above(ours: float, word: str) -> None:
-    found = bench.Results({key("forward, out=", "mishkit", size=MEMORY): Timing([ours])})
+    found = Results({key("forward, out=", "mishkit", size=MEMORY): Timing([ours])})
     found.timings[key("forward, out=", "relu", size=MEMORY)] = Timing([1])
     assert _bench_bars.costs(1.05, "forward, out=", MEMORY).verdict(found).word == word
 
@@ -157,17 +163,17 @@ def test_a_bar_from_above(ours: float, word: str) -> None:
 def test_every_bar_is_measured_by_the_default_run() -> None:
     timed = {
         (group.function, group.dtype, group.size, group.is_small)
-        for group in bench.groups(bench.Settings())
+        for group in bench.groups(Settings())
         if group.threads == 1
     }
     for bar in BARS:
         for k in (bar.above, bar.below):
             assert (k.function, k.dtype, k.size, k.case.startswith("call")) in timed, bar.what
-    assert {L2, L3, MEMORY} == set(bench.Settings().sizes)
+    assert {L2, L3, MEMORY} == set(Settings().sizes)
 
 
-def test_csv(measured: bench.Results, tmp_path: Path) -> None:
-    bench.write_csv(tmp_path / "bench.csv", measured)
+def test_csv(measured: Results, tmp_path: Path) -> None:
+    write_csv(tmp_path / "bench.csv", measured)
     rows = list(csv.DictReader((tmp_path / "bench.csv").read_text().splitlines()))
     assert len(rows) == len(measured.timings)
     for row in rows:
@@ -180,7 +186,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "QUICK", 1e-9)
-    settings = bench.Settings(["mish"], ["bfloat16"], sizes=[TINY], threads=[1], quick=True)
+    settings = Settings(["mish"], ["bfloat16"], sizes=[TINY], threads=[1], quick=True)
     assert bench.main(settings, tmp_path / "bench.csv") in (0, 1)
     said = capsys.readouterr().out
     for text in ("forward, out=: bfloat16, 1 thread", "÷relu", "torch÷", "not measured"):
@@ -192,7 +198,7 @@ def test_an_interrupted_run_keeps_what_is_done(
 ) -> None:
     monkeypatch.setattr(bench, "time_group", _interrupt)
     with pytest.raises(Interrupted, match="no bar was held"):
-        bench.main(bench.Settings(["mish"], sizes=[TINY]))
+        bench.main(Settings(["mish"], sizes=[TINY]))
     said = capsys.readouterr().out
     assert "partial" in said and "bars met" not in said
 
@@ -202,11 +208,11 @@ def _interrupt(*_: object) -> None:
 
 
 def test_numbers() -> None:
-    assert bench.parse_numbers("64Ki, 1Mi,16") == (65536, 1048576, 16)
-    assert [bench.size_name(n) for n in (65536, 16 << 20, 1000)] == ["64 Ki", "16 Mi", "1,000"]
+    assert parse_numbers("64Ki, 1Mi,16") == (65536, 1048576, 16)
+    assert [size_name(n) for n in (65536, 16 << 20, 1000)] == ["64 Ki", "16 Mi", "1,000"]
     for wrong in ("64K", "Mi", "", "-1", "1.5Mi", "1kimi"):
         with pytest.raises(LabError):
-            bench.parse_numbers(wrong)
+            parse_numbers(wrong)
 
 
 @pytest.mark.parametrize(
@@ -215,4 +221,4 @@ def test_numbers() -> None:
 )
 def test_misuse(wrong: dict[str, object]) -> None:
     with pytest.raises(LabError):
-        bench.Settings(**wrong)  # type: ignore[arg-type]
+        Settings(**wrong)  # type: ignore[arg-type]

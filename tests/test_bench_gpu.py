@@ -17,13 +17,22 @@ from typer.testing import CliRunner
 
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import Interrupted, _bench_gpu, _bench_gpu_neuron, _gpu_timing, _published, bench
-from mishkit.lab._bench_gpu import BODIES, COMPILED, COPY, DOUBLE, FAMILY, Device, Key, Results
-from mishkit.lab._bench_neuron import BOTH, LINEAR, OURS, PLAIN
-from mishkit.lab._bench_neuron import COMPILED as COMPILED_LAYER
-from mishkit.lab._gpu_timing import GpuTiming, Stopwatch, round_robin
-from mishkit.lab._roofline import H100
-from mishkit.lab._timing import Call
+from mishkit.lab import Interrupted
+from mishkit.lab.bench import command, gpu_device
+from mishkit.lab.bench import gpu as _bench_gpu
+from mishkit.lab.bench import gpu_neuron as _bench_gpu_neuron
+from mishkit.lab.bench import published_gpu as _published
+from mishkit.lab.bench.cases import working
+from mishkit.lab.bench.gpu import BODIES, COMPILED, COPY, DOUBLE, share_of_copy, speed
+from mishkit.lab.bench.gpu_device import Device, device, normal
+from mishkit.lab.bench.neuron import BOTH, LINEAR, OURS, PLAIN
+from mishkit.lab.bench.neuron import COMPILED as COMPILED_LAYER
+from mishkit.lab.bench.results import FAMILY, Key, Results
+from mishkit.lab.bench.settings import Settings
+from mishkit.lab.code.roofline import H100
+from mishkit.lab.common import gpu_timing as _gpu_timing
+from mishkit.lab.common.gpu_timing import Stopwatch
+from mishkit.lab.common.timing import Call, Timing
 
 GPU = Device("Testing GPU", "sm_90", 50 << 20, "CUDA 13.0")
 
@@ -88,18 +97,18 @@ def test_a_sample_is_queued_whole_before_anyone_waits(stream: Stream) -> None:
 
 def test_a_late_sample_is_taken_again_behind_more(stream: Stream) -> None:
     stream.late = 2
-    timings = round_robin({"a": Call(says(stream, "a"))}, Stopwatch("cpu", 0), rounds=2, warm=0)
+    timings = Stopwatch("cpu", 0).time({"a": Call(says(stream, "a"))}, rounds=2, warm=0)
     assert stream.said.count("flush") == 1 + 2 + 4 + 4  # what was enough is kept
     assert (len(timings["a"].samples), timings["a"].late) == (2, 0)
     stream.late = 1000
-    timings = round_robin({"a": Call(says(stream, "a"))}, Stopwatch("cpu", 0), rounds=3, warm=0)
+    timings = Stopwatch("cpu", 0).time({"a": Call(says(stream, "a"))}, rounds=3, warm=0)
     assert timings["a"].late == 3 and timings["a"].is_late
 
 
 def test_everyone_has_a_turn_in_every_round(stream: Stream) -> None:
     names = "abc"
     calls = {name: Call(says(stream, name)) for name in names}
-    timings = round_robin(calls, Stopwatch("cpu", 0), rounds=3, warm=2)
+    timings = Stopwatch("cpu", 0).time(calls, rounds=3, warm=2)
     assert "".join(word for word in stream.said if word in names) == names * 5
     assert [len(timing.samples) for timing in timings.values()] == [3, 3, 3]
 
@@ -115,9 +124,9 @@ def test_the_flush_is_larger_than_the_caches() -> None:
 
 
 def test_statistics() -> None:
-    timing = GpuTiming([1.0, 2.0, 6.0], late=1)
+    timing = Timing([1.0, 2.0, 6.0], late=1)
     assert (timing.mean, timing.std) == (3, statistics.stdev([1, 2, 6])) and not timing.is_late
-    assert GpuTiming([1.0]).std == 0
+    assert Timing([1.0]).std == 0
 
 
 # ---- the functions ----
@@ -127,8 +136,8 @@ def test_statistics() -> None:
 def on_cpu(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> Stream:
     """The command as on a GPU, with this machine's tensors and nothing compiled."""
     for module, name, value in (
-        (_bench_gpu, "DEVICE", "cpu"),
-        (_bench_gpu, "device", lambda: GPU),
+        *((module, "DEVICE", "cpu") for module in (gpu_device, _bench_gpu, _bench_gpu_neuron)),
+        *((module, "device", lambda: GPU) for module in (_bench_gpu, _bench_gpu_neuron)),
         (_bench_gpu, "ROUNDS", 2),
         (_bench_gpu, "QUICK_ROUNDS", 2),
         (_bench_gpu, "WARM_ROUNDS", 0),
@@ -150,7 +159,7 @@ def test_every_case_does_what_it_says(on_cpu: Stream) -> None:
     for name in ("mish", "h_mish", "relu"):
         a = ACTIVATIONS[name]
         made = dict(_bench_gpu.calls(a, torch.float32, 500))
-        x, g, gg = (_bench_gpu.normal(500, torch.float32, seed) for seed in range(3))
+        x, g, gg = (normal(500, torch.float32, seed) for seed in range(3))
         y, slope = a.f(x, *a.defaults), a.df(x, *a.defaults)
         bend = gg * g * a.d2f(x, *a.defaults)
         peers = {"relu", COMPILED, *({"torch"} if name == "mish" else set())}
@@ -179,10 +188,10 @@ def test_who_fails_is_left_out_unless_it_is_ours() -> None:
 
     missing: list[str] = []
     made = [(("forward", "torch.compile"), Call(fail)), (("forward", "relu"), Call(lambda: None))]
-    assert list(_bench_gpu.working(made, missing, "mish")) == [("forward", "relu")]
+    assert list(working(made, missing, "mish")) == [("forward", "relu")]
     assert missing == ["mish: no forward, torch.compile: no"]
     with pytest.raises(ValueError):
-        _bench_gpu.working([(("forward", "mishkit"), Call(fail))], missing, "mish")
+        working([(("forward", "mishkit"), Call(fail))], missing, "mish")
 
 
 def test_without_memory_a_line_says_so(on_cpu: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,19 +205,19 @@ def test_without_memory_a_line_says_so(on_cpu: Stream, monkeypatch: pytest.Monke
 
 
 def key(case: str, contender: str, function: str = "mish", dtype: str = "float32") -> Key:
-    return Key(FAMILY, function, dtype, case, 1000, contender)
+    return Key(function, dtype, case, 1000, contender)
 
 
 def test_speeds_and_shares() -> None:
-    results = Results({key(COPY, COPY): GpuTiming([8.0])})
-    results.timings[key("forward", "mishkit")] = GpuTiming([10.0, 30.0])
-    results.timings[key("backward from output", "mishkit")] = GpuTiming([20.0])
-    results.timings[key("backward", "relu")] = GpuTiming([10.0])
-    assert results.speed(key(COPY, COPY)) == 1000  # bytes a nanosecond are GB/s
-    assert results.speed(key("forward", "mishkit")) == 800
-    assert results.share(key("forward", "mishkit")) == 0.8
+    results = Results({key(COPY, COPY): Timing([8.0])})
+    results.timings[key("forward", "mishkit")] = Timing([10.0, 30.0])
+    results.timings[key("backward from output", "mishkit")] = Timing([20.0])
+    results.timings[key("backward", "relu")] = Timing([10.0])
+    assert speed(results, key(COPY, COPY)) == 1000  # bytes a nanosecond are GB/s
+    assert speed(results, key("forward", "mishkit")) == 800
+    assert share_of_copy(results, key("forward", "mishkit")) == 0.8
     packed = key("backward from output", "mishkit")
-    assert results.speed(packed) == (12 + 1 / 8) * 1000 / 20
+    assert speed(results, packed) == (12 + 1 / 8) * 1000 / 20
     assert results.ratio(packed, packed._replace(contender="relu")) == 2
     monotone = key("backward from output", "mishkit", "softplus", "bfloat16")
     assert _bench_gpu.bytes_per_element(monotone) == 6
@@ -219,13 +228,13 @@ def test_the_bars_are_of_the_worst_function_at_the_largest_size() -> None:
     bar = next(b for b in _bench_gpu.BARS if (b.case, b.dtype) == ("forward", "float32"))
     assert bar.contender == "relu" and bar.verdict(results).word == "–"
     for function, time in (("mish", 1.0), ("gelu", 1.2)):
-        results.timings[key("forward", "mishkit", function)] = GpuTiming([time])
-        results.timings[key("forward", "relu", function)] = GpuTiming([1.0])
+        results.timings[key("forward", "mishkit", function)] = Timing([time])
+        results.timings[key("forward", "relu", function)] = Timing([1.0])
     found = bar.verdict(results)
     assert (found.word, found.measured) == ("MISSED", "1.20× (gelu)")
     for one in ("mishkit", "relu"):
         larger = key("forward", one)._replace(size=2000)
-        results.timings[larger] = GpuTiming([5.0])
+        results.timings[larger] = Timing([5.0])
     assert bar.verdict(results).word == "met"
 
 
@@ -236,11 +245,11 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        _bench_gpu, "papers", lambda s, gpu: {("mish", "backward_packed", "bfloat16"): 0.73}
+        _bench_gpu, "rooflines", lambda s, gpu: {("mish", "backward_packed", "bfloat16"): 0.73}
     )
     path, functions = tmp_path / "gpu.csv", ["mish", "h_mish"]
-    settings = bench.Settings(functions, ["bfloat16"], sizes=[4000], device="cuda")
-    assert bench.main(settings, path) in (0, 1)
+    settings = Settings(functions, ["bfloat16"], sizes=[4000], device="cuda")
+    assert command.main(settings, path) in (0, 1)
     said = capsys.readouterr().out
     for text in (
         "Testing GPU (sm_90), L2 cache 50 MiB",
@@ -274,9 +283,9 @@ def test_an_interrupted_run_keeps_what_is_done(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_bench_gpu, "time_function", interrupt)
-    settings = bench.Settings(["mish"], device="cuda", quick=True)
+    settings = Settings(["mish"], device="cuda", quick=True)
     with pytest.raises(Interrupted):
-        bench.main(settings)
+        command.main(settings)
     said = capsys.readouterr().out
     assert "partial" in said and "bars met" not in said
 
@@ -307,7 +316,7 @@ def test_what_the_device_is(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: Properties)
     monkeypatch.setattr(torch.version, "hip", hip)
-    found = _bench_gpu.device()
+    found = device()
     assert found.target == target
     assert found.published is not None and found.published.name == like
 
@@ -319,8 +328,8 @@ def test_times_are_written_as_there() -> None:
     words = [_published.time_words(t) for t in (621.8, 223_700, 1_135_000, 2.5e9)]
     assert words == ["621.8ns", "223.7µs", "1.135ms", "2.500s"]
     results = Results()
-    one = Key("mish-cuda", "mish", "float16", "forward", 10, "relu")
-    results.timings[one] = GpuTiming([223_000.0, 224_000.0])
+    one = Key("mish", "float16", "forward", 10, "relu", table="mish-cuda")
+    results.timings[one] = Timing([223_000.0, 224_000.0])
     assert list(_published.mish_cuda_lines(results, "float16")) == [
         " relu_fwd: 223.5µs ± 707.1ns (223.0µs – 224.0µs)"
     ]
@@ -353,7 +362,7 @@ def test_the_forms_that_errors_are_of(name: str) -> None:
 def test_errors_have_a_bar() -> None:
     results = Results()
     assert [v.word for v in _published.verdicts(results)] == ["–", "–"]
-    one = Key("errors", "mish", "float32", "forward", 10, "mishkit")
+    one = Key("mish", "float32", "forward", 10, "mishkit", table="errors")
     results.errors = {one: 1.2, one._replace(contender="torch"): 1.0}
     assert [v.word for v in _published.verdicts(results)] == ["MISSED", "–"]
 

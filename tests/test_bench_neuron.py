@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from mishkit.cli import app
-from mishkit.lab import LabError, _bench_neuron
-from mishkit.lab._bench_neuron import (
+from mishkit.lab import LabError
+from mishkit.lab.bench import neuron as _bench_neuron
+from mishkit.lab.bench.neuron import (
     BOTH,
     CASES,
     COMPILED,
@@ -24,8 +25,8 @@ from mishkit.lab._bench_neuron import (
     memory_verdicts,
     time_verdicts,
 )
-from mishkit.lab._timing import Timing
-from mishkit.lab.bench import Results
+from mishkit.lab.bench.results import Results
+from mishkit.lab.common.timing import Timing
 
 QUICK_ONES = (OURS, PLAIN, LINEAR)
 

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import Interrupted, LabError, _paper, bench
-from mishkit.lab._gpu_code import ALU, FMA, ISSUE, TARGETS, Access, Code, Job
-from mishkit.lab._paper import BODIES, TORCHS, Kernel
-from mishkit.lab._roofline import A100, GPUS, H100
+from mishkit.lab import Interrupted, LabError
+from mishkit.lab.bench.settings import Settings
+from mishkit.lab.code import paper as _paper
+from mishkit.lab.code.gpu import ALU, FMA, ISSUE, TARGETS, Access, Code, Job
+from mishkit.lab.code.paper import BODIES, TORCHS, Kernel
+from mishkit.lab.code.roofline import A100, GPUS, H100
 
 
 def made_up(target: str, count: float = 1.0, **changes: object) -> Code:
@@ -155,9 +157,9 @@ def test_wrong_wishes() -> None:
     with pytest.raises(LabError, match="no GPU kernel takes float64"):
         _paper.main(["mish"], ["float64"])
     with pytest.raises(LabError, match="wants --device cuda"):
-        bench.Settings(paper=True)
+        Settings(paper=True)
     with pytest.raises(LabError, match="unknown device 'tpu'"):
-        bench.Settings(device="tpu")
+        Settings(device="tpu")
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

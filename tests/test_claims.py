@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 import mishkit
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import cost
-from mishkit.lab._curve import Curve, parse
-from mishkit.lab._named import find
-from mishkit.lab.analyze import Analysis, analyze_named, curve_of, farthest, l2
-from mishkit.lab.fit import Candidate, find_family, fit, parse_measure
+from mishkit.lab.calculus import cost
+from mishkit.lab.calculus.analysis import Analysis
+from mishkit.lab.calculus.analyze import analyze_named, curve_of, farthest, l2
+from mishkit.lab.calculus.curve import Curve, parse
+from mishkit.lab.calculus.fit import Candidate, find_family, fit, parse_measure
+from mishkit.lab.common.named import find
 
 PAGE = Path(__file__).parent.parent / "docs" / "claims.md"
 X = sympy.Symbol("x", real=True)

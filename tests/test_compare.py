@@ -25,10 +25,10 @@ from typer.testing import CliRunner
 
 import mishkit as mk
 from mishkit import cli
-from mishkit.lab import (
-    LabError,
+from mishkit.lab import LabError
+from mishkit.lab.common import contenders
+from mishkit.lab.study import (
     compare,
-    contenders,
     data,
     intervals,
     networks,
@@ -37,9 +37,11 @@ from mishkit.lab import (
     text,
     training,
     trial,
+    verdicts,
 )
-from mishkit.lab.compare import Comparison, Settings
-from mishkit.lab.trial import Trial, Watcher
+from mishkit.lab.study.comparison import Comparison, choose
+from mishkit.lab.study.settings import Settings
+from mishkit.lab.study.trial import Trial, Watcher
 
 TINY = Settings(
     activations=("torch_relu_inplace", "torch_mish", "mish"),
@@ -161,7 +163,7 @@ def test_kept_bytes_are_those_of_the_network(result: Comparison):
     """
     pixels = [8 * 8] * 2 + [4 * 4] * 2 + [2 * 2] * 3
     one_each = 4 * 4 * sum(pixels)  # float32
-    summary = intervals.summarise(result).set_index("activation")
+    summary = verdicts.summarise(result).set_index("activation")
     rest = summary.loc["torch_relu_inplace", "kept_bytes"] - one_each
     last = 4 * 4 * 2 * 2
     assert 0 <= rest <= 200  # the head: pooled features and log-probabilities
@@ -391,7 +393,7 @@ def test_of_equal_rates_the_lowest_is_taken():
         (settings.trial("tune", "digits", "mish", lr, 1000, 1), {"accuracy": [accuracy]})
         for lr, accuracy in ((1e-3, 0.4), (1e-2, 0.5), (1e-1, 0.5))
     ]
-    choice = compare.choose(settings, done)["digits", "mish"]
+    choice = choose(settings, done)["digits", "mish"]
     assert choice.lr == 1e-2 and not choice.at_edge
 
 
@@ -525,7 +527,7 @@ def test_the_table_says_what_was_measured():
             "h_mish": [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]],
         }
     )
-    relu, mish, h_mish = intervals.summarise(result).to_dict("records")
+    relu, mish, h_mish = verdicts.summarise(result).to_dict("records")
     assert relu["epochs_to_target"] == 1.5 and relu["budget_s"] == 3.0
     assert relu["budget_s_half"] == pytest.approx(12.706 * 1.0, rel=1e-3)  # of 2 and 4
     assert relu["reached"] == 2 and mish["reached"] == 1 and h_mish["reached"] == 0
@@ -538,7 +540,7 @@ def test_the_table_says_what_was_measured():
 
 
 def test_what_never_reached_the_target_shows_a_dash(capsys: pytest.CaptureFixture[str]):
-    from mishkit.lab import console
+    from mishkit.lab.study import console
 
     result = made_up({"torch_relu": [[0.95], [0.96]], "mish": [[0.5], [0.5]]})
     console.show(result)
@@ -550,7 +552,7 @@ def test_what_never_reached_the_target_shows_a_dash(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_no_name_is_broken_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch):
-    from mishkit.lab import console
+    from mishkit.lab.study import console
 
     out = Console(file=io.StringIO(), width=width, highlight=False)
     monkeypatch.setattr(console, "_console", out)
@@ -588,8 +590,8 @@ def test_conclusions_are_those_that_the_intervals_allow(
     accuracies: dict, verdict: str | None, headline: str
 ):
     result = made_up(accuracies)
-    summary = intervals.summarise(result)
-    assert headline in intervals.headline(summary, result.baseline.label)
+    summary = verdicts.summarise(result)
+    assert headline in verdicts.headline(summary, result.baseline.label)
     assert headline in report.render(result)
     if verdict is not None:
         assert list(summary["accuracy_verdict"]) == ["baseline", verdict]
@@ -599,11 +601,11 @@ def test_many_comparisons_widen_the_intervals_of_verdicts():
     """Each would do alone; together they do not."""
     seeds = {"torch_relu": [[0.90], [0.90], [0.90], [0.90]]}
     other = [[0.910], [0.915], [0.925], [0.930]]
-    one = intervals.summarise(made_up({**seeds, "mish": other}))
+    one = verdicts.summarise(made_up({**seeds, "mish": other}))
     assert one["accuracy_verdict"][1] == "better"
     assert one["accuracy_diff_wide"][1] == one["accuracy_diff_half"][1]
     names = ("mish", "h_mish", "torch_mish", "torch_gelu", "torch_silu", "hard_mish", "swish")
-    many = intervals.summarise(made_up({**seeds, **dict.fromkeys(names, other)}))
+    many = verdicts.summarise(made_up({**seeds, **dict.fromkeys(names, other)}))
     assert set(many["accuracy_verdict"][1:]) == {"not told apart"}
     assert (many["accuracy_diff_half"][1:] < many["accuracy_diff"][1:]).all()
 
@@ -812,5 +814,5 @@ def test_version_and_help():
 
 
 def test_many_names_are_counted():
-    assert intervals._who(["a", "b", "c"], 5) == "a, b and c"
-    assert intervals._who(["a", "b", "c", "d"], 5) == "4 of 5 activations"
+    assert verdicts._who(["a", "b", "c"], 5) == "a, b and c"
+    assert verdicts._who(["a", "b", "c", "d"], 5) == "4 of 5 activations"

@@ -13,7 +13,8 @@ import torch
 
 pytest.importorskip("pandas", reason="the lab's dependencies are an extra")
 
-from mishkit.lab import LabError, data, text
+from mishkit.lab import LabError
+from mishkit.lab.study import data, text
 
 
 def test_mnist_is_split_by_class_and_standardised():

@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 from mishkit.backends import cpu
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import Interrupted, LabError, accuracy, exhaustive
-from mishkit.lab._references import Reference
-from mishkit.lab.exhaustive import ALL_ROWS, DF_ROWS, ROWS, Block, Rows, Settings
+from mishkit.lab import Interrupted, LabError
+from mishkit.lab.accuracy import exhaustive
+from mishkit.lab.accuracy import sampled as accuracy
+from mishkit.lab.accuracy.exhaustive import ALL_ROWS, DF_ROWS, ROWS, Block, Rows, Settings
+from mishkit.lab.accuracy.references import Reference
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
 

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
-from mishkit.lab._named import find
-from mishkit.lab.fit import (
+from mishkit.lab.calculus.fit import (
     CLAMP,
     CONSTRAINTS,
     Fit,
@@ -24,6 +23,7 @@ from mishkit.lab.fit import (
     parse_bounds,
     parse_measure,
 )
+from mishkit.lab.common.named import find
 
 
 @functools.cache

@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 import gpu_kernels
 
-from mishkit.lab import _inductor
-from mishkit.lab._gpu_code import (
+from mishkit.lab.code import inductor as _inductor
+from mishkit.lab.code.gpu import (
     ALU,
     FLOAT64,
     FMA,
@@ -32,7 +32,7 @@ from mishkit.lab._gpu_code import (
     parse_amd,
     parse_nvidia,
 )
-from mishkit.lab._roofline import A100, B200, GPUS, H100, roofline
+from mishkit.lab.code.roofline import A100, B200, GPUS, H100, roofline
 
 GOOD = [("relu", "whole", "float32"), ("exp", "whole", "float32"), ("exp", "whole", "bfloat16")]
 FAULTY = {

@@ -15,8 +15,8 @@ from common import TRITON
 
 from mishkit.backends import triton
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import _paper
-from mishkit.lab._gpu_code import FLOAT64, LOCAL, TARGETS, Build, Code, Job, compile_all
+from mishkit.lab.code import paper as _paper
+from mishkit.lab.code.gpu import FLOAT64, LOCAL, TARGETS, Build, Code, Job, compile_all
 
 pytestmark = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 

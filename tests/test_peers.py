@@ -20,9 +20,12 @@ from typer.testing import CliRunner
 from mishkit.backends import cpu
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import LabError, _published, _published_cpu, bench
-from mishkit.lab._memory import page_faults
-from mishkit.lab._timing import PROCESSOR, Call, round_robin
+from mishkit.lab import LabError
+from mishkit.lab.bench import published_cpu as _published_cpu
+from mishkit.lab.bench import published_gpu as _published
+from mishkit.lab.bench.settings import Settings as BenchSettings
+from mishkit.lab.common.memory import page_faults
+from mishkit.lab.common.timing import PROCESSOR, Call, round_robin
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FACTS = {"cpu": "Zen", "cores": "2", "isa": "avx2", "load": "0.1", "minutes": "9", "date": "today"}
@@ -332,7 +335,7 @@ def test_errors_are_those_of_the_function() -> None:
 @pytest.mark.parametrize(("table", "settings"), [("others", {}), ("hmish", {"device": "cuda"})])
 def test_misuse(table: str, settings: dict[str, Any]) -> None:
     with pytest.raises(LabError, match="--like"):
-        _published_cpu.main(table, bench.Settings(**settings))
+        _published_cpu.main(table, BenchSettings(**settings))
 
 
 # ---- whole networks ----

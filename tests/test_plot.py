@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import LabError, drawing, gallery
-from mishkit.lab._named import find
+from mishkit.lab import LabError
+from mishkit.lab.calculus import drawing, gallery
+from mishkit.lab.common.named import find
 
 DOCS = Path(__file__).parent.parent / "docs"
 

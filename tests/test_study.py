@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("pandas", reason="the lab's dependencies are an extra")
 
-from mishkit.lab import formats, intervals
+from mishkit.lab.common import formats
+from mishkit.lab.study import intervals, verdicts
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -47,11 +48,11 @@ def test_the_summary_is_made_from_the_trials(study: ModuleType) -> None:
         gaps = 100 * (own["accuracy"] - base.set_index("seed").sort_index()["accuracy"])
         wide = intervals.interval(gaps, 1 - 0.05 / pairs)
         if row["activation"] == study.BASELINE:
-            assert row["accuracy_verdict"] == intervals.BASE
+            assert row["accuracy_verdict"] == verdicts.BASE
             continue
         told = abs(wide.mean) > wide.half
-        word = intervals.BETTER if wide.mean > 0 else intervals.WORSE
-        assert row["accuracy_verdict"] == (word if told else intervals.OPEN)
+        word = verdicts.BETTER if wide.mean > 0 else verdicts.WORSE
+        assert row["accuracy_verdict"] == (word if told else verdicts.OPEN)
 
 
 def test_the_rates_are_those_that_tuned_best(study: ModuleType) -> None:

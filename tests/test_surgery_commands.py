@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mishkit.cli import app
 from mishkit.lab import LabError, surgery
-from mishkit.lab.models import load
+from mishkit.lab.common.models import load
 from mishkit.lab.surgery import Settings, effect
 
 BUILD = """

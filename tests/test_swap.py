@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mishkit as mk
-from mishkit.surgery.swap import Replacement
+from mishkit.surgery.replacements import Replacement
 
 
 class MyAct(nn.Module):

@@ -24,21 +24,15 @@ from typer.testing import CliRunner
 import mishkit
 from mishkit import _missing
 from mishkit.cli import app
-from mishkit.lab import (
-    LabError,
-    _files,
-    accuracy,
-    bench,
-    compare,
-    drawing,
-    exhaustive,
-    explain,
-    fit,
-    report,
-    surgery,
-)
-from mishkit.lab._told import told
-from mishkit.lab._verdicts import table
+from mishkit.lab import LabError, surgery
+from mishkit.lab.accuracy import exhaustive
+from mishkit.lab.accuracy import sampled as accuracy
+from mishkit.lab.bench import cpu as bench
+from mishkit.lab.calculus import drawing, explain, fit
+from mishkit.lab.common import files as _files
+from mishkit.lab.common.bars import table
+from mishkit.lab.common.errors import told
+from mishkit.lab.study import compare, report
 
 NET = """
 import sys
@@ -445,7 +439,7 @@ def test_no_message_sends_to_an_index_where_nothing_is() -> None:
 def test_an_error_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, raiser: Callable[[], Any], says: str
 ) -> None:
-    monkeypatch.setattr("mishkit.lab._told._is_the_users", lambda file: False)
+    monkeypatch.setattr("mishkit.lab.common.errors._is_the_users", lambda file: False)
     with pytest.raises(Exception) as caught:
         raiser()
     line = told(caught.value)

@@ -46,12 +46,12 @@ RETURNED = {
     "models": (
         "mishkit.surgery.audit.Report",
         "mishkit.surgery.audit.Site",
-        "mishkit.surgery.swap.Replacements",
-        "mishkit.surgery.swap.Replacement",
+        "mishkit.surgery.replacements.Replacements",
+        "mishkit.surgery.replacements.Replacement",
         "mishkit.surgery.prune.PruneReport",
         "mishkit.surgery.prune.PrunedSite",
     ),
-    "tools": ("mishkit.lab.analyze.Analysis",),
+    "tools": ("mishkit.lab.calculus.analysis.Analysis",),
 }
 """Classes that public functions return, by page."""
 

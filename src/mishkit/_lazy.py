@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .lab.analyze import Analysis
+    from .lab.calculus.analysis import Analysis
 
 _NEEDED = ("sympy", "mpmath", "rich")
 
@@ -34,7 +34,7 @@ def analyze(
 
     Returns
     -------
-    mishkit.lab.analyze.Analysis
+    mishkit.lab.calculus.analysis.Analysis
         formulas, range, extrema, inflections, limits, joints, Lipschitz constants, gains under
         N(0, 1), verdicts, distance and cost; ``print`` shows it and ``to_json()`` exports it
 
@@ -49,7 +49,7 @@ def analyze(
 
     try:
         from .lab import LabError
-        from .lab.analyze import analyze
+        from .lab.calculus.analyze import analyze
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise

@@ -100,7 +100,7 @@ else:
             missing = error.name or ""
             if missing.partition(".")[0] in LAB_PACKAGES:
                 return f"{missing} is not installed: {install(missing, 'lab')}"
-        from mishkit.lab._told import told
+        from mishkit.lab.common.errors import told
 
         return told(error)
 
@@ -277,11 +277,12 @@ else:
         difference to the baseline, all with 95 % intervals; writes report.html, trials.csv,
         epochs.csv and summary.csv. Ctrl-C keeps what is done, and the same command goes on.
         """
-        from mishkit.lab import compare as lab
+        from mishkit.lab.study import compare as lab
+        from mishkit.lab.study.settings import Settings, parse_rates
 
-        settings = lab.Settings(
-            activations=tuple(activation) if activation else lab.Settings.activations,
-            data=tuple(data) if data else lab.Settings.data,
+        settings = Settings(
+            activations=tuple(activation) if activation else Settings.activations,
+            data=tuple(data) if data else Settings.data,
             model=model,
             options=tuple(option or ()),
             data_root=data_root,
@@ -294,7 +295,7 @@ else:
             seeds=seeds,
             first_seed=seed,
             batch_size=batch_size,
-            lr=lab.parse_rates(lr),
+            lr=parse_rates(lr),
             tuning_seeds=tuning_seeds,
             target=tuple(target or ()),
             baseline=baseline,
@@ -370,8 +371,9 @@ else:
         Prints ns per element (minimum/median), the ratios, and the bars that one thread, or a GPU,
         must reach. Timings are noisy: a missed bar is an error with --check alone.
         """
-        from mishkit.lab import bench as lab
-        from mishkit.lab._files import check_writable
+        from mishkit.lab.bench import command
+        from mishkit.lab.bench import settings as lab
+        from mishkit.lab.common.files import check_writable
 
         check_writable(csv)
         on_gpu = device == "cuda" and not paper
@@ -391,13 +393,13 @@ else:
                 from mishkit.lab import LabError
 
                 raise LabError("--like goes with neither --neuron nor --csv")
-            from mishkit.lab import _published_cpu
+            from mishkit.lab.bench import published_cpu as _published_cpu
 
             status = _published_cpu.main(like, settings, tuple(function or ("h_mish",)))
         elif neuron:
-            status = lab.main_of_layer(settings, csv)
+            status = command.main_of_layer(settings, csv)
         else:
-            status = lab.main(settings, csv)
+            status = command.main(settings, csv)
         raise typer.Exit(status if check else 0)
 
     @app.command()
@@ -469,8 +471,8 @@ else:
         Prints the largest errors, where they are, and the bars. Exits with 1 where one is missed.
         """
         from mishkit.lab import LabError
-        from mishkit.lab import accuracy as lab
-        from mishkit.lab import exhaustive as everything
+        from mishkit.lab.accuracy import exhaustive as everything
+        from mishkit.lab.accuracy import sampled as lab
 
         chosen = (*(functions or ()), *(function or ()))
         sampling = {"--dtype": dtype, "--stride": stride, "--backend": backend}
@@ -532,8 +534,8 @@ else:
         gains, shape, and its distance to another function; vector instructions an element, and
         whether memory or arithmetic bounds it here.
         """
-        from mishkit.lab import explain as lab
-        from mishkit.lab._named import find, options
+        from mishkit.lab.calculus import explain as lab
+        from mishkit.lab.common.named import find, options
 
         named = find(name, options(context.args))
         other = find(against) if against else None
@@ -562,9 +564,10 @@ else:
         ] = None,
     ) -> None:
         """Draw functions, their first and second derivatives, and errors."""
-        from mishkit.lab import LabError, drawing
-        from mishkit.lab import gallery as all_of_them
-        from mishkit.lab._named import find
+        from mishkit.lab import LabError
+        from mishkit.lab.calculus import drawing
+        from mishkit.lab.calculus import gallery as all_of_them
+        from mishkit.lab.common.named import find
 
         if gallery is not None:
             all_of_them.main(gallery)
@@ -620,11 +623,11 @@ else:
         Prints them, the error and where it is largest, and how the published choices rank. The same
         question always gets the same answer.
         """
-        from mishkit.lab import fit as lab
-        from mishkit.lab._named import find, pairs
+        from mishkit.lab.calculus import fit as lab
+        from mishkit.lab.common.named import find, pairs
 
         if plot is not None:
-            from mishkit.lab import drawing
+            from mishkit.lab.calculus import drawing
 
             drawing.format_of(plot)
         lab.main(
@@ -681,7 +684,7 @@ else:
         and what the whole model keeps now, then, and with torch.utils.checkpoint.
         """
         from mishkit.lab import surgery as lab
-        from mishkit.lab._files import check_writable
+        from mishkit.lab.common.files import check_writable
 
         check_writable(csv)
         shapes, options = tuple(input_ or ()), tuple(option or ())

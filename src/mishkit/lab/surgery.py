@@ -24,11 +24,11 @@ from mishkit.surgery.audit import LEAN, Report, readable
 from mishkit.surgery.watch import tensors_of
 
 from . import LabError
-from ._files import whole_file
-from ._memory import grown_by, in_process, return_freed_memory
-from ._told import telling
-from ._verdicts import table
-from .models import Example, load, mean_square
+from .common.bars import table
+from .common.errors import telling
+from .common.files import whole_file
+from .common.memory import grown_by, in_process, return_freed_memory
+from .common.models import Example, load, mean_square
 
 AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -1,0 +1,579 @@
+"""`mishkit accuracy --exhaustive`: the error of every float32 kernel, over every float32 there is.
+
+The figures are those of `mishkit.lab.accuracy.sampled`, against the same float64 references, and
+
+df in ULP   |g − f'(x)| in ULP of f'(x), where |f'| is 1/4 and more: away from its zeros, at the
+            turn and far out on the left. Not in the tail, |f'| < 1.7e−36 or |f'| < |x|·exp(−87).
+df_y        as there, with f' at the exact inverse to the second order about x. What is above the
+            bar then is inverted by Newton's method.
+falls       how far f(x) and f of the next float32 are in the wrong order, in ULP.
+NaN         f of every one of them must be one.
+the others  where the instruction set that is compared gives other bits, and by how much.
+
+The references are evaluated by torch and the errors counted in C++ (csrc/errors.h), in one process
+a core. Blocks of bit patterns are added up in order, so that an interrupted sweep goes on where it
+stopped and ends in the same figures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.progress
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import mishkit
+from mishkit.backends import cpu
+from mishkit.functions import ACTIVATIONS
+
+from .. import Interrupted, LabError
+from ..common import environment
+from ..common.bars import Verdict, any_missed, console, summary, table, verdict_table
+from ..common.files import check_writable, locked, whole_file
+from ..common.timing import torch_threads
+from . import sampled as accuracy
+from .references import Reference
+from .sampled import BAR_DF, BAR_DF_Y, BAR_TAIL, TAIL_F, TAIL_WEIGHT, Errors, Finding, Kernels
+
+PROGRESS = Path("mishkit-exhaustive.json")
+CHUNK = 1 << 14
+"""Values at a time: few enough for the caches to hold all that is computed of them."""
+BLOCK = 1 << 24
+"""Bit patterns after which the progress is kept."""
+INFINITY, MINUS_ZERO, MINUS_INFINITY = 0x7F80_0000, 0x8000_0000, 0xFF80_0000
+FINITE = ((0, INFINITY), (MINUS_ZERO, MINUS_INFINITY))
+NANS = ((INFINITY + 1, MINUS_ZERO), (MINUS_INFINITY + 1, 1 << 32))
+
+SLOPES = 11
+"""Classes of |f'|: 1 and more, 1/2 and more, …, less than 2⁻⁹."""
+DF_ROWS = tuple(f"df_ulp_{place}" for place in range(SLOPES))
+# As in csrc/errors.h; each is a maximum, where it is, a total and a count.
+ROWS = ("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs", "df_y", "df_far", *DF_ROWS)
+COMPARED = ("f", "df", "df_y")
+DIFFERENCES = tuple(f"{what}_differs_{unit}" for what in COMPARED for unit in ("ulp", "abs"))
+# f by the forward kernel beside that which keeps the sides; NaNs that f lost.
+CHECKS = ("packed_differs_ulp", "packed_differs_abs", "nan")
+ALL_ROWS = (*ROWS, *DIFFERENCES, *CHECKS)
+
+AWAY = 2
+"""The class of |f'| down to which it counts as away from its zeros: 1/4 and more."""
+TIGHT = (
+    *("mish", "silu", "swish", "piecewise_swish", "linear_swish"),
+    *("relu", "h_mish", "hard_mish", "hardswish"),
+)
+BAR_F = {name: 3.0 if name in TIGHT else 4.0 for name in ACTIVATIONS}
+BAR_DF_ULP = 4.0
+BAR_FALLS = 1.0
+
+Rows = NDArray[np.float64]
+Span = tuple[int, int]
+
+
+# ---- one block -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """Bit patterns of one function, all of them finite or all NaN."""
+
+    function: str
+    isa: str
+    versus: str
+    """Another instruction set, to compare with; the same one for none."""
+    start: int
+    stop: int
+
+
+def blocks(spans: Sequence[Span], size: int = BLOCK) -> list[Span]:
+    """The spans in pieces of at most `size`."""
+    return [
+        (start, min(start + size, stop))
+        for first, stop in spans
+        for start in range(first, stop, size)
+    ]
+
+
+def sweep(block: Block) -> Rows:
+    """The rows of one block: a line for each name of `ALL_ROWS`."""
+    rows = np.zeros((len(ALL_ROWS), 4))
+    rows[:, 1] = math.nan
+    activation = ACTIVATIONS[block.function]
+    kernels = Kernels(activation, activation.defaults)
+    reference = Reference(activation, activation.defaults)
+    # Chunks are too small to share.
+    with torch_threads(1), cpu.using(block.isa), np.errstate(invalid="ignore", over="ignore"):
+        for start in range(block.start, block.stop, CHUNK):
+            stop = min(start + CHUNK, block.stop)
+            if block.start & INFINITY == INFINITY:
+                _add_nans(rows, kernels, _values(start, stop))
+            else:
+                _add(rows, kernels, reference, _values(start, stop + 1), block.versus)
+    return rows
+
+
+def merged(rows: Rows, more: Rows) -> Rows:
+    """The rows of all blocks so far, and of one more."""
+    total = rows + more
+    is_worse = more[:, 0] > rows[:, 0]
+    total[:, :2] = np.where(is_worse[:, None], more[:, :2], rows[:, :2])
+    return total
+
+
+def _values(start: int, stop: int) -> Tensor:
+    patterns = np.arange(start, stop, dtype=np.uint64).astype(np.uint32)
+    return torch.from_numpy(patterns.view(np.float32))
+
+
+def _add(rows: Rows, kernels: Kernels, reference: Reference, x: Tensor, versus: str) -> None:
+    """Count a chunk, the last value of which is there to be compared with alone."""
+    exactly = x.double()
+    f, df, d2f = reference.f(exactly), reference.df(exactly), reference.d2f(exactly)
+    y, gradient = kernels.forward(x), kernels.backward(x)
+    packed, side = kernels.packed(x)
+    decoded = kernels.backward_packed(packed, side)
+    far = add_errors(rows[: len(ROWS)], x, y, gradient, decoded, f, df, d2f, rules(reference))
+    if far.numel():
+        _add_far(rows[ROWS.index("df_y")], x[far], packed[far], decoded[far], reference)
+    add_differences(_rows_of(rows, "packed"), x, y, packed, f, rules(reference))
+    if versus != cpu.isa():
+        with cpu.using(versus):
+            others = kernels.forward(x), kernels.backward(x), kernels.backward_packed(packed, side)
+        ours = y, gradient, decoded
+        for what, a, b in zip(COMPARED, ours, others, strict=True):
+            unit = f if what == "f" else None
+            add_differences(_rows_of(rows, what), x, a, b, unit, rules(reference))
+
+
+def _add_nans(rows: Rows, kernels: Kernels, x: Tensor) -> None:
+    row = rows[ALL_ROWS.index("nan")]
+    row[0] = row[2] = row[2] + float((~kernels.forward(x).isnan()).sum())
+    row[3] += x.numel()
+
+
+def _rows_of(rows: Rows, what: str) -> Rows:
+    first = ALL_ROWS.index(f"{what}_differs_ulp")
+    return rows[first : first + 2]
+
+
+def _add_far(row: Rows, x: Tensor, y: Tensor, decoded: Tensor, reference: Reference) -> None:
+    """Count errors of df_y by exact inverses, as the sweep with a stride does."""
+    beyond = accuracy.beyond_rounding(decoded, y, x, reference)
+    found = Errors()
+    found.add(beyond, x.double().numpy())
+    if found.max > row[0]:
+        row[:2] = found.max, found.at
+    row[2:] += found.total, found.count
+
+
+def rules(reference: Reference) -> Rows:
+    """What C++ must know of the function: `Rules` of csrc/errors.h."""
+    turn = reference.activation.turn_at(*reference.parameters)
+    return np.array([-math.inf if turn is None else turn, TAIL_F, TAIL_WEIGHT, BAR_DF_Y])
+
+
+@cache
+def _counter(name: str) -> Callable[..., int]:
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    counter = getattr(cpu.library(), name)
+    if name == "mishkit_add_errors":
+        counter.argtypes, counter.restype = [*[pointer] * 7, number, *[pointer] * 3], number
+    else:
+        counter.argtypes, counter.restype = [*[pointer] * 4, number, *[pointer] * 2], None
+    return counter
+
+
+def _check(tensors: Sequence[Tensor], rows: Rows) -> None:
+    """C++ reads what it is given."""
+    count = tensors[0].numel()
+    assert all(t.is_contiguous() and t.numel() == count for t in tensors)
+    assert rows.flags.c_contiguous and rows.dtype == np.float64 and count > 0
+
+
+def add_errors(rows: Rows, *tensors: Any) -> Tensor:
+    """Count the errors of a chunk; return the places whose df_y must be looked at more closely.
+
+    The tensors are x, y, gradient and decoded in float32, f, df and d2f in float64, and `rules`.
+    """
+    *given, rule = tensors
+    _check(given, rows)
+    assert [t.dtype for t in given] == [torch.float32] * 4 + [torch.float64] * 3
+    assert rows.shape == (len(ROWS), 4)
+    places = torch.empty(given[0].numel(), dtype=torch.int64)
+    pointers = [t.data_ptr() for t in given]
+    ends = rule.ctypes.data, rows.ctypes.data, places.data_ptr()
+    found = _counter("mishkit_add_errors")(*pointers, given[0].numel() - 1, *ends)
+    return places[:found]
+
+
+def add_differences(
+    rows: Rows, x: Tensor, a: Tensor, b: Tensor, f: Tensor | None, rule: Rows
+) -> None:
+    """Count where a and b differ, but for the last element."""
+    _check([x, a, b, *([] if f is None else [f])], rows)
+    assert rows.shape == (2, 4)
+    unit = None if f is None else f.data_ptr()
+    pointers = x.data_ptr(), a.data_ptr(), b.data_ptr(), unit
+    _counter("mishkit_add_differences")(
+        *pointers, x.numel() - 1, rule.ctypes.data, rows.ctypes.data
+    )
+
+
+# ---- all blocks ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to sweep, and where the progress and the report go."""
+
+    functions: Sequence[str] = tuple(ACTIVATIONS)
+    isa: str | None = None
+    """The instruction set of the kernels; None for the one in use."""
+    versus: str | None = None
+    """The instruction set that it is compared with; None for the best of the others."""
+    processes: int | None = None
+    """None for one a core."""
+    progress: Path = PROGRESS
+    markdown: Path | None = None
+    spans: Sequence[Span] = (*FINITE, *NANS)
+    """Bit patterns; all of them but in tests."""
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        accuracy.check("function", self.functions, ACTIVATIONS)
+        if not cpu.isas():
+            raise LabError("the kernels were not built: there is nothing to sweep")
+        named = [isa for isa in (self.isa, self.versus) if isa]
+        accuracy.check("instruction set", named, cpu.isas())
+        if self.processes is not None and self.processes < 1:
+            raise LabError("there must be a process at least")
+        for path in (self.progress, self.markdown):
+            check_writable(path)
+
+    @property
+    def kernels(self) -> tuple[str, str]:
+        """The instruction set, and what it is compared with: itself, if there is no other."""
+        isa = self.isa or cpu.isa()
+        others = [other for other in cpu.isas() if other != isa]
+        return isa, self.versus or (others[-1] if others else isa)
+
+
+@dataclass
+class Swept:
+    """One function, as far as it has been swept."""
+
+    blocks: int
+    seconds: float
+    rows: Rows
+
+    @classmethod
+    def nothing(cls) -> Swept:
+        """Before the first block."""
+        rows = np.zeros((len(ALL_ROWS), 4))
+        rows[:, 1] = math.nan
+        return cls(0, 0.0, rows)
+
+    def row(self, name: str) -> Errors:
+        """One line of the rows."""
+        largest, at, total, count = self.rows[ALL_ROWS.index(name)].tolist()
+        return Errors(largest, at, total, count)
+
+    def df_ulp(self, places: range) -> Errors:
+        """The errors of df in ULP, over several classes of |f'|."""
+        rows = [self.row(DF_ROWS[place]) for place in places]
+        worst = max(rows, key=lambda row: row.max)
+        totals = sum(row.total for row in rows), sum(row.count for row in rows)
+        return Errors(worst.max, worst.at, *totals)
+
+
+class Progress:
+    """What has been swept, in a file that is never half written."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = settings.progress
+        self.what = _what(settings)
+        self.swept: dict[str, Swept] = {}
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            kept = json.loads(self.path.read_text())
+            what, functions = kept["what"], kept["functions"]
+            for name, (count, seconds, rows) in functions.items():
+                array = np.array([rows[row] for row in ALL_ROWS], dtype=np.float64)
+                if array.shape != (len(ALL_ROWS), 4) or not (0 <= int(count) == count):
+                    raise ValueError
+                self.swept[name] = Swept(count, seconds, array)
+        except (OSError, AttributeError, ValueError, KeyError, TypeError):
+            raise LabError(f"{self.path} holds no progress of a sweep") from None
+        for key, value in self.what.items():
+            if what.get(key) != value:
+                raise LabError(
+                    f"{self.path} is the progress of another sweep ({key} {what.get(key)!r}, now "
+                    f"{value!r}): delete it, or name another file with --resume"
+                )
+
+    def add(self, name: str, rows: Rows, seconds: float) -> None:
+        """Another block of a function, and write it down."""
+        swept = self.swept.setdefault(name, Swept.nothing())
+        swept.rows = merged(swept.rows, rows)
+        swept.blocks += 1
+        swept.seconds += seconds
+        functions = {
+            name: (s.blocks, s.seconds, dict(zip(ALL_ROWS, s.rows.tolist(), strict=True)))
+            for name, s in self.swept.items()
+        }
+        with whole_file(self.path) as file:
+            file.write(json.dumps({"what": self.what, "functions": functions}))
+
+
+def _what(settings: Settings) -> dict[str, Any]:
+    """What the figures depend on."""
+    isa, versus = settings.kernels
+    return {
+        "version": mishkit.__version__,
+        "library": hashlib.sha256(cpu.LIBRARY.read_bytes()).hexdigest()[:16],
+        "instruction set": isa,
+        "compared": versus,
+        "torch": torch.__version__,
+        "processor": environment.processor(),
+        "block": settings.block,
+        "spans": [list(span) for span in settings.spans],
+    }
+
+
+def run(settings: Settings, advance: Callable[[str, int], None]) -> dict[str, Swept]:
+    """Sweep what has not been yet; tells `advance` of every function's bit patterns."""
+    progress = Progress(settings)
+    spans = blocks(settings.spans, settings.block)
+    sizes = [stop - start for start, stop in spans]
+    functions = list(dict.fromkeys(settings.functions))
+    todo, done = [], 0
+    for name in functions:
+        count = progress.swept[name].blocks if name in progress.swept else 0
+        todo += [Block(name, *settings.kernels, *span) for span in spans[count:]]
+        done += sum(sizes[:count])
+    advance(todo[0].function if todo else functions[-1], done)
+    with _mapping(settings.processes or os.cpu_count() or 1, len(todo)) as over:
+        begin = time.perf_counter()
+        for block, rows in zip(todo, over(sweep, todo), strict=True):
+            now = time.perf_counter()
+            progress.add(block.function, rows, now - begin)
+            begin = now
+            advance(block.function, block.stop - block.start)
+    return {name: progress.swept[name] for name in functions}
+
+
+@contextmanager
+def _mapping(processes: int, tasks: int) -> Iterator[Callable[..., Any]]:
+    """`map`, in so many processes, its results in order."""
+    if min(processes, tasks) <= 1:
+        yield map
+        return
+    # Not forked: torch's threads would not be there.
+    pool = ProcessPoolExecutor(min(processes, tasks), get_context("spawn"), initializer=_begin)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a new process: Ctrl-C is for its parent to answer, without which it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+# ---- the report ----------------------------------------------------------------------------------
+
+WIDE = 132
+"""Columns that the tables need."""
+LEGEND = """\
+order: how far f(x) and f of the next float32 are in the wrong order, in ULP; min: minutes.
+far: 1 and more from the turn. tail: |f| < 1.7e−36 or |f| < |x|·exp(−87); ULP is of f elsewhere.
+"""
+
+
+def findings(name: str, swept: Swept, broken_limits: Sequence[str]) -> list[Finding]:
+    """The figures of a function that have a bar."""
+
+    def errors(what: str, unit: str, limit: float, found: Errors) -> Finding:
+        return Finding(what, f"≤ {limit:g}{unit}", found.max, limit, str(found))
+
+    nans = swept.row("nan").total
+    packed = swept.row("packed_differs_abs").total
+    away = swept.df_ulp(range(AWAY + 1))
+    return [
+        errors("f, maximum", " ULP", BAR_F[name], swept.row("f_ulp")),
+        errors("f in the tail, absolute", "", BAR_TAIL, swept.row("tail")),
+        errors("f out of order", " ULP", BAR_FALLS, swept.row("falls")),
+        errors("df, absolute", "", BAR_DF, swept.row("df_abs")),
+        errors(f"df where |f'| {_slope(AWAY)}", " ULP", BAR_DF_ULP, away),
+        errors("df_y beyond the rounding of y", "", BAR_DF_Y, swept.row("df_y")),
+        Finding(
+            "limits at ±inf", "exact", len(broken_limits), 0, ", ".join(broken_limits) or "exact"
+        ),
+        Finding("NaNs that f loses", "none", nans, 0, f"{nans:.0f}"),
+        Finding("f beside f with sides, bits that differ", "none", packed, 0, f"{packed:.0f}"),
+    ]
+
+
+def _broken_limits(name: str) -> list[str]:
+    activation = ACTIVATIONS[name]
+    kernels = Kernels(activation, activation.defaults)
+    reference = Reference(activation, activation.defaults)
+    return accuracy.broken_limits(kernels, reference, torch.float32)
+
+
+def verdicts(swept: dict[str, Swept], isa: str) -> list[Verdict]:
+    """A row a bar: every function that misses it, or the one that comes closest."""
+    with cpu.using(isa):
+        by_bar: dict[tuple[str, str], list[tuple[Finding, str]]] = {}
+        for name, found in swept.items():
+            for finding in findings(name, found, _broken_limits(name)):
+                by_bar.setdefault((finding.what, finding.bar), []).append((finding, name))
+    return [accuracy.verdict(what, bar, found) for (what, bar), found in by_bar.items()]
+
+
+def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
+    """The errors, those of df by |f'|, and the other instruction set."""
+    columns = ("function", "f, ULP", "mean", "f, abs.", "order", "df, abs.", "df_y, abs.", "min")
+    errors = table(f"float32, every value, {isa}: the largest errors, and where", columns)
+    classes = ("function", *(_slope(place) for place in range(SLOPES)), "far")
+    slopes = table("df in ULP, by |f'|", classes)
+    others = ("function", "f", "ULP", "tail", "abs.", "df", "abs.", "df_y", "abs.")
+    bits = table(f"{isa} and {versus}: how many results differ, and by how much", others)
+    for name, s in swept.items():
+        f_ulp, f_abs = s.row("f_ulp"), s.row("f_abs")
+        errors.add_row(
+            *(name, str(f_ulp), f"{f_ulp.mean:.3f}", str(f_abs)),
+            *(f"{s.row('falls').max:.3g}", str(s.row("df_abs")), str(s.row("df_y"))),
+            f"{s.seconds / 60:.1f}",
+        )
+        slopes.add_row(name, *(f"{s.row(row).max:.3g}" for row in (*DF_ROWS, "df_far")))
+        f, *slopes_of = (s.row(f"{what}_differs_abs") for what in COMPARED)
+        in_ulp = s.row("f_differs_ulp")
+        bits.add_row(
+            *(name, f"{in_ulp.total:,.0f}", f"{in_ulp.max:.3g}"),
+            *(f"{f.total - in_ulp.total:,.0f}", _size(f)),
+            *(text for row in slopes_of for text in (f"{row.total:,.0f}", _size(row))),
+        )
+    return [errors, slopes, *([bits] if versus != isa else [])]
+
+
+def _size(found: Errors) -> str:
+    return f"{found.max:.1e}" if found.max else "0"
+
+
+def _slope(place: int) -> str:
+    if place == SLOPES - 1:
+        return f"< 1/{1 << (place - 1)}"
+    return "≥ 1" if place == 0 else f"≥ 1/{1 << place}"
+
+
+def report(
+    swept: dict[str, Swept], settings: Settings
+) -> tuple[list[Verdict], Callable[..., None]]:
+    """The verdicts, and what prints them with the tables."""
+    isa, versus = settings.kernels
+    found = verdicts(swept, isa)
+
+    def show(out: Console) -> None:
+        out.width = max(WIDE, out.width)
+        for made in tables(swept, isa, versus):
+            out.print(made)
+        out.print(LEGEND)
+        title = "Bars (the function nearest to each, or all that miss it)"
+        out.print(verdict_table(title, found))
+        out.print(summary(found) + ".")
+
+    return found, show
+
+
+def markdown(swept: dict[str, Swept], settings: Settings, show: Callable[..., None]) -> str:
+    """The page for docs/."""
+    text = Console(file=StringIO(), width=WIDE, highlight=False, color_system=None)
+    show(text)
+    assert isinstance(text.file, StringIO)
+    lines = [line.rstrip() for line in text.file.getvalue().rstrip().splitlines()]
+    minutes = sum(s.seconds for s in swept.values()) / 60
+    facts = {
+        "mishkit": f"{mishkit.__version__}, commit {environment.commit()}",
+        "processor": environment.processor(),
+        "compiler": cpu.compiler(),
+        "PyTorch": torch.__version__,
+        "time": f"{minutes:.0f} minutes in {settings.processes or os.cpu_count()} processes",
+    }
+    head = "\n".join(f"- **{what}**: {value}" for what, value in facts.items())
+    return f"{HEAD}\n{head}\n\n```\n" + "\n".join(lines) + "\n```\n"
+
+
+HEAD = """\
+# Every float32
+
+Made by `mishkit accuracy --exhaustive --markdown FILE` (`make exhaustive`): all 2³² bit patterns of
+float32 through the CPU kernels of every function with its default parameters. What the figures mean
+is in [accuracy.md](accuracy.md), and in the head of `src/mishkit/lab/accuracy/exhaustive.py`.
+"""
+
+
+def main(settings: Settings) -> int:
+    """Sweep, print the tables and the bars, write the page; 1 where a bar is missed."""
+    out = console()
+    total = sum(stop - start for start, stop in settings.spans) * len(settings.functions)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.TextColumn("{task.percentage:3.1f} %"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    beside = settings.progress.with_name(f"{settings.progress.name}.lock")
+    try:
+        with (
+            locked(beside, str(settings.progress)),
+            rich.progress.Progress(
+                *columns, console=out, transient=True, speed_estimate_period=300
+            ) as bar,
+        ):
+            task = bar.add_task("sweeping", total=total)
+            swept = run(
+                settings, lambda name, done: bar.update(task, advance=done, description=name)
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; the same command goes on from {settings.progress}") from None
+    found, show = report(swept, settings)
+    show(out)
+    if settings.markdown is not None:
+        with whole_file(settings.markdown) as file:
+            file.write(markdown(swept, settings, show))
+    return int(any_missed(found))

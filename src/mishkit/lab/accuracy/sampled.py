@@ -1,0 +1,546 @@
+"""`mishkit accuracy`: the error of every kernel, over all inputs of a dtype or a stride of them.
+
+For the operators of each function and dtype it measures, against float64,
+
+f       |y − f(x)| in ULP, the spacing of the dtype at f(x), which is taken to be no finer than at
+        the smallest normal number; and as it is. Where |f(x)| < 1.7e−36 or |f(x)| < |x|·exp(−87)
+        (the tail: float32 is about to run out of exponents) the error as it is counts alone.
+df      |g − f'(x)|, g being the gradient of 1 from the input; in the 16-bit types it includes
+        the rounding of g.
+df_y    |d − f'(x')|, d being the gradient of 1 from the rounded output y and the side, and x' the
+        input that gives exactly y on that side: the error beyond the rounding of y. Where that is
+        above the bar, d may still lie amid the gradients of all inputs whose outputs round to y,
+        as a formula that is centred on them does beside the minimum; then the distance from
+        these counts. float32 only.
+decoder |d − f'(x)|, against the true gradient at the input: its maximum and its root mean square
+        under N(0, 1), as multiples of those of |f'(x') − f'(x)|, the error of an exact inverse of
+        the rounded y. In the 16-bit types d is the kernel's gradient before it is rounded itself,
+        which its rounded products with many upstream gradients enclose.
+limits  f and the gradients at ±∞ are the limits, zeros of f with their sign; f from −1e30 on is
+        what it is at −∞ where that is 0; NaN is kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import rich.progress
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mishkit.activation import Activation
+from mishkit.backends import cpu, triton
+from mishkit.backends import torch as plain
+from mishkit.functions import ACTIVATIONS
+
+from ..._missing import install
+from .. import LabError
+from ..common.bars import Verdict, conclude, console, table
+from ..common.timing import torch_threads
+from .interpreter import make_faithful
+from .references import Reference
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STRIDE = 509
+"""A prime, so that no bit of the mantissa stays the same; eight million values of float32."""
+INTERPRETED_STRIDE = 65521
+"""The same for Triton's interpreter, which is slow; 65,000 values."""
+CHUNK = 1 << 16
+"""Values at a time: few enough for the caches to hold what is computed of them."""
+
+UPSTREAM = 64
+"""Gradients that tell what a 16-bit gradient was before it was rounded."""
+
+TAIL_F = 1.7e-36
+TAIL_WEIGHT = math.exp(-87.0)
+BAR_F_MAX_ULP = {"float32": 4.5, "bfloat16": 0.56, "float16": 0.56}
+BAR_F_MEAN_ULP = 0.75
+BAR_TAIL = 1.7e-36
+BAR_DF = 2.5e-7
+BAR_DF_Y = 2e-6
+INTERPRETED_LANES = 1 << 12
+"""Threads a warp in Triton's interpreter, where blocks of a chunk's size take the least time and
+give the same results."""
+BACKENDS = ("cpu", "torch", "triton")
+
+BAR_DECODER = 1.05
+"""The decoder's error over the exact inverse's."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Errors:
+    """Running statistics of an error that is collected in chunks."""
+
+    max: float = 0.0
+    at: float = math.nan
+    """The input with the largest error."""
+    total: float = 0.0
+    count: float = 0.0
+
+    def add(self, error: Array, x: Array, weight: Array | float = 1.0) -> None:
+        """Collect the errors at x. A NaN is an infinite error, lest it hide in a comparison."""
+        if not error.size:
+            return
+        error = np.where(np.isnan(error), np.inf, error)
+        worst = int(error.argmax())
+        if error[worst] > self.max:
+            self.max, self.at = float(error[worst]), float(x[worst])
+        self.total += float(np.sum(error * weight))
+        self.count += float(np.sum(np.broadcast_to(weight, error.shape)))
+
+    @property
+    def mean(self) -> float:
+        """The (weighted) mean."""
+        return self.total / self.count if self.count else 0.0
+
+    def __str__(self) -> str:
+        if self.max == 0:
+            return "0"
+        figure = f"{self.max:.2f}" if 0.1 <= self.max < 1e4 else f"{self.max:.1e}"
+        return f"{figure} @ {self.at:.4g}"
+
+
+@dataclass
+class Accuracy:
+    """All errors of one function in one dtype."""
+
+    function: str
+    dtype: str
+    f_ulp: Errors = field(default_factory=Errors)
+    f_abs: Errors = field(default_factory=Errors)
+    tail_abs: Errors = field(default_factory=Errors)
+    df_abs: Errors = field(default_factory=Errors)
+    df_y_abs: Errors = field(default_factory=Errors)
+    """Beyond the rounding of y; float32 only."""
+    decoder: Errors = field(default_factory=Errors)
+    decoder_square: Errors = field(default_factory=Errors)
+    inverse: Errors = field(default_factory=Errors)
+    inverse_square: Errors = field(default_factory=Errors)
+    broken_limits: list[str] = field(default_factory=list)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the dtype has 16 bits."""
+        return self.dtype != "float32"
+
+    @property
+    def decoder_max_ratio(self) -> float:
+        """The largest error of the decoded gradient over the exact inverse's."""
+        return _ratio(self.decoder.max, self.inverse.max)
+
+    @property
+    def decoder_rms_ratio(self) -> float:
+        """The same for the root mean square under N(0, 1)."""
+        return math.sqrt(_ratio(self.decoder_square.mean, self.inverse_square.mean))
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    if ours == 0:
+        return 0.0
+    return ours / theirs if theirs else math.inf
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operators of one activation with its parameters, of one backend."""
+
+    activation: Activation
+    parameters: tuple[float, ...]
+    backend: str = "cpu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        return self._call("", plain.forward, x)
+
+    def backward(self, x: Tensor) -> Tensor:
+        """The gradient of 1 from the input."""
+        return self._call("_backward", plain.backward, torch.ones_like(x), x)
+
+    def packed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x) and the side."""
+        return self._call("_packed", plain.forward_packed, x)
+
+    def backward_packed(self, y: Tensor, side: Tensor, grad: float = 1.0) -> Tensor:
+        """The gradient of `grad` from the output and the side."""
+        grads = torch.full_like(y, grad)
+        return self._call("_backward_packed", plain.backward_packed, grads, y, side)
+
+    def _call(self, ending: str, plain_form: Callable[..., Any], *tensors: Tensor) -> Any:
+        a = self.activation
+        if self.backend == "torch":
+            return plain_form(a, *tensors, *self.parameters)
+        if self.backend == "triton":
+            of_gpu = getattr(triton, plain_form.__name__)
+            return to_cpu(of_gpu(a, *(t.to(_gpu()) for t in tensors), *self.parameters))
+        return getattr(torch.ops.mishkit, a.name + ending)(*tensors, *self.parameters)
+
+
+def _gpu() -> str:
+    """Where Triton's kernels run: its interpreter takes a CPU's tensors."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def to_cpu(result: Any) -> Any:
+    """A tensor, or a tuple of them, in the CPU's memory."""
+    return tuple(map(to_cpu, result)) if isinstance(result, tuple) else result.cpu()
+
+
+def measure(
+    activation: Activation,
+    dtype: str,
+    *parameters: float,
+    backend: str = "cpu",
+    stride: int = STRIDE,
+) -> Accuracy:
+    """Sweep one function in one dtype: all 16-bit inputs, or every `stride`-th float32.
+
+    Its parameters are the defaults unless others are given.
+    """
+    parameters = parameters or activation.defaults
+    kernels = Kernels(activation, parameters, backend)
+    reference = Reference(activation, parameters)
+    result = Accuracy(activation.name, dtype)
+    # Chunks are too small to share. What is broken may be infinite: `Errors` takes that.
+    with torch_threads(1), np.errstate(invalid="ignore", over="ignore"):
+        for x in inputs(dtype, stride):
+            _add_forward(result, kernels, reference, x)
+            _add_backward(result, kernels, reference, x)
+            _add_from_output(result, kernels, reference, x)
+        result.broken_limits = broken_limits(kernels, reference, DTYPES[dtype])
+    return result
+
+
+def inputs(dtype: str, stride: int) -> Iterator[Tensor]:
+    """The finite values of a dtype by their bit patterns, in chunks."""
+    if dtype == "float32":
+        for start in range(0, 1 << 32, CHUNK * stride):
+            stop = min(start + CHUNK * stride, 1 << 32)
+            patterns = np.arange(start, stop, stride, dtype=np.uint64).astype(np.uint32)
+            yield _finite(torch.from_numpy(patterns.view(np.float32)))
+    else:
+        patterns16 = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.int16)
+        yield _finite(torch.from_numpy(patterns16).view(DTYPES[dtype]))
+
+
+def ulp(value: Array, dtype: str) -> Array:
+    """The spacing of the dtype at a value, and at the smallest normal number at least."""
+    info = torch.finfo(DTYPES[dtype])
+    digits, smallest = round(-math.log2(info.eps)), round(math.log2(info.tiny))
+    exponent = np.where(value == 0, smallest, np.frexp(value)[1] - 1)
+    return np.ldexp(1.0, np.maximum(exponent, smallest) - digits)
+
+
+def _add_forward(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
+    y, true, at = _array(kernels.forward(x)), _array(reference.f(x.double())), _array(x)
+    # Beyond the largest number lies infinity.
+    overflows = np.abs(true) > torch.finfo(x.dtype).max
+    error = np.where(overflows & (y == np.copysign(math.inf, true)), 0.0, np.abs(y - true))
+    tail = np.abs(true) < np.maximum(TAIL_F, np.abs(at) * TAIL_WEIGHT)
+    if result.dtype == "float16":
+        tail[:] = False  # its smallest number is far above
+    body = ~tail
+    in_ulp = error[body] / ulp(true[body], result.dtype)
+    result.f_ulp.add(in_ulp, at[body])
+    result.f_abs.add(error[body], at[body])
+    result.tail_abs.add(error[tail], at[tail])
+
+
+def _add_backward(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
+    gradient, true = _array(kernels.backward(x)), _array(reference.df(x.double()))
+    result.df_abs.add(np.abs(gradient - true), _array(x))
+
+
+def _add_from_output(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
+    y, side = kernels.packed(x)
+    at, true = _array(x), _array(reference.df(x.double()))
+    exact = _array(reference.df_of_output(y.double(), x.double()))
+    if result.is_half:
+        decoded = _before_rounding(kernels, x, y, side)
+    else:
+        decoded = _array(kernels.backward_packed(y, side))
+        result.df_y_abs.add(_beyond(decoded, exact, y, x, reference, result.dtype), at)
+    weight = np.exp(-0.5 * at * at) * ulp(at, result.dtype)
+    for candidate, largest, square in (
+        (decoded, result.decoder, result.decoder_square),
+        (exact, result.inverse, result.inverse_square),
+    ):
+        error = np.abs(candidate - true)
+        largest.add(error, at)
+        square.add(error * error, at, weight)
+
+
+def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Array:
+    """The gradient of 1 from the output, by a kernel, before it is rounded to a 16-bit type.
+
+    A rounded product with an upstream gradient encloses it within half a spacing, and products
+    with others within other bounds. Among what is left, a fraction of the spacing unless it is
+    beside a power of two, it is taken to be what the plain-torch formula gives, or next to that.
+    """
+    a, info = kernels.activation, torch.finfo(y.dtype)
+    low, high = np.full(y.numel(), -np.inf), np.full(y.numel(), np.inf)
+    for grad in 1 + np.arange(UPSTREAM) / UPSTREAM:  # every one exact in both types
+        product = _array(kernels.backward_packed(y, side, float(grad)))
+        half = np.maximum(np.abs(product), info.tiny) * (0.5 * info.eps)
+        low = np.maximum(low, (product - half) / grad)
+        high = np.minimum(high, (product + half) / grad)
+    turn = a.turn_at(*kernels.parameters)
+    right = x.double() > (-math.inf if turn is None else turn)
+    formula = _array(a.df_y(y.float(), right, y.dtype, *kernels.parameters))
+    return np.clip(formula, low, high)
+
+
+def _beyond(
+    gradient: Array, exact: Array, y: Tensor, x: Tensor, reference: Reference, dtype: str
+) -> Array:
+    beyond = np.abs(gradient - exact)
+    far = np.flatnonzero(beyond > BAR_DF_Y)
+    beyond[far] = _outside(gradient[far], y[far], x[far], reference, dtype)
+    return np.maximum(beyond, 0)
+
+
+def beyond_rounding(gradient: Tensor, y: Tensor, x: Tensor, reference: Reference) -> Array:
+    """The error of a float32 gradient from the output that the rounding of y does not explain."""
+    exact = _array(reference.df_of_output(y.double(), x.double()))
+    return _beyond(_array(gradient), exact, y, x, reference, "float32")
+
+
+def _outside(gradient: Array, y: Tensor, x: Tensor, reference: Reference, dtype: str) -> Array:
+    """How far gradients lie from those of all inputs whose outputs round to y."""
+    half = torch.from_numpy(0.5 * ulp(_array(y), dtype))
+    ends = [_array(reference.df_of_output(y.double() + d, x.double())) for d in (-half, half)]
+    return np.maximum(np.minimum(*ends) - gradient, gradient - np.maximum(*ends))
+
+
+def broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) -> list[str]:
+    """Where f or a gradient at ±∞, or f of a NaN, is not what it must be."""
+    inf, broken = math.inf, []
+    for name, far in (("−inf", (-1e30, -3e38, -inf)), ("inf", (inf,))):
+        end = torch.tensor([far[-1]], dtype=torch.float64)
+        limit, slope = reference.f(end).to(dtype), reference.df(end).to(dtype)
+        # More than a vector of each, so that the main loop meets them too and not the tail alone.
+        x = torch.tensor(far if limit == 0 else far[-1:], dtype=dtype).repeat(150 // len(far))
+        y = kernels.forward(x)
+        gradients = kernels.backward(x), kernels.backward_packed(*kernels.packed(x))
+        is_exact = bool((y == limit).all() and (y.signbit() == limit.signbit()).all())
+        # A slope that is no whole number has been rounded on the way.
+        spacing = 0 if slope == slope.round() else 4 * torch.finfo(dtype).eps
+        close = [bool(((g - slope).abs() <= spacing).all()) for g in gradients]
+        checks = zip(("f", "df", "df_y"), (is_exact, *close), strict=True)
+        broken += [f"{what}({name})" for what, holds in checks if not holds]
+    nan = torch.full((150,), math.nan, dtype=dtype)
+    return broken if kernels.forward(nan).isnan().all() else [*broken, "f(nan)"]
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x[x.isfinite()]
+
+
+def _array(x: Tensor) -> Array:
+    return x.double().numpy()
+
+
+# ---- bars ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure of one function, and its bar."""
+
+    what: str
+    bar: str
+    figure: float
+    limit: float
+    text: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is within the bar."""
+        return self.figure <= self.limit
+
+
+def findings(result: Accuracy) -> list[Finding]:
+    """The figures of a sweep that have a bar."""
+
+    def errors(what: str, unit: str, limit: float, found: Errors) -> Finding:
+        return Finding(what, f"≤ {limit:g}{unit}", found.max, limit, str(found))
+
+    def figure(what: str, unit: str, limit: float, found: float) -> Finding:
+        return Finding(what, f"≤ {limit:g}{unit}", found, limit, f"{found:.3g}")
+
+    broken = result.broken_limits
+    common = [
+        errors("f, maximum", " ULP", BAR_F_MAX_ULP[result.dtype], result.f_ulp),
+        errors("f in the tail, absolute", "", BAR_TAIL, result.tail_abs),
+        Finding("limits at ±inf and NaN", "exact", len(broken), 0, ", ".join(broken) or "exact"),
+    ]
+    if result.is_half:
+        return [
+            *common,
+            figure("decoder ÷ exact inverse, maximum", "×", BAR_DECODER, result.decoder_max_ratio),
+            figure("decoder ÷ exact inverse, rms", "×", BAR_DECODER, result.decoder_rms_ratio),
+        ]
+    # The evaluation error may outweigh that of rounding y where no minimum is near.
+    excess = result.decoder.max - BAR_DECODER * result.inverse.max
+    return [
+        *common,
+        figure("f, mean", " ULP", BAR_F_MEAN_ULP, result.f_ulp.mean),
+        errors("df, absolute", "", BAR_DF, result.df_abs),
+        errors("df_y beyond the rounding of y", "", BAR_DF_Y, result.df_y_abs),
+        figure("decoder − 1.05 × exact inverse", "", BAR_DF_Y, max(excess, 0.0)),
+    ]
+
+
+def verdict(what: str, bar: str, found: Sequence[tuple[Finding, str]]) -> Verdict:
+    """The row of one bar: every function that misses it, or the one that comes closest."""
+    missed = [pair for pair in found if not pair[0].met]
+    shown = missed or [max(found, key=lambda pair: pair[0].figure)]
+    measured = "; ".join(f"{name} {finding.text}" for finding, name in shown)
+    return Verdict(what, bar, measured, not missed)
+
+
+def verdicts(results: Iterable[Accuracy]) -> list[Verdict]:
+    """A row a bar and dtype."""
+    by_bar: dict[tuple[str, str, str], list[tuple[Finding, str]]] = {}
+    for result in results:
+        for finding in findings(result):
+            key = result.dtype, finding.what, finding.bar
+            by_bar.setdefault(key, []).append((finding, result.function))
+    return [verdict(f"{dtype}: {what}", bar, found) for (dtype, what, bar), found in by_bar.items()]
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to sweep."""
+
+    functions: Sequence[str] = tuple(ACTIVATIONS)
+    dtypes: Sequence[str] = tuple(DTYPES)
+    stride: int = STRIDE
+    backend: str = "cpu"
+    isa: str | None = None
+    """The instruction set of the kernels; None for the one in use."""
+
+    def __post_init__(self) -> None:
+        check("function", self.functions, ACTIVATIONS)
+        check("dtype", self.dtypes, DTYPES)
+        if self.stride < 1:
+            raise LabError("the stride must be positive")
+        check("backend", [self.backend], BACKENDS)
+        if self.backend == "triton" and importlib.util.find_spec("triton") is None:
+            raise LabError(f"Triton is not installed: {install('triton')}")
+        if self.backend == "cpu":
+            if not cpu.isas():
+                raise LabError("the kernels were not built: --backend torch measures plain torch")
+            check("instruction set", [self.isa] if self.isa else [], cpu.isas())
+        elif self.isa:
+            raise LabError(f"--isa chooses the CPU's kernels: not with --backend {self.backend}")
+
+
+def check(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not known."""
+    for name in wanted:
+        if name not in known:
+            raise LabError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
+
+
+def default_stride(backend: str) -> int:
+    """What is quick enough."""
+    return INTERPRETED_STRIDE if is_interpreted(backend) else STRIDE
+
+
+def is_interpreted(backend: str) -> bool:
+    """Whether Triton's interpreter stands in for a GPU."""
+    return backend == "triton" and not torch.cuda.is_available()
+
+
+@contextmanager
+def interpreter() -> Iterator[None]:
+    """Triton's kernels run in its interpreter within a block: as a GPU computes, and in large
+    blocks.
+
+    Raises LabError where Triton has been imported without it, which then can't be undone.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks at it when it is imported
+    from triton.language import sum as builtin
+    from triton.runtime.interpreter import InterpretedFunction
+
+    if not isinstance(builtin, InterpretedFunction):
+        raise LabError("Triton was imported before: set TRITON_INTERPRET=1 from the start")
+    make_faithful()
+    lanes, triton.LANES = triton.LANES, INTERPRETED_LANES
+    try:
+        yield
+    finally:
+        triton.LANES = lanes
+
+
+def run(settings: Settings) -> Iterator[Accuracy]:
+    """The sweeps, one after the other."""
+    for dtype in settings.dtypes:
+        for name in settings.functions:
+            with _prepared(settings):
+                a = ACTIVATIONS[name]
+                result = measure(a, dtype, backend=settings.backend, stride=settings.stride)
+            yield result
+
+
+def _prepared(settings: Settings) -> AbstractContextManager[Any]:
+    if is_interpreted(settings.backend):
+        return interpreter()
+    return cpu.using(settings.isa) if settings.isa else nullcontext()
+
+
+def _kernels(settings: Settings) -> str:
+    """What is swept, in words."""
+    if settings.backend == "torch":
+        return "plain torch"
+    if settings.backend == "cpu":
+        return settings.isa or cpu.isa()
+    if is_interpreted(settings.backend):
+        return "Triton kernels in its interpreter, not on a GPU"
+    return f"Triton kernels on {torch.cuda.get_device_name()}"
+
+
+def main(settings: Settings) -> int:
+    """Sweep, print the tables and the bars; 1 where a bar is missed."""
+    out = console()
+    count = len(settings.dtypes) * len(settings.functions)
+    results = []
+    with rich.progress.Progress(console=out, transient=True) as bar:
+        task = bar.add_task("sweeping", total=count)
+        for result in run(settings):
+            results.append(result)
+            bar.update(task, advance=1, description=f"{result.function}, {result.dtype}")
+    kernels = _kernels(settings)
+    for dtype in settings.dtypes:
+        _print_table(out, [r for r in results if r.dtype == dtype], dtype, kernels, settings.stride)
+    found = verdicts(results)
+    out.print("max, rms: error of the gradient from the output over that of an exact inverse.\n")
+    return conclude(out, "Bars (the function nearest to each, or all that miss it)", found)
+
+
+def _print_table(
+    out: rich.console.Console, results: list[Accuracy], dtype: str, kernels: str, stride: int
+) -> None:
+    which = f"one value in {stride:,}" if dtype == "float32" else "all values"
+    columns = ("function", "f, ULP", "mean", "f, abs.", "df, abs.", "df_y, abs.", "max", "rms")
+    made = table(f"{dtype}, {which}, {kernels}: the largest errors, and where", columns)
+    for r in results:
+        made.add_row(
+            *(r.function, str(r.f_ulp), f"{r.f_ulp.mean:.2f}", f"{r.f_abs.max:.1e}"),
+            *(str(r.df_abs), str(r.decoder if r.is_half else r.df_y_abs)),
+            *(f"{r.decoder_max_ratio:.2f}×", f"{r.decoder_rms_ratio:.2f}×"),
+        )
+    out.print(made)

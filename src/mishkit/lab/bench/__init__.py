@@ -1,0 +1,1 @@
+"""`mishkit bench`: what every function costs on this machine."""

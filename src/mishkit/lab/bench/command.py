@@ -1,0 +1,37 @@
+"""`mishkit bench`: which of the benchmarks is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import LabError
+from .settings import Settings
+
+
+def main(settings: Settings, csv_path: Path | None = None) -> int:
+    """Time the functions, print the tables and the bars, write the CSV; 1 where a bar is missed."""
+    # Each imports packages that the others do without.
+    if settings.paper:
+        from ..code import paper
+
+        return paper.main(settings.functions, settings.dtypes, csv_path)
+    if settings.device == "cuda":
+        from . import gpu
+
+        return gpu.main(settings, csv_path)
+    from . import cpu
+
+    return cpu.main(settings, csv_path)
+
+
+def main_of_layer(settings: Settings, csv_path: Path | None = None) -> int:
+    """The same for the APTx layer, whose sizes and dtypes are its own."""
+    if settings.paper:
+        raise LabError("--paper is about the functions: it does not go with --neuron")
+    if settings.device == "cuda":
+        from . import gpu_neuron
+
+        return gpu_neuron.main(settings.quick, csv_path)
+    from . import neuron
+
+    return neuron.main(settings.quick, csv_path)

@@ -1,0 +1,96 @@
+"""What `mishkit bench` has timed, on a CPU or a GPU, and the ratios between the timings."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import mishkit as mk
+from mishkit.backends import cpu
+
+from ..common.environment import processor
+from ..common.files import whole_file
+from ..common.timing import Timing
+from .cases import OURS, SAME_WORK
+
+QUANTILES = (0.1, 0.25, 0.75, 0.9)
+FAMILY = "family"
+"""The table of all functions; tables in others' layouts have names of their own."""
+CPU_COLUMNS = ("function", "dtype", "case", "size", "threads", "contender")
+GPU_COLUMNS = ("table", "function", "dtype", "case", "size", "contender")
+"""The parts of a key that a CSV file names."""
+
+
+class Key(NamedTuple):
+    """What was timed."""
+
+    function: str
+    dtype: str
+    case: str
+    size: int
+    contender: str
+    threads: int = 1
+    """Of PyTorch, on a CPU."""
+    table: str = FAMILY
+
+    def columns(self, names: tuple[str, ...]) -> list[str | int]:
+        """The named parts."""
+        return [getattr(self, name) for name in names]
+
+
+Timings = dict[Key, Timing]
+
+
+@dataclass
+class Results:
+    """Timings, errors, and contenders that could not be timed.
+
+    A timing on a CPU is in nanoseconds per element, or per call for the cases on
+    `mishkit.lab.bench.cases.CALL_SIZES`; a timing on a GPU is in nanoseconds per call.
+    """
+
+    timings: Timings = field(default_factory=dict)
+    errors: dict[Key, float] = field(default_factory=dict)
+    """L2 norms of the errors."""
+    rooflines: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """Arithmetic over memory traffic by a GPU's published peaks, by function, body and dtype."""
+    missing: list[str] = field(default_factory=list)
+    """A line for each contender that could not be timed."""
+
+    def find(self, key: Key) -> Timing | None:
+        """The timing, or None; a case of mishkit's alone stands for what the others do instead."""
+        if key.contender != OURS:
+            key = key._replace(case=SAME_WORK.get(key.case, key.case))
+        return self.timings.get(key)
+
+    def ratio(self, above: Key, below: Key, statistic: str = "min") -> float | None:
+        """One time over another, by their minima or medians; None where one is missing."""
+        times = self.find(above), self.find(below)
+        if times[0] is None or times[1] is None:
+            return None
+        return getattr(times[0], statistic) / getattr(times[1], statistic)
+
+
+def write_csv(path: Path, results: Results) -> None:
+    """A row a timing; times in ns per element, per call where `unit` says so."""
+    names = [f"q{round(100 * q)}" for q in QUANTILES]
+    made_by = {
+        "mishkit": mk.__version__,
+        "torch": torch.__version__,
+        "cpu": processor(),
+        "isa": cpu.isa(),
+    }
+    statistics = ["unit", "samples", "min", "median", *names]
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow([*CPU_COLUMNS, *statistics, *made_by])
+        for key, timing in results.timings.items():
+            unit = "ns/call" if key.case.startswith("call") else "ns/element"
+            figures = [timing.min, timing.median, *map(timing.quantile, QUANTILES)]
+            row = [unit, len(timing.samples), *(f"{figure:.6g}" for figure in figures)]
+            writer.writerow([*key.columns(CPU_COLUMNS), *row, *made_by.values()])

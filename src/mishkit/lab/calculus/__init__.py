@@ -1,0 +1,1 @@
+"""`mishkit explain`, `plot` and `fit`: functions as mathematics."""

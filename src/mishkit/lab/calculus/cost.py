@@ -1,0 +1,193 @@
+"""What a function costs: instructions in its kernels, bytes it moves, and which of the two rules.
+
+The roofline is this machine's, of one core: how fast memory copies, and how fast the kernel is
+when everything it touches is in the nearest cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mishkit.activation import Activation
+from mishkit.backends import cpu
+
+from .. import LabError
+from ..code.machine import BODIES, DTYPES, ISAS, LoopCounts, library
+from ..common.environment import processor
+from ..common.named import Named
+from ..common.timing import Call, round_robin, torch_threads
+
+# Tensors that each body reads and writes, and whether a bit an element besides.
+_STREAMS = {
+    "forward": (2, False),
+    "forward_packed": (2, True),
+    "backward": (3, False),
+    "backward_packed": (3, True),
+    "double_backward": (5, False),
+}
+_TIMED = ("forward", "forward_packed", "backward", "backward_packed")
+_TIMED_DTYPES = (torch.float32, torch.bfloat16)
+IN_CACHE = 2048
+"""Elements: three streams of float32 fill 24 KiB of the 32 that a core's first cache has."""
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+LEAST_COPY = 64 << 20
+MOST_COPY = 512 << 20
+"""Bytes of the tensor that is copied."""
+SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Roof:
+    """One body in one dtype on this machine."""
+
+    body: str
+    dtype: str
+    bytes: float
+    """Read and written, an element."""
+    compute_ns: float
+    """An element, in cache; without the cost of the call."""
+    memory_ns: float
+    """An element, at the speed at which memory copies."""
+
+    @property
+    def bound(self) -> str:
+        """ "memory" where moving the bytes takes longer than computing, else "compute"."""
+        return "memory" if self.memory_ns > self.compute_ns else "compute"
+
+    @property
+    def ratio(self) -> float:
+        """Time to compute over time to move; below 1 the memory decides."""
+        return self.compute_ns / self.memory_ns
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Instructions, bytes and the roofline."""
+
+    loops: tuple[LoopCounts, ...]
+    """Empty where they were not counted."""
+    why_no_loops: str | None
+    roofs: tuple[Roof, ...]
+    copy_bytes_per_ns: float
+    """Bytes read and written in a nanosecond (GB/s)."""
+    copied_bytes: int
+    """The size of the tensor that was copied."""
+    kernels: str
+    """The instruction set that was timed; "none" for plain torch."""
+    processor: str
+
+
+def measure(named: Named) -> Cost:
+    """The cost of a function with its parameters; about two seconds."""
+    loops: tuple[LoopCounts, ...] = ()
+    reason = None
+    try:
+        loops = tuple(count(named))
+    except LabError as error:
+        reason = str(error)
+    with torch_threads(1):
+        rate, size = copy_rate()
+        roofs = tuple(_roofs(named, rate))
+    return Cost(
+        loops=loops,
+        why_no_loops=reason,
+        roofs=roofs,
+        copy_bytes_per_ns=rate,
+        copied_bytes=size,
+        kernels=cpu.isa(),
+        processor=processor(),
+    )
+
+
+def count(named: Named, dtypes: tuple[str, ...] = DTYPES) -> list[LoopCounts]:
+    """The main loops of all kernels of a function, in every instruction set that was built."""
+    found = library()
+    a = named.activation
+    built = {isa for isa, *_ in found.kernels}
+    return [
+        found.count(isa, a.name, dtype, body, iterated=_is_iterated(named, dtype, body))
+        for isa in ISAS
+        if isa in built
+        for dtype in dtypes
+        for body in BODIES
+    ]
+
+
+def _is_iterated(named: Named, dtype: str, body: str) -> bool:
+    return body == "backward_packed" and named.activation.iterates(*named.values)
+
+
+def bytes_moved(a: Activation, body: str, dtype: torch.dtype) -> float:
+    """Bytes that a body reads and writes, an element."""
+    tensors, packed = _STREAMS[body]
+    # A monotone function has no sides.
+    return tensors * dtype.itemsize + (0.125 if packed and a.turn is not None else 0.0)
+
+
+def copy_rate() -> tuple[float, int]:
+    """Bytes a nanosecond that memory reads and writes in a copy, and of how large a tensor."""
+    size = min(max(LEAST_COPY, 2 * _largest_cache()), MOST_COPY)
+    source = torch.zeros(size // 4)
+    target = torch.zeros(size // 4)
+    timing = round_robin({0: Call(lambda: target.copy_(source))}, seconds=0.3 * SECONDS)[0]
+    return 2 * size / timing.min, size
+
+
+def _largest_cache() -> int:
+    sizes = [0]
+    for file in _CACHES.glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KM])", file.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) << {"K": 10, "M": 20}[match[2]])
+    return max(sizes)
+
+
+def _roofs(named: Named, rate: float) -> list[Roof]:
+    calls: dict[tuple[str, torch.dtype, int], Call] = {}
+    for dtype in _TIMED_DTYPES:
+        # A call's own cost is taken off by timing a quarter of the elements too.
+        for elements in (IN_CACHE, IN_CACHE // 4):
+            for body, run in _bodies(named, dtype, elements).items():
+                calls[body, dtype, elements] = Call(run)
+    timings = round_robin(calls, seconds=SECONDS)
+    found = []
+    for dtype in _TIMED_DTYPES:
+        for body in (b for b in _TIMED if (b, dtype, IN_CACHE) in calls):
+            most, least = (timings[body, dtype, n].min for n in (IN_CACHE, IN_CACHE // 4))
+            moved = bytes_moved(named.activation, body, dtype)
+            compute = max(most - least, 0.0) / (IN_CACHE - IN_CACHE // 4)
+            name = str(dtype).removeprefix("torch.")
+            found.append(Roof(body, name, moved, compute, moved / rate))
+    return found
+
+
+def _bodies(named: Named, dtype: torch.dtype, elements: int) -> dict[str, Callable[[], Any]]:
+    """The operators on tensors of their own."""
+    a, values = named.activation, named.values
+    generator = torch.Generator().manual_seed(0)
+    x = (2 * torch.randn(elements, generator=generator)).to(dtype)
+    g = torch.randn(elements, generator=generator).to(dtype)
+
+    def operator(ending: str) -> Callable[..., Any]:
+        return getattr(torch.ops.mishkit, a.name + ending).default
+
+    forward, backward = operator(""), operator("_backward")
+    found: dict[str, Callable[[], Any]] = {
+        "forward": lambda: forward(x, *values),
+        "backward": lambda: backward(g, x, *values),
+    }
+    try:
+        a.turn_at(*values)
+    except ValueError:  # the output does not give the gradient
+        return found
+    packed, from_output = operator("_packed"), operator("_backward_packed")
+    y, side = packed(x, *values)
+    found["forward_packed"] = lambda: packed(x, *values)
+    found["backward_packed"] = lambda: from_output(g, y, side, *values)
+    return found

@@ -1,0 +1,471 @@
+"""A function of x from its definition in SymPy's notation, for calculus to 30 digits and more.
+
+The definition is cut at its joints into pieces that are smooth. Each is put into a form that keeps
+its digits in the tails, differentiated symbolically, and evaluated by mpmath with as many digits
+as the result needs. Nothing here knows any particular function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+
+import mpmath
+import sympy
+from mpmath import mpf
+from sympy.parsing.sympy_parser import parse_expr
+
+from .. import LabError
+from .notation import unicode
+
+DIGITS = 30
+"""Right digits of every figure."""
+WORKING = DIGITS + 20
+"""Digits in which places are kept."""
+PRECISIONS = (60, 100, 350, 800)
+"""Digits that are tried until two of them agree: 1 + tanh and the like cancel in the tails."""
+MOST_ORDER = 3
+DECADES = 10
+A_DECADE = 12
+"""The search for roots samples 10^t about 0 and every joint, −DECADES ≤ t ≤ DECADES, so densely."""
+FAR = (mpf(10) ** 20, mpf(10) ** 25)
+"""Where functions that tend to their asymptotes exponentially have arrived, and a second place."""
+VANISHING = mpf(10) ** -(WORKING - 10)
+"""Relative to its terms, a difference below this is nothing but their rounding."""
+
+X = sympy.Symbol("x", real=True)
+
+
+def parse(expression: str, values: Mapping[str, float]) -> sympy.Expr:
+    """The definition with its parameters put in, each as the decimal number it is written as."""
+    symbols = {name: sympy.Symbol(name, real=True) for name in values}
+    parsed = parse_expr(expression, local_dict={"x": X, **symbols})
+    exact = {
+        symbols[name]: sympy.oo if v == math.inf else sympy.Rational(repr(float(v)))
+        for name, v in values.items()
+    }
+    return parsed.subs(exact)
+
+
+# ---- pieces ----
+
+
+class Smooth:
+    """A part of a curve without a joint inside: (low, high), either of which may be infinite."""
+
+    def __init__(self, low: mpf, high: mpf) -> None:
+        self.low, self.high = low, high
+        self._signs: dict[int, list[tuple[mpf, mpf]]] = {}
+
+    def at(self, x: mpf, order: int = 0) -> mpf:
+        """The derivative of that order, to `DIGITS` digits; at the ends, from inside."""
+        raise NotImplementedError
+
+    def quick(self, x: mpf, order: int = 0) -> mpf:
+        """The same, as exact as the precision in force: for integrals."""
+        raise NotImplementedError
+
+    def is_zero(self, order: int) -> bool:
+        """Whether that derivative is known to vanish throughout."""
+        return False
+
+    def end(self, side: int, order: int) -> mpf:
+        """The derivative at the low (−1) or the high (+1) end, at infinity its limit."""
+        x = self.low if side < 0 else self.high
+        if mpmath.isfinite(x):
+            return self.at(x, order)
+        near, far = (self.at(side * place, order) for place in FAR)
+        scale = max(abs(near), 1)
+        if abs(near - far) <= mpf(10) ** -DIGITS * scale:
+            return far
+        if abs(far) > 100 * abs(near):
+            return mpmath.sign(far) * mpmath.inf
+        raise LabError("a function that tends to no asymptote, or slowly, is beyond this analysis")
+
+    def samples(self, order: int) -> list[tuple[mpf, mpf]]:
+        """Places with the derivative of that order, densest about 0 and the ends."""
+        if order not in self._signs:
+            self._signs[order] = [(x, self.at(x, order)) for x in self._grid]
+        return self._signs[order]
+
+    @cached_property
+    def _grid(self) -> list[mpf]:
+        steps = range(-DECADES * A_DECADE, DECADES * A_DECADE + 1)
+        with mpmath.workdps(WORKING):
+            offsets = [mpf(10) ** (mpf(step) / A_DECADE) for step in steps]
+            anchors = {mpf(0)} | {end for end in (self.low, self.high) if mpmath.isfinite(end)}
+            places = {anchor + sign * d for anchor in anchors for d in offsets for sign in (-1, 1)}
+        return sorted(x for x in places | anchors if self.low < x < self.high)
+
+    def roots(self, order: int) -> list[mpf]:
+        """Where the derivative of that order changes sign, inside."""
+        if self.is_zero(order):
+            return []
+        # Between samples of one sign it may still dip through 0 and back: then a neighbouring
+        # extremum has the other sign.
+        samples = self.samples(order)
+        if order < MOST_ORDER and not self.is_zero(order + 1):
+            samples = sorted({*samples, *self._dips(order)})
+        known = [(x, value) for x, value in samples if value]
+        return [
+            self._root(order, x, after, value < 0)
+            for (x, value), (after, next_value) in pairwise(known)
+            if (value < 0) != (next_value < 0)
+        ]
+
+    def _dips(self, order: int) -> Iterator[tuple[mpf, mpf]]:
+        values, slopes = self.samples(order), self.samples(order + 1)
+        rows = list(zip(values, slopes, strict=True))
+        for ((x, value), (_, slope)), ((after, next_value), (_, next_slope)) in pairwise(rows):
+            towards = value * slope < 0 and next_value * next_slope > 0
+            if value * next_value > 0 and towards:
+                bottom = self._root(order + 1, x, after, slope < 0)
+                yield bottom, self.at(bottom, order)
+
+    def _root(self, order: int, low: mpf, high: mpf, rises: bool) -> mpf:
+        """Newton's method between brackets that close by bisection where it strays."""
+        with mpmath.workdps(WORKING + 10):
+            x = (low + high) / 2
+            for _ in range(400):
+                value = self.at(x, order)
+                if not value:
+                    break
+                low, high = (x, high) if (value < 0) == rises else (low, x)
+                slope = self.at(x, order + 1) if order < MOST_ORDER else mpf(0)
+                newton = x - value / slope if slope else low
+                after = newton if low < newton < high else (low + high) / 2
+                done = abs(after - x) <= mpf(10) ** -WORKING * max(abs(x), mpf(10) ** -DIGITS)
+                x = after
+                if done:
+                    break
+            return x
+
+    def stretches(self, order: int) -> list[Stretch]:
+        """The piece cut at the roots of that derivative, with its sign on each part."""
+        if self.is_zero(order):
+            return [Stretch(self.low, self.high, 0)]
+        edges = [self.low, *self.roots(order), self.high]
+        found = []
+        for low, high in pairwise(edges):
+            inside = [value for x, value in self.samples(order) if low < x < high and value]
+            if inside:
+                sign = int(mpmath.sign(max(inside, key=abs)))
+            else:  # narrower than the grid
+                sign = int(mpmath.sign(self.at((low + high) / 2, order)))
+            found.append(Stretch(low, high, sign))
+        return found
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where a derivative has one sign; where low is high, a jump that has it."""
+
+    low: mpf
+    high: mpf
+    sign: int
+
+
+class Piece(Smooth):
+    """A smooth part of a definition."""
+
+    def __init__(self, low: mpf, high: mpf, expression: sympy.Expr) -> None:
+        super().__init__(low, high)
+        self.expression = expression
+        form = _conditioned(expression)
+        self.forms = [form]
+        for _ in range(MOST_ORDER):
+            self.forms.append(_factored(sympy.diff(self.forms[-1], X)))
+        self._known: dict[tuple[mpf, int], mpf] = {}
+        self._functions = [sympy.lambdify(X, f, modules="mpmath", cse=True) for f in self.forms]
+
+    def is_zero(self, order: int) -> bool:
+        return bool(self.forms[order] == 0)
+
+    def quick(self, x: mpf, order: int = 0) -> mpf:
+        return mpf(self._functions[order](x))
+
+    def at(self, x: mpf, order: int = 0) -> mpf:
+        if self.is_zero(order):
+            return mpf(0)
+        if (x, order) not in self._known:
+            self._known[x, order] = self._settled(x, order)
+        return self._known[x, order]
+
+    def _settled(self, x: mpf, order: int) -> mpf:
+        before = None
+        for digits in PRECISIONS:
+            with mpmath.workdps(digits):
+                value = mpf(self._functions[order](x))
+                if before is not None and abs(value - before) <= mpf(10) ** -DIGITS * abs(value):
+                    return value
+            before = value
+        return mpf(0)
+
+    def derivative(self, order: int) -> sympy.Expr:
+        """The derivative of that order in its shortest form, for people."""
+        raw = sympy.diff(self.expression, X, order)
+        forms = [raw, sympy.factor_terms(raw), self.forms[order]]
+        return min(forms, key=lambda form: len(unicode(form)))
+
+
+class Difference(Smooth):
+    """One curve less another, where both are smooth."""
+
+    def __init__(self, low: mpf, high: mpf, one: Smooth, other: Smooth) -> None:
+        super().__init__(low, high)
+        self.one, self.other = one, other
+
+    def quick(self, x: mpf, order: int = 0) -> mpf:
+        return self.one.quick(x, order) - self.other.quick(x, order)
+
+    def at(self, x: mpf, order: int = 0) -> mpf:
+        one, other = self.one.at(x, order), self.other.at(x, order)
+        with mpmath.workdps(PRECISIONS[0]):
+            difference = one - other
+        # Each has its own digits, and where they agree in all of them there is no difference.
+        significant = abs(difference) > mpf(10) ** -(DIGITS - 2) * (abs(one) + abs(other))
+        return difference if significant else mpf(0)
+
+    def is_zero(self, order: int) -> bool:
+        one, other = self.one, self.other
+        if one.is_zero(order) and other.is_zero(order):
+            return True
+        if not (isinstance(one, Piece) and isinstance(other, Piece)):
+            return False
+        return bool(one.forms[order] == other.forms[order])
+
+
+# ---- curves ----
+
+
+class Curve:
+    """A function on the whole line: pieces in order, each beginning where the last one ends."""
+
+    def __init__(self, pieces: Sequence[Smooth]) -> None:
+        self.pieces = tuple(pieces)
+
+    @classmethod
+    def of(cls, expression: sympy.Expr) -> Curve:
+        """The curve of a definition in x alone."""
+        cut = list(_cut(_plain(expression), -sympy.oo, sympy.oo))
+        merged = [cut[0]]
+        for low, high, part in cut[1:]:
+            if sympy.simplify(part - merged[-1][2]) == 0:
+                merged[-1] = (merged[-1][0], high, part)
+            else:
+                merged.append((low, high, part))
+        return cls([Piece(_number(low), _number(high), part) for low, high, part in merged])
+
+    def minus(self, other: Curve) -> Curve:
+        """The difference of two curves."""
+        edges = sorted({*self.joints, *other.joints})
+        edges = [-mpmath.inf, *edges, mpmath.inf]
+        return Curve(
+            [
+                Difference(low, high, self.piece(low, high), other.piece(low, high))
+                for low, high in pairwise(edges)
+            ]
+        )
+
+    def piece(self, low: mpf, high: mpf) -> Smooth:
+        """The piece that contains an interval."""
+        return next(p for p in self.pieces if p.low <= low and high <= p.high)
+
+    @property
+    def joints(self) -> list[mpf]:
+        """Where pieces meet."""
+        return [piece.low for piece in self.pieces[1:]]
+
+    def at(self, x: mpf, order: int = 0) -> mpf:
+        """The derivative of that order at x; at a joint, from the left."""
+        return next(p for p in self.pieces if x <= p.high).at(x, order)
+
+    def jump(self, joint: int, order: int) -> mpf:
+        """By how much that derivative is larger right of a joint than left of it."""
+        left, right = self.pieces[joint].end(1, order), self.pieces[joint + 1].end(-1, order)
+        with mpmath.workdps(WORKING):
+            jump = right - left
+        return jump if abs(jump) > VANISHING * (abs(left) + abs(right)) else mpf(0)
+
+    def stretches(self, order: int) -> list[Stretch]:
+        """Where that derivative has which sign; jumps of the one before are stretches too."""
+        found: list[Stretch] = []
+        for number, piece in enumerate(self.pieces):
+            if number:
+                jump = self.jump(number - 1, order - 1)
+                if jump:
+                    found.append(Stretch(piece.low, piece.low, int(mpmath.sign(jump))))
+            found += piece.stretches(order)
+        return found
+
+    def extremes(self, order: int) -> list[tuple[mpf, mpf, Smooth]]:
+        """Places and values among which that derivative is largest and smallest: infinities,
+        joints from both sides and stationary points, each with its piece."""
+        found = []
+        for piece in self.pieces:
+            inside = [(x, piece.at(x, order)) for x in piece.roots(order + 1)]
+            ends = [(piece.low, piece.end(-1, order)), (piece.high, piece.end(1, order))]
+            found += [(x, value, piece) for x, value in (ends[0], *inside, ends[1])]
+        return found
+
+    def expectation(self, of: Callable[[Smooth, mpf], mpf], scale: float = 1.0) -> mpf:
+        """E[of(piece, z)] for z ~ N(0, scale²); at most `DIGITS` digits."""
+        sigma = mpf(scale)
+
+        def weighted(piece: Smooth, z: mpf) -> mpf:
+            return of(piece, z) * mpmath.npdf(z, 0, sigma)
+
+        return self.integral(weighted, -16 * sigma, 16 * sigma)
+
+    def integral(self, of: Callable[[Smooth, mpf], mpf], low: mpf, high: mpf) -> mpf:
+        """∫ of(piece, z) dz between two numbers; at most `DIGITS` digits."""
+        total = mpf(0)
+        with mpmath.workdps(DIGITS + 10):
+            for piece in self.pieces:
+                edges = self._edges(piece, mpf(low), mpf(high))
+                if len(edges) > 1:
+                    integrand = partial(of, piece)
+                    total += mpmath.quad(integrand, edges, method="gauss-legendre")
+        return total
+
+    def _edges(self, piece: Smooth, least: mpf, most: mpf) -> list[mpf]:
+        """Ends of intervals on each of which Gauss's rule is exact to all digits: as long as the
+        nearest bend is from 0, since the piece's poles are about as far from the line."""
+        low, high = max(piece.low, least), min(piece.high, most)
+        if low >= high:
+            return []
+        reach = max(abs(least), abs(most))
+        bends = [abs(x) for x in (*piece.roots(1), *piece.roots(2)) if x]
+        unit = min([reach / 16, *(bend for bend in bends if bend > reach / 10**12)])
+        places, step = [mpf(0)], unit
+        while places[-1] < reach:
+            places.append(places[-1] + step)
+            if places[-1] > 16 * unit:  # beyond its bends the function is all but straight
+                step = min(2 * step, reach / 16)
+        inside = {s * x for x in places for s in (-1, 1) if low < s * x < high}
+        return [low, *sorted(inside), high]
+
+
+# ---- expressions ----
+
+
+def _number(value: sympy.Expr) -> mpf:
+    with mpmath.workdps(PRECISIONS[-1]):
+        if value.is_infinite:
+            return mpmath.inf if value > 0 else -mpmath.inf
+        return mpmath.mpf(value.evalf(PRECISIONS[-1]))
+
+
+def _plain(expression: sympy.Expr) -> sympy.Expr:
+    return expression.replace(sympy.Abs, lambda u: sympy.Max(u, -u))
+
+
+_CUTS = (sympy.Min, sympy.Max, sympy.Piecewise)
+
+
+def _cut(
+    expression: sympy.Expr, low: sympy.Expr, high: sympy.Expr
+) -> Iterator[tuple[sympy.Expr, sympy.Expr, sympy.Expr]]:
+    """The smooth expressions of a definition, from left to right, with their intervals."""
+    inner = next(
+        (e for e in sympy.postorder_traversal(expression) if isinstance(e, _CUTS)),
+        None,
+    )
+    if inner is None:
+        yield low, high, expression
+        return
+    if isinstance(inner, sympy.Piecewise):
+        relations = {r for _, c in inner.args for r in c.atoms(sympy.core.relational.Relational)}
+        differences = [r.lhs - r.rhs for r in relations]
+    else:
+        arguments = list(inner.args)
+        differences = [a - b for i, a in enumerate(arguments) for b in arguments[:i]]
+    places = {root for d in differences for root in _roots(d) if low < root < high}
+    edges = [low, *sorted(places), high]
+    for begin, end in pairwise(edges):
+        inside = _between(begin, end)
+        yield from _cut(expression.xreplace({inner: _chosen(inner, inside)}), begin, end)
+
+
+def _chosen(choice: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
+    """The argument of a Min or Max, or the branch of a Piecewise, that holds at x."""
+    if isinstance(choice, sympy.Piecewise):
+        return next(branch for branch, condition in choice.args if condition.subs(X, x) == True)  # noqa: E712
+    best = min if isinstance(choice, sympy.Min) else max
+    return best(choice.args, key=lambda argument: argument.subs(X, x))
+
+
+def _roots(difference: sympy.Expr) -> list[sympy.Expr]:
+    if not difference.has(X):
+        return []
+    if not difference.is_polynomial(X):
+        raise LabError(f"where {difference} is 0, and pieces meet, is beyond this analysis")
+    return list(set(sympy.real_roots(sympy.Poly(difference, X))))
+
+
+def _between(low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
+    if low.is_infinite:
+        return sympy.S.Zero if high.is_infinite else sympy.floor(high) - 1
+    return sympy.ceiling(low) + 1 if high.is_infinite else (low + high) / 2
+
+
+def _conditioned(expression: sympy.Expr) -> sympy.Expr:
+    """A form whose tails don't cancel: of exp and erfc, as a quotient of products."""
+    expression = expression.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
+    expression = expression.replace(sympy.erf, lambda u: sympy.erfc(-u) - 1)
+    return _factored(expression.rewrite((sympy.sinh, sympy.cosh, sympy.coth), sympy.exp))
+
+
+def _factored(expression: sympy.Expr) -> sympy.Expr:
+    """A quotient of products, by the algebra of rational functions alone.
+
+    Powers of e with commensurable exponents become powers of one unknown, and what else is not
+    rational (√2, π, erfc, ln) an unknown of its own: SymPy's own `simplify` and its factoring
+    over √2 and π may take minutes.
+    """
+    back: dict[sympy.Expr, sympy.Expr] = {}
+    expression = sympy.expand_power_exp(expression)
+    for bases in _commensurable(expression):
+        unknown = sympy.Dummy(positive=True)
+        back[unknown] = sympy.exp(bases[0][0] / bases[0][1])
+        expression = expression.xreplace({sympy.exp(arg): unknown**n for arg, n in bases})
+    for atom in sorted(expression.atoms(sympy.Function), key=sympy.default_sort_key):
+        if not isinstance(atom, sympy.exp) or not atom.has(*back):
+            unknown = sympy.Dummy(real=True)
+            back[unknown] = atom
+            expression = expression.xreplace({atom: unknown})
+    roots = {p for p in expression.atoms(sympy.Pow) if p.exp.is_Rational and not p.exp.is_Integer}
+    for atom in sorted(roots | expression.atoms(sympy.NumberSymbol), key=sympy.default_sort_key):
+        if atom in roots and atom.base.has(X, *back):
+            continue
+        unknown = sympy.Dummy(positive=True)
+        back[unknown] = atom
+        expression = expression.xreplace({atom: unknown})
+    factored = sympy.factor(expression)
+    for unknown, value in reversed(back.items()):
+        factored = factored.xreplace({unknown: value})
+    return factored
+
+
+def _commensurable(expression: sympy.Expr) -> Iterator[list[tuple[sympy.Expr, int]]]:
+    """The exponents of e in groups of whole multiples of a common one, each with its multiple."""
+    groups: list[list[sympy.Expr]] = []
+    for power in sorted(expression.atoms(sympy.exp), key=sympy.default_sort_key):
+        for group in groups:
+            if sympy.cancel(power.args[0] / group[0]).is_Rational:
+                group.append(power.args[0])
+                break
+        else:
+            groups.append([power.args[0]])
+    for group in groups:
+        ratios = [sympy.Rational(sympy.cancel(arg / group[0])) for arg in group]
+        unit = ratios[0]
+        for ratio in ratios[1:]:
+            unit = sympy.Rational(sympy.gcd(unit, ratio))
+        # e^x and not e^−x, where there is one.
+        falls = group[0].has(X) and sympy.Poly(sympy.expand(group[0]), X).LC().is_negative
+        sign = -1 if falls else 1
+        yield [(arg, int(ratio / unit) * sign) for arg, ratio in zip(group, ratios, strict=True)]

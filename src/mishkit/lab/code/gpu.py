@@ -1,0 +1,695 @@
+"""What a Triton kernel becomes on a GPU that this machine needn't have.
+
+Triton compiles for any target, and its wheel brings NVIDIA's disassembler; for AMD it keeps the
+assembly itself. Both are read here: how many instructions an element costs and in which unit of
+the processor they run, how wide the loads and stores are, and what a kernel should never hold,
+such as float64 arithmetic or local memory.
+
+A kernel takes whole blocks unmasked and the last one under a mask. Costs are those of the first
+way, prologue included: the path from the entry to an exit that stores with the fewest accesses
+under a mask, then with the fewest calls (which leaves out the slow ways of divisions and square
+roots), then with the fewest instructions; so of a branch on data the cheaper side counts. Float64
+and local memory count wherever they are.
+
+Triton's interpreter, if chosen in the environment, leaves nothing to compile, so `compile_all`
+compiles in processes of its own, without it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import LabError
+
+TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "gfx942")
+"""T4; A100; H100 and H200; B200; MI300X."""
+
+WIDE = 128
+"""Bits: the widest access that every target has, and the one that moves memory best."""
+
+ISSUE, FMA, HEAVY, ALU, SPECIAL = "issue", "FMA", "IMAD", "ALU", "SFU"
+HALF, DOUBLE = "FP16", "FP64"
+"""Units of NVIDIA's processors: what issues every instruction; float32 multiplication and addition;
+the half of it that multiplies integers too; comparisons, selections, logic and integer addition;
+special functions (on AMD: transcendental ones); packed float16; float64."""
+VECTOR, SCALAR = "VALU", "SALU"
+"""AMD's: instructions of the vector units, in which a transcendental one takes four places, and of
+the scalar unit."""
+
+FLOAT64, LOCAL, NARROW, UNSEEN = "float64", "local memory", "narrow accesses", "costs unseen"
+"""Faults of a kernel: an instruction in float64 that nobody asked for, often from a literal that
+float32 doesn't have; registers in memory; loads and stores of less than `WIDE` bits, or masked;
+calls, loops and branches on data, whose costs aren't counted in full, or more or less traffic than
+its build says, so that the path isn't the right one."""
+
+Finder = Callable[[str, str, str, str], "Build | None"]
+"""What returns the build of a `Job`, or None where there is none; a function of a module, as other
+processes must find it too."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What Triton needs to compile a kernel, and what one program of it does."""
+
+    kernel: Any
+    """The `triton.jit` function."""
+    signature: Mapping[str, Any]
+    """The type of every argument, in order: "*fp32", "i64", "constexpr"; for a tuple a tuple."""
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    elements: int
+    """Elements a program."""
+    bytes_per_element: float
+    """What it reads from memory and writes to it."""
+    aligned: tuple[str, ...] = ()
+    """Arguments that are divisible by 16."""
+
+    @property
+    def packed(self) -> int:
+        """How many arguments point to bytes that hold a bit an element."""
+        return sum(kind in ("*u8", "*i8") for kind in self.signature.values())
+
+    @property
+    def bits(self) -> int:
+        """Of the widest element that is pointed to."""
+        kinds = [kind[1:] for kind in self.signature.values() if str(kind).startswith("*")]
+        return max((int(re.sub(r"\D", "", kind) or 8) for kind in kinds), default=32)
+
+
+class Job(NamedTuple):
+    """Which kernel to compile for what: enough to find its `Build` in another process."""
+
+    function: str
+    body: str
+    dtype: str
+    target: str
+
+
+class Access(NamedTuple):
+    """A kind of load or store of global memory."""
+
+    is_store: bool
+    bits: int
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Code:
+    """The machine code of one kernel for one target."""
+
+    target: str
+    opcodes: Mapping[str, int]
+    """How often each instruction is on the main path, of one thread."""
+    operations: Mapping[str, float]
+    """How much of each unit an element takes: see `nvidia_units` and `amd_units`."""
+    accesses: Mapping[Access, int]
+    """Loads and stores of global memory on the main path, of one thread."""
+    elements: float
+    """Elements a thread."""
+    bytes_per_element: float
+    registers: int
+    """32-bit registers a thread."""
+    shared: int
+    """Bytes of shared memory a program."""
+    local: int
+    """Bytes of local memory a thread (stack, spilled registers), or accesses to it if more."""
+    float64: tuple[str, ...]
+    """Instructions in float64, anywhere in a kernel whose arguments aren't."""
+    calls: int
+    """Calls on the main path, the cost of which isn't seen here."""
+    masks: int
+    """On AMD: how often the main path shuts out threads from some of it."""
+    has_loop: bool
+    """Whether there is a loop, whose body then counts once."""
+    diverged: float
+    """Instructions an element where threads take both sides of every branch on data; the cheaper
+    one alone counts otherwise."""
+    narrow_allowance: float
+    """Bits a thread that may be accessed less than `WIDE` at a time: those of packed sides."""
+
+    @property
+    def instructions(self) -> float:
+        """An element."""
+        return self.operations.get(ISSUE, 0.0)
+
+    @property
+    def special(self) -> float:
+        """Operations of the special-function unit (on AMD: transcendental), an element."""
+        return self.operations.get(SPECIAL, 0.0)
+
+    @property
+    def moved(self) -> float:
+        """Bytes that are loaded and stored on the main path, an element."""
+        return sum(n * a.bits for a, n in self.accesses.items()) / (8 * self.elements)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether all but the packed sides is loaded and stored `WIDE` bits at a time, unmasked."""
+        if not any(access.is_store for access in self.accesses):
+            return False
+        narrow = sum(n * a.bits for a, n in self.accesses.items() if a.bits < WIDE)
+        return narrow <= self.narrow_allowance and not any(a.masked for a in self.accesses)
+
+    @property
+    def access_words(self) -> str:
+        """ "load 2×128, store 1×128, 1×8 masked"."""
+        parts = []
+        for name, is_store in (("load", False), ("store", True)):
+            found = [(a, n) for a, n in sorted(self.accesses.items()) if a.is_store == is_store]
+            words = (f"{n}×{a.bits}{' masked' * a.masked}" for a, n in reversed(found))
+            parts.append(f"{name} {', '.join(words) or 'none'}")
+        return ", ".join(parts)
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """What no kernel should have, each in words."""
+        found = {}
+        if self.float64:
+            found[FLOAT64] = ", ".join(self.float64)
+        if self.local:
+            found[LOCAL] = f"{self.local} bytes"
+        if not self.is_wide:
+            found[NARROW] = self.access_words
+        unseen = {
+            # A thread or two may share a byte of packed sides, and read or write it twice.
+            f"moves {self.moved:.3g} bytes of {self.bytes_per_element:.3g}": (
+                abs(self.moved - self.bytes_per_element) > 0.3
+            ),
+            f"calls: {self.calls}": self.calls > 0,
+            f"masks: {self.masks}": self.masks > 0,
+            "a loop": self.has_loop,
+            f"branches: {self.instructions:.1f} to {self.diverged:.1f} instructions": (
+                self.diverged > self.instructions
+            ),
+        }
+        if any(unseen.values()):
+            found[UNSEEN] = ", ".join(words for words, is_so in unseen.items() if is_so)
+        return found
+
+
+# ---- compiling -----------------------------------------------------------------------------------
+
+
+def compile_for(build: Build, target: str) -> Code:
+    """Compile and read a kernel; in a process where Triton isn't interpreted."""
+    if target not in TARGETS:
+        raise LabError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    is_amd = target.startswith("gfx")
+    lanes = 64 if is_amd else 32
+    gpu = GPUTarget("hip", target, lanes) if is_amd else GPUTarget("cuda", int(target[3:]), lanes)
+    names = list(build.signature)
+    source = ASTSource(
+        fn=build.kernel,
+        signature=dict(build.signature),
+        constexprs=dict(build.constexprs),
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned},
+    )
+    made = triton.compile(source, target=gpu, options={"num_warps": build.num_warps})
+    elements = build.elements / (build.num_warps * lanes)
+    if is_amd:
+        return _read_amd(made.asm["amdgcn"], build, elements, target)
+    return _read_nvidia(made.asm["cubin"], build, elements, target)
+
+
+def _compile(find: Finder, job: Job) -> Code | str | None:
+    try:
+        build = find(*job)
+        return None if build is None else compile_for(build, job.target)
+    except Exception as error:  # whatever the compiler raises belongs to this kernel alone
+        # Triton raises an error for every function on the way to the one at fault.
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        # It shows the source and points into it, then says why, or leaves it at that.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+        return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def compile_all(
+    jobs: Sequence[Job], find: Finder, processes: int | None = None
+) -> Iterator[tuple[Job, Code | str | None]]:
+    """Every job as it is done, with its code or what went wrong; with None if it has no kernel."""
+    count = min(processes or os.cpu_count() or 1, max(1, len(jobs)))
+    context = multiprocessing.get_context("spawn")
+    # Without the interpreter as they start, since what they import decides by it.
+    with _without("TRITON_INTERPRET"), ProcessPoolExecutor(count, mp_context=context) as pool:
+        found = {pool.submit(_compile, find, job): job for job in jobs}
+        try:
+            for future in as_completed(found):
+                yield found[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without(variable: str) -> Iterator[None]:
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
+# ---- the main path -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction, and where it may go on."""
+
+    text: str
+    opcode: str
+    guarded: bool = False
+    access: Access | None = None
+    goes_to: str | None = None
+    """The label that it branches to; "" where the kernel ends."""
+    falls_through: bool = True
+    is_call: bool = False
+    parts: bool = False
+    """Whether it is a branch that threads of a group may take or not, each by itself. (AMD's groups
+    branch as one: they mask threads instead.)"""
+    masks: bool = False
+    """Whether it shuts out threads from what follows."""
+
+
+class MainPath(NamedTuple):
+    """What a thread runs where nothing is masked."""
+
+    instructions: list[Instruction]
+    diverged: int
+    """How many instructions a group of threads runs that take every side of its branches."""
+    has_loop: bool
+    """Whether there is one anywhere."""
+
+
+@dataclass
+class Program:
+    """Instructions, and the labels before them."""
+
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    """The instruction that a label stands before."""
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where basic blocks begin."""
+        found = {0, *self.labels.values()}
+        for number, instruction in enumerate(self.instructions):
+            if instruction.goes_to is not None or not instruction.falls_through:
+                found.add(number + 1)
+        return sorted(start for start in found if start < len(self.instructions))
+
+    def block(self, start: int) -> list[Instruction]:
+        """The instructions of the block that begins there."""
+        following = self.starts.index(start) + 1
+        stop = self.starts[following] if following < len(self.starts) else None
+        return self.instructions[start:stop]
+
+    def followers(self, start: int) -> list[int]:
+        """Where the blocks that may come next begin."""
+        block = self.block(start)
+        last, found = block[-1], []
+        if last.falls_through and start + len(block) < len(self.instructions):
+            found.append(start + len(block))
+        if last.goes_to:
+            found.append(self.labels[last.goes_to])
+        return found
+
+    def main_path(self) -> MainPath:
+        """The path of a whole block."""
+        order, has_loop = self._blocks_backwards()
+        # Of each block, by whether anything is stored from there on: the least that is to come,
+        # and the blocks that may follow, the best first, each with the same for itself.
+        best: dict[tuple[int, bool], tuple[_Cost, list[tuple[int, bool]]]] = {}
+        for start in order:  # what follows a block comes before it
+            block = self.block(start)
+            own, has_store = _Cost.of(block), any(i.access and i.access.is_store for i in block)
+            followers = [
+                (to, stores)
+                for to in self.followers(start)
+                for stores in (True, False)
+                if (to, stores) in best
+            ]
+            ways: dict[bool, list[tuple[_Cost, list[tuple[int, bool]]]]] = {True: [], False: []}
+            for to in followers:
+                ways[to[1] or has_store].append((own.plus(best[to][0]), [to]))
+            if not followers:
+                ways[has_store].append((own, []))
+            for stores, found in ways.items():
+                if found:
+                    found.sort()
+                    least = found[0][0]
+                    # Threads of a group may part there and all sides are run, if it is no dearer
+                    # by what counts first.
+                    alike = [next for cost, next in found if cost[:-1] == least[:-1]]
+                    sides = alike if block[-1].parts else alike[:1]
+                    best[start, stores] = least, [to for next in sides for to in next]
+        entry = (0, (0, True) in best)
+        path, at = [entry], entry
+        while best[at][1]:
+            at = best[at][1][0]
+            path.append(at)
+        both = {entry}
+        todo = [entry]
+        while todo:
+            for to in best[todo.pop()][1]:
+                if to not in both:
+                    both.add(to)
+                    todo.append(to)
+        return MainPath(
+            [instruction for start, _ in path for instruction in self.block(start)],
+            sum(len(self.block(start)) for start in {start for start, _ in both}),
+            has_loop,
+        )
+
+    def _blocks_backwards(self) -> tuple[list[int], bool]:
+        """All blocks that can be reached, each after those that follow it; and if there's a loop.
+
+        Branches backwards are left out, but for them a block would have to follow itself.
+        """
+        order: list[int] = []
+        state: dict[int, bool] = {}  # whether all that follows is done
+        has_loop = False
+        stack = [(0, iter(self.followers(0)))]
+        state[0] = False
+        while stack:
+            start, ways = stack[-1]
+            to = next(ways, None)
+            if to is None:
+                stack.pop()
+                state[start] = True
+                order.append(start)
+            elif to not in state:
+                state[to] = False
+                stack.append((to, iter(self.followers(to))))
+            elif not state[to]:
+                has_loop = True
+        return order, has_loop
+
+
+class _Cost(NamedTuple):
+    """What is least on the main path, the first first."""
+
+    masked: int = 0
+    calls: int = 0
+    instructions: int = 0
+
+    @classmethod
+    def of(cls, block: Sequence[Instruction]) -> _Cost:
+        accesses = [i.access for i in block if i.access]
+        return cls(
+            sum(a.masked for a in accesses) + sum(i.masks for i in block),
+            sum(i.is_call for i in block),
+            len(block),
+        )
+
+    def plus(self, other: _Cost) -> _Cost:
+        return _Cost(*map(sum, zip(self, other, strict=True)))
+
+
+# ---- NVIDIA --------------------------------------------------------------------------------------
+
+# Units by NVIDIA's "Nsight Compute: Profiling Guide", Pipelines: FMA does float32 arithmetic and
+# integer multiplication, ALU comparisons, selection, integer addition, logic and (from Ampere on)
+# the packing conversion from float32, XU special functions and the other conversions. From GA10x on
+# FMA is two pipes, and the heavy one alone multiplies integers.
+_FLOAT = frozenset(["FADD", "FMUL", "FFMA"])
+_TWO_FLOATS = frozenset(["FADD2", "FMUL2", "FFMA2"])
+_MULTIPLY = frozenset(["IMAD", "IMUL", "IDP", "IDP4A"])
+_HALVES = frozenset(["HADD2", "HMUL2", "HFMA2"])
+_XU = frozenset(["MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"])
+_DOUBLE = frozenset(["DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "DMMA"])
+# Memory, control flow and the uniform unit: each has units of its own. They take a place to issue.
+_ELSEWHERE = re.compile(
+    r"LD|ST|ATOM|RED|SHFL|MEMBAR|CCTL|BAR|DEPBAR|B[RS]|BREAK|EXIT|RET|CALL|WARPSYNC|WARPGROUP|"
+    r"NOP|S2R|S2UR|CS2R|R2UR|YIELD|NANOSLEEP|ELECT|ACQBULK|ERRBAR|PREEXIT|U"
+)
+_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P[T0-9]+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
+
+
+def nvidia_units(opcode: str, target: str) -> dict[str, float]:
+    """What units an instruction takes, and how many places in each, a thread.
+
+    What isn't known counts to the ALU, which is no faster than any other unit that it may be in.
+    """
+    base = opcode.partition(".")[0]
+    # A packed instruction does two operations and saves but a place to issue.
+    if base in _FLOAT or base in _TWO_FLOATS:
+        return {ISSUE: 1, FMA: 2 if base in _TWO_FLOATS else 1}
+    if base in _MULTIPLY:
+        return {ISSUE: 1, FMA: 1, HEAVY: 1}
+    if base in _HALVES:  # on Turing and GA100 in a pipe of its own, later in both FMA pipes at once
+        return {ISSUE: 1, HALF: 1} if _number(target) <= 80 else {ISSUE: 1, FMA: 2, HEAVY: 1}
+    if base in _XU:
+        return {ISSUE: 1, SPECIAL: 1}
+    if base in _DOUBLE:
+        return {ISSUE: 1, DOUBLE: 1}
+    if _ELSEWHERE.match(base):
+        return {ISSUE: 1}
+    return {ISSUE: 1, ALU: 1}
+
+
+def _number(target: str) -> int:
+    return int(target[3:])
+
+
+def _read_nvidia(cubin: bytes, build: Build, elements: float, target: str) -> Code:
+    text = _disassemble(cubin)
+    program = parse_nvidia(text)
+    usage = {name: int(n) for name, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+    opcodes = [i.opcode for i in program.instructions]
+    return _code(
+        program,
+        build,
+        elements,
+        target,
+        registers=usage["REG"],
+        shared=usage["SHARED"],
+        local=max(
+            usage["STACK"] + usage["LOCAL"], sum(o.startswith(("LDL", "STL")) for o in opcodes)
+        ),
+        float64=[o for o in opcodes if _is_double(o)],
+    )
+
+
+def _is_double(opcode: str) -> bool:
+    base, _, rest = opcode.partition(".")
+    kinds = rest.split(".")
+    return base in _DOUBLE or (
+        base in _XU and any(kind == "F64" or kind.endswith("64H") for kind in kinds)
+    )
+
+
+def _disassemble(cubin: bytes) -> str:
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [str(tool), "-sass", "-res-usage", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"cuobjdump failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def parse_nvidia(text: str) -> Program:
+    """The instructions of what `cuobjdump -sass` prints for one kernel."""
+    program = Program()
+    rejoins: dict[str, str] = {}  # where a barrier of convergence brings threads together again
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if not match:
+            continue
+        address, guard, opcode, operands = match.groups()
+        base = opcode.partition(".")[0]
+        guarded = bool(guard) and not guard.startswith(("@PT", "@UPT"))
+        addresses = [hex(int(a, 16)) for a in re.findall(r"0x[0-9a-f]+", operands)]
+        goes_to, falls_through = None, True
+        if base == "BSSY":
+            rejoins[operands.split(",")[0]] = addresses[-1]
+        elif base == "BSYNC":
+            goes_to, falls_through = rejoins[operands.split(",")[0]], guarded
+        elif base in ("BRA", "JMP"):
+            goes_to = addresses[-1]
+            falls_through = guarded or re.match(r"!?U?P\d", operands) is not None
+        elif base in ("EXIT", "RET"):
+            goes_to, falls_through = "", guarded
+        elif base in ("BRX", "JMX", "BRXU", "JMXU"):
+            raise LabError(f"a branch that can't be followed: {line.strip()}")
+        program.labels[hex(int(address, 16))] = len(program.instructions)
+        program.instructions.append(
+            Instruction(
+                match.group(0).strip(),
+                opcode,
+                guarded=guarded,
+                access=_nvidia_access(base, opcode, guarded),
+                goes_to=goes_to,
+                falls_through=falls_through,
+                is_call=base == "CALL",
+                parts=base == "BRA" and falls_through and "UP" not in (guard or "") + operands,
+            )
+        )
+    # Every address has been given a label; blocks begin at those that are gone to alone.
+    gone_to = {i.goes_to for i in program.instructions}
+    program.labels = {label: at for label, at in program.labels.items() if label in gone_to}
+    if not program.instructions:
+        raise LabError("no instructions were found in what cuobjdump printed")
+    return program
+
+
+def _nvidia_access(base: str, opcode: str, guarded: bool) -> Access | None:
+    if base not in ("LDG", "STG"):
+        return None
+    width = re.search(r"\.[US]?(8|16|64|96|128|256)(?=\.|$)", opcode)
+    wider = ".ENL2" in opcode  # Blackwell's, whose 256 bits go to two groups of registers
+    return Access(base == "STG", int(width.group(1)) if width else 256 if wider else 32, guarded)
+
+
+# ---- AMD -----------------------------------------------------------------------------------------
+
+_TRANSCENDENTAL = re.compile(r"v_(exp|log|rcp|rcp_iflag|rsq|sqrt|sin|cos)_(legacy_)?[fb](16|32|64)")
+_FLOAT_AMD = re.compile(r"v_(pk_)?(fma|fmac|mul|add|sub|subrev|mad|mac|fmaak|fmamk)_(f|legacy_f)")
+_WAITS = re.compile(r"s_(waitcnt|nop|branch|cbranch|endpgm|barrier|sleep|sethalt|setprio|clause)")
+_ACCESS_AMD = re.compile(r"(?:global|flat|buffer)_(load|store)_[us]?(byte|short|dword)(?:x(\d))?")
+_SIZES = {"byte": 8, "short": 16, "dword": 32}
+
+
+def amd_units(opcode: str) -> dict[str, float]:
+    """What units an instruction takes, and how many places in each, a thread.
+
+    Transcendental functions run at a quarter of the rate of other vector instructions and take
+    their place: LLVM's cost model of these targets has them so.
+    """
+    if _TRANSCENDENTAL.match(opcode):
+        return {ISSUE: 1, VECTOR: 4, SPECIAL: 1}
+    if opcode.startswith("v_"):
+        return {ISSUE: 1, VECTOR: 1, FMA if _FLOAT_AMD.match(opcode) else ALU: 1}
+    if opcode.startswith("s_") and not _WAITS.match(opcode):
+        return {ISSUE: 1, SCALAR: 1}
+    return {ISSUE: 1}
+
+
+def _read_amd(text: str, build: Build, elements: float, target: str) -> Code:
+    program = parse_amd(text)
+    opcodes = [i.opcode for i in program.instructions]
+
+    def said(name: str) -> int:
+        match = re.search(rf"\.{name}:\s+(\d+)", text)
+        if not match:
+            raise LabError(f"no {name} in the assembly")
+        return int(match.group(1))
+
+    return _code(
+        program,
+        build,
+        elements,
+        target,
+        registers=said("vgpr_count"),
+        shared=said("group_segment_fixed_size"),
+        local=max(
+            said("private_segment_fixed_size"),
+            4 * (said("vgpr_spill_count") + said("sgpr_spill_count")),
+            sum(o.startswith("scratch_") for o in opcodes),
+        ),
+        float64=[o for o in opcodes if re.match(r"v_.*_f64", o)],
+    )
+
+
+def parse_amd(text: str) -> Program:
+    """The instructions of AMD's assembly of one kernel."""
+    program = Program()
+    kernel = re.search(r"^\s*\.type\s+(\S+),@function", text, re.MULTILINE)
+    if not kernel:
+        raise LabError("no function in the assembly")
+    body = text[text.index(f"\n{kernel.group(1)}:") :]
+    for line in body[: body.index(".Lfunc_end")].splitlines():
+        label = re.match(r"(\.LBB\w+):", line)
+        if label:
+            program.labels[label.group(1)] = len(program.instructions)
+            continue
+        match = re.match(r"\s+([a-z]+_\w+)\s*([^;]*)", line)
+        if not match:
+            continue
+        opcode, operands = match.group(1), match.group(2).strip()
+        if opcode in ("s_setpc_b64",):
+            raise LabError(f"a branch that can't be followed: {line.strip()}")
+        branches = opcode.startswith(("s_branch", "s_cbranch"))
+        ends = opcode == "s_endpgm"
+        program.instructions.append(
+            Instruction(
+                match.group(0).strip(),
+                opcode,
+                access=_amd_access(opcode),
+                goes_to=operands if branches else "" if ends else None,
+                falls_through=not (ends or opcode == "s_branch"),
+                is_call=opcode == "s_swappc_b64",
+                masks="saveexec" in opcode or opcode.startswith("v_cmpx"),
+            )
+        )
+    return program
+
+
+def _amd_access(opcode: str) -> Access | None:
+    match = _ACCESS_AMD.match(opcode)
+    if not match:
+        return None
+    way, kind, times = match.groups()
+    return Access(way == "store", _SIZES[kind] * int(times or 1), False)
+
+
+# ---- both ----------------------------------------------------------------------------------------
+
+
+def _code(
+    program: Program,
+    build: Build,
+    elements: float,
+    target: str,
+    *,
+    registers: int,
+    shared: int,
+    local: int,
+    float64: Sequence[str],
+) -> Code:
+    path, diverged, has_loop = program.main_path()
+    operations = Counter[str]()
+    for instruction in path:
+        opcode = instruction.opcode
+        is_amd = target.startswith("gfx")
+        operations.update(amd_units(opcode) if is_amd else nvidia_units(opcode, target))  # type: ignore[arg-type]
+    return Code(
+        target=target,
+        opcodes=dict(Counter(i.opcode for i in path)),
+        operations={unit: count / elements for unit, count in operations.items()},
+        accesses=dict(Counter(i.access for i in path if i.access)),
+        elements=elements,
+        bytes_per_element=build.bytes_per_element,
+        registers=registers,
+        shared=shared,
+        local=local,
+        float64=() if "*fp64" in build.signature.values() else tuple(sorted(set(float64))),
+        calls=sum(i.is_call for i in path),
+        masks=sum(i.masks for i in path),
+        has_loop=has_loop,
+        diverged=diverged / elements,
+        # A byte an access of `WIDE` bits, or a bit an element where that is more.
+        narrow_allowance=build.packed * elements * max(1.0, 8 * build.bits / WIDE),
+    )

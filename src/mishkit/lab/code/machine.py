@@ -1,0 +1,339 @@
+"""What the compiler made of the kernels: instructions in the main loop of each.
+
+A kernel is found without its symbol, which may be stripped and whose name the compiler mangles: by
+the tables of pointers to kernels that csrc/kernels.cpp fills (`InstructionSet`, `FunctionKernels`
+in csrc/kernels.h), which the loader's relocations spell out. objdump then disassembles it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from mishkit.backends import cpu
+from mishkit.functions import ACTIVATIONS
+
+from .. import LabError
+
+# As csrc/kernels.h has them.
+BODIES = ("forward", "forward_packed", "backward", "backward_packed", "double_backward")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+ISAS = {"baseline": 16, "avx2": 32, "avx512": 64, "neon": 16}
+"""Instruction sets, and the bytes of their vectors."""
+BLOCK_VECTORS = 4
+"""Vectors that an iteration of the main loop takes (csrc/loops.h)."""
+_HEAD = 16
+_ROW = _HEAD + 8 * len(DTYPES) * (len(BODIES) + 1)
+"""sizeof(FunctionKernels)"""
+
+_RELATIVE = {62: 8, 183: 1027}
+"""By ELF machine (x86-64, arm64): the relocation that adds the library's own address."""
+_OBJDUMPS = ("objdump", "llvm-objdump")
+
+# Instructions on vector registers, by their names in the two syntaxes.
+_VECTOR = re.compile(r"%[xyz]mm|%k[0-7]|\b[vq]\d+(?:\.\d+[bhsd])?\b")
+_DIVISION = re.compile(r"^v?divp[sd]$|^fdiv$")
+_ROOT = re.compile(r"^v?sqrtp[sd]$|^fsqrt$")
+_STREAMING = re.compile(r"^v?movnt|^stnp$")
+_LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
+_JUMP = re.compile(r"^(j[a-z]+|b(\.[a-z]+)?|cbn?z|tbn?z)$")
+_TARGET = re.compile(r"(?:^|[\s,])(?:0x)?([0-9a-f]+)\s*(?:<|$)")
+
+
+@dataclass(frozen=True)
+class LoopCounts:
+    """The main loop of one kernel, an element."""
+
+    isa: str
+    body: str
+    dtype: str
+    vector_instructions: float
+    divisions: float
+    """Vector divisions; each serves as many elements as a vector has."""
+    square_roots: float
+    other_instructions: float
+    """Addresses, counters and jumps."""
+    elements: int
+    """Elements an iteration."""
+    iterates: bool
+    """Whether there is a loop inside, which is counted as one pass."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a disassembly."""
+
+    address: int
+    name: str
+    operands: str
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it works on vector registers."""
+        return bool(_VECTOR.search(self.operands))
+
+    @property
+    def ends(self) -> bool:
+        """Whether what stands behind it is reached by jumps alone."""
+        return self.name in ("jmp", "ret", "b", "br", "ud2")
+
+    @property
+    def target(self) -> int | None:
+        """Where it jumps to."""
+        found = _TARGET.search(self.operands) if _JUMP.match(self.name) else None
+        return int(found[1], 16) if found else None
+
+
+class Library:
+    """The kernels in a built library, an ELF file of 64 bits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = path.read_bytes()
+        if self._bytes[:6] != b"\x7fELF\x02\x01":
+            raise LabError("instructions are counted in ELF libraries (Linux) alone")
+
+    @cached_property
+    def _sections(self) -> list[tuple[int, int, int, int]]:
+        """Type, address, offset and size of each section."""
+        start, size, count = (
+            struct.unpack_from("<Q", self._bytes, 40)[0],
+            *struct.unpack_from("<HH", self._bytes, 58),
+        )
+        found = []
+        for number in range(count):
+            _, kind, _, address, offset, length = struct.unpack_from(
+                "<IIQQQQ", self._bytes, start + number * size
+            )
+            found.append((kind, address, offset, length))
+        return found
+
+    @cached_property
+    def _pointers(self) -> dict[int, int]:
+        """What the loader will write: at which address, which address of the library's own."""
+        machine = struct.unpack_from("<H", self._bytes, 18)[0]
+        relative = _RELATIVE.get(machine)
+        found: dict[int, int] = {}
+        for kind, _, offset, length in self._sections:
+            if kind == 4:  # relocations with addends
+                rows = struct.iter_unpack("<QQq", self._bytes[offset : offset + length])
+                found |= {at: add for at, info, add in rows if info & 0xFFFFFFFF == relative}
+        return found
+
+    def _offset(self, address: int) -> int | None:
+        """Where in the file the byte at an address is."""
+        for kind, start, offset, length in self._sections:
+            if kind != 8 and start and start <= address < start + length:
+                return offset + address - start
+        return None
+
+    def _pointer(self, address: int) -> int:
+        if address in self._pointers:
+            return self._pointers[address]
+        # Packed relocations keep their addends in place.
+        offset = self._offset(address)
+        return struct.unpack_from("<Q", self._bytes, offset)[0] if offset is not None else 0
+
+    def _text(self, address: int) -> str:
+        offset = self._offset(address) if address else None
+        if offset is None:
+            return ""
+        end = self._bytes.find(b"\0", offset, offset + 40)
+        return self._bytes[offset:end].decode("ascii", "replace") if end > offset else ""
+
+    @cached_property
+    def kernels(self) -> dict[tuple[str, str, str, str], int]:
+        """The addresses of all kernels, by instruction set, function, dtype and body."""
+        found = {}
+        for at in sorted(self._pointers):
+            isa = self._text(self._pointer(at))
+            if isa not in ISAS:
+                continue
+            row = self._pointer(at + 8)
+            while (name := self._text(self._pointer(row))) in ACTIVATIONS:
+                places = [(dtype, body) for dtype in DTYPES for body in BODIES]
+                for number, (dtype, body) in enumerate(places):
+                    found[isa, name, dtype, body] = self._pointer(row + _HEAD + 8 * number)
+                row += _ROW
+        if not found:
+            raise LabError("the library has no table of kernels that could be read")
+        return found
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return sorted(set(self.kernels.values()))
+
+    @cached_property
+    def _tool(self) -> str:
+        found = next(filter(None, map(shutil.which, _OBJDUMPS)), None)
+        if found is None:
+            raise LabError(
+                "instructions are not counted: objdump is not installed (it is in binutils)"
+            )
+        return found
+
+    def disassemble(self, address: int) -> list[Instruction]:
+        """The instructions from a kernel's start to its end, or to the next kernel."""
+        following = bisect.bisect_right(self._starts, address)
+        most = address + (1 << 16)
+        end = min(self._starts[following], most) if following < len(self._starts) else most
+        command = [self._tool, "-d", "--no-show-raw-insn", f"--start-address={address:#x}"]
+        done = subprocess.run(
+            [*command, f"--stop-address={end:#x}", str(self.path)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise LabError(f"objdump failed: {done.stderr.strip().splitlines()[-1]}")
+        found: list[Instruction] = []
+        for line in done.stdout.splitlines():
+            if line.endswith(">:") and found:  # another function's symbol
+                break
+            match = _LINE.match(line)
+            if match:
+                found.append(Instruction(int(match[1], 16), match[2], match[3]))
+        return found
+
+    def count(
+        self, isa: str, function: str, dtype: str, body: str, *, iterated: bool = False
+    ) -> LoopCounts:
+        """The instructions of a kernel's main loop; of its iterated variant, if it has two."""
+        loop = self._main_loop(self.kernels[isa, function, dtype, body], iterated)
+        lanes = ISAS[isa] // (8 if dtype == "float64" else 4)
+        elements = BLOCK_VECTORS * lanes
+        vector = [i for i in loop.code if i.is_vector]
+        return LoopCounts(
+            isa=isa,
+            body=body,
+            dtype=dtype,
+            vector_instructions=len(vector) / elements,
+            divisions=sum(bool(_DIVISION.match(i.name)) for i in vector) / elements,
+            square_roots=sum(bool(_ROOT.match(i.name)) for i in vector) / elements,
+            other_instructions=(len(loop.code) - len(vector)) / elements,
+            elements=elements,
+            iterates=loop.has_inner,
+        )
+
+    def _main_loop(self, address: int, iterated: bool) -> Loop:
+        """The longest loop that writes through the caches; a kernel may hand on to others."""
+        code = self.disassemble(address)
+        found = _main_loops(code)
+        if not found:
+            inside = range(code[0].address, code[-1].address + 1)
+            others = {i.target for i in code if i.target and i.target not in inside}
+            found = [loop for at in others for loop in _main_loops(self.disassemble(at))]
+        if not found:
+            raise LabError("no loop was found in a kernel")
+        wanted = [loop for loop in found if loop.has_inner == iterated] or found
+        return max(wanted, key=lambda loop: loop.weight)
+
+
+def _main_loops(code: list[Instruction]) -> list[Loop]:
+    """The loops over whole blocks, without those for what is left in the end: these are small."""
+    found = [loop for loop in loops(code) if loop.is_usual and not loop.is_inner]
+    most = max((loop.weight for loop in found), default=0)
+    return [loop for loop in found if loop.weight > most / 2]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions of a loop."""
+
+    code: list[Instruction]
+    has_inner: bool
+    is_inner: bool
+
+    @property
+    def weight(self) -> int:
+        """How many vector instructions it has."""
+        return sum(i.is_vector for i in self.code)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it works on vectors, and does not write past the caches."""
+        streams = any(_STREAMING.match(i.name) for i in self.code)
+        return not streams and self.weight > 0
+
+
+def loops(code: list[Instruction]) -> list[Loop]:
+    """The natural loops of a function: a jump back to what dominates it, and all on the way.
+
+    Not every jump backwards is one, since compilers put unlikely code behind the rest.
+    """
+    index = {instruction.address: i for i, instruction in enumerate(code)}
+    targets = {index[i.target] for i in code if i.target in index}
+    after_jump = {n + 1 for n, i in enumerate(code) if _JUMP.match(i.name) or i.ends}
+    heads = sorted({0, *targets, *(n for n in after_jump if n < len(code))})
+    blocks = dict(zip(heads, [*heads[1:], len(code)], strict=True))
+    follows: dict[int, list[int]] = {}
+    for head, end in blocks.items():
+        last = code[end - 1]
+        follows[head] = [index[last.target]] if last.target in index else []
+        if not last.ends and end < len(code):
+            follows[head].append(end)
+    reached, todo = set(), [0]  # not so the padding between blocks
+    while todo:
+        head = todo.pop()
+        if head not in reached:
+            reached.add(head)
+            todo += follows[head]
+    heads = sorted(reached)
+    follows = {head: follows[head] for head in heads}
+    before: dict[int, list[int]] = {head: [] for head in heads}
+    for head, nexts in follows.items():
+        for following in nexts:
+            before[following].append(head)
+    dominators = _dominators(heads, before)
+    bodies: dict[int, set[int]] = {}
+    ways_back: list[int] = []
+    for head, nexts in follows.items():
+        for top in nexts:
+            if top in dominators[head]:
+                ways_back.append(top)
+                bodies.setdefault(top, {top}).update(_on_the_way(head, top, before))
+    return [
+        Loop(
+            [i for head in sorted(body) for i in code[head : blocks[head]]],
+            # Two loops may begin in one place.
+            has_inner=sum(other in body for other in ways_back) > 1,
+            is_inner=any(other != top and top in inside for other, inside in bodies.items()),
+        )
+        for top, body in bodies.items()
+    ]
+
+
+def _dominators(heads: list[int], before: dict[int, list[int]]) -> dict[int, set[int]]:
+    """The blocks that every way to a block goes through."""
+    everything = set(heads)
+    found = {head: {0} if head == 0 else everything for head in heads}
+    changed = True
+    while changed:
+        changed = False
+        for head in heads[1:]:
+            ways = [found[b] for b in before[head]]
+            new = {head} | (set.intersection(*ways) if ways else set())
+            changed |= new != found[head]
+            found[head] = new
+    return found
+
+
+def _on_the_way(bottom: int, top: int, before: dict[int, list[int]]) -> set[int]:
+    found, todo = {top}, [bottom]
+    while todo:
+        block = todo.pop()
+        if block not in found:
+            found.add(block)
+            todo += before[block]
+    return found
+
+
+@lru_cache(maxsize=1)
+def library() -> Library:
+    """The library that this installation has."""
+    if not cpu.LIBRARY.exists():
+        raise LabError("instructions are not counted: the kernels were not built")
+    return Library(cpu.LIBRARY)

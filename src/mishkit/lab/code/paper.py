@@ -1,0 +1,348 @@
+"""`mishkit bench --device cuda --paper`: what the GPU kernels cost, without a GPU.
+
+Every kernel is compiled for every target, its machine code is counted, and its arithmetic is set
+against its memory traffic by the published peaks of four GPUs (see `_roofline`). Beside them stand
+the kernels that torch.compile makes of torch's Mish, where they can be had (see `_inductor`).
+Nothing is run, so nothing here is a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.progress
+import torch
+from rich.console import Console
+from rich.text import Text
+
+import mishkit as mk
+from mishkit.backends import triton
+from mishkit.functions import ACTIVATIONS
+
+from ..._missing import install
+from .. import LabError
+from ..common.bars import Interruptible, Verdict, conclude, console, table
+from ..common.files import whole_file
+from ..common.formats import NONE, significant
+from . import inductor as _inductor
+from .gpu import (
+    ALU,
+    FLOAT64,
+    FMA,
+    LOCAL,
+    NARROW,
+    SPECIAL,
+    TARGETS,
+    UNSEEN,
+    Build,
+    Code,
+    Finder,
+    Job,
+    compile_all,
+)
+from .roofline import A100, GPU, GPUS, H100, roofline
+
+FORWARD, FORWARD_PACKED = "forward", "forward_packed"
+BACKWARD, BACKWARD_PACKED = "backward", "backward_packed"
+DOUBLE_BACKWARD = "double_backward"
+BODIES = (FORWARD, FORWARD_PACKED, BACKWARD, BACKWARD_PACKED, DOUBLE_BACKWARD)
+DTYPES = ("float32", "bfloat16", "float16")
+CLOSED = tuple(
+    a.name for a in ACTIVATIONS.values() if a.twin.table(torch.float32, *a.defaults) is None
+)
+"""Functions whose derivative from the output has a closed form; the others read tables."""
+WIDTH = 132
+"""Columns that the tables need."""
+TORCHS = f"{_inductor.PREFIX}mish"
+"""The function whose kernels by torch.compile stand beside ours."""
+
+Outcome = Code | str | None
+Codes = dict[Job, Outcome]
+"""The code of a kernel for a target; what went wrong with it; None where it has no kernel."""
+
+
+class Kernel(NamedTuple):
+    """A kernel, whatever it is compiled for."""
+
+    function: str
+    body: str
+    dtype: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Rather than torch.compile's."""
+        return not self.function.startswith(_inductor.PREFIX)
+
+    def job(self, target: str) -> Job:
+        """To compile it for a target."""
+        return Job(*self, target)
+
+
+def kernels(functions: Iterable[str], dtypes: Sequence[str]) -> list[Kernel]:
+    """All bodies of these functions, and torch.compile's in the end."""
+    ours = itertools.product(functions, BODIES)
+    wanted = [*ours, (TORCHS, FORWARD), (TORCHS, BACKWARD)]
+    return [Kernel(*which, dtype) for dtype in dtypes for which in wanted]
+
+
+def find_build(function: str, body: str, dtype: str, target: str) -> Build | None:
+    """Of one of our kernels or of torch.compile's."""
+    if not Kernel(function, body, dtype).is_ours:
+        return _inductor.build(function, body, dtype, target)
+    a, of = ACTIVATIONS[function], getattr(torch, dtype)
+    if body == FORWARD_PACKED and a.turn is None:
+        return None  # a monotone function has no sides to pack
+    return build_of(triton.launch(a, body, of, *a.defaults), dtype, target)
+
+
+def build_of(launch: triton.Launch, dtype: str, target: str) -> Build:
+    """Of a launch over a large tensor."""
+    of = getattr(torch, dtype)
+    pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
+    given: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
+    given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers), "turn": "fp32"}
+    if launch.has_side:
+        given["side"] = "*u8"
+    lanes = 64 if target.startswith("gfx") else 32
+    elements = launch.block(of, _inductor.SIZE, lanes)
+    constants = {**launch.constants, "BLOCK": elements}
+    names = launch.kernel.arg_names
+    return Build(
+        kernel=launch.kernel,
+        signature={name: "constexpr" if name in constants else given[name] for name in names},
+        constexprs=constants,
+        num_warps=triton.WARPS,
+        elements=elements,
+        bytes_per_element=launch.traffic * of.itemsize + launch.has_side / 8,
+        aligned=(*launch.tensors, "count"),
+    )
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def main(functions: Sequence[str], dtypes: Sequence[str], csv_path: Path | None = None) -> int:
+    """The GPU kernels of these functions: 1 where a bar is missed."""
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise LabError(f"no GPU kernel takes {dtype}; there are {', '.join(DTYPES)}")
+    return run(kernels(functions, dtypes), find_build, csv_path=csv_path)
+
+
+def run(
+    wanted: Iterable[Kernel],
+    find: Finder,
+    targets: Sequence[str] = TARGETS,
+    csv_path: Path | None = None,
+) -> int:
+    """Compile, print the tables and the bars, write the CSV; 1 where a bar is missed."""
+    wanted = list(wanted)
+    out = console()
+    out.width = max(WIDTH, out.width)
+    out.print(
+        f"mishkit {mk.__version__}, torch {torch.__version__}, Triton {_triton()}: "
+        f"compiled for {', '.join(targets)}; nothing is run.\n"
+        "Bytes, instructions, special functions (SFU), float32 (FMA) and other (ALU) operations: "
+        "an element, for A100.\n"
+        "Wide: by 128 bits at a time, on every target. The GPUs' columns: the time of the busiest "
+        "unit, which is named, over that of\n"
+        "memory, both at their published peaks; under 1 a kernel may run at memory's speed.",
+    )
+    codes: Codes = {}
+    with Interruptible(out) as measured:
+        _compile(out, [kernel.job(target) for kernel in wanted for target in targets], find, codes)
+    for dtype in dict.fromkeys(kernel.dtype for kernel in wanted):
+        _print_table(out, [kernel for kernel in wanted if kernel.dtype == dtype], codes)
+    for words in dict.fromkeys(_not_had(codes)):
+        out.print(Text(words))
+    title = "Bars: arithmetic over memory, and what no kernel may hold"
+    csv = csv_path, partial(write_csv, codes=codes)
+    return conclude(out, title, list(verdicts(codes)), measured, csv)
+
+
+def _triton() -> str:
+    try:
+        import triton
+    except ModuleNotFoundError:
+        raise LabError(f"Triton is not installed: {install('triton')}") from None
+    return triton.__version__
+
+
+def _compile(out: Console, jobs: list[Job], find: Finder, codes: Codes) -> None:
+    with rich.progress.Progress(console=out, transient=True) as bar:
+        task = bar.add_task("compiling", total=len(jobs))
+        for job, outcome in compile_all(jobs, find):
+            codes[job] = outcome
+            bar.update(task, description=f"{job.function}, {job.body}, {job.target}", advance=1)
+
+
+def _print_table(out: Console, wanted: Sequence[Kernel], codes: Codes) -> None:
+    columns = ["kernel", "bytes", "instr.", SPECIAL, FMA, ALU, "reg.", "wide"]
+    made = table(wanted[0].dtype, [*columns, *(gpu.name for gpu in GPUS)])
+    function = None
+    for kernel in wanted:
+        code = codes.get(kernel.job(A100.target))
+        if not isinstance(code, Code):
+            continue
+        if kernel.function != function:
+            function = kernel.function
+            made.add_row(function if kernel.is_ours else f"{function}, compiled")
+        all_wide = all(
+            other.is_wide
+            for job, other in codes.items()
+            if job[:3] == kernel and isinstance(other, Code)
+        )
+        made.add_row(
+            f"  {_words(kernel.body)}",
+            significant(code.bytes_per_element),
+            _range(code.instructions, code.diverged),
+            *(significant(code.operations.get(unit, 0.0)) for unit in (SPECIAL, FMA, ALU)),
+            str(code.registers),
+            "yes" if all_wide else "no",
+            *(_ratio_cell(codes.get(kernel.job(gpu.target)), gpu) for gpu in GPUS),
+        )
+    out.print(made)
+
+
+def _range(least: float, most: float) -> str:
+    """One figure; two where threads that branch differently cost more."""
+    words = significant(least), significant(most)
+    return words[0] if words[0] == words[1] else "–".join(words)
+
+
+def _ratio_cell(code: Outcome, gpu: GPU) -> str:
+    if not isinstance(code, Code):
+        return NONE
+    found = roofline(code, gpu)
+    return f"{found.ratio:.2f} {found.unit}"
+
+
+def _not_had(codes: Codes) -> Iterator[str]:
+    for job, outcome in sorted(codes.items()):
+        if isinstance(outcome, str) and not Kernel(*job[:3]).is_ours:
+            yield f"torch.compile's kernel could not be had: {job.function}, {job.body}: {outcome}"
+
+
+# ---- the bars ------------------------------------------------------------------------------------
+
+
+class Bar(NamedTuple):
+    """How long the arithmetic of some kernels may take, over the time of their memory traffic."""
+
+    what: str
+    limit: float
+    gpu: GPU
+    applies: Callable[[Kernel], bool]
+
+    def verdict(self, codes: Codes) -> Verdict:
+        """By the worst of them."""
+        bar = f"≤ {self.limit:g} on {self.gpu.name}"
+        ratios = {
+            job: roofline(code, self.gpu)
+            for job, code in codes.items()
+            if isinstance(code, Code)
+            and job.target == self.gpu.target
+            and Kernel(*job[:3]).is_ours
+            and self.applies(Kernel(*job[:3]))
+        }
+        if not ratios:
+            return Verdict(self.what, bar, "not measured", None)
+        job = max(ratios, key=lambda job: ratios[job].ratio)
+        worst = ratios[job]
+        over = [job.function for job, found in ratios.items() if found.ratio > self.limit]
+        words = f"{worst.ratio:.2f} ({job.function}: {worst.unit})"
+        if len(over) > 1:
+            words += f"; {len(over)} of {len(ratios)} above"
+        return Verdict(self.what, bar, words, not over)
+
+
+def _of(dtype: str, *bodies: str, closed: bool | None = None) -> Callable[[Kernel], bool]:
+    def applies(kernel: Kernel) -> bool:
+        fits = closed is None or (kernel.function in CLOSED) == closed
+        return kernel.dtype == dtype and kernel.body in bodies and fits
+
+    return applies
+
+
+def _words(body: str) -> str:
+    return body.replace("_", " ")
+
+
+BARS = (
+    *(Bar(f"float32, {_words(body)}", 0.7, A100, _of("float32", body)) for body in BODIES),
+    *(
+        Bar(f"bfloat16, {_words(body)}", 0.7, A100, _of("bfloat16", body))
+        for body in (FORWARD, FORWARD_PACKED, BACKWARD)
+    ),
+    *(
+        Bar(
+            "bfloat16, backward packed, by a table",
+            limit,
+            gpu,
+            _of("bfloat16", BACKWARD_PACKED, closed=False),
+        )
+        for limit, gpu in ((1.0, A100), (0.8, H100))
+    ),
+    Bar(
+        "bfloat16, backward packed, in closed form",
+        0.7,
+        A100,
+        _of("bfloat16", BACKWARD_PACKED, closed=True),
+    ),
+)
+
+FAULTS = {
+    FLOAT64: "no float64 instruction",
+    LOCAL: "no local memory",
+    NARROW: "128-bit loads and stores on the main path",
+    UNSEEN: "no calls, loops or branches on data",
+}
+
+
+def verdicts(codes: Codes) -> Iterator[Verdict]:
+    """Every bar on the ratios, then on faults."""
+    for bar in BARS:
+        yield bar.verdict(codes)
+    ours = {job: code for job, code in codes.items() if Kernel(*job[:3]).is_ours}
+    broken = {job: code for job, code in ours.items() if isinstance(code, str)}
+    count = sum(code is not None for code in ours.values())
+    yield _fault_verdict("every kernel compiles for every target", broken, count)
+    made = {job: code for job, code in ours.items() if isinstance(code, Code)}
+    for fault, what in FAULTS.items():
+        faulty = {job: code.faults[fault] for job, code in made.items() if fault in code.faults}
+        yield _fault_verdict(what, faulty, len(made))
+
+
+def _fault_verdict(what: str, faulty: dict[Job, str], count: int) -> Verdict:
+    if not count:
+        return Verdict(what, "all", "not measured", None)
+    words = f"{count - len(faulty)} of {count}"
+    for job, fault in itertools.islice(sorted(faulty.items()), 2):
+        words += f"; {', '.join(job)}: {fault}"
+    if len(faulty) > 2:
+        words += "; …"
+    return Verdict(what, "all", words, not faulty)
+
+
+def write_csv(path: Path, codes: Codes) -> None:
+    """A row a kernel and target; operations an element, sizes in bits or bytes as they say."""
+    operations = sorted({u for c in codes.values() if isinstance(c, Code) for u in c.operations})
+    figures = ["bytes_per_element", "elements", "diverged", "registers", "shared", "local"]
+    made_by = {"mishkit": mk.__version__, "torch": torch.__version__, "triton": _triton()}
+    head = [*operations, *figures, "accesses", "faults", "gpu", "ratio", "unit", *made_by]
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow([*Job._fields, *head])
+        for job, code in sorted((j, c) for j, c in codes.items() if isinstance(c, Code)):
+            gpu = next((gpu for gpu in GPUS if gpu.target == job.target), None)
+            found = roofline(code, gpu) if gpu else None
+            row = [f"{code.operations.get(unit, 0):.6g}" for unit in operations]
+            row += [f"{getattr(code, name):.6g}" for name in figures]
+            row += [code.access_words, "; ".join(f"{k}: {v}" for k, v in code.faults.items())]
+            row += [gpu.name, f"{found.ratio:.6g}", found.unit] if gpu and found else [""] * 3
+            writer.writerow([*job, *row, *made_by.values()])

@@ -1,0 +1,1 @@
+"""What every command of the laboratory uses: timing, memory, tables, files and names."""

@@ -1,0 +1,158 @@
+"""Bars: what was promised, what was measured, and whether the one meets the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import measure_renderables
+from rich.table import Table
+from rich.text import Text
+
+from .. import Interrupted
+from .formats import NONE, counted
+
+WIDTH = 118
+"""Columns that the tables need; a narrower terminal wraps them, a pipe does not."""
+UNBOUNDED = 10_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One bar and how it was met, in words."""
+
+    what: str
+    bar: str
+    measured: str
+    met: bool | None
+    """None where it was not measured."""
+
+    @property
+    def word(self) -> str:
+        """met, MISSED or a dash."""
+        return NONE if self.met is None else "met" if self.met else "MISSED"
+
+
+def any_missed(verdicts: Sequence[Verdict]) -> bool:
+    """Whether a bar was measured and not met."""
+    return any(verdict.met is False for verdict in verdicts)
+
+
+def console() -> Console:
+    """The terminal, or a file, at least as wide as the tables."""
+    found = Console(highlight=False)
+    found.width = max(WIDTH, found.width)
+    return found
+
+
+class FittingTable(Table):
+    """A table that becomes a list, a line a cell, where the terminal is too narrow for its longest
+    words and figures: none is broken or cut."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self._least(console, options.update(width=UNBOUNDED)) <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        if self.title:
+            yield Text.assemble((str(self.title), "bold"))
+        heads = [" ".join(str(column.header).split()) for column in self.columns]
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            yield Text("")
+            for number, (head, cell) in enumerate(zip(heads, cells, strict=True)):
+                said = " ".join(str(cell).split())
+                if said:
+                    indent = "  " if number else ""
+                    yield Text(f"{indent}{head}: {said}" if head else f"{indent}{said}")
+        yield Text("")
+
+    def _least(self, console: Console, options: ConsoleOptions) -> int:
+        """The columns of the terminal that it needs."""
+        least = self.__rich_measure__(console, options).maximum
+        for column in self.columns:
+            if not column.no_wrap:
+                of = measure_renderables(console, options, [column.header, *column.cells])
+                least -= of.maximum - of.minimum
+        return least
+
+
+def table(title: str, columns: Sequence[str], *, words: int = 1) -> FittingTable:
+    """An empty table: its first columns are of words, the others of figures."""
+    made = FittingTable(
+        title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number < words else "right", no_wrap=True)
+    return made
+
+
+def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
+    """The verdicts, a row each, and how many were met."""
+    made = table(title, ("what", "bar", "measured", ""))
+    made.columns[0].no_wrap = made.columns[2].no_wrap = False
+    styles = {"met": "green", "MISSED": "bold red"}
+    for verdict in verdicts:
+        word = Text(verdict.word, style=styles.get(verdict.word, ""))
+        made.add_row(Text(verdict.what), Text(verdict.bar), Text(verdict.measured), word)
+    return made
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """How many bars were met, missed and not measured."""
+    met, missed = (sum(v.met is state for v in verdicts) for state in (True, False))
+    text = f"{met} of {counted(met + missed, 'bar')} met"
+    unmeasured = len(verdicts) - met - missed
+    return text + (f", {unmeasured} not measured" if unmeasured else "")
+
+
+class Interruptible:
+    """A block that Ctrl-C may end early: what was measured until then is shown all the same."""
+
+    def __init__(self, out: Console) -> None:
+        self.interrupted = False
+        self._out = out
+
+    def __enter__(self) -> Interruptible:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self.interrupted = isinstance(error, KeyboardInterrupt)
+        if self.interrupted:
+            self._out.print("Interrupted: what follows is partial.")
+        return self.interrupted
+
+
+def conclude(
+    out: Console,
+    title: str,
+    found: Sequence[Verdict],
+    measured: Interruptible | None = None,
+    csv: tuple[Path | None, Callable[[Path], None]] | None = None,
+) -> int:
+    """Print the bars and write the CSV; 1 where a bar is missed.
+
+    Raises
+    ------
+    Interrupted
+        where the measurement was: then no bar is held against what there is
+    """
+    interrupted = measured is not None and measured.interrupted
+    if not interrupted:
+        out.print(verdict_table(title, found))
+        out.print(summary(found) + ".")
+    if csv is not None:
+        path, write = csv
+        if path is not None:
+            write(path)
+            out.print(Text(f"Written: {path}"))
+    if interrupted:
+        raise Interrupted("interrupted: not all was measured, and no bar was held against it")
+    return int(any_missed(found))

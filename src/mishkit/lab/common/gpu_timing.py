@@ -1,0 +1,80 @@
+"""Timing a call on a GPU among others: by events on the current stream, never by the host's clock.
+
+A sample is queued without waiting:
+
+    prepare, flush, start event, call, end event
+
+The flush reads more memory than any cache holds. So the call finds nothing of its own in a cache,
+and the GPU is busy while the host queues what is timed. Whether it was is asked afterwards: where
+the GPU had reached the start event before the end event was queued, it may have waited for the host
+in between. Then the sample is taken again behind twice as many flushes. What is late behind
+`MOST_FLUSHES` of them is kept and counted: a call that waits for the GPU itself is always late.
+
+A time includes what the GPU needs to start a kernel, which a small tensor does not outweigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .timing import Call, Timing, no_garbage_collection
+
+FLUSH = 512 << 20
+"""Bytes a flush reads, at least: twice the largest cache of a GPU, MI300X's of 256 MiB, which its
+driver does not report."""
+CACHES = 4
+"""A flush reads at least so many times the cache that is reported."""
+MOST_FLUSHES = 64
+ROUNDS, WARM_ROUNDS = 50, 10
+
+
+class Stopwatch:
+    """Takes samples on the current stream of a device."""
+
+    def __init__(self, device: torch.device | str, cache: int) -> None:
+        """`cache` is the size of the device's last cache, in bytes."""
+        self._memory = torch.zeros(max(FLUSH, CACHES * cache) // 4, device=device)
+
+    def flush(self) -> None:
+        """Read more than the caches hold. What is read, unlike what is written, is dropped from
+        them at no cost to those who follow."""
+        self._memory.amax()
+
+    def sample(self, call: Call, flushes: int = 1) -> tuple[float, bool]:
+        """Nanoseconds of the call, and whether it may have waited for the host."""
+        if call.prepare is not None:
+            call.prepare()
+        for _ in range(flushes):
+            self.flush()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call.run()
+        end.record()
+        is_late = start.query()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e6, is_late
+
+    def time(
+        self,
+        calls: Mapping[Any, Call],
+        *,
+        rounds: int = ROUNDS,
+        warm: int = WARM_ROUNDS,
+    ) -> dict[Any, Timing]:
+        """Time every call once a round, after some rounds that are not counted."""
+        timings = {key: Timing() for key in calls}
+        flushes = dict.fromkeys(calls, 1)
+        with no_garbage_collection():
+            for done in range(-warm, rounds):
+                for key, call in calls.items():
+                    nanoseconds, is_late = self.sample(call, flushes[key])
+                    while is_late and flushes[key] < MOST_FLUSHES:
+                        flushes[key] *= 2
+                        nanoseconds, is_late = self.sample(call, flushes[key])
+                    if done >= 0:
+                        timings[key].samples.append(nanoseconds)
+                        timings[key].late += is_late
+        return timings

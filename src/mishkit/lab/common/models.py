@@ -1,0 +1,210 @@
+"""Models that the command line can be asked to look at, by name, and inputs for them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._missing import install
+from ..._torchvision import mend_torchvision
+from .. import LabError
+from .errors import telling
+from .imports import imported
+
+KINDS = (
+    "timm:NAME, hf:NAME (or a folder), path/to/file.py:FUNCTION or package.module:FUNCTION; the "
+    "function returns a model, or a model and its inputs"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model with inputs for one pass."""
+
+    name: str
+    model: nn.Module
+    inputs: tuple[Any, ...]
+
+
+def load(
+    name: str, shapes: Sequence[str] = (), options: Sequence[str] = (), *, train: bool = True
+) -> Example:
+    """The model of that name in training (or evaluation) mode, and inputs drawn with a fixed seed.
+
+    Parameters
+    ----------
+    name : str
+        as in `KINDS`
+    shapes : sequence of str
+        a shape for each input, "2,3,224,224". Token numbers for a model with a vocabulary, else
+        N(0, 1) numbers; the models of transformers get each by the name of what it is for, first
+        their `main_input_name`. What their decoder begins with comes second, and has tokens as the
+        input has, or one a sample, unless it is given
+    options : sequence of str
+        "key=value" for what builds the model: "pretrained=True", "act_layer=mish"
+
+    Raises
+    ------
+    LabError
+        if there is no such model, it can't be built, a package is missing, or inputs are
+    """
+    model, given = _built(name, options, {}, seed=0)
+    with telling(f"{name}, --input {' --input '.join(shapes)}"):
+        inputs = tuple(given) or _inputs(model, [_shape(text) for text in shapes])
+    if not inputs:
+        raise LabError(f"{name} needs inputs: --input 2,3,224,224, for instance")
+    return Example(name, model.train(train), inputs)
+
+
+def build(name: str, options: Sequence[str] = (), *, seed: int = 0, **offered: Any) -> nn.Module:
+    """The model of that name in training mode, its weights drawn with `seed`.
+
+    timm's models are given all of `offered`, a function what it has a parameter for; `options` go
+    before. Raises LabError as `load`, and for `hf:`, whose models return no plain scores.
+    """
+    if name.startswith("hf:"):
+        raise LabError(f"{name}: only models that return a tensor of scores can be trained here")
+    return _built(name, options, offered, seed)[0].train()
+
+
+def _built(
+    name: str, options: Sequence[str], offered: dict[str, Any], seed: int
+) -> tuple[nn.Module, list[Any]]:
+    """The model, and the inputs that came with it."""
+    torch.manual_seed(seed)
+    keywords = dict(_option(text) for text in options)
+    library, _, rest = name.partition(":")
+    with telling(name):
+        if library == "timm":
+            built: Any = _timm(rest, {**offered, **keywords})
+        elif library == "hf":
+            built = _transformers(rest, keywords)
+        elif rest:
+            function = _function(*name.rsplit(":", 1))
+            built = function(**{**_accepted(function, offered), **keywords})
+        else:
+            raise LabError(f'what is "{name}"? There is {KINDS}')
+    model, *given = built if isinstance(built, tuple) else (built,)
+    if not isinstance(model, nn.Module):
+        raise LabError(f"{name} is no torch.nn.Module but a {type(model).__name__}")
+    return model, given
+
+
+def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in offered.items() if name in names}
+
+
+def _library(name: str) -> Any:
+    mend_torchvision()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise LabError(f"{error.name} is not installed: {install(error.name or name)}") from error
+
+
+def _timm(name: str, options: dict[str, Any]) -> nn.Module:
+    timm = _library("timm")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5])
+        raise LabError(f'timm has no model "{name}"' + (f"; it has {near}" if near else ""))
+    return timm.create_model(name, **options)
+
+
+def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
+    transformers = _library("transformers")
+    kind = options.pop("class", "AutoModel")
+    options.setdefault("dtype", "float32")
+    if Path(name).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return getattr(transformers, kind).from_pretrained(name, **options)
+
+
+def _function(place: str, name: str) -> Callable[..., Any]:
+    found = getattr(imported(place), name, None)
+    if not callable(found):
+        raise LabError(f'{place} has no function "{name}"')
+    return found
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise LabError(f'an option is key=value, not "{text}"')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a name, without quotes
+        return key, value
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        shape = [int(size) for size in text.split(",")]
+        if min(shape) < 0:
+            raise ValueError
+    except ValueError:
+        raise LabError(f'a shape is numbers with commas, 2,3,224,224, not "{text}"') from None
+    return shape
+
+
+def _inputs(model: nn.Module, shapes: Sequence[list[int]]) -> tuple[Any, ...]:
+    """Random inputs of these shapes, in the order of the parameters of the model's forward."""
+    config = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", None)
+    if main is None or not shapes:
+        tokens = getattr(config, "vocab_size", None)
+        return tuple(_random(shape, tokens) for shape in shapes)
+    names = list(inspect.signature(model.forward).parameters)
+    order = [main, *(name for name in names if name != main)]
+    shapes = list(shapes)
+    if getattr(config, "is_encoder_decoder", False) and _DECODERS in names:
+        order = [main, _DECODERS, *(name for name in order[1:] if name != _DECODERS)]
+        if len(shapes) == 1:
+            shapes.append(shapes[0] if _is_of_tokens(main) else [shapes[0][0], 1])
+    vocabulary = _vocabulary(config)
+    found = {
+        name: _random(shape, vocabulary if _is_of_tokens(name) else None)
+        for name, shape in zip(order, shapes, strict=False)
+    }
+    last = max(names.index(name) for name in found)
+    return tuple(found.get(name) for name in names[: last + 1])
+
+
+_DECODERS = "decoder_input_ids"
+
+
+def _is_of_tokens(name: str) -> bool:
+    return not name.endswith(("_values", "_features", "_embeds"))
+
+
+def _vocabulary(config: Any) -> int | None:
+    """The tokens of a model of transformers; those of its text, where it has other inputs too."""
+    parts = (config, *(getattr(config, name, None) for name in ("text_config", "decoder")))
+    return next((size for part in parts if (size := getattr(part, "vocab_size", None))), None)
+
+
+def _random(shape: Sequence[int], tokens: int | None) -> Tensor:
+    return torch.randint(tokens, shape) if tokens else torch.randn(shape)
+
+
+def mean_square(output: Any) -> Tensor:
+    """A number that all outputs of a model have a part in, to be differentiated."""
+    from mishkit.surgery.watch import tensors_of
+
+    parts = [t.float().square().mean() for t in tensors_of(output) if t.requires_grad]
+    if not parts:
+        raise LabError("no output of the model has a gradient")
+    return torch.stack(parts).sum()

@@ -1,0 +1,187 @@
+"""What a sweep found: the trials that count, as tidy tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from ..common import contenders
+from ..common.contenders import Contender
+from .intervals import Interval, interval
+from .settings import Settings
+from .trial import Trial
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate that an activation is given on a data set, and what speaks for it."""
+
+    lr: float
+    scores: tuple[tuple[float, Interval], ...] = ()
+    """The accuracy on the validation part for each rate, in percent; none without a search."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest of the grid, so that a better one may lie
+        beyond."""
+        return bool(self.scores) and self.lr in (self.scores[0][0], self.scores[-1][0])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a sweep found, as far as it came."""
+
+    settings: Settings
+    command: str
+    environment: dict[str, str]
+    done: list[tuple[Trial, dict[str, Any]]]
+    """Finished trials, those of tuning first, in the order of the plan."""
+    devices: int = 1
+
+    @property
+    def contenders(self) -> list[Contender]:
+        return self.settings.contenders
+
+    @property
+    def baseline(self) -> Contender:
+        """Whose time and bytes are 1, and whom the others are set against."""
+        if self.settings.baseline is not None:
+            return contenders.find(self.settings.baseline)
+        relus = [contender for contender in self.contenders if contender.function == "relu"]
+        return (relus or self.contenders)[0]
+
+    @property
+    def wanted(self) -> int:
+        """How many final trials there are when all are done."""
+        settings = self.settings
+        return len(settings.datasets) * len(self.contenders) * settings.seeds
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.finals) == self.wanted
+
+    @cached_property
+    def choices(self) -> dict[tuple[str, str], Choice]:
+        """By data set and activation."""
+        return choose(self.settings, self.done)
+
+    @cached_property
+    def targets(self) -> dict[str, float]:
+        """The test accuracy to reach, by data set."""
+        given, datasets = self.settings.target, self.settings.datasets
+        if given:
+            values = given if len(given) > 1 else given * len(datasets)
+            return dict(zip(datasets, values, strict=True))
+        found = {}
+        for data in datasets:
+            ends = [
+                (one.activation, result["accuracy"][-1])
+                for one, result in self.done
+                if one.phase == "final" and one.data == data
+            ]
+            ends = [end for end in ends if end[0] == self.baseline.name] or ends
+            if ends:  # whole percents, at least a point below
+                mean = fmean(accuracy for _, accuracy in ends)
+                found[data] = max(0, int(100 * mean - 1)) / 100
+        return found
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Tidy: one row a trial. Accuracies from 0 to 1, times in ms or s, as the names say."""
+        labels = {contender.name: contender.label for contender in self.contenders}
+        rows = []
+        for one, result in self.done:
+            target = self.targets.get(one.data) if one.phase == "final" else None
+            accuracy, seconds = result["accuracy"], result["seconds"]
+            reached = [
+                number
+                for number, value in enumerate(accuracy, 1)
+                if target is not None and value >= target
+            ]
+            epoch_s = median(seconds)
+            rows.append(
+                {
+                    "trial": one.id,
+                    "phase": one.phase,
+                    "data": one.data,
+                    "model": result["model"],
+                    "activation": one.activation,
+                    "label": labels[one.activation],
+                    "lr": one.lr,
+                    "seed": one.seed,
+                    "epochs": len(accuracy),
+                    "accuracy": accuracy[-1],
+                    "loss": result["loss"][-1],
+                    "train_loss": result["train_loss"][-1],
+                    "target": target,
+                    "epochs_to_target": reached[0] if reached else None,
+                    "epoch_s": epoch_s,
+                    "budget_s": reached[0] * epoch_s if reached else None,
+                    **{name: result[name] for name in _COPIED},
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def finals(self) -> pd.DataFrame:
+        """The rows of `trials` that the verdicts are made from."""
+        return self.trials[self.trials["phase"] == "final"] if self.done else pd.DataFrame()
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """Tidy: one row an epoch of each trial. Seconds are of training alone."""
+        columns = ("train_loss", "loss", "accuracy", "seconds")
+        return pd.DataFrame(
+            {
+                "trial": one.id,
+                "phase": one.phase,
+                "data": one.data,
+                "activation": one.activation,
+                "lr": one.lr,
+                "seed": one.seed,
+                "epoch": number,
+                **dict(zip(columns, values, strict=True)),
+            }
+            for one, result in self.done
+            for number, values in enumerate(
+                zip(*(result[column] for column in columns), strict=True), 1
+            )
+        )
+
+
+_COPIED = (
+    *("step_ms", "forward_ms", "backward_ms", "step_ms_p10", "step_ms_p90", "kept_bytes"),
+    *("steps", "sites", "parameters", "classes", "train_size", "test_size"),
+    *("processor", "threads", "torch", "mishkit", "finished"),
+)
+
+
+def choose(
+    settings: Settings, done: Sequence[tuple[Trial, dict[str, Any]]]
+) -> dict[tuple[str, str], Choice]:
+    """The rate with the best mean accuracy on the validation part; of equals, the lowest."""
+    choices = {}
+    for data in settings.datasets:
+        for contender in settings.contenders:
+            if len(settings.rates) == 1:
+                choices[data, contender.name] = Choice(settings.rates[0])
+                continue
+            scores = []
+            for lr in settings.rates:
+                accuracies = [
+                    100 * result["accuracy"][-1]
+                    for one, result in done
+                    if one.phase == "tune"
+                    and (one.data, one.activation, one.lr) == (data, contender.name, lr)
+                ]
+                if accuracies:
+                    scores.append((lr, interval(accuracies)))
+            if scores:
+                best = max(scores, key=lambda score: score[1].mean)
+                choices[data, contender.name] = Choice(best[0], tuple(scores))
+    return choices

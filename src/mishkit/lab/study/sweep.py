@@ -1,0 +1,275 @@
+"""Many trials: where the finished ones are kept, and who runs the others.
+
+All runners are one function of trials that yields each with its result as soon as it is there:
+`one_by_one` in this process, `spread` over all devices of one launch, `in_processes` on one machine
+and `on_ray` on a cluster. Since a trial is a pure function of its settings, they differ in times
+alone; but for the last digits where `spread` sums gradients in another order.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from ..._missing import install
+from .. import LabError
+from ..common.files import whole_file
+from . import trial
+from .training import Stopped
+from .trial import Trial, Watcher
+
+Done = tuple[Trial, dict[str, Any]]
+Runner = Callable[[Sequence[Trial]], Iterator[Done]]
+"""Yields trials with their results, in any order; raises `Stopped` after Ctrl-C."""
+
+SETTINGS, TRIALS, LOCK = "sweep.json", "trials.jsonl", "sweep.lock"
+
+
+class Store:
+    """The finished trials of a sweep, in two files in its folder.
+
+    sweep.json holds the settings that all trials share; trials.jsonl one finished trial a line,
+    and lines are only ever appended. A line that a crash cut short is dropped.
+
+    Raises
+    ------
+    LabError
+        if the folder holds a sweep with other settings, or what can't be read
+    """
+
+    def __init__(self, folder: Path, shared: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.folder = folder
+        self._path = folder / TRIALS
+        self._results: dict[str, dict[str, Any]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        written = folder / SETTINGS
+        if not fresh and self._path.exists() and self._path.stat().st_size:
+            _refuse_others(folder, written, shared)
+            self._read()
+            return
+        if not fresh and written.exists():
+            _settings_in(written)
+        with whole_file(self._path) as file:
+            file.write("")
+        with whole_file(written) as file:
+            file.write(json.dumps(dict(shared), indent=1) + "\n")
+
+    def __contains__(self, one: Trial) -> bool:
+        return one.id in self._results
+
+    def __getitem__(self, one: Trial) -> dict[str, Any]:
+        return self._results[one.id]
+
+    def add(self, one: Trial, result: dict[str, Any]) -> None:
+        """Keeps a trial for good."""
+        line = json.dumps({"trial": one.id, "settings": one.to_json(), "result": result})
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise LabError(f"{self._path} can't be written: {error.strerror or error}") from error
+        self._results[one.id] = result
+
+    def _read(self) -> None:
+        text = self._path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            os.truncate(self._path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                kept = json.loads(line)
+                trial.check_result(kept["result"])
+                self._results[kept["trial"]] = kept["result"]
+            except (ValueError, KeyError, TypeError):
+                raise LabError(
+                    f"{self._path}, line {number}, is no trial; --fresh begins anew"
+                ) from None
+
+
+def _refuse_others(folder: Path, written: Path, shared: Mapping[str, Any]) -> None:
+    before = _settings_in(written)
+    now = json.loads(json.dumps(dict(shared)))
+    for name in (*now, *(before.keys() - now.keys())):
+        if before.get(name) != now.get(name):
+            raise LabError(
+                f"{folder} holds a sweep with {name} {before.get(name)}, not {now.get(name)}: "
+                "--output another folder, or --fresh to begin anew"
+            )
+
+
+def _settings_in(written: Path) -> dict[str, Any]:
+    """The settings of the sweep in a folder; LabError where the file is none of ours."""
+    try:
+        before = json.loads(written.read_text(encoding="utf-8"))
+        if not isinstance(before, dict) or "mishkit" not in before:
+            raise ValueError
+    except (OSError, ValueError):
+        raise LabError(
+            f"{written} holds no settings of a sweep: --output another folder, or --fresh to "
+            "begin anew"
+        ) from None
+    found: dict[str, Any] = before
+    return found
+
+
+def one_by_one(watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
+    """In this process."""
+
+    def runner(trials: Sequence[Trial]) -> Iterator[Done]:
+        for one in trials:
+            yield one, trial.run(one.to_json(), watcher=watcher, is_stopping=is_stopping)
+
+    return runner
+
+
+def spread(fabric: Fabric, watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
+    """Each trial over all devices of `fabric`. This is the first process; the others `follow`."""
+
+    def runner(trials: Sequence[Trial]) -> Iterator[Done]:
+        for one in trials:
+            settings = fabric.broadcast(one.to_json())
+            yield (
+                one,
+                trial.run(settings, fabric=fabric, watcher=watcher, is_stopping=is_stopping),
+            )
+
+    return runner
+
+
+def follow(fabric: Fabric, is_stopping: Callable[[], bool]) -> None:
+    """Runs with the first process what it runs, until it `dismiss`es."""
+    while (settings := fabric.broadcast(None)) is not None:
+        try:
+            trial.run(settings, fabric=fabric, is_stopping=is_stopping)
+        except (Stopped, LabError):  # the first process has met the same
+            return
+
+
+def dismiss(fabric: Fabric) -> None:
+    """Tells the followers that there are no more trials."""
+    fabric.broadcast(None)
+
+
+@contextmanager
+def in_processes(workers: int, is_stopping: Callable[[], bool]) -> Iterator[Runner]:
+    """In so many processes of this machine."""
+    # A forked process would inherit threads of torch that are not there.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(stop,))
+
+    def runner(trials: Sequence[Trial]) -> Iterator[Done]:
+        running = {pool.submit(_work, one.to_json()): one for one in trials}
+        while running:
+            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield running.pop(future), future.result()
+            if is_stopping():
+                raise Stopped
+
+    try:
+        yield runner
+    except BrokenProcessPool:
+        raise LabError("a worker process died; is there memory for so many?") from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+_stop: Any = None
+
+
+def _begin(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+
+
+def _work(settings: dict[str, Any]) -> dict[str, Any]:
+    return trial.run(settings, is_stopping=_stop.is_set)
+
+
+@contextmanager
+def on_ray(
+    address: str, workers: int, threads: int, gpus: int, is_stopping: Callable[[], bool]
+) -> Iterator[Runner]:
+    """On a Ray cluster; "local" makes one on this machine, for `workers` trials at a time."""
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise LabError(f"ray is not installed: {install('ray', 'ray')}") from None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        options.update(num_cpus=workers * threads, include_dashboard=False)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise LabError(f"Ray at {address}: {' '.join(str(error).split())}") from None
+    # A trial is run again where its machine went down, but not for an error of its own.
+    run = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(trial.run)
+    running: dict[Any, Trial] = {}
+
+    def runner(trials: Sequence[Trial]) -> Iterator[Done]:
+        running.update({run.remote(one.to_json()): one for one in trials})
+        while running:
+            finished, _ = ray.wait(list(running), timeout=0.2)
+            for reference in finished:
+                yield running.pop(reference), ray.get(reference)
+            if is_stopping():
+                raise Stopped
+
+    try:
+        yield runner
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LabError):
+            raise LabError(str(error.cause)) from None
+        raise
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        ray.shutdown()
+
+
+class StopRequest:
+    """While it is entered, the first Ctrl-C sets a flag; the second interrupts as usual."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._before: Any = None
+        self._installed = False
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._installed = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)

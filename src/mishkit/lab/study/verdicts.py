@@ -1,0 +1,192 @@
+"""What may be concluded from a comparison.
+
+Everything is computed from the table of trials. An interval is Student's, with n − 1 degrees of
+freedom: mean ± t·s/√n. Activations are set against the baseline by the differences on equal seeds,
+which share the first weights and the order of the samples. A verdict needs at least `ENOUGH` seeds
+and a difference that is distinct from zero even when all comparisons of the sweep are held to 95 %
+together (Bonferroni: each interval has a confidence of 1 − 0.05/m).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .comparison import Comparison
+from .intervals import CONFIDENCE, interval
+
+ENOUGH = 3
+MOST_NAMED = 3
+"""Activations of which so many share a verdict are named in a sentence, more are counted."""
+BETTER, WORSE, OPEN, FEW, BASE = "better", "worse", "not told apart", "too few seeds", "baseline"
+
+
+def summarise(result: Comparison) -> pd.DataFrame:
+    """One row for each data set and activation that has a finished final trial.
+
+    `x` is a mean over the final trials of `trials.csv` in column x, `x_half` the half-width of its
+    95 % interval (accuracies and losses in percent and nats). `step_ratio` is the geometric mean of
+    the ratios to the baseline on equal seeds, with the ends of its interval. `accuracy_diff` and
+    `budget_diff` are mean differences to the baseline on equal seeds; `_half` is the 95 % interval,
+    `_wide` the one that verdicts are drawn from. `budget_s`, `epochs_to_target` are over the
+    `reached` trials that came to the target, and compared only where all did.
+    """
+    finals = result.finals
+    base_name = result.baseline.name
+    pairs = max(
+        1,
+        sum(
+            data in set(finals["data"]) and contender.name != base_name
+            for data in result.settings.datasets
+            for contender in result.contenders
+        ),
+    )
+    rows: list[dict[str, Any]] = []
+    for data in result.settings.datasets:
+        base = _of(finals, data, base_name)
+        for contender in result.contenders:
+            own = _of(finals, data, contender.name)
+            if own.empty:
+                continue
+            choice = result.choices[data, contender.name]
+            is_base = contender.name == base_name
+            both = own.join(base.add_suffix("_base"), how="inner")
+            steps = interval(np.log(both["step_ms"] / both["step_ms_base"]))
+            row: dict[str, Any] = {
+                "data": data,
+                "model": own["model"].iloc[0],
+                "activation": contender.name,
+                "label": contender.label,
+                "lr": choice.lr,
+                "lr_at_edge": choice.at_edge,
+                "seeds": len(own),
+                **_mean("forward_ms", own["forward_ms"]),
+                **_mean("backward_ms", own["backward_ms"]),
+                **_mean("step_ms", own["step_ms"]),
+                "step_ratio": math.exp(steps.mean),
+                "step_ratio_low": math.exp(steps.mean - steps.half),
+                "step_ratio_high": math.exp(steps.mean + steps.half),
+                "kept_bytes": float(own["kept_bytes"].mean()),
+                "kept_ratio": float((both["kept_bytes"] / both["kept_bytes_base"]).mean()),
+                **_mean("epoch_s", own["epoch_s"]),
+                **_mean("accuracy", 100 * own["accuracy"]),
+                **_mean("loss", own["loss"].astype("float64")),
+                "diverged": int(own["train_loss"].isna().sum()),
+                "target": result.targets[data],
+                "reached": int(own["budget_s"].notna().sum()),
+                **_mean("epochs_to_target", own["epochs_to_target"].astype("float64").dropna()),
+                **_mean("budget_s", own["budget_s"].astype("float64").dropna()),
+            }
+            accuracy = 100 * (both["accuracy"] - both["accuracy_base"])
+            budget = (both["budget_s"] - both["budget_s_base"]).astype("float64")
+            row |= _difference("accuracy", accuracy, pairs, is_base, 1)
+            row |= _difference("budget", budget, pairs, is_base, -1)
+            row["trials"] = " ".join(own["trial"])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _of(finals: pd.DataFrame, data: str, activation: str) -> pd.DataFrame:
+    chosen = finals[(finals["data"] == data) & (finals["activation"] == activation)]
+    return chosen.set_index("seed").sort_index()
+
+
+def _mean(name: str, values: pd.Series) -> dict[str, float]:
+    found = interval(values)
+    return {name: found.mean, f"{name}_half": found.half}
+
+
+def _difference(
+    name: str, values: pd.Series, pairs: int, is_base: bool, good: int
+) -> dict[str, Any]:
+    if values.isna().any():  # somewhere the target was not reached
+        values = values.iloc[:0]
+    found = interval(values)
+    wide = interval(values, 1 - (1 - CONFIDENCE) / pairs)
+    if is_base:
+        verdict = BASE
+    elif found.n < ENOUGH:
+        verdict = FEW if found.n else "–"
+    elif abs(wide.mean) > wide.half > 0:  # with no spread at all there is nothing to judge by
+        verdict = BETTER if good * wide.mean > 0 else WORSE
+    else:
+        verdict = OPEN
+    return {
+        f"{name}_diff": found.mean,
+        f"{name}_diff_half": found.half,
+        f"{name}_diff_wide": wide.half,
+        f"{name}_verdict": verdict,
+    }
+
+
+def headline(summary: pd.DataFrame, base: str) -> str:
+    """What was found about accuracy, in one sentence that the intervals allow; `base` is the
+    baseline's label."""
+    others = summary[summary["accuracy_verdict"] != BASE]
+    if others.empty:
+        return f"{summary['label'].iloc[0]} alone: nothing to compare it with"
+    if (others["accuracy_verdict"] == FEW).any() or (others["accuracy_verdict"] == "–").any():
+        return "Too few seeds to tell accuracies apart"
+    several = summary["data"].nunique() > 1
+    total = others["activation"].nunique()
+    found = []
+    for verdict, word in ((BETTER, "above"), (WORSE, "below")):
+        rows = others[others["accuracy_verdict"] == verdict]
+        for data, group in rows.groupby("data", sort=False):
+            where = f" on {data}" if several else ""
+            who = _who(group["label"], total)
+            found.append(f"{who} {_ends(group)} {word} {base}{where}")
+    seeds = int(others["seeds"].min())
+    if not found and several:
+        return (
+            f"In none of {len(others)} comparisons do {seeds} seeds tell the accuracy from that of "
+            f"{base}"
+        )
+    if not found:
+        return f"{seeds} seeds do not tell the accuracies of these {len(summary)} activations apart"
+    left = int((others["accuracy_verdict"] == OPEN).sum())
+    rest = ""
+    if left:
+        what = "comparison" if several else "activation"
+        rest = f"; {left} other {what}{'s are' if left > 1 else ' is'} not told apart"
+    return f"In accuracy, {'; '.join(found)}{rest}"
+
+
+def budget(summary: pd.DataFrame, base: str) -> list[str]:
+    """What may be said of the time to the target: a sentence for each verdict and data set."""
+    several = summary["data"].nunique() > 1
+    others = summary.loc[summary["budget_verdict"] != BASE, "activation"].nunique()
+    sentences = []
+    for verdict, words in ((BETTER, "less"), (WORSE, "more")):
+        rows = summary[summary["budget_verdict"] == verdict]
+        for data, group in rows.groupby("data", sort=False):
+            needs = "needs" if len(group) == 1 else "need"
+            where = f" on {data}" if several else ""
+            sentences.append(
+                f"{_who(group['label'], others)} {needs} {words} time to the target than "
+                f"{base}{where}."
+            )
+    return sentences
+
+
+def _who(labels: Iterable[str], total: int) -> str:
+    """Their names, or of many how many they are."""
+    names = list(labels)
+    return listed(names) if len(names) <= MOST_NAMED else f"{len(names)} of {total} activations"
+
+
+def _ends(group: pd.DataFrame) -> str:
+    gaps = group["accuracy_diff"].abs()
+    low, high = f"{gaps.min():.1f}", f"{gaps.max():.1f}"
+    points = low if low == high else f"{low} to {high}"
+    return f"{'ends' if len(group) == 1 else 'end'} {points} points"
+
+
+def listed(names: Iterable[str]) -> str:
+    """One, two and three."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
