@@ -40,8 +40,8 @@ from mishkit.lab.study import (
     verdicts,
 )
 from mishkit.lab.study.comparison import Comparison, choose
-from mishkit.lab.study.settings import Settings
-from mishkit.lab.study.trial import Trial, Watcher
+from mishkit.lab.study.settings import Settings, Trial
+from mishkit.lab.study.trial import Watcher
 
 TINY = Settings(
     activations=("torch_relu_inplace", "torch_mish", "mish"),

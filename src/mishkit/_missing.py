@@ -37,12 +37,14 @@ def _requirements(extra: str) -> list[str]:
         found = metadata.requires("mishkit") or []
     except metadata.PackageNotFoundError:  # used from where it was unpacked
         return []
-    parts = (text.partition(";") for text in found)
-    return [
-        requirement.strip()
-        for requirement, _, marker in parts
-        if re.search(rf"""extra == ["']{extra}["']""", marker)
-    ]
+    requirements = []
+    for text in found:
+        requirement, _, marker = text.partition(";")
+        if not re.search(rf"""extra == ["']{extra}["']""", marker):
+            continue
+        other = re.fullmatch(r"mishkit\[(.*)\]", requirement.strip())
+        requirements += _requirements(other[1]) if other else [requirement.strip()]
+    return requirements
 
 
 def _name(requirement: str) -> str:

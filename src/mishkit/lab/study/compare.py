@@ -31,10 +31,10 @@ from ..common.files import locked
 from . import console, report, sweep
 from . import trial as _trial
 from .comparison import Choice, Comparison, choose
-from .settings import Settings, under_torchrun
+from .settings import Settings, Trial, under_torchrun
 from .sweep import Runner, Store
 from .training import Stopped
-from .trial import Trial, Watcher
+from .trial import Watcher
 
 TUNING_SEEDS_FROM = 1000
 """Tuning has seeds of its own, this far above the others."""

@@ -13,8 +13,7 @@ import pandas as pd
 from ..common import contenders
 from ..common.contenders import Contender
 from .intervals import Interval, interval
-from .settings import Settings
-from .trial import Trial
+from .settings import Settings, Trial
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from rich.table import Table
 from ..common.bars import table
 from ..common.formats import NONE, counted, ratio, signed, significant, with_half
 from .comparison import Comparison
-from .settings import Settings
-from .trial import Trial, Watcher
+from .settings import Settings, Trial
+from .trial import Watcher
 from .verdicts import headline, summarise
 
 _console = Console(highlight=False)

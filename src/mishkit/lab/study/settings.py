@@ -1,13 +1,17 @@
-"""What `mishkit compare` is asked to compare, and how."""
+"""What `mishkit compare` is asked to compare and how, and what one trial of it is."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,44 +20,202 @@ import mishkit as mk
 from .. import LabError
 from ..common import contenders
 from ..common.contenders import Contender
-from . import trial as _trial
-from .trial import Phase, Trial
+
+Phase = Literal["tune", "final"]
+"""Tuning trials are judged by a part of the training data, final ones by the test data."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The settings of one training."""
+
+    phase: Phase
+    data: str
+    model: str
+    activation: str
+    lr: float
+    """The highest learning rate of the schedule."""
+    seed: int
+    """Decides the weights and the order of the samples, the same for every activation."""
+    options: tuple[str, ...] = ()
+    """What else builds the model, as "key=value"."""
+    code: str = ""
+    """The digest of the file that the model comes from, if it is one."""
+    channels: int = 16
+    epochs: int = 5
+    batch_size: int = 64
+    data_seed: int = 0
+    """Decides the split of the data."""
+    train_samples: int | None = None
+    test_samples: int | None = None
+    image_size: int | None = None
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    devices: int = 1
+    """Over which one training is spread."""
+    threads: int = 1
+    data_root: str = "data"
+    download: bool = False
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that stand for all settings, but where the data lies."""
+        settings = self.to_json()
+        del settings["data_root"], settings["download"]
+        text = json.dumps(settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "options": list(self.options)}
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Trial:
+        return cls(**{**settings, "options": tuple(settings["options"])})
+
+    def __str__(self) -> str:
+        return f"{self.phase} {self.data}, {self.activation}, lr {self.lr:g}, seed {self.seed}"
+
+
+def code_of(model: str) -> str:
+    """The digest of the file in "path/to/file.py:function", so that a change of it is noticed."""
+    place, _, _ = model.rpartition(":")
+    if not place.endswith(".py"):
+        return ""
+    try:
+        return hashlib.sha256(Path(place).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise LabError(f"{place} can't be read: {error.strerror}") from None
+
+
+DATA_ROOT = Path("data")
+OUTPUT = Path("mishkit-compare")
+SHARED = tuple(
+    f.name
+    for f in dataclasses.fields(Trial)
+    if f.name not in ("phase", "data", "model", "activation", "lr", "seed", "devices")
+)
+"""The fields of a trial that all trials of a comparison share."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    names: tuple[str, ...] = (),
+    min: float | None = None,
+    max: float | None = None,
+    shown: str | None = None,
+    text: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field that is an option of the command line too.
+
+    Parameters
+    ----------
+    names : tuple of str
+        the option's names; the field's unless given
+    shown : str, optional
+        the default in words, where it would not explain itself
+    text, parse
+        where the option is a text that becomes the field: its default, and what reads it
+    """
+    how = {"help": help, "names": names, "min": min, "max": max, "shown": shown}
+    return field(default=default, metadata={**how, "text": text, "parse": parse})
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Learning rates with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise LabError(f'--lr takes learning rates with commas, 2e-3,5e-3, not "{text}"') from None
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is compared and how."""
 
-    activations: tuple[str, ...] = contenders.DEFAULT
-    data: tuple[str, ...] = ("mnist",)
-    model: str = "auto"
-    options: tuple[str, ...] = ()
-    data_root: Path = Path("data")
-    download: bool = False
-    image_size: int | None = None
-    train_samples: int | None = None
-    test_samples: int | None = None
-    channels: int = 16
-    epochs: int = 5
-    seeds: int = 5
-    first_seed: int = 0
-    lr: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 4e-2)
-    """The grid; with a single rate nothing is searched."""
-    tuning_seeds: int = 2
-    batch_size: int = 64
-    target: tuple[float, ...] = ()
-    """For each data set, one for all, or none: a point below the baseline."""
-    baseline: str | None = None
-    """None: the first ReLU, or else the first activation."""
-    threads: int | None = None
-    workers: int | None = None
-    ray: str | None = None
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: str = "1"
-    strategy: str = "auto"
-    output: Path = Path("mishkit-compare")
-    fresh: bool = False
+    activations: tuple[str, ...] = option(
+        contenders.DEFAULT,
+        "What to compare, once for each: a name, or anything importable (torch.nn.GELU, "
+        "package.module:function). An unknown name lists the names.",
+        names=("--activation", "-a"),
+        shown="ReLU in place, Mish by hand, torch's Mish, and mishkit's Mish, Mish in place and "
+        "HMish",
+    )
+    data: tuple[str, ...] = option(
+        ("mnist",),
+        "Once for each: mnist, digits, fashion-mnist, folder:PATH (a sub-folder a class), "
+        "torchvision:CLASS; tables: sklearn:NAME, mlbench:NAME; sentences: vader:NAME.",
+        shown="mnist",
+    )
+    model: str = option(
+        "auto",
+        "auto (seven convolutions for images, an MLP for tables, a transformer for sentences), "
+        "timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION.",
+    )
+    options: tuple[str, ...] = option(
+        (), "KEY=VALUE for what builds the model, once for each.", names=("--option",)
+    )
+    data_root: Path = option(  # noqa: RUF009
+        DATA_ROOT, "Where the data of torchvision, mlbench and vader are."
+    )
+    download: bool = option(False, "Let torchvision download the data.")
+    image_size: int | None = option(None, "Resize images to a square of so many pixels.", min=4)
+    train_samples: int | None = option(None, "Train with so many samples.", min=2, shown="all")
+    test_samples: int | None = option(None, "Test with so many samples.", min=1, shown="all")
+    channels: int = option(
+        16,
+        "Of every layer of our own; an eighth of the MLP's units, a quarter of the transformer's "
+        "width.",
+        min=1,
+    )
+    epochs: int = option(5, "Passes over the training data.", min=1)
+    seeds: int = option(5, "Final trainings of each activation.", min=1)
+    first_seed: int = option(
+        0, "The first seed; it also decides the train/test split.", names=("--seed",), min=0
+    )
+    batch_size: int = option(64, "Samples a step, over all devices.", min=1)
+    lr: tuple[float, ...] = option(
+        (5e-3, 1e-2, 2e-2, 4e-2),
+        "Learning rates (AdamW's highest), with commas. If there are several, each activation gets "
+        "the rate that is best for it on a part of the training data.",
+        text="5e-3,1e-2,2e-2,4e-2",
+        parse=parse_rates,
+    )
+    tuning_seeds: int = option(2, "Trainings of each activation with each rate.", min=1)
+    target: tuple[float, ...] = option(
+        (),
+        "The test accuracy to reach, 0 to 1: once, or once for each --data.",
+        min=0,
+        max=1,
+        shown="a point below the baseline",
+    )
+    baseline: str | None = option(
+        None,
+        "The activation that the others are set against.",
+        shown="the first ReLU, or the first",
+    )
+    threads: int | None = option(
+        None, "PyTorch's threads, of each trial.", min=1, shown="PyTorch's choice"
+    )
+    workers: int | None = option(
+        None, "Trials at a time, in so many processes; times then suffer.", min=1, shown="1"
+    )
+    ray: str | None = option(
+        None, "Run the trials on this Ray cluster, an address; local makes one."
+    )
+    precision: str = option("32-true", "Fabric's, for instance bf16-mixed.")
+    accelerator: str = option("auto", "Fabric's: cpu, cuda, mps, auto.")
+    devices: str = option("1", "Fabric's: how many, or which.")
+    strategy: str = option("auto", "Fabric's: ddp, fsdp, auto.")
+    output: Path = option(  # noqa: RUF009
+        OUTPUT,
+        "The folder for the report and its tables.",
+        names=("--output", "-o"),
+    )
+    fresh: bool = option(False, "Forget the trials that are in the folder.")
 
     @cached_property
     def contenders(self) -> list[Contender]:
@@ -124,27 +286,18 @@ class Settings:
         return torch.get_num_threads()
 
     def _shared(self) -> dict[str, Any]:
-        return {
-            "options": self.options,
+        """The fields of every trial that the settings decide."""
+        given = {
             "code": self._code,
-            "channels": self.channels,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
             "data_seed": self.first_seed,
-            "train_samples": self.train_samples,
-            "test_samples": self.test_samples,
-            "image_size": self.image_size,
-            "precision": self.precision,
-            "accelerator": self.accelerator,
-            "strategy": self.strategy,
             "threads": self.resolved_threads,
             "data_root": str(self.data_root),
-            "download": self.download,
         }
+        return {name: given.get(name, getattr(self, name, None)) for name in SHARED}
 
     @cached_property
     def _code(self) -> str:
-        return _trial.code_of(self.model)
+        return code_of(self.model)
 
     @cached_property
     def resolved_threads(self) -> int:
@@ -155,14 +308,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def parse_rates(text: str) -> tuple[float, ...]:
-    """Learning rates with commas between them."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise LabError(f'--lr takes learning rates with commas, 2e-3,5e-3, not "{text}"') from None
 
 
 def under_torchrun() -> bool:

@@ -27,8 +27,9 @@ from ..._missing import install
 from .. import LabError
 from ..common.files import whole_file
 from . import trial
+from .settings import Trial
 from .training import Stopped
-from .trial import Trial, Watcher
+from .trial import Watcher
 
 Done = tuple[Trial, dict[str, Any]]
 Runner = Callable[[Sequence[Trial]], Iterator[Done]]

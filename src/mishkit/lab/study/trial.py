@@ -7,17 +7,13 @@ again.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,61 +25,7 @@ from .. import LabError
 from ..common import contenders, environment
 from . import data as _data
 from . import networks, training
-
-Phase = Literal["tune", "final"]
-"""Tuning trials are judged by a part of the training data, final ones by the test data."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The settings of one training."""
-
-    phase: Phase
-    data: str
-    model: str
-    activation: str
-    lr: float
-    """The highest learning rate of the schedule."""
-    seed: int
-    """Decides the weights and the order of the samples, the same for every activation."""
-    options: tuple[str, ...] = ()
-    """What else builds the model, as "key=value"."""
-    code: str = ""
-    """The digest of the file that the model comes from, if it is one."""
-    channels: int = 16
-    epochs: int = 5
-    batch_size: int = 64
-    data_seed: int = 0
-    """Decides the split of the data."""
-    train_samples: int | None = None
-    test_samples: int | None = None
-    image_size: int | None = None
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    strategy: str = "auto"
-    devices: int = 1
-    """Over which one training is spread."""
-    threads: int = 1
-    data_root: str = "data"
-    download: bool = False
-
-    @property
-    def id(self) -> str:
-        """Eight hexadecimal digits that stand for all settings, but where the data lies."""
-        settings = self.to_json()
-        del settings["data_root"], settings["download"]
-        text = json.dumps(settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "options": list(self.options)}
-
-    @classmethod
-    def from_json(cls, settings: Mapping[str, Any]) -> Trial:
-        return cls(**{**settings, "options": tuple(settings["options"])})
-
-    def __str__(self) -> str:
-        return f"{self.phase} {self.data}, {self.activation}, lr {self.lr:g}, seed {self.seed}"
+from .settings import Trial, code_of
 
 
 class Watcher:
@@ -97,17 +39,6 @@ class Watcher:
 
     def trial(self, trial: Trial, result: dict[str, Any]) -> None:
         """A trial is done."""
-
-
-def code_of(model: str) -> str:
-    """The digest of the file in "path/to/file.py:function", so that a change of it is noticed."""
-    place, _, _ = model.rpartition(":")
-    if not place.endswith(".py"):
-        return ""
-    try:
-        return hashlib.sha256(Path(place).read_bytes()).hexdigest()[:12]
-    except OSError as error:
-        raise LabError(f"{place} can't be read: {error.strerror}") from None
 
 
 def run(

@@ -1,0 +1,66 @@
+"""Options that several commands have, and options from the fields of a settings class."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Annotated, Any
+
+import typer
+
+Function = Annotated[
+    list[str] | None,
+    typer.Option("--function", "-f", help="A function, once for each.", show_default="all"),
+]
+"""The option that names functions."""
+
+
+def takes(settings: type) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Give a command of such settings an option for each of their fields.
+
+    A field says in its metadata what its option is, see `mishkit.lab.study.settings.option`.
+    """
+    types = typing.get_type_hints(settings)
+    of = {field.name: field for field in fields(settings)}
+
+    def decorate(run: Callable[[Any], None]) -> Callable[..., None]:
+        @functools.wraps(run)
+        def command(**given: Any) -> None:
+            run(settings(**{name: _value(of[name], value) for name, value in given.items()}))
+
+        parameters = [_parameter(field, types[field.name]) for field in of.values()]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
+    how, default = field.metadata, field.default
+    if how["parse"] is not None:
+        kind, default = str, how["text"]
+    elif typing.get_origin(kind) is tuple:
+        kind, default = list[typing.get_args(kind)[0]] | None, None  # type: ignore[misc]
+    names = how["names"] or (f"--{field.name.replace('_', '-')}",)
+    given = {key: how[key] for key in ("min", "max") if how[key] is not None}
+    if how["shown"] is not None:
+        given["show_default"] = how["shown"]
+    option = typer.Option(*names, help=how["help"], **given)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
+    )
+
+
+def _value(field: Field[Any], value: Any) -> Any:
+    if field.metadata["parse"] is not None:
+        return field.metadata["parse"](value)
+    if isinstance(field.default, tuple):
+        return tuple(value) if value else field.default
+    return value

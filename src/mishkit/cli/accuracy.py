@@ -1,0 +1,127 @@
+"""`mishkit accuracy`: the errors of the kernels, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._options import Function
+from .app import app
+
+Functions = Annotated[list[str] | None, typer.Argument(help="Functions.", show_default="all")]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16 or float16, once for each.",
+        show_default="all three",
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        help="Take every so many-th float32 by bit pattern; 1 for all.",
+        min=1,
+        show_default="509; 65521 in Triton's interpreter",
+    ),
+]
+InstructionSet = Annotated[
+    str | None,
+    typer.Option(help="The kernels' instruction set.", show_default="the best there is"),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu (the kernels), torch (the plain formulas), or triton (the GPU's kernels, "
+        "in Triton's interpreter where there is no GPU).",
+        show_default="cpu",
+    ),
+]
+Exhaustive = Annotated[
+    bool,
+    typer.Option(
+        "--exhaustive",
+        help="Every float32 through the kernels, in minutes a function, and bit by bit "
+        "beside another instruction set. Ctrl-C, and the same command goes on.",
+    ),
+]
+OtherInstructionSet = Annotated[
+    str | None,
+    typer.Option(
+        help="With --exhaustive: the other instruction set.",
+        show_default="the best of the others",
+    ),
+]
+Processes = Annotated[
+    int | None, typer.Option(help="With --exhaustive.", min=1, show_default="one a core")
+]
+Progress = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --exhaustive: the file that keeps the progress; a sweep that has begun "
+        "in it goes on.",
+        show_default="mishkit-exhaustive.json",
+    ),
+]
+Markdown = Annotated[
+    Path | None, typer.Option(help="With --exhaustive: write the report to this file.")
+]
+
+
+@app.command(epilog="For example: mishkit accuracy mish --dtype float32")
+def accuracy(
+    functions: Functions = None,
+    function: Function = None,
+    dtype: Dtypes = None,
+    stride: Stride = None,
+    isa: InstructionSet = None,
+    backend: Backend = None,
+    exhaustive: Exhaustive = False,
+    compare_isa: OtherInstructionSet = None,
+    processes: Processes = None,
+    resume: Progress = None,
+    markdown: Markdown = None,
+) -> None:
+    """Measure the errors of f and f' over all 16-bit inputs and a stride of float32, or all.
+
+    Prints the largest errors, where they are, and the bars. Exits with 1 where one is missed.
+    """
+    from mishkit.lab import LabError
+    from mishkit.lab.accuracy import exhaustive as everything
+    from mishkit.lab.accuracy import sampled as lab
+
+    chosen = (*(functions or ()), *(function or ()))
+    sampling = {"--dtype": dtype, "--stride": stride, "--backend": backend}
+    sweeping = {
+        "--compare-isa": compare_isa,
+        "--processes": processes,
+        "--resume": resume,
+        "--markdown": markdown,
+    }
+    wrong = [o for o, v in (sampling if exhaustive else sweeping).items() if v is not None]
+    if wrong:
+        how = "does not go with" if exhaustive else "needs"
+        raise LabError(f"{wrong[0]} {how} --exhaustive")
+    if exhaustive:
+        status = everything.main(
+            everything.Settings(
+                functions=chosen or everything.Settings.functions,
+                isa=isa,
+                versus=compare_isa,
+                processes=processes,
+                progress=resume or everything.PROGRESS,
+                markdown=markdown,
+            )
+        )
+    else:
+        settings = lab.Settings(
+            functions=chosen or lab.Settings.functions,
+            dtypes=tuple(dtype or lab.Settings.dtypes),
+            stride=stride or lab.default_stride(backend or lab.Settings.backend),
+            isa=isa,
+            backend=backend or lab.Settings.backend,
+        )
+        status = lab.main(settings)
+    raise typer.Exit(status)

@@ -1,0 +1,147 @@
+"""The command line itself: its errors, its version, and the commands' common ground."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from shutil import get_terminal_size
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mishkit._missing import install
+
+TRACEBACK = "--traceback"
+ROOM_FOR_BOXES = 80
+CLI_PACKAGES = frozenset(("rich", "typer"))
+LAB_PACKAGES = frozenset(
+    (
+        "jinja2",
+        "lightning_fabric",
+        "matplotlib",
+        "mlxtend",
+        "mpmath",
+        "numpy",
+        "pandas",
+        "PIL",
+        "scipy",
+        "sklearn",
+        "sympy",
+    )
+)
+
+
+class _Commands(TyperGroup):
+    """The commands, whose errors are lines and whose output no terminal refuses."""
+
+    def main(self, *args: Any, **keywords: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # whatever it can't encode is a ?
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **keywords)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if TRACEBACK in args:  # it may stand behind the command as well
+            args = [TRACEBACK, *(argument for argument in args if argument != TRACEBACK)]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors(whole=ctx.params["traceback"]):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def one_line_errors(*, whole: bool = False) -> Iterator[None]:
+    """Turns every error into one line on stderr and an exit status: 130 for Ctrl-C, else 1.
+
+    With `whole`, the traceback stands before it.
+    """
+    from mishkit.lab import INTERRUPTED, LabError
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        caught: BaseException = error
+        message, status, for_all = "interrupted", INTERRUPTED, True
+    except LabError as error:
+        caught = error
+        message, status, for_all = str(error), error.status, False
+    except BrokenPipeError:  # whoever read the output has seen enough
+        raise
+    except Exception as error:
+        if hasattr(error, "exit_code"):  # Typer's own: an exit, or its words on the usage
+            raise
+        caught = error
+        message, status, for_all = _described(error), 1, True
+    else:
+        return
+    # Of several processes that meet the same mistake one speaks.
+    if whole or for_all or os.environ.get("LOCAL_RANK", "0") == "0":
+        if whole:
+            _show_everything(caught)
+        typer.echo(f"mishkit: {' '.join(message.split())}", err=True)
+    raise typer.Exit(status)
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        missing = error.name or ""
+        package = missing.partition(".")[0]
+        if package in CLI_PACKAGES | LAB_PACKAGES:
+            extra = "cli" if package in CLI_PACKAGES else "lab"
+            return f"{missing} is not installed: {install(missing, extra)}"
+    from mishkit.lab.common.errors import told
+
+    return told(error)
+
+
+def _show_everything(error: BaseException) -> None:
+    """The traceback, with the causes that a LabError hides."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__suppress_context__ = link.__cause__ is not None
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(error)
+
+
+app = typer.Typer(
+    name="mishkit",
+    cls=_Commands,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    # Typer's boxes break and cut words where there is no room for them.
+    rich_markup_mode="markdown" if get_terminal_size().columns >= ROOM_FOR_BOXES else None,
+    help="Smooth activation functions at ReLU's price, and the means to measure it.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mishkit import __version__
+
+        typer.echo(f"mishkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            TRACEBACK,
+            help="Show where an error comes from, call by call, and not its line alone.",
+            envvar="MISHKIT_TRACEBACK",
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,29 @@
+"""`mishkit compare`: networks trained with several activations."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import typer
+
+from mishkit.lab.study.settings import Settings
+
+from ._options import takes
+from .app import app
+
+
+@app.command(epilog="For example: mishkit compare -a torch_relu -a mish --data digits --seeds 3")
+@takes(Settings)
+def compare(settings: Settings) -> None:
+    """Train a network on real data with each activation, and report what each costs and brings.
+
+    Searches the learning rate of each, then trains several seeds. Prints time per step, bytes
+    kept for backward, epochs and seconds to a target accuracy, and final accuracy with its
+    difference to the baseline, all with 95 % intervals; writes report.html, trials.csv,
+    epochs.csv and summary.csv. Ctrl-C keeps what is done, and the same command goes on.
+    """
+    from mishkit.lab.study import compare as lab
+
+    command = shlex.join(["mishkit", *sys.argv[1:]])
+    raise typer.Exit(lab.main(settings, command=command))
