@@ -276,41 +276,33 @@ def saving_input(
 
 
 def _rules(a: Activation) -> Rules:
-    forward = operator(a.name)
+    saving_output, in_place = _saving_output(a)
+    _define_traced(a)
+    return Rules(
+        forward=operator(a.name),
+        forward_out=operator(a.name + "_out"),
+        forward_packed_out=operator(a.name + "_packed_out"),
+        saving_input=saving_input(
+            a,
+            operator(a.name),
+            operator(a.name + "_backward"),
+            operator(a.name + "_double_backward"),
+            len(a.parameters),
+        ),
+        saving_output=saving_output,
+        in_place=in_place,
+        traced=getattr(torch.ops.mishkit, a.name + "_traced").default,
+        trained_forward=operator(a.name + "_trained") if a.trainable else None,
+        trained=_trained(a) if a.trainable else None,
+    )
+
+
+def _saving_output(a: Activation) -> tuple[type[Function], type[Function]]:
+    """The autograd functions that keep the output and the side, out of place and in place."""
     forward_packed = operator(a.name + "_packed")
     forward_packed_out = operator(a.name + "_packed_out")
-    from_input = saving_input(
-        a,
-        forward,
-        operator(a.name + "_backward"),
-        operator(a.name + "_double_backward"),
-        len(a.parameters),
-    )
-    backward_packed = operator(a.name + "_backward_packed")
-    backward_sided = functools.partial(plain.backward_sided, a)
-    trained_forward: Any = operator(a.name + "_trained") if a.trainable else None
-    trained_backward: Any = operator(a.name + "_trained_backward") if a.trainable else None
+    backward_packed = _once(a, operator(a.name + "_backward_packed"))
     no_gradients = (None,) * len(a.parameters)
-
-    class Once(Function):
-        """apply(formula, *arguments): a gradient from the output, whose own gradient is refused
-        when it is asked for."""
-
-        @staticmethod
-        def forward(ctx: Any, formula: Callable[..., Tensor], *arguments: Any) -> Tensor:
-            return formula(*arguments)
-
-        @staticmethod
-        def backward(ctx: Any, grad_grad: Tensor) -> Any:
-            raise RuntimeError(
-                f'mishkit.{a.name}: a second derivative needs save="input" and inplace=False; '
-                "the output and the side give the first alone"
-            )
-
-    def once(formula: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        if torch.is_grad_enabled():
-            return Once.apply(formula, *arguments)  # type: ignore[no-any-return]
-        return formula(*arguments)
 
     def save(ctx: Any, y: Tensor, side: Tensor, parameters: tuple[float, ...]) -> None:
         ctx.save_for_backward(y, side)
@@ -322,7 +314,7 @@ def _rules(a: Activation) -> Rules:
         y, side = ctx.saved_tensors
         if y.stride() != ctx.strides:
             y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype, device=y.device).copy_(y)
-        return once(backward_packed, grad, y, side, *ctx.parameters), *no_gradients
+        return backward_packed(grad, y, side, *ctx.parameters), *no_gradients
 
     class SavingOutput(Function):
         @staticmethod
@@ -342,6 +334,14 @@ def _rules(a: Activation) -> Rules:
             return x
 
         backward = staticmethod(gradient_from_output)
+
+    return SavingOutput, InPlace
+
+
+def _define_traced(a: Activation) -> None:
+    """Define the operator that compiled code calls to keep the output."""
+    backward_sided = _once(a, functools.partial(plain.backward_sided, a))
+    no_gradients = (None,) * len(a.parameters)
 
     class Traced(Function):
         @staticmethod
@@ -363,7 +363,38 @@ def _rules(a: Activation) -> Rules:
                 logical = plain.unpack(side, y.numel()).view(y.shape)
                 # In y's layout, which the gradient then has too.
                 right = torch.empty_like(y, dtype=torch.bool).copy_(logical)
-            return once(backward_sided, grad, y, right, *ctx.parameters), *no_gradients
+            return backward_sided(grad, y, right, *ctx.parameters), *no_gradients
+
+    define_traced(_library, f"{a.name}_traced(Tensor input{_arguments(a)}) -> Tensor", Traced)
+
+
+def _once(a: Activation, gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A gradient from the output, whose own gradient is refused when it is asked for."""
+
+    class Once(Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            return gradient(*arguments)
+
+        @staticmethod
+        def backward(ctx: Any, grad_grad: Tensor) -> Any:
+            raise RuntimeError(
+                f'mishkit.{a.name}: a second derivative needs save="input" and inplace=False; '
+                "the output and the side give the first alone"
+            )
+
+    def once(*arguments: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            return Once.apply(*arguments)  # type: ignore[no-any-return]
+        return gradient(*arguments)
+
+    return once
+
+
+def _trained(a: Activation) -> type[Function]:
+    """The autograd function of a function whose parameters are trained."""
+    trained_forward = operator(a.name + "_trained")
+    trained_backward: Any = operator(a.name + "_trained_backward")
 
     class Trained(Function):
         @staticmethod
@@ -378,19 +409,7 @@ def _rules(a: Activation) -> Rules:
                 return plain.trained_backward(a, grad, x, parameters)
             return trained_backward(grad, x, parameters)
 
-    define_traced(_library, f"{a.name}_traced(Tensor input{_arguments(a)}) -> Tensor", Traced)
-
-    return Rules(
-        forward=forward,
-        forward_out=operator(a.name + "_out"),
-        forward_packed_out=forward_packed_out,
-        saving_input=from_input,
-        saving_output=SavingOutput,
-        in_place=InPlace,
-        traced=getattr(torch.ops.mishkit, a.name + "_traced").default,
-        trained_forward=trained_forward,
-        trained=Trained if a.trainable else None,
-    )
+    return Trained
 
 
 _library = torch.library.Library("mishkit", "DEF")

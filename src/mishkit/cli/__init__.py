@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from mishkit._missing import install
 
@@ -18,11 +19,8 @@ else:
     from .app import app as app
 
     # `mishkit --help` lists their commands in this order.
-    from . import surgery  # isort: skip
-    from . import compare  # isort: skip
-    from . import bench  # isort: skip
-    from . import accuracy  # isort: skip
-    from . import calculus  # isort: skip
+    for _commands in ("surgery", "compare", "bench", "accuracy", "calculus"):
+        import_module(f".{_commands}", __package__)
 
     def main() -> None:
         """Runs the command line."""
