@@ -1,6 +1,6 @@
 // The binding: registers the kernels of the best instruction set for torch's CPU tensors.
 //
-// The operators' schemas, their fakes and their plain-torch forms are defined in Python (ops.py);
+// The operators' schemas, their fakes and their plain-torch forms are defined in Python (ops/functions.py);
 // this file adds what the dispatcher calls for CPU tensors. Results have the strides that
 // torch.empty_like gives, as the fakes predict.
 #include <atomic>
@@ -228,7 +228,7 @@ class Call : public Operands {
   TrainedArguments trained_{};
 };
 
-// ---- the operators, by the endings of ops.py ------------------------------------------------------
+// ---- the operators, by the endings of ops/functions.py ---------------------------------------------------
 
 template <int function> struct Operators {
   using Stack = StableIValue*;

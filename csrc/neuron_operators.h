@@ -1,5 +1,5 @@
 // The binding of the APTx layer: mishkit::aptx_layer and its backward, for torch's CPU tensors.
-// Included once a program, by bind.cpp. Schemas, fakes and plain-torch forms are in _neuron_ops.py.
+// Included once a program, by bind.cpp. Schemas, fakes and plain-torch forms are in ops/neuron.py.
 #pragma once
 #include <cstdint>
 #include <cstring>

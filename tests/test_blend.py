@@ -31,10 +31,10 @@ from torch import Tensor
 from torch.library import opcheck
 
 import mishkit as mk
-from mishkit import _blend_ops as ops
 from mishkit.activation import DTYPES
 from mishkit.backends import cpu
 from mishkit.backends import torch as plain
+from mishkit.ops import blend as ops
 
 PAIRS = [
     *zip(DEFAULTS, DEFAULTS[5:] + DEFAULTS[:5], strict=True),

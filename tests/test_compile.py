@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import mishkit
-from mishkit.ops import SCHEMAS
+from mishkit.ops.functions import SCHEMAS
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

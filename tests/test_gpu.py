@@ -124,10 +124,10 @@ def test_without_triton_plain_torch_serves() -> None:
 
 THROUGH_TORCH = """
 import functools, torch, mishkit
-from mishkit import ops
+from mishkit.ops import functions as ops
 from mishkit.backends import cpu, triton
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab._interpreter import make_faithful
+from mishkit.lab.accuracy.interpreter import make_faithful
 
 assert cpu.isa() == "none"
 make_faithful()
@@ -384,7 +384,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mishkit.backends import triton as ours
 from mishkit.functions import ACTIVATIONS
-from mishkit.lab import _paper
+from mishkit.lab.code import paper as _paper
 for body in _paper.BODIES:
     launch = ours.launch(ACTIVATIONS["mish"], body, torch.float16)
     build = _paper.build_of(launch, "float16", "sm_90")

@@ -25,8 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import mishkit
-from mishkit import APTxLayer, APTxNeuron, KeptBytes, _neuron_ops, aptx_layer, neuron
+from mishkit import APTxLayer, APTxNeuron, KeptBytes, aptx_layer, neuron
 from mishkit.activation import DTYPES
+from mishkit.ops import neuron as _neuron_ops
 
 layer_operator = torch.ops.mishkit.aptx_layer.default
 backward_operator = torch.ops.mishkit.aptx_layer_backward.default

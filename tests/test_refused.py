@@ -14,10 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.profiler import profile
 
-import mishkit._blend_ops as blend
+import mishkit.ops.blend as blend
 from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
-from mishkit.ops import schemas
+from mishkit.ops.functions import schemas
 
 SIZES = (3, 5)
 

@@ -45,7 +45,7 @@ from torch.utils.checkpoint import checkpoint
 import mishkit
 from mishkit.activation import DTYPES
 from mishkit.backends import torch as plain
-from mishkit.ops import TRAINED_SCHEMAS
+from mishkit.ops.functions import TRAINED_SCHEMAS
 
 TRAINED = [case for case in DEFAULTS + OTHERS if case.a.trainable]
 ANY_SHAPE = TRAINED + [case for case in TURNLESS if case.a.trainable]

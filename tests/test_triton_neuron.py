@@ -19,7 +19,7 @@ from neurons import NAMES, arguments, assert_exact, exact, formula
 from test_neuron import STRIDED
 from torch import Tensor
 
-from mishkit import _neuron_ops
+from mishkit.ops import neuron as _neuron_ops
 
 triton = pytest.importorskip("triton")
 
@@ -303,7 +303,8 @@ import torch
 
 torch.version.cuda = "13.0"  # as a build for GPUs says
 import mishkit
-from mishkit import _neuron_ops, neuron
+from mishkit import neuron
+from mishkit.ops import neuron as _neuron_ops
 from mishkit.backends import triton
 from neurons import formula
 

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -73,6 +73,23 @@ class Formulas(Protocol):
     def is_dead(self) -> bool: ...
 
 
+class OnnxWriter(Protocol):
+    """Writes nodes that compute something of x, in the operators of an ONNX opset.
+
+    ``write("Mul", write.x, 2.0)`` writes a node and gives its output; numbers become constants of
+    x's dtype, and keywords attributes.
+    """
+
+    @property
+    def x(self) -> Any: ...
+    @property
+    def opset(self) -> int: ...
+    def __call__(self, operator: str, *inputs: Any, **attributes: Any) -> Any: ...
+    def scaled(self, x: Any, factor: float) -> Any: ...
+    def swish(self, beta: float) -> Any: ...
+    def hard(self, slope: float, middle: float) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)  # each is itself alone, and quick to look up by
 class Activation:
     """One activation function in plain torch, with its derivatives.
@@ -113,6 +130,8 @@ class Activation:
     """f as one operator of torch's own (or the shortest expression), for export to other tools."""
     twin: Twin
     """The same formulas in Triton."""
+    to_onnx: Callable[..., Any]
+    """Writes f in ONNX's standard operators: to_onnx(write, *parameters), see `OnnxWriter`."""
     parameters: tuple[Parameter, ...] = ()
     dp: Callable[..., tuple[Tensor, ...]] | None = None
     """The derivatives of f towards its parameters, dp(x, *parameters); None if they are fixed."""
@@ -122,6 +141,11 @@ class Activation:
     is_dead: bool = False
     """Whether f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in
     torch's own functions."""
+    made_of: Literal["polynomials", "one exponential", "more"] = "more"
+    """What the benchmarks hold its price against: polynomials cost what ReLU costs, and an
+    exponential with a division what Mish costs."""
+    ulp: float = 4
+    """The greatest error of f in float32 that the kernels promise."""
     check_output: Callable[..., None] = _allow
     """Raises ValueError for parameters with which one output belongs to inputs of different slopes
     on one side of the turn."""

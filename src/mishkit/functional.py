@@ -36,7 +36,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from .activation import DTYPES, Activation
 from .backends import torch as plain
 from .functions import ACTIVATIONS
-from .ops import RULES, are_transforms_active, fast_apply, wants_standard
+from .ops.functions import RULES, are_transforms_active, fast_apply, wants_standard
 
 if TYPE_CHECKING:  # what the last line of this file brings
     from ._function_types import *  # noqa: F403

@@ -17,10 +17,10 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import _neuron_ops as ops
 from .activation import DTYPES
 from .backends import cpu, triton
-from .ops import are_transforms_active, fast_apply, is_exporting, wants_standard
+from .ops import neuron as ops
+from .ops.functions import are_transforms_active, fast_apply, is_exporting, wants_standard
 
 INIT = ("published", "scaled")
 

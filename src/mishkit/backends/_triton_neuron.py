@@ -4,8 +4,8 @@
     layer_backward(grad, input, alpha, beta, gamma, with_input)
         -> (grad_input, grad_alpha, grad_beta, grad_gamma)
 
-Shapes are those of `_neuron_ops`. All is computed in float32. With e = 2^−|z|, z = 2·log₂e·βx, and
-r = 1/(1 + e),
+Shapes are those of `mishkit.ops.neuron`. All is computed in float32. With e = 2^−|z|, z =
+2·log₂e·βx, and r = 1/(1 + e),
 
     |tanh(βx)| = (1 − e)·r,    1 − tanh²(βx) = 4·e·r²
 
@@ -339,7 +339,7 @@ def _combine_kernel(
 
 
 def layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
-    """y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o; see `_neuron_ops` for the shapes.
+    """y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o; see `mishkit.ops.neuron` for the shapes.
 
     Raises RuntimeError for shapes and dtypes that don't fit.
     """

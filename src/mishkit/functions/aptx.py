@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation, Parameter
+from ..activation import Activation, OnnxWriter, Parameter
 from . import silu
 from ._branch_fit import leading
 from ._df_y_tables import TURNS
@@ -357,12 +357,22 @@ def gpu_table(saved: torch.dtype, alpha: float, beta: float, gamma: float) -> An
     return scaled_table("silu", saved) if alpha == 1 else None
 
 
+def to_onnx(write: OnnxWriter, alpha: float, beta: float, gamma: float) -> Any:
+    """x·(Tanh(beta·x) + alpha)·gamma, or Swish where that is the same function."""
+    if alpha == 1 and gamma == 0.5:
+        return write.swish(2 * beta)
+    weight = write("Add", write("Tanh", write.scaled(write.x, beta)), alpha)
+    return write("Mul", write.x, write.scaled(weight, gamma))
+
+
 activation = Activation(
     name="aptx",
     module_name="APTx",
     formula="(alpha + tanh(beta·x))·gamma·x",
     expression="(alpha + tanh(beta*x))*gamma*x",
     source="Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119)",
+    to_onnx=to_onnx,
+    made_of="one exponential",
     f=f,
     df=df,
     d2f=d2f,

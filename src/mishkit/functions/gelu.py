@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
 from ._triton_math import NORMAL_END, at_most, branch_table, from_output, normal
@@ -90,12 +90,21 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     return from_output(y, right, table)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """Gelu, or x·(1 + Erf(x/√2))/2 where the opset has none."""
+    if write.opset >= 20:
+        return write("Gelu", write.x)
+    both = write("Add", write("Erf", write("Mul", write.x, math.sqrt(0.5))), 1.0)
+    return write("Mul", write.x, write("Mul", both, 0.5))
+
+
 activation = Activation(
     name="gelu",
     module_name="GELU",
     formula="x·Φ(x) = x/2·(1 + erf(x/√2))",
     expression="x*(1 + erf(x/sqrt(2)))/2",
     source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
+    to_onnx=to_onnx,
     f=f,
     df=df,
     d2f=d2f,

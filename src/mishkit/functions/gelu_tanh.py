@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from ._branch_fit import leading
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
@@ -136,12 +136,23 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     return from_output(y, right, table)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """Gelu with its tanh, or the formula where the opset has none."""
+    if write.opset >= 20:
+        return write("Gelu", write.x, approximate="tanh")
+    root = math.sqrt(2 / math.pi)
+    slope = write("Add", write("Mul", write("Mul", write.x, write.x), 0.044715 * root), root)
+    both = write("Add", write("Tanh", write("Mul", write.x, slope)), 1.0)
+    return write("Mul", write.x, write("Mul", both, 0.5))
+
+
 activation = Activation(
     name="gelu_tanh",
     module_name="GELUTanh",
     formula="x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))",
     expression="x/2*(1 + tanh(sqrt(2/pi)*(x + 44715*x**3/1000000)))",
     source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
+    to_onnx=to_onnx,
     f=f,
     df=df,
     d2f=d2f,

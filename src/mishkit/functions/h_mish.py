@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from ._inverse import centring
 from ._triton_math import at_least, at_most
 
@@ -75,12 +75,20 @@ def gpu_output_numbers(saved: torch.dtype) -> tuple[float, ...]:
     return 0.5 + shift, least
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """x·HardSigmoid(x) of slope 1/2."""
+    return write.hard(0.5, 1.0)
+
+
 activation = Activation(
     name="h_mish",
     module_name="HMish",
     formula="x/2·min(2, max(0, x + 2))",
     expression="x/2*Min(2, Max(0, x + 2))",
     source="Misra 2019, H-Mish (github.com/digantamisra98/H-Mish)",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="polynomials",
     f=f,
     df=df,
     d2f=d2f,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation, Parameter
+from ..activation import Activation, OnnxWriter, Parameter
 from ._branch_fit import leading
 from ._inverse import centring
 from ._limits import LARGEST, SMALLEST
@@ -104,12 +104,20 @@ def gpu_output_numbers(saved: torch.dtype, k: float) -> tuple[float, ...]:
     return depth, depth - leading(depth, 24), least, 4 / k, -math.inf if kinked else k - 3
 
 
+def to_onnx(write: OnnxWriter, k: float) -> Any:
+    """x·HardSigmoid(x) of slope 1/k, which is HardSwish for k = 6."""
+    return write.hard(1 / k, 3 / k)
+
+
 activation = Activation(
     name="hard_mish",
     module_name="HardMish",
     formula="x·min(k, max(0, x + 3))/k",
     expression="x*Min(k, Max(0, x + 3))/k",
     source="hard forms of Mish, k = 5 and k = 3 as published; k = 6 is hardswish",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="polynomials",
     f=f,
     df=df,
     d2f=d2f,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from . import hard_mish
 
 K = 6.0
@@ -37,12 +39,20 @@ def _output_numbers(saved: torch.dtype) -> tuple[float, ...]:
     return hard_mish.gpu_output_numbers(saved, K)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """HardSwish."""
+    return write.hard(1 / 6, 0.5)
+
+
 activation = Activation(
     name="hardswish",
     module_name="Hardswish",
     formula="x·min(6, max(0, x + 3))/6",
     expression="x*Min(6, Max(0, x + 3))/6",
     source="Howard et al. 2019, Searching for MobileNetV3 (arXiv:1905.02244)",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="polynomials",
     f=f,
     df=df,
     d2f=d2f,

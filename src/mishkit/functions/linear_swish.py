@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from . import silu
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
@@ -102,12 +102,21 @@ def _output_numbers(saved: torch.dtype) -> tuple[float, ...]:
     return scaled_numbers("silu", BETA / 2, saved)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """x·Min(2·Sigmoid(1.25·x), 1)."""
+    weight = write("Mul", write("Sigmoid", write("Mul", write.x, 1.25)), 2.0)
+    return write("Mul", write.x, write("Min", weight, 1.0))
+
+
 activation = Activation(
     name="linear_swish",
     module_name="LinearSwish",
     formula="2x·σ(1.25x) where x ≤ 0, x where x > 0",
     expression="Piecewise((2*x/(1 + exp(-5*x/4)), x <= 0), (x, True))",
     source="a swish (arXiv:1710.05941) of slope 1 at 0, continued by a straight line",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="one exponential",
     f=f,
     df=df,
     d2f=d2f,

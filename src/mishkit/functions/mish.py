@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
 from ._limits import FAR
@@ -91,12 +91,21 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     return from_output(y, right, table)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """Mish, or x·Tanh(Softplus(x)) where the opset has none."""
+    if write.opset >= 18:
+        return write("Mish", write.x)
+    return write("Mul", write.x, write("Tanh", write("Softplus", write.x)))
+
+
 activation = Activation(
     name="mish",
     module_name="Mish",
     formula="x·tanh(ln(1 + eˣ))",
     expression="x*tanh(log(1 + exp(x)))",
     source="Misra 2019, Mish: A Self Regularized Non-Monotonic Activation (arXiv:1908.08681)",
+    to_onnx=to_onnx,
+    ulp=3,
     f=f,
     df=df,
     d2f=d2f,

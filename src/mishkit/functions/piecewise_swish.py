@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from . import silu
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
@@ -94,12 +94,20 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     return from_output(at_least(y + y, y), right, table)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """x·Sigmoid(x + Relu(x))."""
+    return write("Mul", write.x, write("Sigmoid", write("Add", write.x, write("Relu", write.x))))
+
+
 activation = Activation(
     name="piecewise_swish",
     module_name="PiecewiseSwish",
     formula="x·σ(x) where x ≤ 0, x·σ(2x) where x > 0",
     expression="Piecewise((x/(1 + exp(-x)), x <= 0), (x/(1 + exp(-2*x)), True))",
     source="two swishes (arXiv:1710.05941) joined at 0, where both slopes are ½",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="one exponential",
     f=f,
     df=df,
     d2f=d2f,

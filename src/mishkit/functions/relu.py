@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -55,12 +55,20 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     return tl.where(y <= 0, 0.0, 1.0)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """Relu."""
+    return write("Relu", write.x)
+
+
 activation = Activation(
     name="relu",
     module_name="ReLU",
     formula="max(0, x)",
     expression="Max(0, x)",
     source="Nair & Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="polynomials",
     f=f,
     df=df,
     d2f=d2f,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation
+from ..activation import Activation, OnnxWriter
 from ._df_y_tables import TURNS
 from ._inverse import df_from_output
 from ._limits import FAR
@@ -100,12 +100,19 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     return from_output(y, right, table)
 
 
+def to_onnx(write: OnnxWriter) -> Any:
+    """Swish of beta 1."""
+    return write.swish(1.0)
+
+
 activation = Activation(
     name="silu",
     module_name="SiLU",
     formula="x·σ(x)",
     expression="x/(1 + exp(-x))",
     source="Elfwing, Uchibe & Doya 2018, Sigmoid-Weighted Linear Units (arXiv:1702.03118)",
+    to_onnx=to_onnx,
+    ulp=3,
     f=f,
     df=df,
     d2f=d2f,

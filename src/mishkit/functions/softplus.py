@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation, Parameter
+from ..activation import Activation, OnnxWriter, Parameter
 from ._limits import LARGEST, SMALLEST
 from ._triton_math import FLOOR, at_least, divide, exp, expm1, log1p
 
@@ -98,12 +98,19 @@ def gpu_output_numbers(saved: torch.dtype, beta: float, threshold: float) -> tup
     return beta, threshold
 
 
+def to_onnx(write: OnnxWriter, beta: float, threshold: float) -> Any:
+    """Softplus, scaled on either side."""
+    # Beyond the threshold ln(1 + exp(beta·x))/beta is x anyway, but for 2e-9.
+    return write.scaled(write("Softplus", write.scaled(write.x, beta)), 1 / beta)
+
+
 activation = Activation(
     name="softplus",
     module_name="Softplus",
     formula="ln(1 + exp(beta·x)) / beta, and x itself where beta·x > threshold",
     expression="Piecewise((x, beta*x > threshold), (log(1 + exp(beta*x))/beta, True))",
     source="Dugas et al. 2001, Incorporating Second-Order Functional Knowledge",
+    to_onnx=to_onnx,
     f=f,
     df=df,
     d2f=d2f,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._twin import Twin, device
-from ..activation import Activation, Parameter
+from ..activation import Activation, OnnxWriter, Parameter
 from . import aptx
 from ._limits import LARGEST, SMALLEST
 from ._triton_math import divide
@@ -80,12 +80,20 @@ def _table(saved: torch.dtype, beta: float) -> Any:
     return aptx.gpu_table(saved, 1.0, beta / 2, 0.5)
 
 
+def to_onnx(write: OnnxWriter, beta: float) -> Any:
+    """Swish."""
+    return write.swish(beta)
+
+
 activation = Activation(
     name="swish",
     module_name="Swish",
     formula="x·σ(beta·x)",
     expression="x/(1 + exp(-beta*x))",
     source="Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941)",
+    to_onnx=to_onnx,
+    ulp=3,
+    made_of="one exponential",
     f=f,
     df=df,
     d2f=d2f,

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import RULES
+from ..ops.functions import RULES
 
 Node = Any
 """A node of autograd's graph."""

@@ -78,11 +78,7 @@ ALL_ROWS = (*ROWS, *DIFFERENCES, *CHECKS)
 
 AWAY = 2
 """The class of |f'| down to which it counts as away from its zeros: 1/4 and more."""
-TIGHT = (
-    *("mish", "silu", "swish", "piecewise_swish", "linear_swish"),
-    *("relu", "h_mish", "hard_mish", "hardswish"),
-)
-BAR_F = {name: 3.0 if name in TIGHT else 4.0 for name in ACTIVATIONS}
+BAR_F = {a.name: a.ulp for a in ACTIVATIONS.values()}
 BAR_DF_ULP = 4.0
 BAR_FALLS = 1.0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mishkit.functions import ACTIVATIONS
+
 from ..common.bars import Verdict
 from ..common.formats import size_name
 from .cases import (
@@ -24,10 +26,8 @@ from .results import Key, Results
 
 L2, L3, MEMORY = 1 << 16, 1 << 20, 1 << 24
 
-POLYNOMIAL = ("relu", "h_mish", "hard_mish", "hardswish")
-"""Made of straight lines and parabolas."""
-ONE_EXPONENTIAL = ("swish", "piecewise_swish", "linear_swish", "aptx")
-"""With an exponential, a division and about as many other operations as Mish, or fewer."""
+POLYNOMIALS = tuple(a.name for a in ACTIVATIONS.values() if a.made_of == "polynomials")
+ONE_EXPONENTIAL = tuple(a.name for a in ACTIVATIONS.values() if a.made_of == "one exponential")
 WORDS = {
     RELU: "torch's ReLU",
     TWIN: "torch's",
@@ -131,11 +131,12 @@ BARS = (
     faster(3, FORWARD, MEMORY),
     *(bar for name in ("silu", "gelu", "gelu_tanh", "softplus") for bar in _beside_torch(name)),
     costs(1.3, FORWARD, L2, "h_mish"),
-    *(costs(1.35, FORWARD, L2, name) for name in POLYNOMIAL),
+    *(costs(1.35, FORWARD, L2, name) for name in POLYNOMIALS),
     *(costs(1.15, FORWARD, L2, name, beside=MISH) for name in ONE_EXPONENTIAL),
     *(
         faster(5, FORWARD, L2, name, than=EXPRESSION)
-        for name in (*POLYNOMIAL[1:], *ONE_EXPONENTIAL)
+        for name in (*POLYNOMIALS, *ONE_EXPONENTIAL)
+        if name != RELU
     ),
     costs(1.5, CALL, 16, beside=TWIN),
     costs(2, CALL_BACKWARD, 16, beside=TWIN),

@@ -11,13 +11,14 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
+from ...functions import ACTIVATIONS
 from ...registry import get
 from ..known import Known, identify
 from ..replacements import Replacement, Replacements
 from ..rules import Key, Value, unknown
 from .files import check_can_be_saved, external_tensors, opened, save
 from .recognise import Site, completed, constants, is_close, named, sites
-from .write import OLDEST, WRITERS, Writer
+from .write import OLDEST, Writer
 
 _SWAP = "mishkit.swap"
 
@@ -101,7 +102,7 @@ def _rewrite(
     # From the end, as what a site takes in may be what another one gives.
     for site, target in reversed(chosen):
         writer = Writer(site.input, site.opset, _dtype(site))
-        result = WRITERS[target.function](writer, **target.parameters)
+        result = ACTIVATIONS[target.function].to_onnx(writer, **target.parameters)
         new = [node for node in writer.nodes if node.op_type not in ("Constant", "CastLike")]
         if len(new) >= len(site.nodes) and _is_same(completed(site.known), target):
             _discard(writer.nodes)

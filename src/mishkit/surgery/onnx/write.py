@@ -1,9 +1,8 @@
-"""mishkit's functions in ONNX's standard operators."""
+"""What writes a function in ONNX's standard operators, see `mishkit.activation.OnnxWriter`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,93 +49,23 @@ class Writer:
             return self("Clip", x, min=float(low), max=float(high))
         return self("Clip", x, low, high)
 
+    def swish(self, beta: float) -> ir.Value:
+        """x·sigmoid(beta·x)."""
+        if self.opset >= 24:
+            return self("Swish", self.x, alpha=float(beta))
+        return self("Mul", self.x, self("Sigmoid", self.scaled(self.x, beta)))
+
+    def hard(self, slope: float, middle: float) -> ir.Value:
+        """x·max(0, min(1, slope·x + middle)), which is what hard forms are."""
+        if (slope, middle) == (1 / 6, 0.5) and self.opset >= 14 and self.has_hard_sigmoid:
+            return self("HardSwish", self.x)
+        if self.has_hard_sigmoid:
+            return self("Mul", self.x, self("HardSigmoid", self.x, alpha=slope, beta=middle))
+        return self("Mul", self.x, self.clip(self("Add", self("Mul", self.x, slope), middle), 0, 1))
+
     def _add(
         self, operator: str, inputs: Sequence[ir.Value], attributes: dict[str, Any]
     ) -> ir.Value:
         node = ir.node(operator, inputs, attributes)
         self.nodes.append(node)
         return node.outputs[0]
-
-
-def _write_softplus(w: Writer, beta: float, threshold: float) -> ir.Value:
-    # Beyond the threshold ln(1 + exp(beta·x))/beta is x anyway, but for 2e-9.
-    return w.scaled(w("Softplus", w.scaled(w.x, beta)), 1 / beta)
-
-
-def _write_swish(w: Writer, beta: float = 1.0) -> ir.Value:
-    if w.opset >= 24:
-        return w("Swish", w.x, alpha=float(beta))
-    return w("Mul", w.x, w("Sigmoid", w.scaled(w.x, beta)))
-
-
-def _write_gelu(w: Writer) -> ir.Value:
-    if w.opset >= 20:
-        return w("Gelu", w.x)
-    both = w("Add", w("Erf", w("Mul", w.x, math.sqrt(0.5))), 1.0)
-    return w("Mul", w.x, w("Mul", both, 0.5))
-
-
-def _write_gelu_tanh(w: Writer) -> ir.Value:
-    if w.opset >= 20:
-        return w("Gelu", w.x, approximate="tanh")
-    root = math.sqrt(2 / math.pi)
-    slope = w("Add", w("Mul", w("Mul", w.x, w.x), 0.044715 * root), root)
-    both = w("Add", w("Tanh", w("Mul", w.x, slope)), 1.0)
-    return w("Mul", w.x, w("Mul", both, 0.5))
-
-
-def _write_mish(w: Writer) -> ir.Value:
-    if w.opset >= 18:
-        return w("Mish", w.x)
-    return w("Mul", w.x, w("Tanh", w("Softplus", w.x)))
-
-
-def _write_hard(w: Writer, slope: float, middle: float) -> ir.Value:
-    """x·max(0, min(1, slope·x + middle)), which is what hard forms are."""
-    if w.has_hard_sigmoid:
-        return w("Mul", w.x, w("HardSigmoid", w.x, alpha=slope, beta=middle))
-    return w("Mul", w.x, w.clip(w("Add", w("Mul", w.x, slope), middle), 0, 1))
-
-
-def _write_hardswish(w: Writer) -> ir.Value:
-    if w.opset >= 14 and w.has_hard_sigmoid:
-        return w("HardSwish", w.x)
-    return _write_hard(w, 1 / 6, 0.5)
-
-
-def _write_hard_mish(w: Writer, k: float) -> ir.Value:
-    return _write_hardswish(w) if k == 6 else _write_hard(w, 1 / k, 3 / k)
-
-
-def _write_piecewise_swish(w: Writer) -> ir.Value:
-    return w("Mul", w.x, w("Sigmoid", w("Add", w.x, w("Relu", w.x))))
-
-
-def _write_linear_swish(w: Writer) -> ir.Value:
-    weight = w("Mul", w("Sigmoid", w("Mul", w.x, 1.25)), 2.0)
-    return w("Mul", w.x, w("Min", weight, 1.0))
-
-
-def _write_aptx(w: Writer, alpha: float, beta: float, gamma: float) -> ir.Value:
-    if alpha == 1 and gamma == 0.5:
-        return _write_swish(w, 2 * beta)
-    weight = w("Add", w("Tanh", w.scaled(w.x, beta)), alpha)
-    return w("Mul", w.x, w.scaled(weight, gamma))
-
-
-WRITERS: dict[str, Callable[..., ir.Value]] = {
-    "relu": lambda w: w("Relu", w.x),
-    "softplus": _write_softplus,
-    "silu": _write_swish,
-    "gelu": _write_gelu,
-    "gelu_tanh": _write_gelu_tanh,
-    "mish": _write_mish,
-    "h_mish": lambda w: _write_hard(w, 0.5, 1.0),
-    "hard_mish": _write_hard_mish,
-    "hardswish": _write_hardswish,
-    "swish": _write_swish,
-    "piecewise_swish": _write_piecewise_swish,
-    "linear_swish": _write_linear_swish,
-    "aptx": _write_aptx,
-}
-"""Our functions in ONNX's standard operators."""

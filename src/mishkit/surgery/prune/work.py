@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._prune_graph import Cut, Graph
-from ._prune_run import (
+from .._state import undisturbed
+from ..slots import Slot
+from .graph import Cut, Graph
+from .run import (
     Call,
     Reading,
     Snapshot,
@@ -22,8 +24,6 @@ from ._prune_run import (
     tapped,
     with_progress,
 )
-from ._state import undisturbed
-from .slots import Slot
 
 COMPARED = 8
 """How many batches are kept, with their outputs, to compare the pruned model with the original."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._state import undisturbed
-from .slots import Slot
-from .watch import tensors_of
+from .._state import undisturbed
+from ..slots import Slot
+from ..watch import tensors_of
 
 Call = tuple[int, int]
 """A site: the place of its slot in the list, and the number of the call within one run."""

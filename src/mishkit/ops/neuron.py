@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .activation import DTYPES
-from .backends import triton
-from .ops import are_transforms_active, define_traced, operator, register_fake
+from ..activation import DTYPES
+from ..backends import triton
+from .functions import are_transforms_active, define_traced, operator, register_fake
 
 SCHEMAS = {
     "aptx_layer": "(Tensor input, Tensor alpha, Tensor beta, Tensor gamma, Tensor delta) -> Tensor",
@@ -128,7 +128,7 @@ for _name, _plain, _shapes in (
 def _gpu_layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
     if input.dtype not in triton.DTYPES:
         return forward(input, alpha, beta, gamma, delta)
-    from .backends import _triton_neuron
+    from ..backends import _triton_neuron
 
     return _triton_neuron.layer(input, alpha, beta, gamma, delta)
 
@@ -138,7 +138,7 @@ def _gpu_layer_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if input.dtype not in triton.DTYPES:
         return backward(grad, input, alpha, beta, gamma, with_input)
-    from .backends import _triton_neuron
+    from ..backends import _triton_neuron
 
     return _triton_neuron.layer_backward(grad, input, alpha, beta, gamma, with_input)
 

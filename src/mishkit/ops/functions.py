@@ -37,10 +37,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .activation import Activation, Formulas
-from .backends import cpu, triton
-from .backends import torch as plain
-from .functions import ACTIVATIONS
+from ..activation import Activation, Formulas
+from ..backends import cpu, triton
+from ..backends import torch as plain
+from ..functions import ACTIVATIONS
 
 SCHEMAS = {
     "": "(Tensor input{}) -> Tensor",

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._prune_run import Call, floating_tensors, run, tapped
-from ._state import undisturbed
-from .slots import Slot
+from .._state import undisturbed
+from ..slots import Slot
+from .run import Call, floating_tensors, run, tapped
 
 
 @dataclass

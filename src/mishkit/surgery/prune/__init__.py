@@ -17,14 +17,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._missing import install
-from ._columns import aligned
-from ._prune_run import Snapshot, macs_of
-from ._prune_work import Work
-from .slots import Slot, slots
+from ..._missing import install
+from ...functions import ACTIVATIONS
+from .._columns import aligned
+from ..slots import Slot, slots
+from .run import Snapshot, macs_of
+from .work import Work
 
 FLAT = frozenset(
-    {"relu", "relu6", "h_mish", "hard_mish", "hardswish", "hardsigmoid", "hardshrink", "softshrink"}
+    {a.name for a in ACTIVATIONS.values() if a.is_dead}
+    | {"relu6", "hardsigmoid", "hardshrink", "softshrink"}
 )
 """Functions that are exactly 0 on a whole range, by formula and not by underflow."""
 

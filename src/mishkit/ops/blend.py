@@ -26,11 +26,11 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
-from .activation import Activation
-from .backends import torch as plain
-from .backends import triton
-from .functions import ACTIVATIONS
-from .ops import (
+from ..activation import Activation
+from ..backends import torch as plain
+from ..backends import triton
+from ..functions import ACTIVATIONS
+from .functions import (
     are_transforms_active,
     fast_apply,
     operator,

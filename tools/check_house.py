@@ -1,0 +1,169 @@
+"""Check the rules of the source tree that no linter knows.
+
+    python tools/check_house.py      print what breaks a rule, and fail
+
+1. No circle of imports, those within functions included.
+2. Data flows one way: `functional → ops → backends → functions`. `recompute`, `surgery` and `lab`
+   may use the public API and the second layer (`SECOND_LAYER`), and nothing in the core imports
+   them; within `lab` no folder imports one that comes later in `LAB`.
+3. `lab` holds folders and at most `MOST_FILES_IN_LAB` files.
+4. No function has more than `MOST_LINES` lines, its docstring not counted.
+5. Names of torch that are not public stand in `PRIVATE` alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+SOURCE = Path(__file__).parent.parent / "src"
+CORE = ("functional", "ops", "backends", "functions")
+"""Each may import those that follow it."""
+SECOND_LAYER = ("activation", "functions", "bodies", "backends", "ops")
+"""What the parts beside the core may import beyond the public API."""
+PUBLIC = (
+    "functional",
+    "modules",
+    "neuron",
+    "registry",
+    "memory",
+    "recompute",
+    "surgery",
+    "_version",
+)
+HELPERS = ("_missing", "_torchvision", "_torch_private", "_checkpoint")
+BESIDE = ("recompute", "surgery", "lab", "cli")
+ENTRANCES = ("_lazy", "__main__")
+"""They lead into the laboratory and the command line."""
+LAB = ("common", "code", "bench", "accuracy", "calculus", "study")
+MOST_FILES_IN_LAB = 4
+MOST_LINES = 90
+PRIVATE = ("mishkit._torch_private", "mishkit.lab.code.inductor")
+"""The second feigns a GPU for torch's compiler, and is made of that compiler's own parts."""
+PRIVATE_NAME = re.compile(r"torch(\.\w+)*\.(_(?!_)\w+)")
+
+Graph = dict[str, set[str]]
+
+
+def modules() -> dict[str, Path]:
+    """The files of the package, by the names of their modules."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(files: dict[str, Path]) -> Graph:
+    """Which module of the package imports which."""
+    graph: Graph = {}
+    for name, path in files.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for target in _targets(node, package):
+                if target not in files:  # a name within a module
+                    target = target.rpartition(".")[0]
+                if target in files and target != name:
+                    graph[name].add(target)
+    return graph
+
+
+def _targets(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*parents, base]).rstrip(".")
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def circles(graph: Graph) -> Iterator[str]:
+    """The first circle of imports, if there is one."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield "circle of imports: " + " → ".join(error.args[1])
+
+
+def against_the_flow(graph: Graph) -> Iterator[str]:
+    """Imports that go the wrong way."""
+    for name, targets in graph.items():
+        parts = name.split(".")[1:]
+        for target in targets:
+            to = target.split(".")[1:]
+            if parts and to and not _may_import(parts, to):
+                yield f"{name} must not import {target}"
+
+
+def _may_import(source: list[str], target: list[str]) -> bool:
+    room, other = source[0], target[0]
+    if room == other == "lab":
+        places = [LAB.index(p[1]) if len(p) > 1 and p[1] in LAB else None for p in (source, target)]
+        return None in places or places[0] >= places[1]  # type: ignore[operator]
+    if room == other or room == "cli":
+        return True
+    if room in CORE:
+        return other not in BESIDE and (other not in CORE or CORE.index(room) < CORE.index(other))
+    if room in BESIDE:
+        return other in SECOND_LAYER + PUBLIC + HELPERS
+    return other not in BESIDE or room in ENTRANCES
+
+
+def crowded() -> Iterator[str]:
+    """Whether `lab` has too many files beside its folders."""
+    files = [path.name for path in (SOURCE / "mishkit" / "lab").glob("*.py")]
+    if len(files) > MOST_FILES_IN_LAB:
+        yield f"lab holds {len(files)} files, at most {MOST_FILES_IN_LAB} may be"
+
+
+def long_functions(files: dict[str, Path]) -> Iterator[str]:
+    """Functions that are too long to read."""
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                docstring = node.body[0]
+                lines -= (docstring.end_lineno or 0) - docstring.lineno + 1
+            if lines > MOST_LINES:
+                yield f"{name}.{node.name} has {lines} lines, more than {MOST_LINES}"
+
+
+def private_names(files: dict[str, Path]) -> Iterator[str]:
+    """Names of torch that are not public, outside their place."""
+    for name, path in files.items():
+        if name in PRIVATE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            used = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                used = f"{node.module}.{node.names[0].name}"
+            if PRIVATE_NAME.fullmatch(used) or re.match(r"torch\.([a-z]+\.)*_[a-z]", used):
+                yield f"{name}:{node.lineno}: {used} is not public"  # type: ignore[attr-defined]
+
+
+def main() -> int:
+    """Print what breaks a rule; 1 where anything does."""
+    files = modules()
+    graph = imports(files)
+    broken = [
+        *circles(graph),
+        *against_the_flow(graph),
+        *crowded(),
+        *long_functions(files),
+        *private_names(files),
+    ]
+    print("\n".join(broken) or f"check_house: {len(files)} modules in order")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
