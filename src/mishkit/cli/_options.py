@@ -13,7 +13,9 @@ import typer
 
 Function = Annotated[
     list[str] | None,
-    typer.Option("--function", "-f", help="A function, once for each.", show_default="all"),
+    typer.Option(
+        "--function", "-f", help="A function; repeat the option for more.", show_default="all"
+    ),
 ]
 """The option that names functions."""
 

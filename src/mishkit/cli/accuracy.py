@@ -10,19 +10,21 @@ import typer
 from ._options import Function
 from .app import app
 
-Functions = Annotated[list[str] | None, typer.Argument(help="Functions.", show_default="all")]
+Functions = Annotated[
+    list[str] | None, typer.Argument(help="The functions to measure.", show_default="all")
+]
 Dtypes = Annotated[
     list[str] | None,
     typer.Option(
         "--dtype",
-        help="float32, bfloat16 or float16, once for each.",
+        help="float32, bfloat16 or float16; repeat the option for more.",
         show_default="all three",
     ),
 ]
 Stride = Annotated[
     int | None,
     typer.Option(
-        help="Take every so many-th float32 by bit pattern; 1 for all.",
+        help="Take one float32 in this many, by bit pattern; 1 takes them all.",
         min=1,
         show_default="509; 65521 in Triton's interpreter",
     ),
@@ -43,25 +45,26 @@ Exhaustive = Annotated[
     bool,
     typer.Option(
         "--exhaustive",
-        help="Every float32 through the kernels, in minutes a function, and bit by bit "
-        "beside another instruction set. Ctrl-C, and the same command goes on.",
+        help="Run every float32 through the kernels, which takes minutes for each function, and "
+        "compare the bits with another instruction set. After Ctrl-C the same command goes on.",
     ),
 ]
 OtherInstructionSet = Annotated[
     str | None,
     typer.Option(
-        help="With --exhaustive: the other instruction set.",
+        help="With --exhaustive: the instruction set to compare with.",
         show_default="the best of the others",
     ),
 ]
 Processes = Annotated[
-    int | None, typer.Option(help="With --exhaustive.", min=1, show_default="one a core")
+    int | None,
+    typer.Option(help="With --exhaustive: how many processes.", min=1, show_default="one a core"),
 ]
 Progress = Annotated[
     Path | None,
     typer.Option(
-        help="With --exhaustive: the file that keeps the progress; a sweep that has begun "
-        "in it goes on.",
+        help="With --exhaustive: the file that keeps the progress. A sweep that was begun with it "
+        "goes on.",
         show_default="mishkit-exhaustive.json",
     ),
 ]
@@ -84,9 +87,10 @@ def accuracy(
     resume: Progress = None,
     markdown: Markdown = None,
 ) -> None:
-    """Measure the errors of f and f' over all 16-bit inputs and a stride of float32, or all.
+    """Measure the errors of functions and derivatives: all 16-bit inputs, and float32 or a part.
 
-    Prints the largest errors, where they are, and the bars. Exits with 1 where one is missed.
+    Prints the largest errors, the inputs that have them, and the bars. Exits with status 1 if a
+    bar is missed.
     """
     from mishkit.lab import LabError
     from mishkit.lab.accuracy import exhaustive as everything

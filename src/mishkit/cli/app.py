@@ -117,7 +117,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # Typer's boxes break and cut words where there is no room for them.
     rich_markup_mode="markdown" if get_terminal_size().columns >= ROOM_FOR_BOXES else None,
-    help="Smooth activation functions at ReLU's price, and the means to measure it.",
+    help="Smooth activation functions for PyTorch at ReLU's price, and tools to measure that.",
 )
 
 
@@ -139,7 +139,7 @@ def _options(
         bool,
         typer.Option(
             TRACEBACK,
-            help="Show where an error comes from, call by call, and not its line alone.",
+            help="Show the whole traceback of an error, not just one line.",
             envvar="MISHKIT_TRACEBACK",
         ),
     ] = False,

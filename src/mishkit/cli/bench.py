@@ -18,52 +18,61 @@ def bench(
         list[str] | None,
         typer.Option(
             "--dtype",
-            help="float32, bfloat16, float16 or float64, once for each.",
+            help="float32, bfloat16, float16 or float64; repeat the option for more.",
             show_default="float32, bfloat16; timed on a GPU float16 too",
         ),
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Elements.", show_default="64Ki,1Mi,16Mi; on a GPU 1Mi,16Mi,128Mi"),
+        typer.Option(
+            help="Elements of the tensors.", show_default="64Ki,1Mi,16Mi; on a GPU 1Mi,16Mi,128Mi"
+        ),
     ] = None,
-    threads: Annotated[str, typer.Option(help="PyTorch's threads.")] = "1,2",
+    threads: Annotated[
+        str,
+        typer.Option(
+            help="How many threads PyTorch uses: 1, or several numbers separated by commas."
+        ),
+    ] = "1,2",
     device: Annotated[
-        str, typer.Option(help="cpu; or cuda, the current GPU, NVIDIA's or AMD's.")
+        str, typer.Option(help="cpu, or cuda: the current GPU, by NVIDIA or AMD.")
     ] = "cpu",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer samples: a fifth of the time.")
+        bool, typer.Option("--quick", help="Take fewer samples, in a fifth of the time.")
     ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write every timing to this file.")] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a bar is missed.")
+        bool, typer.Option("--check", help="Exit with status 1 if a bar is missed.")
     ] = False,
     neuron: Annotated[
         bool,
         typer.Option(
             "--neuron",
-            help="The APTx layer instead, and its memory; with --quick, --csv and --check.",
+            help="Time the APTx layer instead, and measure its memory. Goes with --quick, --csv, "
+            "--check.",
         ),
     ] = False,
     paper: Annotated[
         bool,
         typer.Option(
             "--paper",
-            help="With --device cuda: compile the GPU kernels, without a GPU, and set what "
-            "they compute against what they read and write; with --csv and --check.",
+            help="With --device cuda: need no GPU, but compile the GPU kernels and compare their "
+            "arithmetic with their memory traffic. Goes with --csv and --check.",
         ),
     ] = False,
     like: Annotated[
         str | None,
         typer.Option(
-            help="A table that others have published, in its layout, instead: mish-cuda, or "
-            "hmish (h_mish, or --function); with --dtype, --threads and --quick.",
+            help="Print a published table instead, in its own layout: mish-cuda, or hmish (of "
+            "h_mish or --function). Goes with --dtype, --threads, --quick.",
         ),
     ] = None,
 ) -> None:
-    """Time every function beside torch's ReLU and torch's own, in turns.
+    """Time every function, in turns with torch's ReLU and torch's own version of the function.
 
-    Prints ns per element (minimum/median), the ratios, and the bars that one thread, or a GPU,
-    must reach. Timings are noisy: a missed bar is an error with --check alone.
+    Prints nanoseconds per element (minimum/median), the ratios, and whether one thread, or a
+    GPU, reaches the promised speed. Timings are noisy, so a missed bar is an error only with
+    --check.
     """
     from mishkit.lab.bench import command
     from mishkit.lab.bench import settings as lab

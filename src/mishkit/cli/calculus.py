@@ -11,7 +11,7 @@ from .app import app
 
 Against = Annotated[
     str | None,
-    typer.Option(help="Another function, whose distance is measured: gelu, swish:beta=2."),
+    typer.Option(help="Another function, to measure the distance to: gelu, swish:beta=2."),
 ]
 
 
@@ -57,11 +57,11 @@ def plot(
         typer.Option("--out", "-o", help="A .png, .svg or .pdf file.", show_default="a window"),
     ] = None,
     range_: Annotated[
-        str, typer.Option("--range", help="Of x: --range=-5,4.", metavar="LOW,HIGH")
+        str, typer.Option("--range", help="The range of x: --range=-5,4.", metavar="LOW,HIGH")
     ] = "-5,4",
     gallery: Annotated[
         Path | None,
-        typer.Option(help="Draw every function, and a page about them, into this folder."),
+        typer.Option(help="Draw every function into this folder, and write a page about them."),
     ] = None,
 ) -> None:
     """Draw functions, their first and second derivatives, and errors."""
@@ -86,7 +86,7 @@ def plot(
 
 @app.command(epilog="For example: mishkit fit mish --family hard_mish --measure normal:1")
 def fit(
-    target: Annotated[str, typer.Argument(help="The function to come close to: mish.")],
+    target: Annotated[str, typer.Argument(help="The function to approximate: mish.")],
     family: Annotated[
         str,
         typer.Option(
@@ -97,23 +97,23 @@ def fit(
     measure: Annotated[
         str,
         typer.Option(
-            help="What is to be small: max or max:LOW,HIGH, the largest error; normal:SIGMA or "
+            help="What to minimise: max or max:LOW,HIGH, the largest error; normal:SIGMA or "
             "uniform:LOW,HIGH, the L2 error under a distribution."
         ),
     ] = "max",
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="A constraint, once for each: place or depth (the target's minimum), smooth "
-            "(f′ is continuous at the last joint)."
+            help="A constraint; repeat the option for more: place or depth (the target's minimum), "
+            "smooth (f′ is continuous at the last joint)."
         ),
     ] = None,
     fix: Annotated[
-        list[str] | None, typer.Option(help="A parameter that stays: --fix alpha=1.")
+        list[str] | None, typer.Option(help="A parameter to keep at a value: --fix alpha=1.")
     ] = None,
     bounds: Annotated[
         list[str] | None,
-        typer.Option(help="Where a parameter is sought: --bounds k=1,10."),
+        typer.Option(help="The range to search a parameter in: --bounds k=1,10."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw both to this .png, .svg or .pdf file.")

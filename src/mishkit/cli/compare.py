@@ -16,12 +16,13 @@ from .app import app
 @app.command(epilog="For example: mishkit compare -a torch_relu -a mish --data digits --seeds 3")
 @takes(Settings)
 def compare(settings: Settings) -> None:
-    """Train a network on real data with each activation, and report what each costs and brings.
+    """Train a network on real data with each activation, and report costs and results.
 
-    Searches the learning rate of each, then trains several seeds. Prints time per step, bytes
-    kept for backward, epochs and seconds to a target accuracy, and final accuracy with its
-    difference to the baseline, all with 95 % intervals; writes report.html, trials.csv,
-    epochs.csv and summary.csv. Ctrl-C keeps what is done, and the same command goes on.
+    Searches the best learning rate of each activation, then trains with several seeds. Prints the
+    time per step, the bytes kept for the backward pass, the epochs and seconds to a target
+    accuracy, and the final accuracy with its difference to the baseline, all with 95 % intervals.
+    Writes report.html, trials.csv, epochs.csv and summary.csv. Ctrl-C keeps the trials that are
+    done, and the same command goes on from there.
     """
     from mishkit.lab.study import compare as lab
 

@@ -21,19 +21,25 @@ Shapes = Annotated[
     typer.Option(
         "--input",
         "-i",
-        help="The shape of an input, once for each: 2,3,224,224. Random token numbers for a "
-        "model that reads text, else N(0, 1).",
+        help="The shape of an input, 2,3,224,224; repeat the option for more. Inputs are random: "
+        "token numbers for a model that reads text, otherwise N(0, 1).",
     ),
 ]
 Options = Annotated[
     list[str] | None,
     typer.Option(
         "--option",
-        help="key=value for what builds the model, once for each: act_layer=mish.",
+        help="KEY=VALUE, an argument of the function that builds the model: act_layer=mish. Repeat "
+        "the option for more.",
     ),
 ]
-Autocast = Annotated[str | None, typer.Option(help="bfloat16 or float16: as in mixed precision.")]
-Evaluation = Annotated[bool, typer.Option("--eval", help="Evaluation instead of training mode.")]
+Autocast = Annotated[
+    str | None,
+    typer.Option(help="Run under autocast, as mixed precision does: bfloat16 or float16."),
+]
+Evaluation = Annotated[
+    bool, typer.Option("--eval", help="Use evaluation mode instead of training mode.")
+]
 
 
 @app.command(epilog="For example: mishkit audit timm:resnet18 -i 2,3,224,224")
@@ -45,10 +51,11 @@ def audit(
     evaluation: Evaluation = False,
     csv: Annotated[Path | None, typer.Option(help="Write the sites to this file.")] = None,
 ) -> None:
-    """Show every activation in a model and the memory that training keeps because of it.
+    """Show every activation of a model and the memory that training keeps because of it.
 
-    Says for each whether keeping its output and one bit an element instead of its input pays,
-    and what the whole model keeps now, then, and with torch.utils.checkpoint.
+    Says for each activation whether it pays to keep the output and one bit per element instead of
+    the input. Then prints what the whole model keeps now, what it would keep, and what it keeps
+    with torch.utils.checkpoint.
     """
     from mishkit.lab import surgery as lab
     from mishkit.lab.common.files import check_writable
@@ -68,12 +75,15 @@ def lean(
     option: Options = None,
     autocast: Autocast = None,
     evaluation: Evaluation = False,
-    inplace: Annotated[bool, typer.Option(help="Write over inputs that nobody can miss.")] = False,
+    inplace: Annotated[
+        bool, typer.Option(help="Also write over inputs that nothing else needs.")
+    ] = False,
 ) -> None:
     """Follow the audit's advice, and show one training step before and after.
 
-    Bytes kept, as promised and as counted; the loss and the gradient; and by how much a step
-    raises the resident memory, each in a process of its own (Linux).
+    Prints the bytes that the backward pass keeps, as promised and as counted, the loss and the
+    gradient. On Linux it also prints how much resident memory a step adds, measured in processes
+    of their own.
     """
     from mishkit.lab import surgery as lab
 

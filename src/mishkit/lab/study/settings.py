@@ -138,84 +138,99 @@ class Settings:
 
     activations: tuple[str, ...] = option(
         contenders.DEFAULT,
-        "What to compare, once for each: a name, or anything importable (torch.nn.GELU, "
-        "package.module:function). An unknown name lists the names.",
+        "An activation to compare; repeat the option for more. A name, or anything importable "
+        "(torch.nn.GELU, package.module:function). An unknown name lists the names.",
         names=("--activation", "-a"),
         shown="ReLU in place, Mish by hand, torch's Mish, and mishkit's Mish, Mish in place and "
         "HMish",
     )
     data: tuple[str, ...] = option(
         ("mnist",),
-        "Once for each: mnist, digits, fashion-mnist, folder:PATH (a sub-folder a class), "
-        "torchvision:CLASS; tables: sklearn:NAME, mlbench:NAME; sentences: vader:NAME.",
+        "A data set; repeat the option for more. Images: mnist, digits, fashion-mnist, folder:PATH "
+        "(one subfolder for each class), torchvision:CLASS. Tables: sklearn:NAME, mlbench:NAME. "
+        "Sentences: vader:NAME.",
         shown="mnist",
     )
     model: str = option(
         "auto",
-        "auto (seven convolutions for images, an MLP for tables, a transformer for sentences), "
-        "timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION.",
+        "The network: auto (seven convolutions for images, an MLP for tables, a transformer for "
+        "sentences), timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION.",
     )
     options: tuple[str, ...] = option(
-        (), "KEY=VALUE for what builds the model, once for each.", names=("--option",)
+        (),
+        "KEY=VALUE, an argument of the function that builds the model; repeat the option for more.",
+        names=("--option",),
     )
     data_root: Path = option(  # noqa: RUF009
-        DATA_ROOT, "Where the data of torchvision, mlbench and vader are."
+        DATA_ROOT, "The folder with the data of torchvision, mlbench and vader."
     )
-    download: bool = option(False, "Let torchvision download the data.")
-    image_size: int | None = option(None, "Resize images to a square of so many pixels.", min=4)
-    train_samples: int | None = option(None, "Train with so many samples.", min=2, shown="all")
-    test_samples: int | None = option(None, "Test with so many samples.", min=1, shown="all")
+    download: bool = option(False, "Let torchvision download its data.")
+    image_size: int | None = option(None, "Resize images to squares of this many pixels.", min=4)
+    train_samples: int | None = option(None, "Train with this many samples.", min=2, shown="all")
+    test_samples: int | None = option(None, "Test with this many samples.", min=1, shown="all")
     channels: int = option(
         16,
-        "Of every layer of our own; an eighth of the MLP's units, a quarter of the transformer's "
-        "width.",
+        "Channels of each layer of the built-in networks; an eighth of the MLP's units, a quarter "
+        "of the transformer's width.",
         min=1,
     )
     epochs: int = option(5, "Passes over the training data.", min=1)
-    seeds: int = option(5, "Final trainings of each activation.", min=1)
-    first_seed: int = option(
-        0, "The first seed; it also decides the train/test split.", names=("--seed",), min=0
+    seeds: int = option(
+        5, "How often each activation is trained in the end, with one seed each.", min=1
     )
-    batch_size: int = option(64, "Samples a step, over all devices.", min=1)
+    first_seed: int = option(
+        0,
+        "The first seed. It also decides which samples are for training and which for testing.",
+        names=("--seed",),
+        min=0,
+    )
+    batch_size: int = option(64, "Samples in each step, over all devices.", min=1)
     lr: tuple[float, ...] = option(
         (5e-3, 1e-2, 2e-2, 4e-2),
-        "Learning rates (AdamW's highest), with commas. If there are several, each activation gets "
-        "the rate that is best for it on a part of the training data.",
+        "Learning rates, separated by commas: the highest of AdamW's schedule. If there are "
+        "several, each activation gets the rate that is best for it on part of the training data.",
         text="5e-3,1e-2,2e-2,4e-2",
         parse=parse_rates,
     )
-    tuning_seeds: int = option(2, "Trainings of each activation with each rate.", min=1)
+    tuning_seeds: int = option(
+        2,
+        "How often each activation is trained with each learning rate, to find the best rate.",
+        min=1,
+    )
     target: tuple[float, ...] = option(
         (),
-        "The test accuracy to reach, 0 to 1: once, or once for each --data.",
+        "The test accuracy to reach, 0 to 1; once for all, or once for each --data.",
         min=0,
         max=1,
         shown="a point below the baseline",
     )
     baseline: str | None = option(
         None,
-        "The activation that the others are set against.",
+        "The activation that the others are compared with.",
         shown="the first ReLU, or the first",
     )
     threads: int | None = option(
-        None, "PyTorch's threads, of each trial.", min=1, shown="PyTorch's choice"
+        None, "Threads of PyTorch in each trial.", min=1, shown="PyTorch's choice"
     )
     workers: int | None = option(
-        None, "Trials at a time, in so many processes; times then suffer.", min=1, shown="1"
+        None,
+        "How many trials run at the same time, each in its own process. Times get longer.",
+        min=1,
+        shown="1",
     )
     ray: str | None = option(
-        None, "Run the trials on this Ray cluster, an address; local makes one."
+        None, "Run the trials on the Ray cluster at this address; local starts one here."
     )
-    precision: str = option("32-true", "Fabric's, for instance bf16-mixed.")
-    accelerator: str = option("auto", "Fabric's: cpu, cuda, mps, auto.")
-    devices: str = option("1", "Fabric's: how many, or which.")
-    strategy: str = option("auto", "Fabric's: ddp, fsdp, auto.")
+    precision: str = option("32-true", "Lightning Fabric's precision, for instance bf16-mixed.")
+    accelerator: str = option("auto", "Lightning Fabric's accelerator: cpu, cuda, mps, auto.")
+    devices: str = option("1", "Lightning Fabric's devices: how many, or which.")
+    strategy: str = option("auto", "Lightning Fabric's strategy: ddp, fsdp, auto.")
     output: Path = option(  # noqa: RUF009
         OUTPUT,
-        "The folder for the report and its tables.",
+        "The folder that the report and its tables are written to.",
         names=("--output", "-o"),
     )
-    fresh: bool = option(False, "Forget the trials that are in the folder.")
+    fresh: bool = option(False, "Start again, and forget the trials in the folder.")
 
     @cached_property
     def contenders(self) -> list[Contender]:
