@@ -182,6 +182,9 @@ KERNELS = [Engine(name) for name in cpu.isas()]
 PLAIN = Engine("plain")
 TRITON = [Engine("triton")] if importlib.util.find_spec("triton") else []
 """Triton's kernels: on a GPU, or in the interpreter."""
+ENGINES = [*KERNELS, PLAIN]
+EVERY_ENGINE = [*ENGINES, *(pytest.param(e, id=str(e), marks=pytest.mark.gpu) for e in TRITON)]
+"""For the fixtures `engine` and `every_engine`."""
 
 
 # Errors allowed beyond the rounding of the result, absolute and relative. How exact the kernels

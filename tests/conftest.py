@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from common import KERNELS, PLAIN, TRITON, Engine
+from common import ENGINES, EVERY_ENGINE, KERNELS, PLAIN, TRITON, Engine
 
 from mishkit._torchvision import mend_torchvision
 from mishkit.backends import cpu, triton
@@ -39,16 +39,13 @@ def _using(engine: Engine) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(params=[*KERNELS, PLAIN], ids=str)
+@pytest.fixture(params=ENGINES, ids=str)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Every instruction set of this machine, then plain torch."""
     yield from _using(request.param)
 
 
-@pytest.fixture(
-    params=[*KERNELS, PLAIN, *(pytest.param(engine, marks=pytest.mark.gpu) for engine in TRITON)],
-    ids=str,
-)
+@pytest.fixture(params=EVERY_ENGINE, ids=str)
 def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """The same, and Triton."""
     yield from _using(request.param)

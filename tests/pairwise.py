@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,16 +27,16 @@ def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
         for a, b in itertools.product(range(sizes[i]), range(sizes[j]))
     }
     uses = [[0] * size for size in sizes]
+
+    def gain(row: dict[int, int], axis: int, index: int) -> tuple[int, int]:
+        met = (tuple(sorted([(axis, index), other])) for other in row.items())
+        return sum(pair in unmet for pair in met), -uses[axis][index]
+
     rows = []
     while unmet:
         row = dict(next(iter(unmet)))
         for axis in sorted(set(axes) - set(row), key=lambda axis: -sizes[axis]):
-
-            def gain(index: int, axis: int = axis) -> tuple[int, int]:
-                met = (tuple(sorted([(axis, index), other])) for other in row.items())
-                return sum(pair in unmet for pair in met), -uses[axis][index]
-
-            row[axis] = max(range(sizes[axis]), key=gain)
+            row[axis] = max(range(sizes[axis]), key=functools.partial(gain, row, axis))
         for axis, index in row.items():
             uses[axis][index] += 1
         for pair in itertools.combinations(sorted(row.items()), 2):
@@ -56,18 +57,26 @@ def _named(values: Iterable[Any]) -> list[Any]:
     ]
 
 
-def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+def pairwise(*together: tuple[str, ...], **axes: Iterable[Any]) -> pytest.MarkDecorator:
     """`parametrize` over these axes, by argument name, in which every pair of values occurs.
 
-    For axes that don't interact. Where three of them meet in one place of the code, such as a
-    kernel of its own for each function, type and instruction set, stack `parametrize` instead.
+    For axes that don't depend on each other. Of axes that do, such as the instruction set and the
+    type, for which each kernel is compiled anew, the names are given in `together`: they count as
+    one axis, which has all their combinations.
     """
-    if len(axes) < 3:
+    groups = [*together, *((name,) for name in axes if not any(name in g for g in together))]
+    if len(groups) < 3:
         raise TypeError("pairs of two axes are their product: use parametrize")
-    values = [_named(of_axis) for of_axis in axes.values()]
+    combinations = [
+        list(itertools.product(*(_named(axes[name]) for name in group))) for group in groups
+    ]
     rows = []
-    for indices in all_pairs(*map(len, values)):
-        row = [of_axis[index] for of_axis, index in zip(values, indices, strict=True)]
+    for indices in all_pairs(*map(len, combinations)):
+        chosen = [of_group[index] for of_group, index in zip(combinations, indices, strict=True)]
+        by_name = dict(
+            zip(itertools.chain(*groups), itertools.chain(*chosen), strict=True)  # each one once
+        )
+        row = [by_name[name] for name in axes]
         rows.append(
             pytest.param(
                 *(param.values[0] for param in row),

@@ -42,6 +42,17 @@ def test_rows_become_readable_parameters() -> None:
     assert pairwise(kernels=[1], b=[2], c=[3]).mark.kwargs == {"indirect": ["kernels"]}
 
 
+def test_axes_together_are_one_axis() -> None:
+    axes = {"a": [1, 2], "b": [1, 2, 3], "c": [1, 2], "d": [1, 2, 3]}
+    rows = [row.values for row in pairwise(("d", "a"), **axes).mark.args[1]]
+    for c in axes["c"]:
+        met = {(a, d) for a, _, of_c, d in rows if of_c == c}
+        assert met == set(itertools.product(axes["a"], axes["d"]))
+    assert len(rows) < 2 * 3 * 2 * 3
+
+
 def test_two_axes_need_no_choice() -> None:
     with pytest.raises(TypeError, match="use parametrize"):
         pairwise(number=[1, 2], dtype=[3])
+    with pytest.raises(TypeError, match="use parametrize"):
+        pairwise(("a", "b"), a=[1, 2], b=[3], c=[4])
