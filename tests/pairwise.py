@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
 
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""An axis and an index on it, and the same of a later axis."""
 FIXTURES = ("engine", "every_engine", "kernels")
 """Axes that a fixture of conftest.py takes rather than the test itself."""
 
 
-def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
-    """Rows of indices, one index below each size, in which any two of different axes meet.
+def all_pairs(*sizes: int, apart: Collection[Pair] = ()) -> list[tuple[int, ...]]:
+    """Rows of indices, one below each size, in which any two of different axes meet.
 
-    The same rows each time; few, though not the fewest there could be. A row begins with the first
-    pair that has not met yet. Each further axis then takes the index that adds the most new pairs
-    and, among equals, the one that was used least.
+    But for the pairs in `apart`, which never do. The same rows each time; few, though not the
+    fewest there could be. A row begins with the first pair that has not met yet. Each further axis
+    then takes the index that adds the most new pairs and, among equals, the one used least.
     """
+    if not all(sizes):
+        return []
     axes = range(len(sizes))
     unmet = {  # a dict rather than a set: its order is the same in every process
-        ((i, a), (j, b)): None
+        pair: None
         for i, j in itertools.combinations(axes, 2)
         for a, b in itertools.product(range(sizes[i]), range(sizes[j]))
+        if (pair := ((i, a), (j, b))) not in apart
     }
     uses = [[0] * size for size in sizes]
 
-    def gain(row: dict[int, int], axis: int, index: int) -> tuple[int, int]:
-        met = (tuple(sorted([(axis, index), other])) for other in row.items())
-        return sum(pair in unmet for pair in met), -uses[axis][index]
+    def gain(row: dict[int, int], axis: int, index: int) -> tuple[bool, int, int]:
+        pairs = [tuple(sorted([(axis, index), other])) for other in row.items()]
+        allowed = not any(pair in apart for pair in pairs)
+        return allowed, sum(pair in unmet for pair in pairs), -uses[axis][index]
 
     rows = []
     while unmet:
@@ -40,43 +46,50 @@ def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
         for axis, index in row.items():
             uses[axis][index] += 1
         for pair in itertools.combinations(sorted(row.items()), 2):
+            assert pair not in apart, "what must stay apart leaves nothing to choose"
             unmet.pop(pair, None)
         rows.append(tuple(row[axis] for axis in axes))
     return rows
 
 
-def _named(values: Iterable[Any]) -> list[Any]:
-    """Each as a `pytest.param` with an id; a mapping's keys are the ids."""
+def _param(value: Any) -> Any:
+    """As a `pytest.param` with an id."""
+    is_param = hasattr(value, "marks")
+    return value if is_param else pytest.param(value, id=str(value).removeprefix("torch."))
+
+
+def _named(names: tuple[str, ...], values: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Each value of an axis as one `pytest.param` an argument; a mapping's keys are the ids."""
     if isinstance(values, Mapping):
-        return [pytest.param(value, id=str(name)) for name, value in values.items()]
-    return [
-        value
-        if hasattr(value, "marks")
-        else pytest.param(value, id=str(value).removeprefix("torch."))
-        for value in values
-    ]
+        values = [pytest.param(value, id=str(key)) for key, value in values.items()]
+    if len(names) == 1:
+        return [(_param(value),) for value in values]
+    return [tuple(map(_param, of_names)) for of_names in values]
 
 
-def pairwise(*together: tuple[str, ...], **axes: Iterable[Any]) -> pytest.MarkDecorator:
+def pairwise(
+    axes: Mapping[str, Iterable[Any]], apart: Collection[Mapping[str, Any]] = ()
+) -> pytest.MarkDecorator:
     """`parametrize` over these axes, by argument name, in which every pair of values occurs.
 
-    For axes that don't depend on each other. Of axes that do, such as the instruction set and the
-    type, for which each kernel is compiled anew, the names are given in `together`: they count as
-    one axis, which has all their combinations.
+    For axes that don't depend on each other. Where some do, such as the instruction set and the
+    type, for which each kernel is compiled anew, one axis has their combinations: tuples, and a
+    name such as "kernels,dtype". Of two axes the pairs are their product. `apart` has pairs that
+    make no sense, each as {axis: value}.
     """
-    groups = [*together, *((name,) for name in axes if not any(name in g for g in together))]
-    if len(groups) < 3:
-        raise TypeError("pairs of two axes are their product: use parametrize")
-    combinations = [
-        list(itertools.product(*(_named(axes[name]) for name in group))) for group in groups
-    ]
+    names = [tuple(name.split(",")) for name in axes]
+    values = [_named(*axis) for axis in zip(names, axes.values(), strict=True)]
+    places = {name: place for place, name in enumerate(axes)}
+
+    def index_of(name: str, value: Any) -> tuple[int, int]:
+        at = places[name]
+        return at, next(i for i, (param,) in enumerate(values[at]) if param.values == (value,))
+
+    forbidden = {tuple(sorted(index_of(*one) for one in pair.items())) for pair in apart}
     rows = []
-    for indices in all_pairs(*map(len, combinations)):
-        chosen = [of_group[index] for of_group, index in zip(combinations, indices, strict=True)]
-        by_name = dict(
-            zip(itertools.chain(*groups), itertools.chain(*chosen), strict=True)  # each one once
-        )
-        row = [by_name[name] for name in axes]
+    for indices in all_pairs(*map(len, values), apart=forbidden):
+        chosen = [of_axis[index] for of_axis, index in zip(values, indices, strict=True)]
+        row = list(itertools.chain(*chosen))
         rows.append(
             pytest.param(
                 *(param.values[0] for param in row),
@@ -84,6 +97,7 @@ def pairwise(*together: tuple[str, ...], **axes: Iterable[Any]) -> pytest.MarkDe
                 marks=[mark for param in row for mark in param.marks],
             )
         )
+    arguments = tuple(itertools.chain(*names))
     return pytest.mark.parametrize(
-        tuple(axes), rows, indirect=[name for name in axes if name in FIXTURES]
+        arguments, rows, indirect=[name for name in arguments if name in FIXTURES]
     )
