@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# Before torch is imported. Threads that spin while they wait take the cores from the other
+# workers' tests, which then take several times as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import pytest
 import torch
 from common import ENGINES, EVERY_ENGINE, KERNELS, PLAIN, TRITON, Engine
