@@ -281,7 +281,8 @@ def check_operator(case: Case, ending: str, sample: str) -> None:
     opcheck(operator, arguments(case, ending, SAMPLES[sample]()))
 
 
-@every_case
+# What is registered is the same for all values of the parameters.
+@every_function
 @pytest.mark.parametrize("ending", SCHEMAS)
 def test_opcheck(case: Case, ending: str) -> None:
     check_operator(case, ending, "channels_last")
@@ -320,7 +321,7 @@ def test_public_calls_on_meta_tensors(case: Case, options: dict[str, Any]) -> No
     assert leaf.grad.is_meta and leaf.grad.shape == (4, 3)
 
 
-@every_case
+@every_function
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_make_fx(case: Case, mode: str) -> None:
     def f(x: Tensor) -> tuple[Tensor, Tensor]:
