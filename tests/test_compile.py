@@ -112,7 +112,8 @@ def test_layouts(case: Case, options: dict[str, Any], layout: str) -> None:
         assert [t.stride() for t in got] == [t.stride() for t in want]
 
 
-@every_function
+# Of the functions, `test_forward_and_backward` has all, and `test_a_network` has them in place.
+@typical_case
 def test_without_grad(case: Case) -> None:
     x = torch.randn(5, 33)
     want = case.call(x)
@@ -127,7 +128,7 @@ def test_without_grad(case: Case) -> None:
     torch.testing.assert_close(out, want)
 
 
-@every_function
+@typical_case
 def test_the_input_is_changed_in_place(case: Case) -> None:
     """With grad too: what the caller holds, and what a view of it shows."""
 
