@@ -182,6 +182,11 @@ KERNELS = [Engine(name) for name in cpu.isas()]
 PLAIN = Engine("plain")
 TRITON = [Engine("triton")] if importlib.util.find_spec("triton") else []
 """Triton's kernels: on a GPU, or in the interpreter."""
+ENGINES = [*KERNELS, PLAIN]
+EVERY_ENGINE = [*ENGINES, *(pytest.param(e, id=str(e), marks=pytest.mark.gpu) for e in TRITON)]
+"""For the fixtures `engine` and `every_engine`."""
+ITSELF = {"every_engine": PLAIN, "dtype": torch.float64}
+"""Plain torch in float64 is the formula that the tests compare with: there is nothing to test."""
 
 
 # Errors allowed beyond the rounding of the result, absolute and relative. How exact the kernels

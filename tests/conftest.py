@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# Before torch is imported. Threads that spin while they wait take the cores from the other
+# workers' tests, which then take several times as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import pytest
 import torch
-from common import KERNELS, PLAIN, TRITON, Engine
+from common import ENGINES, EVERY_ENGINE, KERNELS, PLAIN, TRITON, Engine
 
 from mishkit._torchvision import mend_torchvision
 from mishkit.backends import cpu, triton
@@ -39,16 +43,13 @@ def _using(engine: Engine) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(params=[*KERNELS, PLAIN], ids=str)
+@pytest.fixture(params=ENGINES, ids=str)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Every instruction set of this machine, then plain torch."""
     yield from _using(request.param)
 
 
-@pytest.fixture(
-    params=[*KERNELS, PLAIN, *(pytest.param(engine, marks=pytest.mark.gpu) for engine in TRITON)],
-    ids=str,
-)
+@pytest.fixture(params=EVERY_ENGINE, ids=str)
 def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """The same, and Triton."""
     yield from _using(request.param)

@@ -14,6 +14,7 @@ import torch
 from common import (
     DEFAULTS,
     FURTHER,
+    KERNELS,
     OTHERS,
     TRITON,
     Case,
@@ -22,6 +23,7 @@ from common import (
     every_function,
     every_shape,
 )
+from pairwise import pairwise
 
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
@@ -176,6 +178,7 @@ def assert_bars(result: accuracy.Accuracy) -> None:
 every_sweep = pytest.mark.parametrize("dtype", accuracy.DTYPES)
 
 
+# Each function in each type of each instruction set is a kernel of its own.
 @every_sweep
 @every_function
 def test_kernels(case: Case, dtype: str, kernels: Engine) -> None:
@@ -196,8 +199,13 @@ def steepest(case: Case) -> float:
     return max(1, case.exactly("df", points()).abs().max().item())
 
 
-@every_sweep
-@pytest.mark.parametrize("case", [c for c in INVERTED if c not in DEFAULTS], ids=str)
+@pairwise(
+    {
+        "kernels": KERNELS,
+        "case": [case for case in INVERTED if case not in DEFAULTS],
+        "dtype": list(accuracy.DTYPES),
+    }
+)
 def test_kernels_with_other_parameters(case: Case, dtype: str, kernels: Engine) -> None:
     """The slopes in units of the steepest; the values are in test_values."""
     unit = steepest(case)

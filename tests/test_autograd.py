@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +11,25 @@ import pytest
 import torch
 from common import (
     DECODED,
+    DEFAULTS,
+    OTHERS,
+    SAVING,
+    TURNING,
     Case,
     assert_rounds,
     every_case,
-    every_dtype,
     every_function,
     every_saving,
-    every_turning,
     from_output,
     typical_case,
 )
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import mishkit
+from mishkit.activation import DTYPES
 
 
 def points() -> Tensor:
@@ -41,9 +46,7 @@ def calling(case: Case, options: dict[str, Any]) -> Callable[[Tensor], Tensor]:
 # ---- numerically ----
 
 
-@every_dtype
-@every_case
-@every_saving
+@pairwise({"case": DEFAULTS + OTHERS, "dtype": DTYPES, "options": SAVING})
 def test_the_gradient_is_the_formulas(
     case: Case, dtype: torch.dtype, options: dict[str, Any]
 ) -> None:
@@ -125,18 +128,18 @@ def test_an_input_that_needs_no_gradient(case: Case, options: dict[str, Any]) ->
 # ---- hazards ----
 
 
-@every_function
-@from_output
-@pytest.mark.parametrize(
-    "overwrite",
-    [
-        lambda y: y.add_(1),
-        lambda y: y[0].zero_(),
-        nn.Dropout(0.5, inplace=True),
-        nn.ReLU(inplace=True),
-        lambda y: y.detach().mul_(2),
-    ],
-    ids=["add_", "through_a_view", "dropout", "relu", "detached"],
+@pairwise(
+    {
+        "case": DEFAULTS,
+        "options": {name: SAVING[name] for name in ("output", "inplace")},
+        "overwrite": {
+            "add_": lambda y: y.add_(1),
+            "through_a_view": lambda y: y[0].zero_(),
+            "dropout": nn.Dropout(0.5, inplace=True),
+            "relu": nn.ReLU(inplace=True),
+            "detached": lambda y: y.detach().mul_(2),
+        },
+    }
 )
 def test_overwriting_the_output_is_caught(
     case: Case, options: dict[str, Any], overwrite: Callable[[Tensor], Tensor]
@@ -216,10 +219,14 @@ LAYOUTS = {
 }
 
 
-@every_turning
-@every_saving
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("hooks", HOOKS)
+# What is saved is laid out by the first, and laid out anew by the second.
+@pairwise(
+    {
+        "case": TURNING,
+        "options": SAVING,
+        "layout,hooks": list(itertools.product(LAYOUTS, HOOKS)),
+    }
+)
 def test_saved_tensors_may_come_back_in_another_layout(
     case: Case, options: dict[str, Any], layout: str, hooks: str
 ) -> None:
@@ -231,9 +238,13 @@ def test_saved_tensors_may_come_back_in_another_layout(
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-@every_function
-@every_saving
-@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not_reentrant"])
+@pairwise(
+    {
+        "case": DEFAULTS,
+        "options": SAVING,
+        "use_reentrant": {"reentrant": True, "not_reentrant": False},
+    }
+)
 def test_checkpoint(case: Case, options: dict[str, Any], use_reentrant: bool) -> None:
     block = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
 
@@ -253,9 +264,7 @@ def test_checkpoint(case: Case, options: dict[str, Any], use_reentrant: bool) ->
         torch.testing.assert_close(g, w)
 
 
-@every_function
-@every_saving
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pairwise({"case": DEFAULTS, "options": SAVING, "dtype": [torch.bfloat16, torch.float16]})
 def test_autocast(case: Case, options: dict[str, Any], dtype: torch.dtype) -> None:
     first, second = nn.Linear(8, 32), nn.Linear(32, 4)
     x = torch.randn(16, 8)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from common import (
     DEFAULTS,
+    ENGINES,
     KERNELS,
     LAYOUTS,
     OTHERS,
@@ -27,6 +28,7 @@ from common import (
     spread,
     threads,
 )
+from pairwise import pairwise
 from torch import Tensor
 from torch.library import opcheck
 
@@ -41,7 +43,9 @@ PAIRS = [
     *zip(OTHERS[:2], OTHERS[2:], strict=True),
 ]
 """Every function is the first of a pair, and the second of another; then with other parameters."""
-every_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+PAIRS_BY_ID = {f"{first}-{second}": (first, second) for first, second in PAIRS}
+every_pair = pytest.mark.parametrize("pair", PAIRS, ids=PAIRS_BY_ID)
+every_value = pairwise({"engine": ENGINES, "pair": PAIRS_BY_ID, "dtype": DTYPES})
 TYPICAL, SMOOTH = PAIRS[2], PAIRS[4]
 
 
@@ -86,8 +90,7 @@ def blend(engine: Engine) -> Iterator[Operators]:
 # ---- values --------------------------------------------------------------------------------------
 
 
-@every_dtype
-@every_pair
+@every_value
 def test_values(pair: tuple[Case, Case], dtype: torch.dtype, blend: Operators) -> None:
     x = spread(dtype, 700)
     grad = torch.linspace(-2, 2, x.numel()).to(dtype)
@@ -97,6 +100,7 @@ def test_values(pair: tuple[Case, Case], dtype: torch.dtype, blend: Operators) -
     assert_rounds(gradient, mixed(pair, "df", x, t) * grad.double(), extra=3e-6)
 
 
+# Each pair is code of its own in each type of each instruction set.
 @every_dtype
 @every_pair
 def test_at_the_ends_it_is_one_function_to_the_bit(
@@ -111,8 +115,7 @@ def test_at_the_ends_it_is_one_function_to_the_bit(
         assert_same_bits(blend(pair, t, grad, x), alone)
 
 
-@every_dtype
-@every_pair
+@every_value
 def test_nan_and_infinity(pair: tuple[Case, Case], dtype: torch.dtype, blend: Operators) -> None:
     x = torch.tensor([torch.inf, -torch.inf, torch.nan] * 30, dtype=dtype)
     for t in (1e-30, 0.5, 1 - 2**-24):
@@ -182,8 +185,7 @@ def test_triton(pair: tuple[Case, Case], dtype: torch.dtype) -> None:
 # ---- layouts -------------------------------------------------------------------------------------
 
 
-@every_dtype
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pairwise({"engine": ENGINES, "layout": list(LAYOUTS), "dtype": DTYPES})
 def test_layouts(layout: str, dtype: torch.dtype, blend: Operators) -> None:
     x, f = laid_out(layout, dtype), called(TYPICAL)
     grad = torch.randn(x.shape).to(dtype)

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from common import (
     DEFAULTS,
+    KERNELS,
     LAYOUTS,
+    TYPICAL,
     Case,
     Engine,
     assert_rounds,
@@ -27,6 +29,7 @@ from common import (
     laid_out,
     typical_case,
 )
+from pairwise import pairwise
 from torch import Tensor
 
 import mishkit
@@ -139,9 +142,13 @@ def test_everything_public_is_named() -> None:
 # ---- inplace= ----
 
 
-@every_dtype
-@every_function
-@pytest.mark.parametrize("needs_grad", [False, True], ids=["without_grad", "with_grad"])
+@pairwise(
+    {
+        "case": DEFAULTS,
+        "dtype": DTYPES,
+        "needs_grad": {"without_grad": False, "with_grad": True},
+    }
+)
 def test_in_place(case: Case, dtype: torch.dtype, needs_grad: bool) -> None:
     leaf = torch.randn(3, 47).mul(4).to(dtype).requires_grad_(needs_grad)
     x = leaf * 1
@@ -151,8 +158,13 @@ def test_in_place(case: Case, dtype: torch.dtype, needs_grad: bool) -> None:
     assert y.requires_grad == needs_grad
 
 
-@typical_case
-@pytest.mark.parametrize("layout", [n for n in LAYOUTS if not re.match("expanded|windows", n)])
+@pairwise(
+    {
+        "kernels": KERNELS,
+        "case": TYPICAL,
+        "layout": [name for name in LAYOUTS if not re.match("expanded|windows", name)],
+    }
+)
 def test_in_place_on_any_layout(kernels: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     want, strides, version = case.call(x), x.stride(), x._version
@@ -210,8 +222,7 @@ def test_out(case: Case, dtype: torch.dtype) -> None:
     assert_same_bits(x, want)
 
 
-@typical_case
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pairwise({"kernels": KERNELS, "case": TYPICAL, "layout": list(LAYOUTS)})
 def test_out_of_another_layout(kernels: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     want = case.call(x)

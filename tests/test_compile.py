@@ -10,22 +10,24 @@ import pytest
 import torch
 from common import (
     DEFAULTS,
+    SAVING,
     TYPICAL,
     Case,
     every_case,
-    every_dtype,
     every_function,
     every_saving,
     every_undecodable,
     laid_out,
     typical_case,
 )
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import mishkit
+from mishkit.activation import DTYPES
 from mishkit.ops.functions import SCHEMAS
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -75,9 +77,7 @@ def test_inductor(case: Case, options: dict[str, Any]) -> None:
     assert_agree(results(compiled(f, "inductor"), x), results(f, x))
 
 
-@every_dtype
-@typical_case
-@every_saving
+@pairwise({"case": TYPICAL, "options": SAVING, "dtype": DTYPES})
 def test_dtypes(case: Case, options: dict[str, Any], dtype: torch.dtype) -> None:
     f, x = calling(case, options), torch.randn(5, 33).mul(3).to(dtype)
     for got, want in zip(results(compiled(f), x), results(f, x), strict=True):
@@ -97,9 +97,13 @@ def test_dynamic_shapes(case: Case, options: dict[str, Any]) -> None:
         assert_agree(got, results(f, x))
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "transposed", "columns", "scalar", "empty"])
-@typical_case
-@every_saving
+@pairwise(
+    {
+        "case": TYPICAL,
+        "options": SAVING,
+        "layout": ["channels_last", "transposed", "columns", "scalar", "empty"],
+    }
+)
 def test_layouts(case: Case, options: dict[str, Any], layout: str) -> None:
     f, x = calling(case, options), laid_out(layout, torch.float32)
     got, want = results(compiled(f), x), results(f, x)
@@ -108,7 +112,8 @@ def test_layouts(case: Case, options: dict[str, Any], layout: str) -> None:
         assert [t.stride() for t in got] == [t.stride() for t in want]
 
 
-@every_function
+# Of the functions, `test_forward_and_backward` has all, and `test_a_network` has them in place.
+@typical_case
 def test_without_grad(case: Case) -> None:
     x = torch.randn(5, 33)
     want = case.call(x)
@@ -123,7 +128,7 @@ def test_without_grad(case: Case) -> None:
     torch.testing.assert_close(out, want)
 
 
-@every_function
+@typical_case
 def test_the_input_is_changed_in_place(case: Case) -> None:
     """With grad too: what the caller holds, and what a view of it shows."""
 
@@ -277,22 +282,19 @@ def check_operator(case: Case, ending: str, sample: str) -> None:
     opcheck(operator, arguments(case, ending, SAMPLES[sample]()))
 
 
-@every_case
+# What is registered is the same for all values of the parameters.
+@every_function
 @pytest.mark.parametrize("ending", SCHEMAS)
 def test_opcheck(case: Case, ending: str) -> None:
     check_operator(case, ending, "channels_last")
 
 
-@typical_case
-@pytest.mark.parametrize("ending", SCHEMAS)
-@pytest.mark.parametrize("sample", SAMPLES)
+@pairwise({"case": TYPICAL, "ending": list(SCHEMAS), "sample": list(SAMPLES)})
 def test_opcheck_of_every_layout(case: Case, ending: str, sample: str) -> None:
     check_operator(case, ending, sample)
 
 
-@every_function
-@pytest.mark.parametrize("ending", SCHEMAS)
-@pytest.mark.parametrize("sample", SAMPLES)
+@pairwise({"case": DEFAULTS, "ending": list(SCHEMAS), "sample": list(SAMPLES)})
 def test_fake_and_meta_tensors(case: Case, ending: str, sample: str) -> None:
     """The same shapes, dtypes and strides as real ones, without computing."""
     operator = getattr(torch.ops.mishkit, case.a.name + ending).default
@@ -320,7 +322,7 @@ def test_public_calls_on_meta_tensors(case: Case, options: dict[str, Any]) -> No
     assert leaf.grad.is_meta and leaf.grad.shape == (4, 3)
 
 
-@every_case
+@every_function
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_make_fx(case: Case, mode: str) -> None:
     def f(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from common import DEFAULTS, Case, every_dtype
+from pairwise import pairwise
 
 import mishkit
+from mishkit.activation import DTYPES
 from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
 from mishkit.functions._limits import LARGEST, SMALLEST
@@ -105,10 +108,15 @@ def test_aptx_keeps_its_digits_beside_zero(alpha: float, beta: float, dtype: tor
         assert ((got.double() - want).abs() <= 24 * eps * scale).all()
 
 
-@pytest.mark.parametrize("case", DEAD, ids=str)
-@every_dtype
-@pytest.mark.parametrize("grad", [INF, -INF, NAN], ids=str)
-@pytest.mark.parametrize("options", [{}, {"save": "output"}, {"inplace": True}], ids=str)
+@pairwise(
+    {
+        "case": DEAD,
+        "dtype": DTYPES,
+        "grad,options": list(
+            itertools.product([INF, -INF, NAN], [{}, {"save": "output"}, {"inplace": True}])
+        ),
+    }
+)
 def test_no_gradient_passes_dead_units(
     case: Case, dtype: torch.dtype, grad: float, options: dict[str, Any]
 ) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from common import Case, Engine, assert_rounds, every_dtype, spread
+from common import ENGINES, Case, Engine, assert_rounds, every_dtype, spread
+from pairwise import pairwise
 from torch import Tensor
 
 import mishkit
+from mishkit.activation import DTYPES
 from mishkit.functions import ACTIVATIONS
 
 
@@ -49,8 +51,7 @@ def test_one_function_under_two_names(one: Case, other: Case, formula: str) -> N
         assert one.turn == pytest.approx(other.turn, rel=1e-15)
 
 
-@every_dtype
-@every_pair
+@pairwise({"engine": ENGINES, "dtype": DTYPES, "one,other": SAME})
 def test_two_names_in_every_dtype(
     engine: Engine, one: Case, other: Case, dtype: torch.dtype
 ) -> None:

@@ -6,8 +6,11 @@ import pytest
 import torch
 from common import (
     DENSE,
+    EVERY_ENGINE,
+    KERNELS,
     LAYOUTS,
     SCATTERED,
+    TYPICAL,
     Case,
     Engine,
     assert_laid_out_like,
@@ -15,20 +18,22 @@ from common import (
     assert_same_bits,
     copies,
     every_case,
-    every_dtype,
     from_output,
     laid_out,
-    typical_case,
     typical_turning,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from torch import Tensor
 
 from mishkit.activation import DTYPES
 from mishkit.backends import torch as plain
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+every_layout_of_typical = pairwise(
+    {"every_engine": EVERY_ENGINE, "case": TYPICAL, "layout": list(LAYOUTS)}
+)
 
 # Other layouts for the gradient of a tensor; `sum` gives an expanded one.
 GRADS = {
@@ -39,8 +44,7 @@ GRADS = {
 }
 
 
-@every_layout
-@typical_case
+@every_layout_of_typical
 def test_results_are_laid_out_as_torchs(every_engine: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     dense = x.contiguous()
@@ -59,8 +63,7 @@ def test_results_are_laid_out_as_torchs(every_engine: Engine, case: Case, layout
             assert_laid_out_like(result, x)
 
 
-@every_layout
-@typical_case
+@every_layout_of_typical
 def test_gradients_do_not_depend_on_the_layout(
     every_engine: Engine, case: Case, layout: str
 ) -> None:
@@ -79,9 +82,15 @@ def test_gradients_do_not_depend_on_the_layout(
             torch.testing.assert_close(operator(*got), operator(*want), rtol=1e-6, atol=1e-6)
 
 
-@every_dtype
-@every_layout
-@typical_turning
+# How sides are packed in each type of each instruction set is in test_values, bit by bit.
+@pairwise(
+    {
+        "every_engine": EVERY_ENGINE,
+        "case": [case for case in TYPICAL if case.turn is not None],
+        "layout": list(LAYOUTS),
+        "dtype": DTYPES,
+    }
+)
 def test_sides_are_in_memory_order(
     every_engine: Engine, case: Case, layout: str, dtype: torch.dtype
 ) -> None:
@@ -106,8 +115,7 @@ def test_packing_fills_up_with_zeros() -> None:
 # ---- copies ----
 
 
-@pytest.mark.parametrize("layout", DENSE)
-@typical_case
+@pairwise({"kernels": KERNELS, "case": TYPICAL, "layout": list(DENSE)})
 def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     y, side = kernels.operator(case, "_packed")(x)
@@ -120,8 +128,13 @@ def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str
     assert copies(kernels.operator(case, "_double_backward"), grad, grad, x) == 0
 
 
-@pytest.mark.parametrize("layout", sorted(set(SCATTERED) - {"diagonal", "strided_row"}))
-@typical_case
+@pairwise(
+    {
+        "kernels": KERNELS,
+        "case": TYPICAL,
+        "layout": sorted(set(SCATTERED) - {"diagonal", "strided_row"}),
+    }
+)
 def test_copies_are_noticed(kernels: Engine, case: Case, layout: str) -> None:
     """The control of the test above."""
     assert copies(kernels.operator(case), laid_out(layout, torch.float32)) > 0

@@ -232,13 +232,18 @@ def constant() -> nn.Module:
     return model
 
 
-def padded() -> nn.Module:
-    """The same constant, but zeros beside it."""
+def convolved(padding: int = 0) -> nn.Module:
+    """The same constant, which nine taps of a convolution add up."""
     model = nn.Sequential(
-        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.BatchNorm2d(6), nn.Conv2d(6, 3, 3, padding=1)
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.BatchNorm2d(6), nn.Conv2d(6, 3, 3, padding=padding)
     )
     silence(scramble(model)[0], [2, 5])
     return model
+
+
+def padded() -> nn.Module:
+    """And zeros beside it."""
+    return convolved(padding=1)
 
 
 def encoder() -> nn.Module:
@@ -325,6 +330,10 @@ CASES = {
     ),
     "constant": Case(
         constant, ROW, {"1": ([2, 5], [2, 5], "")}, (6 * 10 + 3, 4 * 10 + 3), (64 * 42, 64 * 28)
+    ),
+    "a constant, convolved": Case(
+        convolved, IMAGE, {"1": ([2, 5], [2, 5], "")},
+        (6 * (6 + 27) + 3, 4 * (6 + 27) + 3), (6 * (50 * 3 + 18 * 27), 4 * (50 * 3 + 18 * 27)),
     ),
     "added to two": Case(
         AddedToTwo,

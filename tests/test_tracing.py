@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from common import DEFAULTS, Case, every_case, every_function, every_saving, typical_case
+from common import DEFAULTS, SAVING, Case, every_case, every_function, every_saving, typical_case
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -175,9 +176,13 @@ def parts(x: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-@pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("case", [c for c in DEFAULTS if c.a.torch_function], ids=str)
-@every_saving
+@pairwise(
+    {
+        "case": [case for case in DEFAULTS if case.a.torch_function],
+        "name": list(FOREIGN),
+        "options": SAVING,
+    }
+)
 def test_what_torch_takes(case: Case, name: str, options: dict[str, Any]) -> None:
     """And what it doesn't take is refused in one line."""
     x = FOREIGN[name]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import operator
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch.autograd.forward_ad as forward_ad
 from common import (
     DEFAULTS,
     DENSE,
+    EVERY_ENGINE,
     KERNELS,
     LAYOUTS,
     OTHERS,
@@ -35,6 +37,7 @@ from common import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -50,10 +53,8 @@ from mishkit.ops.functions import TRAINED_SCHEMAS
 TRAINED = [case for case in DEFAULTS + OTHERS if case.a.trainable]
 ANY_SHAPE = TRAINED + [case for case in TURNLESS if case.a.trainable]
 every_trained = pytest.mark.parametrize("case", TRAINED, ids=str)
-every_shape = pytest.mark.parametrize("case", ANY_SHAPE, ids=str)
-every_function = pytest.mark.parametrize(
-    "case", [case for case in DEFAULTS if case.a.trainable], ids=str
-)
+FUNCTIONS = [case for case in DEFAULTS if case.a.trainable]
+every_function = pytest.mark.parametrize("case", FUNCTIONS, ids=str)
 # How many numbers a parameter has: one, in two ways to write it, or one a channel.
 SIZES: dict[str, Callable[[int], tuple[int, ...]]] = {
     "number": lambda channels: (),
@@ -144,11 +145,19 @@ def stacked(parameters: list[Tensor], dtype: torch.dtype) -> Tensor:
 # ---- the operators ----
 
 
-@every_dtype
-@every_shape
-@pytest.mark.parametrize("size", ["row", "channels"])
-@pytest.mark.parametrize(
-    "shape", [(7, 5), (300, 3), (3, 70), (2, 3, 1000), (5, 1, 9), (0, 4)], ids=str
+# The function, the engine and the type make the kernel, of which each is code of its own; how many
+# numbers there are and how large each dimension is choose the way it goes through memory.
+@pairwise(
+    {
+        "every_engine,dtype": list(itertools.product(EVERY_ENGINE, DTYPES)),
+        "case": ANY_SHAPE,
+        "size,shape": list(
+            itertools.product(
+                ["row", "channels"],
+                [(7, 5), (300, 3), (3, 70), (2, 3, 1000), (5, 1, 9), (0, 4)],
+            )
+        ),
+    }
 )
 def test_operators(
     every_engine: Engine, case: Case, dtype: torch.dtype, size: str, shape: tuple[int, ...]
@@ -166,8 +175,7 @@ def test_operators(
     assert_gradients(case, [to_x, *by_parameter], x, parameters, weight)
 
 
-@every_trained
-@pytest.mark.parametrize("layout", WIDE_LAYOUTS)
+@pairwise({"every_engine": EVERY_ENGINE, "case": TRAINED, "layout": WIDE_LAYOUTS})
 def test_layouts(every_engine: Engine, case: Case, layout: str) -> None:
     """Channels lie anywhere in memory; the gradient comes in any layout too."""
     x = laid_out(layout, torch.float32)
@@ -189,8 +197,7 @@ def test_layouts(every_engine: Engine, case: Case, layout: str) -> None:
         assert_gradients(case, [to_x, *by_parameter], x, parameters, weight)
 
 
-@every_shape
-@pytest.mark.parametrize("end", [-torch.inf, torch.inf], ids=str)
+@pairwise({"every_engine": EVERY_ENGINE, "case": ANY_SHAPE, "end": [-torch.inf, torch.inf]})
 def test_infinite_inputs(every_engine: Engine, case: Case, end: float) -> None:
     """The limits, or what is too large to be finite; no NaN, which would spoil whole sums."""
     x = torch.full((40,), end)
@@ -206,8 +213,13 @@ def test_infinite_inputs(every_engine: Engine, case: Case, end: float) -> None:
             torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-5)
 
 
-@every_function
-@pytest.mark.parametrize("layout", [name for name in WIDE_LAYOUTS if name in DENSE])
+@pairwise(
+    {
+        "kernels": KERNELS,
+        "case": FUNCTIONS,
+        "layout": [name for name in WIDE_LAYOUTS if name in DENSE],
+    }
+)
 def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     rows, weight = stacked(tensors_of(case, (x.shape[1],)), x.dtype), torch.randn_like(x)
@@ -215,8 +227,13 @@ def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str
     assert copies(kernels.operator(case, "_trained_backward"), weight, x, rows) == 0
 
 
-@every_function
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "few_channels", "row"])
+@pairwise(
+    {
+        "every_engine": EVERY_ENGINE,
+        "case": FUNCTIONS,
+        "layout": ["contiguous", "channels_last", "few_channels", "row"],
+    }
+)
 def test_large_sums_keep_their_digits(every_engine: Engine, case: Case, layout: str) -> None:
     """A million times the same number: one float32 after the other would lose three digits."""
     # Triton's interpreter is slow, and its kernels sum in few and short steps.
@@ -239,10 +256,12 @@ def test_large_sums_keep_their_digits(every_engine: Engine, case: Case, layout: 
 
 
 @pytest.mark.skipif(not KERNELS, reason="torch's own sums depend on its threads")
-@every_dtype
-@every_function
-@pytest.mark.parametrize(
-    "shape", [(1 << 20,), (64, 3, 7000), (5000, 300), (3, 9, 40, 900)], ids=str
+@pairwise(
+    {
+        "case": FUNCTIONS,
+        "dtype": DTYPES,
+        "shape": [(1 << 20,), (64, 3, 7000), (5000, 300), (3, 9, 40, 900)],
+    }
 )
 def test_threads_change_nothing(case: Case, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
@@ -260,10 +279,14 @@ def test_threads_change_nothing(case: Case, dtype: torch.dtype, shape: tuple[int
             assert_same_bits(got, want)
 
 
-@every_trained
-@pytest.mark.parametrize("ending", TRAINED_SCHEMAS)
-@pytest.mark.parametrize("size", ["row", "channels"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "columns"])
+@pairwise(
+    {
+        "case": TRAINED,
+        "ending": list(TRAINED_SCHEMAS),
+        "size": ["row", "channels"],
+        "layout": ["contiguous", "channels_last", "columns"],
+    }
+)
 def test_opcheck(case: Case, ending: str, size: str, layout: str) -> None:
     x = laid_out(layout, torch.float32)
     rows = stacked(tensors_of(case, SIZES[size](x.shape[1])), x.dtype)
@@ -569,7 +592,7 @@ def assert_compiled(case: Case, size: str, shapes: list[tuple[int, ...]]) -> Non
             torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-4)
 
 
-@every_trained
+@every_function
 @every_size
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compile(case: Case, size: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from common import Case, every_case, every_function, every_saving
+from common import DEFAULTS, SAVING, Case, every_case, every_function, every_saving
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch.func import (
     functional_call,
@@ -81,9 +81,13 @@ def test_third_derivatives(case: Case) -> None:
     assert_close(third, want)
 
 
-@every_function
-@every_saving
-@pytest.mark.parametrize("dims", [(0, 0), (1, 1), (0, None), (None, 0), (-1, 0)], ids=str)
+@pairwise(
+    {
+        "case": DEFAULTS,
+        "options": SAVING,
+        "dims": [(0, 0), (1, 1), (0, None), (None, 0), (-1, 0)],
+    }
+)
 def test_vmap_over_any_dimension(
     case: Case, options: dict[str, Any], dims: tuple[int | None, int | None]
 ) -> None:
@@ -99,9 +103,7 @@ def test_vmap_over_any_dimension(
     assert_close(pullback(f), pullback(lambda x: case.exactly("f", x)))
 
 
-@every_function
-@every_saving
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pairwise({"case": DEFAULTS, "options": SAVING, "requires_grad": [False, True]})
 def test_a_dual_tensor_keeps_its_tangent(
     case: Case, options: dict[str, Any], requires_grad: bool
 ) -> None:

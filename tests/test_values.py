@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,25 +10,27 @@ import torch
 from common import (
     ABSOLUTE,
     DECODED,
+    DEFAULTS,
+    EVERY_ENGINE,
+    FURTHER,
+    ITSELF,
     KERNELS,
+    OTHERS,
     PLAIN,
+    SHAPES,
     TURNING,
     Case,
     Engine,
     assert_rounds,
     assert_same_bits,
-    every_case,
-    every_decoding,
-    every_dtype,
     every_function,
     every_half,
-    every_shape,
-    half_dtypes,
     spread,
     threads,
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from torch import Tensor
 
 from mishkit.activation import DTYPES, Activation
@@ -58,16 +61,24 @@ def tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 # ---- values ----
 
+# The functions, with all that their parameters can change, in each type by each engine. Each
+# function in each type of each instruction set at once is in test_accuracy, to tighter bars, and
+# of Triton in test_gpu.
+AXES = {"every_engine": EVERY_ENGINE, "dtype": DTYPES}
+every_value = pairwise({**AXES, "case": SHAPES}, apart=[ITSELF])
+every_value_of_others = pairwise({**AXES, "case": SHAPES[len(DEFAULTS) :]}, apart=[ITSELF])
+every_decoded_value = pairwise({**AXES, "case": DEFAULTS + OTHERS + FURTHER})
+# A loop of its own is compiled for each.
+KERNELS_AND_DTYPES = list(itertools.product(KERNELS, DTYPES))
 
-@every_dtype
-@every_shape
+
+@every_value
 def test_forward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     assert_rounds(every_engine.operator(case)(x), case.exactly("f", x))
 
 
-@every_dtype
-@every_shape
+@every_value
 def test_backward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     ones = torch.ones_like(x)
@@ -78,22 +89,41 @@ def test_backward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     assert_rounds(backward(grad, x), grad.double() * df)
 
 
-@every_dtype
-@every_shape
-def test_double_backward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
+def assert_double_backward(engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     grad_grad, grad = (
         torch.linspace(2, -1, len(x)).to(dtype),
         torch.linspace(-2, 2, len(x)).to(dtype),
     )
-    to_grad, to_x = every_engine.operator(case, "_double_backward")(grad_grad, grad, x)
+    to_grad, to_x = engine.operator(case, "_double_backward")(grad_grad, grad, x)
     assert_rounds(to_grad, grad_grad.double() * case.exactly("df", x))
     want = grad_grad.double() * grad.double() * case.exactly("d2f", x)
     assert_rounds(to_x, want, extra=1e-14 if dtype == torch.float64 else 4e-6)
 
 
-@every_dtype
-@every_decoding
+# No other test has the second derivative of each function in each type of each instruction set.
+@pairwise(
+    {
+        "every_engine,dtype": [
+            (engine, dtype)
+            for engine, dtype in itertools.product(EVERY_ENGINE, DTYPES)
+            if {"every_engine": engine, "dtype": dtype} != ITSELF
+        ],
+        "case": DEFAULTS,
+    }
+)
+def test_double_backward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
+    assert_double_backward(every_engine, case, dtype)
+
+
+@every_value_of_others
+def test_double_backward_with_other_parameters(
+    every_engine: Engine, case: Case, dtype: torch.dtype
+) -> None:
+    assert_double_backward(every_engine, case, dtype)
+
+
+@every_decoded_value
 def test_from_the_output(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     y, side = every_engine.operator(case, "_packed")(x)
@@ -103,8 +133,7 @@ def test_from_the_output(every_engine: Engine, case: Case, dtype: torch.dtype) -
     assert_rounds(got, case.exactly("df", x), extra=DECODED[dtype])
 
 
-@every_dtype
-@every_case
+@pairwise({"kernels": KERNELS, "case": DEFAULTS + OTHERS, "dtype": DTYPES})
 def test_what_one_backend_packs_another_decodes(
     kernels: Engine, case: Case, dtype: torch.dtype
 ) -> None:
@@ -123,8 +152,7 @@ def test_what_one_backend_packs_another_decodes(
 # ---- the ends of the number line ----
 
 
-@every_dtype
-@every_decoding
+@every_decoded_value
 def test_limits_and_nan(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     """Those of the float64 formula, a zero of f with its sign; and NaN stays."""
     # 40 of them: in whole vectors, and in the tail.
@@ -144,8 +172,13 @@ def test_limits_and_nan(every_engine: Engine, case: Case, dtype: torch.dtype) ->
     assert (to_x[~x.isnan()].double().abs() < 1e-12).all()
 
 
-@half_dtypes
-@every_case
+@pairwise(
+    {
+        "every_engine": EVERY_ENGINE,
+        "case": DEFAULTS + OTHERS,
+        "dtype": [torch.bfloat16, torch.float16],
+    }
+)
 def test_no_finite_input_gives_nan(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = every_half(dtype)
     x = x[x.isfinite()]
@@ -206,9 +239,7 @@ def test_any_parameters(a: Activation, data: st.DataObject, dtype: torch.dtype) 
 # ---- places ----
 
 
-@every_dtype
-@every_function
-@pytest.mark.parametrize("body", BODIES)
+@pairwise({"kernels,dtype": KERNELS_AND_DTYPES, "case": DEFAULTS, "body": list(BODIES)})
 def test_tails(kernels: Engine, case: Case, dtype: torch.dtype, body: str) -> None:
     """Each length, each misalignment: the bits of a result depend on its input alone."""
     operator = kernels.operator(case, body)
@@ -233,9 +264,13 @@ def test_tails(kernels: Engine, case: Case, dtype: torch.dtype, body: str) -> No
             assert_same_bits(got[1], right_of(case, x[here]))  # with zeros to fill the last byte
 
 
-@every_dtype
-@every_function
-@pytest.mark.parametrize("packed", [False, True], ids=["out", "packed_out"])
+@pairwise(
+    {
+        "kernels,dtype": KERNELS_AND_DTYPES,
+        "case": DEFAULTS,
+        "packed": {"out": False, "packed_out": True},
+    }
+)
 def test_nothing_is_written_beside_the_output(
     kernels: Engine, case: Case, dtype: torch.dtype, packed: bool
 ) -> None:
