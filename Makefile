@@ -39,7 +39,9 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@$(PY) tools/check_torch_c.py
 	@$(PY) tools/fit_math.py --check
 	@$(PY) tools/fit_df_y.py --check
+	@$(PY) tools/make_functional.py --check
 	@$(PY) tools/make_stubs.py --check
+	@$(PY) tools/check_house.py
 	@$(SITE)
 
 # Less optimised, as it would else compile for a quarter of an hour. What Python and torch leave is no

@@ -1,6 +1,6 @@
-"""Write the type stubs of the functions and modules that are made in loops over the table.
+"""Write the type stubs of the modules, which are made in a loop over the table.
 
-    python tools/make_stubs.py            # writes _function_types.pyi and _module_types.pyi
+    python tools/make_stubs.py            # writes _module_types.pyi
     python tools/make_stubs.py --check    # fails where a stub is not what would be written
 
 A stub named as its module would hide the module itself from mypy. So these describe the made names
@@ -17,12 +17,10 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).parent.parent / "src" / "mishkit"
 sys.path.insert(0, str(PACKAGE.parent))
 
-from mishkit.functional import FUNCTIONS  # noqa: E402
 from mishkit.modules import MODULES, ActivationModule, TrainableModule  # noqa: E402
 
 HEAD = '''"""{title}: made by tools/make_stubs.py, for type checkers alone."""
@@ -43,12 +41,6 @@ def docstring(made: object) -> str:
     return f'"""{text}\n"""' if "\n" in text else f'"""{text}"""'
 
 
-def function_stub(name: str, function: Callable[..., Any]) -> str:
-    parameters = parameters_of(inspect.signature(function))
-    body = textwrap.indent(docstring(function), "    ")
-    return f"def {name}({parameters}) -> Tensor:\n{body}\n"
-
-
 def module_stub(name: str, module: type[ActivationModule]) -> str:
     signature = module.arguments
     trained = module.parameter_names if issubclass(module, TrainableModule) else ()
@@ -66,14 +58,6 @@ def module_stub(name: str, module: type[ActivationModule]) -> str:
     return f"class {name}({base.__name__}):\n{body}\n"
 
 
-def functions() -> str:
-    # Those that are written out in functional.py describe themselves.
-    made = [n for n, f in FUNCTIONS.items() if f.__module__ != "mishkit.functional"]
-    stubs = [function_stub(name, FUNCTIONS[name]) for name in made]
-    imports = "from typing import Literal\n\nfrom torch import Tensor\n"
-    return HEAD.format(title="The functions") + "\n".join([imports, *stubs])
-
-
 def modules() -> str:
     stubs = [module_stub(name, module) for name, module in MODULES.items()]
     imports = (
@@ -84,7 +68,6 @@ def modules() -> str:
 
 
 STUBS: dict[str, Callable[[], str]] = {
-    "_function_types.pyi": functions,
     "_module_types.pyi": modules,
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import functional, modules
 from ._lazy import analyze
 from ._version import __version__
+from .functional import *  # noqa: F403
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
 from .modules import MODULES as _modules
@@ -20,12 +21,10 @@ from .recompute import recompute
 from .registry import get, names, register
 
 if TYPE_CHECKING:  # what the next lines bring
-    from ._function_types import *  # noqa: F403
     from ._module_types import *  # noqa: F403
-    from .functional import gelu as gelu
     from .surgery import Anneal, audit, lean, lean_functional, prune, swap, unswap
 
-globals().update(_functions, **_modules)
+globals().update(_modules)
 
 _SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unswap")
 

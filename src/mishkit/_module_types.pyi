@@ -94,6 +94,8 @@ class GELU(ActivationModule):
 
     Source: Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415).
 
+    The function falls to its minimum at x = -0.7517915, then rises.
+
     Parameters
     ----------
     inplace : bool, default False

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ._calls import SAVE, Save
+from ._documentation import INPUT, OUT
 from .activation import Activation
-from .functional import FUNCTIONS, INPUT, OUT, SAVE, Save
+from .functional import FUNCTIONS
 from .functions import ACTIVATIONS
 
 if TYPE_CHECKING:  # what the last line of this file brings
