@@ -197,11 +197,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {{
 {table}}}
 {QUOTES}The public functions, by name.{QUOTES}
 """
-    text = (
-        HEAD.format(all=", ".join(f'"{name}"' for name in ACTIVATIONS))
-        + "\n".join(map(written, ACTIVATIONS.values()))
-        + end
-    )
+    names = ", ".join(f'"{name}"' for name in sorted(ACTIVATIONS))
+    functions = "\n".join(map(written, ACTIVATIONS.values()))
+    text = HEAD.format(all=names) + functions + end
     command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(TARGET), "-"]
     return subprocess.run(command, input=text, text=True, capture_output=True, check=True).stdout
 

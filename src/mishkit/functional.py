@@ -43,19 +43,19 @@ from .functions import ACTIVATIONS
 from .ops.functions import are_transforms_active
 
 __all__ = [
-    "relu",
-    "softplus",
-    "silu",
+    "aptx",
     "gelu",
     "gelu_tanh",
-    "mish",
     "h_mish",
     "hard_mish",
     "hardswish",
-    "swish",
-    "piecewise_swish",
     "linear_swish",
-    "aptx",
+    "mish",
+    "piecewise_swish",
+    "relu",
+    "silu",
+    "softplus",
+    "swish",
 ]
 
 _relu = Call(ACTIVATIONS["relu"])

@@ -169,7 +169,7 @@ def memory_of(name: str) -> Memory:
     # What is freed goes back to the system at once, so that no memory is used again unseen.
     small = str(1 << 16)
     tuned = {"MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
-    code = f"from mishkit.lab import _bench_neuron; _bench_neuron.print_memory({name!r})"
+    code = f"from mishkit.lab.bench import neuron; neuron.print_memory({name!r})"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={**os.environ, **tuned}, capture_output=True, text=True)
     if done.returncode:
