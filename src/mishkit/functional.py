@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -80,7 +80,7 @@ class _Call:
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
         # Another dtype is refused by the formula: how compiled code fails for it depends on torch.
-        if wants_standard() or (x.dtype in DTYPES and _is_foreign(x)):
+        if wants_standard() or (x.dtype in DTYPES and unsuited(x)):
             return self.standard(x, parameters, inplace, out)
         if self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced(x, *parameters)
@@ -100,7 +100,7 @@ class _Call:
         return wanted and not unrolls and x.requires_grad and torch.is_grad_enabled()
 
     def standard(
-        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, out: Tensor | None
+        self, x: Tensor, parameters: Sequence[Any], inplace: bool, out: Tensor | None
     ) -> Tensor:
         """By torch's own operators."""
         y = self.a.portable(x.clone() if inplace else x, *parameters)
@@ -111,12 +111,13 @@ class _Call:
         self,
         error: Exception,
         x: Tensor,
-        parameters: tuple[float, ...] = (),
+        parameters: Sequence[Any] = (),
         inplace: bool = False,
         out: Tensor | None = None,
     ) -> Tensor:
         """What our operators refused: torch's own may take it."""
-        if not _is_foreign(x):
+        kind = unsuited(x)
+        if not kind:
             raise error
         # That its operations take another dtype does not define a formula for it.
         if x.dtype in DTYPES or self.a.torch_function is not None:
@@ -125,8 +126,7 @@ class _Call:
             except (RuntimeError, TypeError) as error_of_torch:
                 error = error_of_torch
         raise RuntimeError(
-            f"{self.name}: expected a tensor of float32, float64, bfloat16 or float16, got "
-            f"{_described(x)}"
+            f"{self.name}: expected a tensor of float32, float64, bfloat16 or float16, got {kind}"
         ) from error
 
     def special(
@@ -177,8 +177,11 @@ class _Call:
             )
         if out is not None and needs_grad:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
+        rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
         if standard:
-            y = self.a.portable(x, *plain.by_channel(parameters.to(x.dtype), x))
+            y = self.a.portable(x, *rows)
+        elif rows:
+            return self.refused(TypeError(), x, rows, inplace, out)
         elif _compiler.is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
             y = plain.trained(self.a, x, parameters)
         elif needs_grad:
@@ -244,18 +247,12 @@ class _Call:
         return needs_grad
 
 
-def _is_foreign(x: Tensor) -> bool:
-    """Whether no operator of ours is meant for it."""
+def unsuited(x: Tensor) -> str:
+    """What kind of tensor it is, where no operator of ours is meant for it; else empty."""
     distributed = sys.modules.get("torch.distributed.tensor")
-    return (
-        x.dtype not in DTYPES
-        or x.layout is not torch.strided
-        or x.is_nested
-        or (distributed is not None and isinstance(x, distributed.DTensor))
-    )
-
-
-def _described(x: Tensor) -> str:
+    is_distributed = distributed is not None and isinstance(x, distributed.DTensor)
+    if x.dtype in DTYPES and x.layout is torch.strided and not (x.is_nested or is_distributed):
+        return ""
     kinds = [str(x.dtype)]
     if x.layout is not torch.strided:
         kinds.append(str(x.layout))
