@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_module
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._checkpoint import in_checkpoint
 from ..functional import unsuited
 from ..functions import ACTIVATIONS
 from ..memory import storages_of
@@ -687,17 +687,6 @@ def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
 
 _WORTH = frozenset(("silu", "gelu", "mish", "hardswish", "softplus"))
 """Those of torch that do not keep their outputs already."""
-
-
-def in_checkpoint() -> bool:
-    """Whether this runs within torch's checkpoint, which runs it again in backward and must find
-    that it keeps as many tensors."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def line_of_model(frame: FrameType | None = None) -> str:
