@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -58,10 +58,14 @@ class ActivationModule(nn.Module):
             raise TypeError(
                 f"{type(self).__name__}: inplace must be True or False, not {self.inplace!r}"
             )
-        values = [float(getattr(self, name)) for name in self.parameter_names]
-        self.activation.check(*values)
+        self._check(float(getattr(self, name)) for name in self.parameter_names)
+
+    def _check(self, values: Iterable[float]) -> None:
+        """Raise ValueError for parameters that this module can't compute with."""
+        parameters = tuple(values)
+        self.activation.check(*parameters)
         if self.save == "output":
-            self.activation.turn_at(*values)
+            self.activation.turn_at(*parameters)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -138,9 +142,8 @@ class TrainableModule(ActivationModule):
         if not found:
             return state_dict
         try:
-            numbers = {own[key]: float(state_dict[key]) for key in found}
-            now = {name: numbers.get(name, getattr(self, name)) for name in self.parameter_names}
-            self.activation.check(*now.values())
+            numbers = {own[key]: _number(state_dict[key]) for key in found}
+            self._check(numbers.get(name, getattr(self, name)) for name in self.parameter_names)
         except (RuntimeError, TypeError, ValueError) as error:
             error_msgs.append(f"{type(self).__name__}, {', '.join(sorted(found))}: {error}")
         else:
@@ -160,6 +163,16 @@ class TrainableModule(ActivationModule):
             for name in self._buffers.keys() & {*self.parameter_names}:
                 number: Any = self._buffers.pop(name)
                 vars(self)[name] = float(number)
+
+
+def _number(value: Any) -> float:
+    count = value.numel() if isinstance(value, Tensor) else 1
+    if count != 1:
+        raise ValueError(
+            f"there are {count} numbers, one a channel; only a module with trainable=True and "
+            f"num_parameters={count} has as many"
+        )
+    return float(value)
 
 
 def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationModule]:
