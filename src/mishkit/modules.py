@@ -21,7 +21,20 @@ OPTIONS = ("inplace", "save", "trainable", "num_parameters")
 """Arguments that a module's repr shows only where they are set."""
 
 
-class ActivationModule(nn.Module):
+class Unscriptable(nn.Module):
+    """A module of ours, which torch.jit.script can't compile."""
+
+    way_out: ClassVar[str] = "torch.jit.trace the model"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
+            f"{self.way_out}"
+        )
+
+
+class ActivationModule(Unscriptable):
     """An activation function as a module: its arguments are attributes, passed at each call.
 
     Input and output: any shape. There are no parameters and no state, unless the class says so.
@@ -36,6 +49,8 @@ class ActivationModule(nn.Module):
 
     parameter_names: ClassVar[tuple[str, ...]]
     """Which of the arguments are the function's parameters."""
+
+    way_out = "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
 
     inplace: bool
     save: Save
@@ -76,13 +91,6 @@ class ActivationModule(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in self.arguments.parameters}
         return type(self).function(input, **options)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
-        raise RuntimeError(
-            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
-            "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
-        )
 
     def extra_repr(self) -> str:
         """What was given, in the style of torch.nn: parameters always, options where set."""
