@@ -15,9 +15,9 @@ out : Tensor, optional
 
 The input is a tensor of float32, float64, bfloat16 or float16, of any shape and strides. The result
 has its dtype, shape and (where it is dense) strides. NaN gives NaN; ±inf gives the limit. Other
-dtypes and layouts (complex, nested, sparse, DTensor) go to torch's own function, where it takes
-them, and are refused elsewhere. torch.fx sees one call; torch.jit.trace and torch.export see
-torch's own operators.
+dtypes and layouts (complex, nested, sparse) go to torch's own function, where it takes them, and
+are refused elsewhere; of a DTensor each process computes its part. torch.fx sees one call;
+torch.jit.trace and torch.export see torch's own operators.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Call:
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
         # Another dtype is refused by the formula: how compiled code fails for it depends on torch.
-        if wants_standard() or (x.dtype in DTYPES and unsuited(x)):
+        if wants_standard() or (x.dtype in DTYPES and (unsuited(x) or _is_distributed(x))):
             return self.standard(x, parameters, inplace, out)
         if self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced(x, *parameters)
@@ -113,10 +113,15 @@ class _Call:
         x: Tensor,
         parameters: Sequence[Any] = (),
         inplace: bool = False,
+        save: str = "input",
         out: Tensor | None = None,
     ) -> Tensor:
         """What our operators refused: torch's own may take it."""
         kind = unsuited(x)
+        if not kind and _is_distributed(x):
+            if not inplace and out is None:
+                return self.on_parts(x, parameters, save)
+            kind = "a DTensor"
         if not kind:
             raise error
         # That its operations take another dtype does not define a formula for it.
@@ -128,6 +133,17 @@ class _Call:
         raise RuntimeError(
             f"{self.name}: expected a tensor of float32, float64, bfloat16 or float16, got {kind}"
         ) from error
+
+    def on_parts(self, x: Any, parameters: Sequence[Any], save: str) -> Tensor:
+        """Of a DTensor: each process computes its own part, as no element needs another one."""
+        # f of a sum is no sum of f: sums over processes that are left open are made first.
+        distributed = sys.modules["torch.distributed.tensor"]
+        placements = [distributed.Replicate() if p.is_partial() else p for p in x.placements]
+        x = x.redistribute(placements=placements)
+        y = self.public(x.to_local(), *parameters, save=save)
+        return type(x).from_local(  # type: ignore[no-any-return]
+            y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=x.stride()
+        )
 
     def special(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
@@ -155,7 +171,7 @@ class _Call:
                 return self.rules.forward(x, *parameters)
             self.rules.forward_out(x, target, *parameters)
         except _REFUSALS as error:
-            return self.refused(error, x, parameters, inplace, out)
+            return self.refused(error, x, parameters, inplace, save, out)
         # Autograd must know that what it may have saved is gone; inference tensors are never saved.
         if not target.is_inference():
             increment_version(target)
@@ -177,11 +193,13 @@ class _Call:
             )
         if out is not None and needs_grad:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
+        # Of distributed tensors torch knows how to sum the gradients of what is plain beside them.
+        standard = standard or _is_distributed(x)
         rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
         if standard:
             y = self.a.portable(x, *rows)
         elif rows:
-            return self.refused(TypeError(), x, rows, inplace, out)
+            return self.refused(TypeError(), x, rows, inplace, save, out)
         elif _compiler.is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
             y = plain.trained(self.a, x, parameters)
         elif needs_grad:
@@ -249,9 +267,7 @@ class _Call:
 
 def unsuited(x: Tensor) -> str:
     """What kind of tensor it is, where no operator of ours is meant for it; else empty."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    is_distributed = distributed is not None and isinstance(x, distributed.DTensor)
-    if x.dtype in DTYPES and x.layout is torch.strided and not (x.is_nested or is_distributed):
+    if x.dtype in DTYPES and x.layout is torch.strided and not x.is_nested:
         return ""
     kinds = [str(x.dtype)]
     if x.layout is not torch.strided:
@@ -259,6 +275,11 @@ def unsuited(x: Tensor) -> str:
     if x.is_nested:
         kinds.append("nested")
     return " ".join(kind.removeprefix("torch.") for kind in kinds)
+
+
+def _is_distributed(x: Tensor) -> bool:
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(x, distributed.DTensor)
 
 
 def _plain_function(a: Activation) -> tuple[_Call, Callable[..., Tensor]]:

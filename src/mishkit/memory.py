@@ -17,7 +17,7 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
     """
     if is_traceable_wrapper_subclass(tensor):
         inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-        return [part for one in inner for part in parts_of(one)]
+        return [part for one in inner if isinstance(one, Tensor) for part in parts_of(one)]
     if tensor.layout is torch.strided and not tensor.is_nested:
         return [tensor]
     names = _PARTS.get(tensor.layout, ())

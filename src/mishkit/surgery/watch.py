@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._checkpoint import in_checkpoint
 from ..functional import unsuited
 from ..functions import ACTIVATIONS
-from ..memory import storages_of
+from ..memory import parts_of, storages_of
 from ._state import Region, Storage, arguments_of, region_of, storage_of, undisturbed, written_by
 from .known import Known, identify, identify_function
 from .slots import Slot, slots
@@ -323,7 +323,8 @@ class _Observer(TorchDispatchMode):
             (call,), (x,) = frame.calls, args
             ends = isinstance(x, Tensor) and region_of(x) == call.x and region_of(output) == call.y
             call.only = ends and frame.name != ""
-        if self.inplace and makes_fresh(module) and not unsuited(output):
+        ordinary = type(output) is Tensor and not unsuited(output)
+        if self.inplace and makes_fresh(module) and ordinary:
             caller = self.stack[-1] if self.stack else None
             self.fresh.setdefault(storage_of(output), _Fresh(output, caller))
 
@@ -484,7 +485,7 @@ class _Observer(TorchDispatchMode):
         del self.unfinished[min(later)]
         call.nodes = set(range(first, last + 1))
         call.y, call.shape, call.dtype = region_of(tensor), _sizes(tensor), tensor.dtype
-        call.elements = tensor.numel()
+        call.elements = _count(tensor)
         self.held += storages_of(tensor)
         self.by_output.setdefault(call.output, []).append(call)
 
@@ -559,7 +560,7 @@ class _Observer(TorchDispatchMode):
             kind=kind,
             function=function,
             shape=_sizes(y),
-            elements=y.numel(),
+            elements=_count(y),
             dtype=y.dtype,
             x=region_of(x) if region is None else region,
             y=region_of(y),
@@ -756,6 +757,12 @@ def _latest() -> int:
 
 def _wants_grad(tensor: Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _count(tensor: Tensor) -> int:
+    """How many values it has here, as a part of a distributed one."""
+    parts = parts_of(tensor)
+    return parts[0].numel() if parts else tensor.numel()
 
 
 def _sizes(tensor: Tensor) -> tuple[int, ...]:
