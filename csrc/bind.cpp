@@ -453,7 +453,8 @@ class BlendCall : public Operands {
     const Dtypes computed = dtype_ == (int)Dtypes::float64 ? Dtypes::float64 : Dtypes::float32;
     BlendArguments a{grad, x, out, {}, {parameters_[0], parameters_[1]}, t_, streaming};
     for (int i = 0; i < 2; i++) a.kernels[i] = functions[i]->kernels[(int)computed][body];
-    const BlendKernel kernel = set_.blend->of[dtype_][backward_];
+    const bool dead = functions[0]->is_dead && functions[1]->is_dead;
+    const BlendKernel kernel = set_.blend->of[dtype_][backward_ ? 1 + dead : 0];
     in_threads(numel, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
   }
 

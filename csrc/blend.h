@@ -11,7 +11,7 @@ namespace MISHKIT_ISA {
 // Elements of a block: with six blocks of float in use, 24 KiB.
 template <class T> constexpr int blend_block = 4096 / sizeof(T);
 
-template <class S, bool backward> struct Blending {
+template <class S, bool backward, bool dead> struct Blending {
   using T = typename Computed<S>::type;
   using V = Vec<T>;
   static constexpr int size = blend_block<T>, pair = Block<S>::pair_elements;
@@ -81,7 +81,7 @@ template <class S, bool backward> struct Blending {
     f0 = mixed(f0, g0), f1 = mixed(f1, g1);
     if constexpr (backward) {
       load(grad, g0, g1);
-      f0 = f0 * g0, f1 = f1 * g1;
+      f0 = passed<dead>(g0, f0), f1 = passed<dead>(g1, f1);
     } else {
       (void)grad;
     }
@@ -101,12 +101,13 @@ template <class S, bool backward> struct Blending {
   }
 };
 
-template <class S, bool backward>
+template <class S, bool backward, bool dead>
 void run_blend(const BlendArguments& a, int64_t begin, int64_t end) {
-  Blending<S, backward>(a).run(begin, end);
+  Blending<S, backward, dead>(a).run(begin, end);
 }
 
-#define MISHKIT_BLENDS(S) {run_blend<S, false>, run_blend<S, true>}
+#define MISHKIT_BLENDS(S) \
+  {run_blend<S, false, false>, run_blend<S, true, false>, run_blend<S, true, true>}
 static constexpr BlendKernels blend_kernels = {{MISHKIT_BLENDS(float), MISHKIT_BLENDS(double),
                                                 MISHKIT_BLENDS(BFloat16), MISHKIT_BLENDS(Float16)}};
 #undef MISHKIT_BLENDS

@@ -20,7 +20,7 @@ constexpr void fill(FunctionKernels& k, Dtypes dtype) {
 template <template <class, Accuracy> class Function>
 constexpr FunctionKernels kernels_of(const char* name) {
   using F = Function<Vec<float>, Accuracy::full>;
-  FunctionKernels k{name, F::has_turn, F::parameter_count, {}, {}};
+  FunctionKernels k{name, F::has_turn, is_base_of<Dead, F>, F::parameter_count, {}, {}};
   fill<Function, float>(k, Dtypes::float32);
   fill<Function, double>(k, Dtypes::float64);
   fill<Function, BFloat16>(k, Dtypes::bfloat16);

@@ -45,7 +45,7 @@ constexpr int64_t long_run = 64, long_row = 4096, most_rows = 32, most_pair = 64
 
 struct FunctionKernels {
   const char* name;
-  bool has_turn;
+  bool has_turn, is_dead;
   int parameter_count;
   Kernel kernels[dtype_count][body_count];
   TrainedKernel trained[dtype_count];  // null where the parameters can't be trained
@@ -66,7 +66,7 @@ struct BlendArguments {
 // Computes elements [begin, end); begin is a multiple of kernel_grain.
 using BlendKernel = void (*)(const BlendArguments&, int64_t begin, int64_t end);
 struct BlendKernels {
-  BlendKernel of[dtype_count][2];  // forward, backward
+  BlendKernel of[dtype_count][3];  // forward, backward, and backward of two functions that are dead
 };
 
 struct NeuronKernels;  // neuron_kernels.h

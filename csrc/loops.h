@@ -131,9 +131,9 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
 };
 
 // grad·slope
-template <class Function, class V> MISHKIT_INLINE V passed(V grad, V slope) {
+template <bool dead, class V> MISHKIT_INLINE V passed(V grad, V slope) {
   V product = grad * slope;
-  if constexpr (!is_base_of<Dead, Function>) return product;
+  if constexpr (!dead) return product;
   return select(less_equal(abs(slope), V(0.0)), slope, product);
 }
 
@@ -153,7 +153,7 @@ template <class Function, class S> struct Backward : Forward<Function, S> {
     Vectors<S> grad;
     load_block(at.in[0], grad);
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
-      grad[i] = passed<Function>(grad[i], this->function.df(state.stage[i]));
+      grad[i] = passed<is_base_of<Dead, Function>>(grad[i], this->function.df(state.stage[i]));
     store_block<how>(at.out[0], grad);
   }
 };
@@ -175,8 +175,8 @@ template <class Function, class S> struct DoubleBackward : Forward<Function, S> 
     load_block(at.in[0], grad_grad);
     load_block(at.in[1], grad);
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) {
-      grad[i] = passed<Function>(grad_grad[i] * grad[i], this->function.d2f(state.stage[i]));
-      grad_grad[i] = passed<Function>(grad_grad[i], this->function.df(state.stage[i]));
+      grad[i] = passed<is_base_of<Dead, Function>>(grad_grad[i] * grad[i], this->function.d2f(state.stage[i]));
+      grad_grad[i] = passed<is_base_of<Dead, Function>>(grad_grad[i], this->function.df(state.stage[i]));
     }
     store_block<how>(at.out[0], grad_grad);
     store_block<how>(at.out[1], grad);
@@ -221,7 +221,7 @@ template <class Function, class Decoder, class S> struct BackwardPacked {
     Vectors<S> grad;
     load_block(at.in[0], grad);
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
-      grad[i] = passed<Function>(grad[i], output.df(state.stage[i]));
+      grad[i] = passed<is_base_of<Dead, Function>>(grad[i], output.df(state.stage[i]));
     store_block<how>(at.out[0], grad);
   }
 };
@@ -290,6 +290,25 @@ template <class Body> void run(const Arguments& arguments, int64_t begin, int64_
 
 // ---- a function's kernels, for one storage type --------------------------------------------------
 
+// Where parameters ask for a formula of its own, that has its own loop.
+template <template <class, class> class Body, class F, class S>
+__attribute__((noinline)) void run_variant(const Arguments& arguments, int64_t begin, int64_t end) {
+  run<Body<typename F::Variant, S>>(arguments, begin, end);
+}
+template <template <class, class> class Body, class F, class S>
+__attribute__((flatten)) void run_either(const Arguments& arguments, int64_t begin, int64_t end) {
+  if (F::varies(arguments.parameters, 1)) return run_variant<Body, F, S>(arguments, begin, end);
+  run<Body<F, S>>(arguments, begin, end);
+}
+template <class F> constexpr bool has_variant() {
+  if constexpr (is_base_of<Trainable, F>) return !__is_same(typename F::Variant, void);
+  else return false;
+}
+template <template <class, class> class Body, class F, class S> constexpr Kernel kernel_of() {
+  if constexpr (has_variant<F>()) return run_either<Body, F, S>;
+  else return run<Body<F, S>>;
+}
+
 // Where the parameters decide how the output is decoded, each way has its own loop.
 template <class F, class S>
 void run_backward_packed(const Arguments& arguments, int64_t begin, int64_t end) {
@@ -303,11 +322,11 @@ template <template <class, Accuracy> class Function, class S>
 constexpr void fill(Kernel (&by_body)[body_count]) {
   using F = Function<Vec<typename Computed<S>::type>, Computed<S>::accuracy>;
   using Slope = Function<Vec<typename Computed<S>::type>, Computed<S>::slopes>;
-  by_body[(int)Bodies::forward] = run<Forward<F, S>>;
-  by_body[(int)Bodies::forward_packed] = run<ForwardPacked<F, S>>;
-  by_body[(int)Bodies::backward] = run<Backward<Slope, S>>;
+  by_body[(int)Bodies::forward] = kernel_of<Forward, F, S>();
+  by_body[(int)Bodies::forward_packed] = kernel_of<ForwardPacked, F, S>();
+  by_body[(int)Bodies::backward] = kernel_of<Backward, Slope, S>();
   by_body[(int)Bodies::backward_packed] = run_backward_packed<Slope, S>;
-  by_body[(int)Bodies::double_backward] = run<DoubleBackward<Slope, S>>;
+  by_body[(int)Bodies::double_backward] = kernel_of<DoubleBackward, Slope, S>();
 }
 
 }  // namespace MISHKIT_ISA

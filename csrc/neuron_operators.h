@@ -3,7 +3,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <string>
 
 #include "neuron_kernels.h"
 #include "tensor.h"
@@ -22,9 +21,9 @@ class NeuronCall {
     Inputs given(name, stack, 5);
     Tensor input = given.take(0), alpha = given.take(1), beta = given.take(2);
     Tensor gamma = given.take(3), delta = given.take(4);
-    NeuronCall call(input, alpha, beta, gamma);
+    NeuronCall call(given, input, alpha, beta, gamma);
     if (delta.dtype != input.dtype || delta.dim != 1 || (delta.numel && delta.numel != call.out_))
-      refuse("delta must have the input's dtype and one element an output, or none");
+      given.refuse("delta must have the input's dtype and one element an output, or none");
     delta = contiguous(static_cast<Tensor&&>(delta));
     Tensor output = call.fresh(call.batch_, call.out_);
     NeuronForward a{input.data(), alpha.data(), beta.data(), gamma.data(),
@@ -43,10 +42,10 @@ class NeuronCall {
     Tensor beta = given.take(3), gamma = given.take(4);
     bool with_input;
     memcpy(&with_input, &stack[5], sizeof with_input);
-    NeuronCall call(input, alpha, beta, gamma);
+    NeuronCall call(given, input, alpha, beta, gamma);
     if (grad.dtype != input.dtype || grad.dim != 2 || grad.sizes[0] != call.batch_ ||
         grad.sizes[1] != call.out_)
-      refuse("grad must have the input's dtype and the output's shape");
+      given.refuse("grad must have the input's dtype and the output's shape");
     grad = contiguous(static_cast<Tensor&&>(grad));
     Tensor to_input = with_input ? call.fresh(call.batch_, call.in_) : call.fresh_row(0);
     Tensor to_alpha = call.fresh(call.out_, call.in_), to_beta = call.fresh(call.out_, call.in_);
@@ -74,24 +73,21 @@ class NeuronCall {
   // Work that one thread should have at least.
   static constexpr int64_t thread_grain = 65536;
 
-  NeuronCall(Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
-      : dtype_(input.dtype), kernels_(chosen_neuron().of[dtype_of(input)]) {
+  NeuronCall(const Inputs& given, Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
+      : dtype_(input.dtype), kernels_(chosen_neuron().of[dtype_of(given, input)]) {
     if (input.dim != 2 || gamma.dim != 2 || gamma.sizes[1] != input.sizes[1])
-      refuse("expected an input (batch, in) and parameters (out, in)");
+      given.refuse("expected an input (batch, in) and parameters (out, in)");
     batch_ = input.sizes[0], in_ = input.sizes[1], out_ = gamma.sizes[0];
     for (Tensor* t : {&alpha, &beta, &gamma})
       if (t->dtype != dtype_ || !t->same_sizes(gamma))
-        refuse("alpha, beta and gamma must have the input's dtype, and one shape");
+        given.refuse("alpha, beta and gamma must have the input's dtype, and one shape");
     for (Tensor* t : {&input, &alpha, &beta, &gamma}) *t = contiguous(static_cast<Tensor&&>(*t));
   }
 
-  [[noreturn]] static void refuse(const char* why) {
-    fail(std::string("mishkit.") + name + ": " + why);
-  }
-  static int dtype_of(const Tensor& x) {
+  static int dtype_of(const Inputs& given, const Tensor& x) {
     for (int i = 0; i < dtype_count; i++)
       if (codes().dtype[i] == x.dtype) return i;
-    refuse("expected tensors of float32, float64, bfloat16 or float16");
+    given.refuse("expected tensors of float32, float64, bfloat16 or float16");
   }
   static Tensor contiguous(Tensor t) {
     int64_t strides[2], run = 1;  // no tensor here has more dimensions

@@ -158,6 +158,12 @@ template <class Function, class S, bool backward> struct Trained {
 
 template <class Function, class Slope, class S>
 void run_trained(const TrainedArguments& a, void* scratch, int64_t begin, int64_t end) {
+  if constexpr (has_variant<Function>()) {
+    using T = typename Computed<S>::type;
+    if (Function::varies((const T*)a.parameters, a.channels))
+      return run_trained<typename Function::Variant, typename Slope::Variant, S>(a, scratch, begin,
+                                                                                 end);
+  }
   using T = typename Computed<S>::type;
   for (int64_t part = begin; part < end; part++) {
     const bool together = a.channels > 1 && a.inner < long_run;

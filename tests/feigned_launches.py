@@ -25,6 +25,9 @@ class FeignedDriver:
         return 0
 
 
+NAMES = ("relu", "mish", "hard_mish", "swish", "aptx")
+
+
 def main() -> None:
     launched = []
 
@@ -38,18 +41,19 @@ def main() -> None:
 
     driver._active = FeignedDriver()
     JITFunction.__getitem__ = compiled_only
-    for name in ("relu", "mish", "hard_mish", "swish", "aptx"):
+    cases = [(name, ACTIVATIONS[name].defaults) for name in NAMES] + [("aptx", (0.1, 1.0, 0.5))]
+    for name, values in cases:
         a = ACTIVATIONS[name]
         for dtype in (torch.float32, torch.bfloat16):
             for shape in ((1,), (37,), (3, 5, 16)):
                 x = torch.ones(shape).to(dtype)
-                triton.forward(a, x, *a.defaults)
-                triton.forward_out(a, x, torch.empty_like(x), *a.defaults)
-                triton.backward(a, x, x, *a.defaults)
-                triton.double_backward(a, x, x, x, *a.defaults)
-                y, side = triton.forward_packed(a, x, *a.defaults)
-                triton.forward_packed_out(a, x, x, *a.defaults)
-                triton.backward_packed(a, x, y, side, *a.defaults)
+                triton.forward(a, x, *values)
+                triton.forward_out(a, x, torch.empty_like(x), *values)
+                triton.backward(a, x, x, *values)
+                triton.double_backward(a, x, x, x, *values)
+                y, side = triton.forward_packed(a, x, *values)
+                triton.forward_packed_out(a, x, x, *values)
+                triton.backward_packed(a, x, y, side, *values)
                 if a.trainable:
                     channels = x.shape[1] if x.dim() > 1 else 1
                     for count in {1, channels}:

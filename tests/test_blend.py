@@ -268,6 +268,44 @@ def test_autocast_leaves_the_dtype(dtype: torch.dtype) -> None:
     assert y.dtype == x.grad.dtype == dtype
 
 
+DEAD = [case for case in DEFAULTS if case.a.is_dead]
+DEAD_PAIRS = list(zip(DEAD, DEAD[1:] + DEAD[:1], strict=True))
+
+
+@every_dtype
+@pytest.mark.parametrize("grad", [torch.inf, -torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("pair", DEAD_PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def test_no_gradient_passes_where_both_are_dead(
+    pair: tuple[Case, Case], grad: float, dtype: torch.dtype, blend: Operators
+) -> None:
+    """As torch's own sum of the two has it."""
+    x = torch.tensor([-40.0, -3.5, -torch.inf] * 30, dtype=dtype)
+    for t in (0.0, 1e-30, 0.25, 1.0):
+        got = blend(pair, t, torch.full_like(x, grad), x)
+        assert torch.equal(got, torch.zeros_like(got)), t
+    alive = torch.full_like(x, 4.0)
+    assert not blend(pair, 0.25, torch.full_like(x, grad), alive).isfinite().any()
+
+
+@every_dtype
+def test_a_gradient_passes_where_one_is_alive(dtype: torch.dtype, blend: Operators) -> None:
+    relu, mish = (case for case in DEFAULTS if case.a.name in ("relu", "mish"))
+    x = torch.tensor([-3.5, -2.0] * 30, dtype=dtype)
+    for pair in ((relu, mish), (mish, relu)):
+        got = blend(pair, 0.5, torch.full_like(x, torch.inf), x)
+        assert torch.equal(got, torch.full_like(x, -torch.inf))
+
+
+def test_the_gradients_of_dead_blends_in_training() -> None:
+    x = torch.tensor([-40.0, -3.5, 2.0], requires_grad=True)
+    for pair in DEAD_PAIRS:
+        y = called(pair)(x)
+        (got,) = torch.autograd.grad(y, x, torch.full_like(y, torch.inf), create_graph=True)
+        assert torch.equal(got[:2], torch.zeros(2)) and got[2] == torch.inf
+        (again,) = torch.autograd.grad(got[:2].sum(), x, torch.tensor(torch.inf))
+        assert torch.equal(again[:2], torch.zeros(2))
+
+
 def test_misuse() -> None:
     x, both = torch.ones(3), both_of(TYPICAL)
     wrong = (

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from typing import Any
 
+import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
-from common import DEFAULTS, Case, every_dtype
+from common import (
+    DEFAULTS,
+    KERNELS,
+    PLAIN,
+    Case,
+    Engine,
+    assert_same_bits,
+    every_dtype,
+    spread,
+)
+from mpmath import mpf
 from pairwise import pairwise
+from torch import Tensor
 
 import mishkit
 from mishkit.activation import DTYPES
@@ -80,32 +94,107 @@ def test_accepted_parameters_give_numbers(case: Case, dtype: torch.dtype) -> Non
             assert not got.isnan().any() and not other.isnan().any(), values
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1e-12, -1e-3, 0.1, -0.24])
+ALPHAS = (0.0, 1e-12, 1e-8, -1e-3, 1e-3, 0.1, -0.24, 1 - 1e-6, -1.0, -1 + 1e-6)
+
+
+@functools.cache
+def exact_aptx(
+    dtype: torch.dtype, alpha: float, beta: float, gamma: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs; f, f' and f'', a row each; the sizes of f, of what f' is a sum of, and of the largest
+    f''; and the size of alpha + tanh u."""
+    sizes = torch.logspace(-12, 1.8, 60, dtype=torch.float64)
+    x = torch.cat([sizes, -sizes]).to(dtype)
+    with mpmath.workdps(120):
+        a, b, c = mpf(alpha), mpf(beta), mpf(gamma)
+        rows = []
+        for value in x.tolist():
+            u = b * mpf(value)
+            t = mpmath.tanh(u)
+            s = mpmath.sech(u) ** 2
+            rows.append(
+                (
+                    *(c * value * (a + t), c * (a + t + u * s), 2 * b * c * s * (1 - u * t)),
+                    *(c * (abs(a + t) + abs(u * s)), 2 * abs(b * c)),
+                    abs(a + t),
+                )
+            )
+        f, df, d2f, size, size_2, total = torch.tensor(
+            [[float(n) for n in row] for row in rows], dtype=torch.float64
+        ).T
+    clear = total > 0.5 * min(abs(alpha), 0.5)  # not beside the root, where only f's size counts
+    clear |= alpha == -1
+    values = torch.stack([f, df, d2f])
+    return x[clear], values[:, clear], torch.stack([f.abs(), size, size_2])[:, clear], total[clear]
+
+
 @pytest.mark.parametrize("beta", [1.0, -0.3, 1e-6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_aptx_keeps_its_digits_beside_zero(alpha: float, beta: float, dtype: torch.dtype) -> None:
-    """Where tanh is nearly alone, in plain torch; the kernels lose digits there."""
-    sizes = torch.logspace(-12, 1, 200, dtype=torch.float64)
-    sizes = torch.cat([sizes, -sizes]).to(dtype)
-    x = sizes[((beta * sizes.double()).tanh() + alpha).abs() > 0.5 * abs(alpha)]
-    u, one = beta * x.double(), torch.ones_like(x)
-    t = u.tanh()
-    f = (alpha + t) * 0.7 * x.double()
-    df = 0.7 * (alpha + t + u * (1 - t * t))
-    # f' crosses 0 elsewhere: there only its size counts.
-    size = 0.7 * (alpha + t).abs().maximum((u * (1 - t * t)).abs())
-    given = (alpha, beta, 0.7)
-    eps = torch.finfo(dtype).eps
-    parameters = torch.tensor([[alpha], [beta], [0.7]], dtype=dtype)
-    exact = parameters.double()
-    trained = (exact[0] + (exact[1] * x.double()).tanh()) * exact[2] * x.double()
-    a = ACTIVATIONS["aptx"]
-    for got, want, scale in (
-        (plain.forward(a, x, *given), f, f.abs()),
-        (plain.backward(a, one, x, *given), df, size),
-        (plain.trained(a, x, parameters), trained, trained.abs()),
-    ):
-        assert ((got.double() - want).abs() <= 24 * eps * scale).all()
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_aptx_keeps_its_digits_for_every_alpha(
+    every_engine: Engine, dtype: torch.dtype, alpha: float, beta: float
+) -> None:
+    """Where tanh is nearly alone, and where one side vanishes."""
+    gamma = 0.7
+    x, want, sizes, _ = exact_aptx(dtype, alpha, beta, gamma)
+    case, one = Case(ACTIVATIONS["aptx"], (alpha, beta, gamma)), torch.ones_like(x)
+    found = (
+        every_engine.operator(case)(x),
+        every_engine.operator(case, "_backward")(one, x),
+        every_engine.operator(case, "_double_backward")(one, one, x)[1],
+    )
+    info = torch.finfo(dtype)
+    for got, right, size in zip(found, want, sizes, strict=True):
+        # exp stops at the least normal number, or at 0.
+        allowed = 24 * info.eps * size + 8 * info.tiny * x.double().abs().clamp_min(1)
+        assert ((got.double() - right).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_trained_aptx_keeps_its_digits_for_every_alpha(
+    every_engine: Engine, dtype: torch.dtype, alpha: float
+) -> None:
+    """In one channel beside an ordinary one, long and short ones, and its gradient to gamma."""
+    parameters = torch.tensor([[alpha, 1.0], [0.9, 1.0], [0.7, 0.5]], dtype=dtype)
+    of_channel = [parameters[:, channel].tolist() for channel in (0, 1)]
+    x, want, sizes, total = exact_aptx(dtype, *of_channel[0])
+    case, eps = Case(ACTIVATIONS["aptx"], tuple(of_channel[0])), torch.finfo(dtype).eps
+    least = 8 * torch.finfo(dtype).tiny * x.double().abs().clamp_min(1)
+    # Plain torch rounds what its exponentials are of.
+    rounding = eps * (24 if every_engine in KERNELS else 24 + 2 * x.double().abs())
+    for given in (torch.stack([x, x])[None], torch.stack([x, x], 1)):  # long runs, and short ones
+        got = every_engine.operator(case, "_trained")(given.contiguous(), parameters)
+        ours, other = got.unbind(1)
+        assert ((ours.double().view(-1) - want[0]).abs() <= rounding * sizes[0] + least).all()
+        alone = every_engine.operator(case, "_trained")(given[:, 1].contiguous(), parameters[:, 1:])
+        if every_engine is not PLAIN:
+            assert_same_bits(other.contiguous(), alone)
+        grad = torch.ones_like(given)
+        to_x, to_parameters = every_engine.operator(case, "_trained_backward")(
+            grad.contiguous(), given.contiguous(), parameters
+        )
+        slopes = to_x[:, 0].double().view(-1)
+        assert ((slopes - want[1]).abs() <= rounding * sizes[1] + least).all()
+        to_gamma = (want[0] / of_channel[0][2]).sum()
+        size = (x.double().abs() * total).sum()
+        assert (to_parameters[2, 0].double() - to_gamma).abs() <= 24 * eps * size
+    # One small input: here the sum has no larger ones beside it.
+    small = torch.full((1, 2, 64), 1e-6, dtype=dtype)
+    backward = every_engine.operator(case, "_trained_backward")
+    to_gamma = backward(torch.ones_like(small), small, parameters)[1][2, 0].item()
+    exact = 64 * small[0, 0, 0].item()
+    exact *= of_channel[0][0] + math.tanh(of_channel[0][1] * small[0, 0, 0].item())
+    assert abs(to_gamma - exact) <= 24 * eps * abs(exact)
+
+
+def test_aptx_of_minus_alpha_is_its_mirror_image() -> None:
+    x = spread(torch.float32, 500)
+    for alpha, beta, gamma in ((1.0, 1.0, 0.5), (0.999, 0.7, -2.0), (0.1, -1.3, 0.5)):
+        assert torch.equal(
+            mishkit.aptx(x, -alpha, beta, gamma), mishkit.aptx(x, alpha, -beta, -gamma)
+        )
+    assert (mishkit.aptx(x[x > 60], -1.0) == 0).all()
 
 
 @pairwise(

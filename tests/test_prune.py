@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mishkit.surgery._prune_run import floating_tensors
 from torch import Tensor, nn
 
 import mishkit as mk
@@ -766,3 +768,83 @@ def test_the_how_to_runs_and_prints_what_it_says() -> None:
         return re.sub(r"greatest change.*", "", table)
 
     assert without_rounding(printed.getvalue()).startswith(without_rounding(shown))
+
+
+# ---- training mode, which is not what is watched ----
+
+
+class Branches(nn.Module):
+    """Two of eight units are silent in evaluation; in training there is more to it."""
+
+    def __init__(self, more: Callable[[Tensor], Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)
+        silence(self.first, [1, 5])
+        self.more, self.layers = more, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.act(self.first(x))
+        if not self.training:
+            return self.last(hidden)
+        if self.layers:  # an auxiliary head
+            return self.last(hidden), self.layers[0](hidden)
+        return self.last(self.more(hidden))
+
+
+def units(x: Tensor) -> Tensor:
+    return x * torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("more", "layers", "reason"),
+    [
+        (units, (), "fails in training mode: RuntimeError: The size of tensor"),
+        (nn.Identity(), (nn.Linear(8, 2),), "fails in training mode: RuntimeError: mat1"),
+        (lambda x: x[:, :8].reshape(-1, 8), (), "fails in training mode: RuntimeError: mat1"),
+    ],
+    ids=["mask", "auxiliary head", "view"],
+)
+def test_units_that_training_alone_needs_stay(
+    more: Callable[[Tensor], Tensor], layers: tuple[nn.Module, ...], reason: str
+) -> None:
+    model, x = Branches(more, *layers), torch.randn(ROW)
+    before = [y.clone() for y in floating_tensors(model(x))]
+    report = mk.prune(model, x)
+    assert report.silent >= 2 and report.removed == 0 and not report.in_training
+    assert reason in report.sites[0].why_not
+    assert model.training
+    for y, one in zip(floating_tensors(model(x)), before, strict=True):
+        assert torch.equal(y, one)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Branches(lambda h: h + (h == 0).sum(1, True)), "an output changes by"),
+        (lambda: Branches(lambda h: h * torch.rand(())), "not compared, as it draws random"),
+        (
+            lambda: Branches(lambda h: h.nothing),
+            "not looked at, as the model fails: AttributeError",
+        ),
+        (lambda: Branches(lambda h: h), ""),
+        (lambda: Branches(nn.Dropout(0.5)), ""),
+    ],
+    ids=["counts units", "random", "fails anyway", "same", "dropout"],
+)
+def test_what_is_different_in_training_is_said(make: Callable[[], nn.Module], said: str) -> None:
+    model, x = make(), torch.randn(ROW)
+    state = torch.random.get_rng_state()
+    report = mk.prune(model, x)
+    assert report.removed >= 2 and model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert said in report.in_training and bool(said) == bool(report.in_training)
+    assert ("in training mode: " in str(report)) == bool(said)
+
+
+def test_units_that_are_silent_by_running_statistics_alone_are_told() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model[1].running_mean[2] = 100.0  # the batch's own mean is near 0
+    x = torch.randn(16, 4)
+    report = mk.prune(model, x)
+    assert report.removed == 1
+    assert "an output changes by" in report.in_training

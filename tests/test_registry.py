@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -350,3 +353,48 @@ def test_the_empty_prefix_replaces_theirs(timm: ModuleType, transformers: Module
     # Named, it is wanted.
     mishkit.register(prefix="", named={"hard_mish": "h_mish"}, libraries=["timm"])
     assert type(timm.layers.get_act_layer("hard_mish")()) is mishkit.HMish
+
+
+@pytest.fixture(scope="module")
+def mismatched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which torchvision has a library that does not load beside this torch, as PyPI's,
+    which is built for CUDA, beside a torch for CPUs: its own import raises then."""
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        pytest.skip("torchvision is not installed")
+    folder = tmp_path_factory.mktemp("mismatched")
+    package = folder / "torchvision"
+    package.mkdir()
+    for file in Path(spec.origin).parent.iterdir():
+        if not file.name.startswith(("_C", "__pycache__")):
+            (package / file.name).symlink_to(file)
+    (package / "_C.so").write_bytes(b"for another torch")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("library", "use"),
+    [
+        ("timm", "mishkit.register(); mishkit.register(prefix='my_')"),
+        ("transformers", "import mishkit.surgery.transformers"),
+        ("pytorch_lightning", "import mishkit.surgery.lightning"),
+    ],
+)
+def test_beside_a_torchvision_for_another_torch(library: str, use: str, mismatched: Path) -> None:
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    code = (
+        "try:\n    import torchvision\n"
+        "except RuntimeError as error:\n    assert 'torchvision::nms does not' in str(error)\n"
+        "else:\n    raise AssertionError\n"
+        f"import mishkit; {use}; import torchvision; print(torchvision.__file__)"
+    )
+    paths = [str(mismatched), *filter(None, sys.path)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(str(mismatched))

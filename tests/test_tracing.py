@@ -138,13 +138,25 @@ def test_a_trace_loads_without_mishkit(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [mishkit.Mish, mishkit.APTx, lambda: around(mishkit.HMish()), lambda: around(leaned())]
+    "make",
+    [
+        *(mishkit.Mish, mishkit.APTx, lambda: around(mishkit.HMish()), lambda: around(leaned())),
+        *(lambda: mishkit.APTx(trainable=True), lambda: around(annealed())),
+        *(lambda: mishkit.APTxLayer(4, 4), lambda: nn.Sequential(mishkit.APTxNeuron(4))),
+    ],
 )
 def test_jit_script_is_refused_in_one_line(make: Callable[[], nn.Module]) -> None:
     with without_deprecations(), pytest.raises(RuntimeError) as error:
         torch.jit.script(make())
     message = str(error.value)
-    assert "torch.jit.script can't compile mishkit's modules" in message and "\n" not in message
+    assert "torch.jit.script can't compile mishkit's modules; torch.jit.trace the " in message
+    assert "\n" not in message
+
+
+def annealed() -> nn.Module:
+    net = nn.Sequential(nn.ReLU())
+    mishkit.Anneal(net, {"relu": "mish"}, 4)
+    return net
 
 
 def leaned() -> nn.Module:

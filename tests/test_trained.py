@@ -901,7 +901,7 @@ def test_numbers_of_a_checkpoint_are_taken_over(case: Case, shape: tuple[int, ..
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (torch.ones(3), "only one element"),
+        (torch.ones(3), "there are 3 numbers, one a channel; .* num_parameters=3 has as many"),
         (torch.tensor(float("nan")), "beta must be finite"),
         (torch.ones((), device="meta"), "meta"),
     ],
@@ -916,6 +916,53 @@ def test_numbers_that_can_not_be_taken_over(case: Case, value: Tensor, reason: s
     assert vars(net[1][0]) == before
     with refused(r"Unexpected key.* \"1\.0\.delta\""):
         net.load_state_dict({**net.state_dict(), "1.0.beta": 1.0, "1.0.delta": value})
+
+
+def test_numbers_that_the_output_does_not_do_for_are_not_taken_over() -> None:
+    """As the constructor refuses them, so that training does not begin with them."""
+    module = mishkit.APTx(save="output")
+    with refused(r"(?s)APTx, alpha: .*mishkit\.aptx: it has exactly one minimum where "):
+        module.load_state_dict({"alpha": torch.tensor(1.2)})
+    assert module.alpha == 1.0
+    mishkit.APTx().load_state_dict({"alpha": torch.tensor(1.2)})
+
+
+BUFFERS = {f"1.0.{name}": torch.tensor(value) for name, value in VALUES.items()}
+
+
+@pytest.mark.parametrize(
+    ("rule", "further", "reason"),
+    [
+        ({"relu": ("aptx", {"trainable": True})}, {}, r'Missing key.* "1\.0\.alpha"'),
+        ({"relu": "mish"}, BUFFERS, r'Unexpected key.* "1\.0\.alpha"'),
+        ({"relu": "swish"}, BUFFERS, r'Unexpected key.* "1\.0\.alpha", "1\.0\.gamma"'),
+        ({}, BUFFERS, r'Unexpected key.* "1\.0\.alpha"'),
+        ({"relu": "aptx"}, {}, None),
+        ({"relu": "aptx"}, BUFFERS, None),
+        ({"relu": ("aptx", {"trainable": True})}, BUFFERS, None),
+    ],
+    ids=["to trained", "to mish", "to swish", "unswapped", "fixed", "of buffers", "to parameters"],
+)
+def test_checkpoints_from_before_a_swap(
+    rule: Any, further: dict[str, Tensor], reason: str | None
+) -> None:
+    """They load strictly, or torch names what would be lost or made up."""
+    model = network(nn.ReLU())
+    state = {**model.state_dict(), **further}
+    mishkit.swap(model, rule)
+    if reason:
+        with refused(f"(?s){reason}"):
+            model.load_state_dict(state)
+        return
+    model.load_state_dict(state)
+    want = VALUES if further else {"alpha": 1.0, "beta": 1.0, "gamma": 0.5}
+    for name, value in want.items():
+        found = torch.as_tensor(getattr(model[1][0], name)).item()
+        assert found == pytest.approx(value)
+    if isinstance(model[1][0].alpha, float):  # back again, too
+        after = model.state_dict()
+        mishkit.unswap(model)
+        model.load_state_dict(after)
 
 
 @every_function

@@ -1,5 +1,7 @@
 // APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha + 1)·e + (alpha − 1))/(e + 1) with
-// e = exp(2·beta·x), which keeps every digit in both tails.
+// e = exp(2·beta·x), which keeps every digit in both tails. For alpha < 0 that is written in 1/e:
+// then the smaller of the two limits is the one at e = 0, to which e goes on falling, and not the one
+// at large e, which stops at exp(near).
 #pragma once
 #include "silu.h"
 
@@ -25,33 +27,33 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   static constexpr double largest =
       sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
 
-  V gamma, less_one, more_one;  // alpha − 1 and + 1
-  Factor<T> sharpness;         // 2·beta
-  V base, height, top;         // the weight of x is base + height·σ, which rises to top
+  V gamma, from, to;     // alpha ∓ 1: the weight of gamma·x at e = 0, and at the other end
+  Factor<T> sharpness;   // ±2·beta
+  V base, height, top;   // the weight of x is base + height·σ, which ends at top
   V low, high;                 // where x is clamped for the exponential
   V least, most;               // where x is clamped for itself: inf·0 would be a NaN
   double alpha, beta;          // for the turn
 
   explicit APTx(const double* p)
       : gamma(p[2]),
-        less_one(p[0] - 1),
-        more_one(p[0] + 1),
-        sharpness(2 * p[1]),
-        base(p[2] * (p[0] - 1)),
-        height(2 * p[2]),
-        top(p[2] * (p[0] + 1)),
+        from(p[0] - sign(p[0])),
+        to(p[0] + sign(p[0])),
+        sharpness(2 * sign(p[0]) * p[1]),
+        base(p[2] * (p[0] - sign(p[0]))),
+        height(2 * sign(p[0]) * p[2]),
+        top(p[2] * (p[0] + sign(p[0]))),
         alpha(p[0]),
         beta(p[1]) {
     set_bounds();
   }
   explicit APTx(const V* p)
       : gamma(p[2]),
-        less_one(p[0] - V(1.0)),
-        more_one(p[0] + V(1.0)),
-        sharpness(p[1] + p[1]),
-        base(p[2] * less_one),
-        height(p[2] + p[2]),
-        top(p[2] * more_one),
+        from(p[0] - sign(p[0])),
+        to(p[0] + sign(p[0])),
+        sharpness(sign(p[0]) * (p[1] + p[1])),
+        base(p[2] * from),
+        height(sign(p[0]) * (p[2] + p[2])),
+        top(p[2] * to),
         alpha(0),
         beta(0) {
     set_bounds();
@@ -85,8 +87,17 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     V r = V(1.0) / (s.e + V(1.0));
     V sigma = s.e * r;
     d[0] = gamma * s.x;
-    d[1] = (height + height) * (s.c * sigma) * (s.c * r);
-    d[2] = s.x * (fma(s.e, more_one, less_one) * r);
+    d[1] = gamma * V(4.0) * (s.c * sigma) * (s.c * r);
+    d[2] = s.x * (fma(s.e, to, from) * r);
+  }
+
+  struct Balanced;
+  using Variant = Balanced;
+  static constexpr double balanced = 0.25;
+  template <class Number> static bool varies(const Number* alphas, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+      if (-balanced < alphas[i] && alphas[i] < balanced) return true;
+    return false;
   }
 
   // alpha = 1: f = gamma/beta·silu(2·beta·x).
@@ -182,6 +193,10 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   };
 
  private:
+  static double sign(double alpha) { return alpha < 0 ? -1.0 : 1.0; }
+  MISHKIT_INLINE_MEMBER static V sign(V alpha) {
+    return select(less(alpha, V(0.0)), V(-1.0), V(1.0));
+  }
   MISHKIT_INLINE_MEMBER void set_bounds() {
     // Where beta is next to nothing, numbers that a product without rounding can still split.
     const V end = largest / (sizeof(T) == 4 ? 0x1p14 : 0x1p28);
@@ -192,6 +207,45 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     V none = __builtin_inf();
     least = select(less_equal(abs(on_left), V(0.0)), V(-largest), -none);
     most = select(less_equal(abs(on_right), V(0.0)), V(largest), none);
+  }
+};
+
+// The same where some alpha is so near 0 that the weight is small beside its limits at x = 0. There
+// it is computed by tanh itself; other lanes stay as they are.
+template <class V, Accuracy accuracy>
+struct APTx<V, accuracy>::Balanced : APTx<V, accuracy> {
+  using Base = APTx<V, accuracy>;
+  using Variant = void;
+  V offset, side;  // alpha, and the sign of beta in e
+  Mask<T> is_balanced;
+
+  template <class Number>
+  explicit Balanced(const Number* p)
+      : Base(p),
+        offset(p[0]),
+        side(Base::sign(offset)),
+        is_balanced(less(abs(offset), V(Base::balanced))) {}
+
+  struct Stage : Base::Stage {
+    V sum;  // alpha + tanh(beta·x)
+  };
+  MISHKIT_INLINE_MEMBER Stage start(V x) const {
+    typename Base::Stage s = Base::start(x);
+    V e = expm1<accuracy>(s.z);
+    return {s, fma(side, e / (e + V(2.0)), offset)};
+  }
+  MISHKIT_INLINE_MEMBER V f(Stage s) const {
+    V weight = fma(s.e, this->top, this->base) / (s.e + V(1.0));
+    return s.x * select(is_balanced, this->gamma * s.sum, weight);
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+    V r = V(1.0) / (s.e + V(1.0));
+    V weight = select(is_balanced, this->gamma * s.sum, fma(s.e, this->top, this->base) * r);
+    return weight + this->height * (s.z * r) * (s.e * r);
+  }
+  MISHKIT_INLINE_MEMBER void dp(Stage s, V* d) const {
+    Base::dp(s, d);
+    d[2] = select(is_balanced, s.x * s.sum, d[2]);
   }
 };
 

@@ -27,7 +27,11 @@ struct Parameterless {
 struct Monotone {
   static constexpr bool has_turn = false;
 };
-struct Trainable {};
+// Where some parameters ask for a formula of its own, Variant is the class that has it, and
+// `varies` says whether any of an array of first parameters does.
+struct Trainable {
+  using Variant = void;
+};
 // f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in torch's own.
 struct Dead {};
 // A decoder of outputs that takes steps, all vectors of a block together: settle(stage) takes one

@@ -8,6 +8,7 @@ namespace MISHKIT_ISA {
 template <class V, Accuracy accuracy> struct Swish : APTx<V, accuracy> {
   using Base = APTx<V, accuracy>;
   static constexpr int parameter_count = 1;
+  using Variant = void;
 
   template <class Number> struct As {
     Number of_aptx[3];

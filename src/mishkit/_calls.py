@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -59,7 +59,7 @@ class Call:
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
         # Another dtype is refused by the formula: how compiled code fails for it depends on torch.
-        if wants_standard() or (x.dtype in DTYPES and _is_foreign(x)):
+        if wants_standard() or (x.dtype in DTYPES and (unsuited(x) or _is_distributed(x))):
             return self.standard(x, parameters, inplace, out)
         if self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced(x, *parameters)
@@ -79,7 +79,7 @@ class Call:
         return wanted and not unrolls and x.requires_grad and torch.is_grad_enabled()
 
     def standard(
-        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, out: Tensor | None
+        self, x: Tensor, parameters: Sequence[Any], inplace: bool, out: Tensor | None
     ) -> Tensor:
         """By torch's own operators."""
         y = self.a.portable(x.clone() if inplace else x, *parameters)
@@ -90,12 +90,18 @@ class Call:
         self,
         error: Exception,
         x: Tensor,
-        parameters: tuple[float, ...] = (),
+        parameters: Sequence[Any] = (),
         inplace: bool = False,
+        save: str = "input",
         out: Tensor | None = None,
     ) -> Tensor:
         """What our operators refused: torch's own may take it."""
-        if not _is_foreign(x):
+        kind = unsuited(x)
+        if not kind and _is_distributed(x):
+            if not inplace and out is None:
+                return self.on_parts(x, parameters, save)
+            kind = "a DTensor"
+        if not kind:
             raise error
         # That its operations take another dtype does not define a formula for it.
         if x.dtype in DTYPES or self.a.torch_function is not None:
@@ -104,9 +110,19 @@ class Call:
             except (RuntimeError, TypeError) as error_of_torch:
                 error = error_of_torch
         raise RuntimeError(
-            f"{self.name}: expected a tensor of float32, float64, bfloat16 or float16, got "
-            f"{_described(x)}"
+            f"{self.name}: expected a tensor of float32, float64, bfloat16 or float16, got {kind}"
         ) from error
+
+    def on_parts(self, x: Any, parameters: Sequence[Any], save: str) -> Tensor:
+        """Of a DTensor: each process computes its own part, as no element needs another one."""
+        # f of a sum is no sum of f: sums over processes that are left open are made first.
+        distributed = sys.modules["torch.distributed.tensor"]
+        placements = [distributed.Replicate() if p.is_partial() else p for p in x.placements]
+        x = x.redistribute(placements=placements)
+        y = self.public(x.to_local(), *parameters, save=save)
+        return type(x).from_local(  # type: ignore[no-any-return]
+            y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=x.stride()
+        )
 
     def special(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
@@ -134,7 +150,7 @@ class Call:
                 return self.rules.forward(x, *parameters)
             self.rules.forward_out(x, target, *parameters)
         except REFUSALS as error:
-            return self.refused(error, x, parameters, inplace, out)
+            return self.refused(error, x, parameters, inplace, save, out)
         # Autograd must know that what it may have saved is gone; inference tensors are never saved.
         if not target.is_inference():
             increment_version(target)
@@ -156,8 +172,13 @@ class Call:
             )
         if out is not None and needs_grad:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
+        # Of distributed tensors torch knows how to sum the gradients of what is plain beside them.
+        standard = standard or _is_distributed(x)
+        rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
         if standard:
-            y = self.a.portable(x, *plain.by_channel(parameters.to(x.dtype), x))
+            y = self.a.portable(x, *rows)
+        elif rows:
+            return self.refused(TypeError(), x, rows, inplace, save, out)
         elif compiler.is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
             y = plain.trained(self.a, x, parameters)
         elif needs_grad:
@@ -223,24 +244,21 @@ class Call:
         return needs_grad
 
 
-def _is_foreign(x: Tensor) -> bool:
-    """Whether no operator of ours is meant for it."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    return (
-        x.dtype not in DTYPES
-        or x.layout is not torch.strided
-        or x.is_nested
-        or (distributed is not None and isinstance(x, distributed.DTensor))
-    )
-
-
-def _described(x: Tensor) -> str:
+def unsuited(x: Tensor) -> str:
+    """What kind of tensor it is, where no operator of ours is meant for it; else empty."""
+    if x.dtype in DTYPES and x.layout is torch.strided and not x.is_nested:
+        return ""
     kinds = [str(x.dtype)]
     if x.layout is not torch.strided:
         kinds.append(str(x.layout))
     if x.is_nested:
         kinds.append("nested")
     return " ".join(kind.removeprefix("torch.") for kind in kinds)
+
+
+def _is_distributed(x: Tensor) -> bool:
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(x, distributed.DTensor)
 
 
 def with_parameters(call: Call) -> Callable[..., Tensor]:

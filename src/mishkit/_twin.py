@@ -93,6 +93,11 @@ def no_table(saved: torch.dtype, *_: float) -> tuple[float, ...] | None:
     return None
 
 
+def never(*_: float) -> bool:
+    """No parameters ask for a variant."""
+    return False
+
+
 @dataclass(frozen=True)
 class Twin:
     """An activation's formulas in Triton: functions marked with `device`.
@@ -120,3 +125,16 @@ class Twin:
     """The c of f, df and dp from parameters that are blocks: trained_numbers(parameters)."""
     dp: Formula | None = None
     """The derivatives towards the parameters, as a tuple: dp(x, c, half)."""
+    varies: Callable[..., bool] = never
+    """Whether these parameters ask for the variant."""
+    variant: Twin | None = None
+    """Formulas that are right for all parameters, but slower: for those, and for trained ones."""
+
+    def at(self, *parameters: float) -> Twin:
+        """What computes with these parameters."""
+        return self.variant if self.variant and self.varies(*parameters) else self
+
+    @property
+    def of_trained(self) -> Twin:
+        """What computes with parameters that the host does not know."""
+        return self.variant or self

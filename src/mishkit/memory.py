@@ -6,12 +6,53 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The tensors in which its numbers lie, its values first: itself, if it is an ordinary one.
+
+    Nested, sparse and distributed tensors have no storage of their own. For those that show no
+    parts, as opaque ones, there are none.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        return [part for one in inner if isinstance(one, Tensor) for part in parts_of(one)]
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        return [tensor]
+    names = _PARTS.get(tensor.layout, ())
+    with torch._C._DisableTorchDispatch(), torch.no_grad():
+        alias = tensor.detach()
+        return [getattr(alias, name)() for name in names]
+
+
+_ROWS, _COLUMNS = (
+    ("values", "crow_indices", "col_indices"),
+    ("values", "ccol_indices", "row_indices"),
+)
+_PARTS = {
+    torch.strided: ("values",),
+    torch.sparse_coo: ("_values", "_indices"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
+
+
+def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """The storages in which its numbers lie, that of its values first."""
+    try:
+        return [part.untyped_storage() for part in parts_of(tensor)]
+    except (NotImplementedError, RuntimeError):  # as within transforms
+        return []
 
 
 class KeptBytes:
     """Counts the bytes that autograd keeps for backward, by distinct storage.
 
     A storage that several operators save counts once, whole, however small the part that is used.
+    Of nested, sparse and distributed tensors the parts count; opaque ones (`to_mkldnn`) show none.
     ``exclude`` names tensors that exist anyway (parameters, buffers, the input):
 
         with KeptBytes(exclude=[*model.parameters(), x]) as kept:
@@ -20,7 +61,7 @@ class KeptBytes:
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        self._excluded = [tensor.untyped_storage() for tensor in exclude]
+        self._excluded = [one for tensor in exclude for one in storages_of(tensor)]
         # By identity, as fake tensors and those on meta have no address. The storages are held, so
         # that none is reused while counting.
         self._storages: dict[int, torch.UntypedStorage] = {}
@@ -34,8 +75,7 @@ class KeptBytes:
         self._hooks.__exit__(*exc)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self._storages[storage._cdata] = storage
+        self._storages.update({storage._cdata: storage for storage in storages_of(tensor)})
         # Detached, or an output that its own node keeps, as ReLU's, would never be freed.
         return tensor.detach()
 

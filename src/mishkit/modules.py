@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,7 +23,20 @@ OPTIONS = ("inplace", "save", "trainable", "num_parameters")
 """Arguments that a module's repr shows only where they are set."""
 
 
-class ActivationModule(nn.Module):
+class Unscriptable(nn.Module):
+    """A module of ours, which torch.jit.script can't compile."""
+
+    way_out: ClassVar[str] = "torch.jit.trace the model"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
+            f"{self.way_out}"
+        )
+
+
+class ActivationModule(Unscriptable):
     """An activation function as a module: its arguments are attributes, passed at each call.
 
     Input and output: any shape. There are no parameters and no state, unless the class says so.
@@ -38,6 +51,8 @@ class ActivationModule(nn.Module):
 
     parameter_names: ClassVar[tuple[str, ...]]
     """Which of the arguments are the function's parameters."""
+
+    way_out = "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
 
     inplace: bool
     save: Save
@@ -60,10 +75,14 @@ class ActivationModule(nn.Module):
             raise TypeError(
                 f"{type(self).__name__}: inplace must be True or False, not {self.inplace!r}"
             )
-        values = [float(getattr(self, name)) for name in self.parameter_names]
-        self.activation.check(*values)
+        self._check(float(getattr(self, name)) for name in self.parameter_names)
+
+    def _check(self, values: Iterable[float]) -> None:
+        """Raise ValueError for parameters that this module can't compute with."""
+        parameters = tuple(values)
+        self.activation.check(*parameters)
         if self.save == "output":
-            self.activation.turn_at(*values)
+            self.activation.turn_at(*parameters)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -74,13 +93,6 @@ class ActivationModule(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         options = {name: getattr(self, name) for name in self.arguments.parameters}
         return type(self).function(input, **options)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
-        raise RuntimeError(
-            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
-            "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
-        )
 
     def extra_repr(self) -> str:
         """What was given, in the style of torch.nn: parameters always, options where set."""
@@ -140,9 +152,8 @@ class TrainableModule(ActivationModule):
         if not found:
             return state_dict
         try:
-            numbers = {own[key]: float(state_dict[key]) for key in found}
-            now = {name: numbers.get(name, getattr(self, name)) for name in self.parameter_names}
-            self.activation.check(*now.values())
+            numbers = {own[key]: _number(state_dict[key]) for key in found}
+            self._check(numbers.get(name, getattr(self, name)) for name in self.parameter_names)
         except (RuntimeError, TypeError, ValueError) as error:
             error_msgs.append(f"{type(self).__name__}, {', '.join(sorted(found))}: {error}")
         else:
@@ -162,6 +173,16 @@ class TrainableModule(ActivationModule):
             for name in self._buffers.keys() & {*self.parameter_names}:
                 number: Any = self._buffers.pop(name)
                 vars(self)[name] = float(number)
+
+
+def _number(value: Any) -> float:
+    count = value.numel() if isinstance(value, Tensor) else 1
+    if count != 1:
+        raise ValueError(
+            f"there are {count} numbers, one a channel; only a module with trainable=True and "
+            f"num_parameters={count} has as many"
+        )
+    return float(value)
 
 
 def _module(a: Activation, function: Callable[..., Tensor]) -> type[ActivationModule]:

@@ -19,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .activation import DTYPES
 from .backends import cpu, triton
+from .modules import Unscriptable
 from .ops import neuron as ops
 from .ops.functions import are_transforms_active, fast_apply, is_exporting, wants_standard
 
@@ -119,7 +120,7 @@ BENT = 0.522056
 """E[(tanh(βx)·x)²] for β and x from N(0, 1)."""
 
 
-class _Neurons(nn.Module):
+class _Neurons(Unscriptable):
     """What a neuron and a layer of them share: parameters of a shape (..., in)."""
 
     alpha: Tensor

@@ -146,24 +146,28 @@ def blend(x, y, count, c, d, t, f: constexpr, g: constexpr, BLOCK: constexpr):
 
 @triton.jit
 def _blend_backward(
-    grad, x, result, at, mask, c, d, t, df: constexpr, dg: constexpr, half: constexpr
-):
+    grad, x, result, at, mask, c, d, t,
+    df: constexpr, dg: constexpr, dead: constexpr, half: constexpr,
+):  # fmt: skip
     of_x = load(x, at, mask)
     slope = (1.0 - t) * df(of_x, c, half) + t * dg(of_x, d, half)
-    store(result, at, slope * load(grad, at, mask), mask)
+    store(result, at, passed(slope, load(grad, at, mask), dead), mask)
 
 
 @triton.jit
-def blend_backward(grad, x, result, count, c, d, t, df: constexpr, dg: constexpr, BLOCK: constexpr):
+def blend_backward(
+    grad, x, result, count, c, d, t,
+    df: constexpr, dg: constexpr, dead: constexpr, BLOCK: constexpr,
+):  # fmt: skip
     """result = grad·((1 − t)·f'(x) + t·g'(x))"""
     half: tl.constexpr = x.dtype.element_ty != tl.float32
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = tl.arange(0, BLOCK)
     grad, x, result = grad + start, x + start, result + start
     if start + BLOCK <= count:
-        _blend_backward(grad, x, result, at, None, c, d, t, df, dg, half)
+        _blend_backward(grad, x, result, at, None, c, d, t, df, dg, dead, half)
     else:
-        _blend_backward(grad, x, result, at, at < count - start, c, d, t, df, dg, half)
+        _blend_backward(grad, x, result, at, at < count - start, c, d, t, df, dg, dead, half)
 
 
 # ---- the output and the side ---------------------------------------------------------------------

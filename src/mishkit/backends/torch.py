@@ -7,6 +7,9 @@ derivative, so that results are laid out as the input and not as the gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,7 +28,7 @@ def forward_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> No
 
 def backward(a: Formulas, grad: Tensor, x: Tensor, *parameters: float) -> Tensor:
     """grad·f'(x)."""
-    return _as(_passed(a, a.df(_wide(a, x), *parameters), _wide(a, grad)), x)
+    return _as(_passed(a, parameters, a.df(_wide(a, x), *parameters), _wide(a, grad)), x)
 
 
 def double_backward(
@@ -33,8 +36,8 @@ def double_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     wide, gg = _wide(a, x), _wide(a, grad_grad)
-    to_grad = _passed(a, a.df(wide, *parameters), gg)
-    to_x = _passed(a, a.d2f(wide, *parameters), gg * _wide(a, grad))
+    to_grad = _passed(a, parameters, a.df(wide, *parameters), gg)
+    to_x = _passed(a, parameters, a.d2f(wide, *parameters), gg * _wide(a, grad))
     return _as(to_grad, x), _as(to_x, x)
 
 
@@ -63,13 +66,14 @@ def backward_sided(
 ) -> Tensor:
     """grad·f'(x), x being known by y and its side (any tensor for a monotone function)."""
     slope = a.df_y(_wide(a, y), right, y.dtype, *parameters)
-    return _as(_passed(a, slope, _wide(a, grad)), y)
+    return _as(_passed(a, parameters, slope, _wide(a, grad)), y)
 
 
-def _passed(a: Formulas, slope: Tensor, grad: Tensor) -> Tensor:
+def _passed(a: Formulas, parameters: Sequence[Any], slope: Tensor, grad: Tensor) -> Tensor:
     """What passes of a gradient."""
     product = slope * grad
-    return torch.where(slope == 0, slope, product) if a.is_dead else product
+    is_dead = a.is_dead if isinstance(a.is_dead, bool) else a.is_dead(*parameters)
+    return torch.where(slope == 0, slope, product) if is_dead else product
 
 
 def right_of_turn(a: Activation, x: Tensor, *parameters: float) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._twin import compiled
+from .._twin import Twin, compiled
 from ..activation import Activation
 from . import torch as plain
 
@@ -93,8 +93,8 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
     """The kernel of a body, one of `BODIES`."""
     if body not in BODIES:
         raise ValueError(f"there is no kernel {body!r}")
-    twin, (tensors, formulas) = a.twin, BODIES[body]
-    constants = dict(zip(formulas, _formulas(a, *formulas), strict=True))
+    twin, (tensors, formulas) = a.twin.at(*parameters), BODIES[body]
+    constants = dict(zip(formulas, _formulas(twin, *formulas), strict=True))
     if "backward" in body:
         constants["dead"] = a.is_dead
     if body == "backward_packed":
@@ -121,17 +121,21 @@ def _blend_launch(
     is_backward: bool,
 ) -> tuple[Launch, tuple[float, ...]]:
     """The kernel of two functions, and the numbers of the second."""
-    f, g = (twin.df if is_backward else twin.f for twin in (a.twin, b.twin))
+    first, second = a.twin.at(*of_a), b.twin.at(*of_b)
+    f, g = (twin.df if is_backward else twin.f for twin in (first, second))
     names = ("df", "dg") if is_backward else ("f", "g")
+    constants = dict(zip(names, (compiled()[f], compiled()[g]), strict=True))
+    if is_backward:
+        constants["dead"] = a.is_dead and b.is_dead
     launch = Launch(
         kernel=_kernels().blend_backward if is_backward else _kernels().blend,
         tensors=("grad", "x", "result") if is_backward else ("x", "y"),
-        numbers=_given(a.twin.numbers(*of_a)),
+        numbers=_given(first.numbers(*of_a)),
         turn=None,
-        constants=dict(zip(names, (compiled()[f], compiled()[g]), strict=True)),
+        constants=constants,
         traffic=3 if is_backward else 2,
     )
-    return launch, _given(b.twin.numbers(*of_b))
+    return launch, _given(second.numbers(*of_b))
 
 
 def _given(numbers: Sequence[float]) -> tuple[float, ...]:
@@ -146,9 +150,9 @@ def _kernels() -> Any:
     return _triton_kernels
 
 
-def _formulas(a: Activation, *names: str) -> list[Any]:
-    """Those of the twin, compiled."""
-    return [compiled()[getattr(a.twin, name)] for name in names]
+def _formulas(twin: Twin, *names: str) -> list[Any]:
+    """Those of a twin, compiled."""
+    return [compiled()[getattr(twin, name)] for name in names]
 
 
 # ---- the operators -------------------------------------------------------------------------------
@@ -273,7 +277,11 @@ def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
         with on_device(x):
             _kernels().trained[(tiling.channel_blocks * tiling.tiles,)](
                 *(x, parameters, y, *tiling.shape, tiling.tiles),
-                *(*_formulas(a, "trained_numbers", "f"), len(a.parameters), *tiling.tile),
+                *(
+                    *_formulas(a.twin.of_trained, "trained_numbers", "f"),
+                    len(a.parameters),
+                    *tiling.tile,
+                ),
                 num_warps=WARPS,
             )
     return y
@@ -301,7 +309,7 @@ def trained_backward(
     with on_device(x):
         _kernels().trained_backward[(tiling.channel_blocks * parts,)](
             *(_like(grad, x), x, parameters, result, sums, *tiling.shape, tiling.tiles),
-            *(parts, steps, *_formulas(a, "trained_numbers", "df", "dp")),
+            *(parts, steps, *_formulas(a.twin.of_trained, "trained_numbers", "df", "dp")),
             *(len(a.parameters), *tiling.tile),
             num_warps=WARPS,
         )

@@ -197,38 +197,50 @@ LARGEST_SPLIT = LARGEST_X / 2.0**14
 STEPS_ON_GPU = 12
 """Safeguarded Newton steps for float32; they settle in 4 to 8."""
 
-# The c of the functions below: 0 to 2 the `factor` of 2·beta; 3, 4 where x is clamped for the
+# The c of the functions below. For alpha < 0 they are written in 1/e (see csrc/functions/aptx.h),
+# with a side of −1. 0 to 2 the `factor` of side·2·beta; 3, 4 where x is clamped for the
 # exponential; 5, 6 where it is clamped for itself, since inf·0 would be a NaN; 7, 8 the limits of
-# the weight of x, gamma·(alpha + 1) and gamma·(alpha − 1), and 9 their difference; for `gpu_dp`
-# also 10 gamma, 11 alpha + 1, 12 alpha − 1.
+# the weight of x, gamma·(alpha ± side), and 9 their difference. For `gpu_dp` and where alpha is
+# near 0 also 10 gamma, 11 alpha + side, 12 alpha − side, 13 alpha, 14 the side.
 
 
 def gpu_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
-    sharpness = 2 * beta
-    top, base = gamma * (alpha + 1), gamma * (alpha - 1)
+    side = -1.0 if alpha < 0 else 1.0
+    sharpness = 2 * side * beta
+    top, base = gamma * (alpha + side), gamma * (alpha - side)
     low, high = -LARGEST_SPLIT, LARGEST_SPLIT
     if sharpness:
         a, b = FLOOR / sharpness, NEAR / sharpness
         low, high = max(low, min(a, b)), min(high, max(a, b))
-    left, right = (top, base) if beta < 0 else (base, top)
+    left, right = (top, base) if sharpness < 0 else (base, top)
     return (
         *(*factor(sharpness), low, high),
         *(-math.inf if left else -LARGEST_X, math.inf if right else LARGEST_X),
-        *(top, base, 2 * gamma),
+        *(top, base, 2 * side * gamma),
     )
+
+
+def gpu_all_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
+    side = -1.0 if alpha < 0 else 1.0
+    rest = gamma, alpha + side, alpha - side, alpha, side
+    return *gpu_numbers(alpha, beta, gamma), *rest
 
 
 @device
 def gpu_trained_numbers(p: Any) -> Any:
     """The same of blocks."""
-    alpha, beta, gamma = p[0], p[1], p[2]
-    sharpness = beta + beta
-    more, less = alpha + 1.0, alpha - 1.0
-    top, base = gamma * more, gamma * less
+    return gpu_block_numbers(p[0], p[1], p[2], tl.where(p[0] < 0, -1.0, 1.0))
+
+
+@device
+def gpu_block_numbers(alpha: Any, beta: Any, gamma: Any, side: Any) -> Any:
+    sharpness = (beta + beta) * side
+    to, start = alpha + side, alpha - side
+    top, base = gamma * to, gamma * start
     a, b = divide(FLOOR, sharpness), divide(NEAR, sharpness)
     low = at_least(tl.minimum(a, b), -LARGEST_SPLIT)
     high = at_most(tl.maximum(a, b), LARGEST_SPLIT)
-    falling = beta < 0
+    falling = sharpness < 0
     least = tl.where(tl.where(falling, top, base) == 0, -LARGEST_X, float("-inf"))
     most = tl.where(tl.where(falling, base, top) == 0, LARGEST_X, float("inf"))
     return (
@@ -241,10 +253,12 @@ def gpu_trained_numbers(p: Any) -> Any:
         most,
         top,
         base,
-        gamma + gamma,
+        (gamma + gamma) * side,
         gamma,
-        more,
-        less,
+        to,
+        start,
+        alpha,
+        side,
     )
 
 
@@ -284,8 +298,43 @@ def gpu_dp(x: Any, c: Any, half: constexpr) -> Any:
     x, within, e = gpu_parts(x, c, half)
     r = divide(1.0, e + 1.0)
     sigma = e * r
-    to_beta = (c[9] + c[9]) * (within * sigma) * (within * r)
+    to_beta = (c[10] * 4.0) * (within * sigma) * (within * r)
     return c[10] * x, tl.where(sigma == 1.0, 0.0, to_beta), x * (tl.fma(e, c[11], c[12]) * r)
+
+
+# Where alpha is near 0, the weight of x is small beside its limits: there it is computed by tanh
+# itself. Other lanes stay as they are.
+
+
+@device
+def gpu_sum(within: Any, c: Any, half: constexpr) -> Any:
+    """alpha + tanh(beta·x)"""
+    e = expm1(within * c[0], half)
+    return c[13] + c[14] * divide(e, e + 2.0)
+
+
+@device
+def gpu_balanced_f(x: Any, c: Any, half: constexpr) -> Any:
+    x, within, e = gpu_parts(x, c, half)
+    weight = divide(tl.fma(e, c[7], c[8]), e + 1.0)
+    return x * tl.where(tl.abs(c[13]) < BALANCED, c[10] * gpu_sum(within, c, half), weight)
+
+
+@device
+def gpu_balanced_df(x: Any, c: Any, half: constexpr) -> Any:
+    _x, within, e = gpu_parts(x, c, half)
+    r = divide(1.0, e + 1.0)
+    weight = tl.fma(e, c[7], c[8]) * r
+    weight = tl.where(tl.abs(c[13]) < BALANCED, c[10] * gpu_sum(within, c, half), weight)
+    return weight + c[9] * (at_most(within * c[0], NEARER) * r) * (e * r)
+
+
+@device
+def gpu_balanced_dp(x: Any, c: Any, half: constexpr) -> Any:
+    to_alpha, to_beta, to_gamma = gpu_dp(x, c, half)
+    x, within, _e = gpu_parts(x, c, half)
+    balanced = x * gpu_sum(within, c, half)
+    return to_alpha, to_beta, tl.where(tl.abs(c[13]) < BALANCED, balanced, to_gamma)
 
 
 @device
@@ -399,5 +448,17 @@ activation = Activation(
         table=gpu_table,
         trained_numbers=gpu_trained_numbers,
         dp=gpu_dp,
+        varies=lambda alpha, beta, gamma: abs(alpha) < BALANCED,
+        variant=Twin(
+            gpu_balanced_f,
+            gpu_balanced_df,
+            gpu_d2f,
+            gpu_df_y,
+            numbers=gpu_all_numbers,
+            output_numbers=gpu_output_numbers,
+            table=gpu_table,
+            trained_numbers=gpu_trained_numbers,
+            dp=gpu_balanced_dp,
+        ),
     ),
 )

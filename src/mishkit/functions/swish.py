@@ -12,7 +12,7 @@ from ..activation import Activation, OnnxWriter, Parameter
 from . import aptx
 from ._limits import LARGEST, SMALLEST
 from ._triton_math import divide
-from .aptx import Value, gpu_d2f, gpu_df, gpu_df_y, gpu_dp, gpu_parts, gpu_trained_numbers
+from .aptx import Value, gpu_block_numbers, gpu_d2f, gpu_df, gpu_df_y, gpu_dp, gpu_parts
 
 if TYPE_CHECKING:
     from triton.language import constexpr
@@ -59,7 +59,7 @@ def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
 
 @device
 def gpu_swish_numbers(p: Any) -> Any:
-    return gpu_trained_numbers((1.0, p[0] * 0.5, 0.5))
+    return gpu_block_numbers(1.0, p[0] * 0.5, 0.5, 1.0)
 
 
 @device

@@ -96,10 +96,19 @@ class _Blend(NamedTuple):
     f: Callable[..., Tensor]
     df: Callable[..., Tensor]
     d2f: Callable[..., Tensor]
-    is_dead: bool = False
+    is_dead: Callable[..., bool]
 
 
-BLEND = _Blend("blend", _mixed("f"), _mixed("df"), _mixed("d2f"))
+def _is_dead(*arguments: Any) -> bool:
+    """Whether no gradient passes where the derivative is 0: both functions must be so."""
+    *both, t = arguments
+    (a, _), (b, _) = _split(both)
+    if not isinstance(t, Tensor) and (t <= 0 or t >= 1):
+        return b.is_dead if t >= 1 else a.is_dead
+    return a.is_dead and b.is_dead
+
+
+BLEND = _Blend("blend", _mixed("f"), _mixed("df"), _mixed("d2f"), _is_dead)
 
 
 _expression: Callable[..., Tensor] = functools.partial(plain.forward, BLEND)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checkpoint import in_checkpoint
 from .handles import Handle, Hooks, Kept, Made, Source, unpack
 from .recipes import Node, find
 
@@ -51,10 +52,10 @@ def recompute() -> Iterator[None]:
     weight does. A tensor is only freed if nobody else holds it; what `inplace=True` activations of
     torch write over can't be made again.
     """
-    outside = _hooks_outside()
-    if outside is not None and _is_checkpoint(outside):
+    if in_checkpoint():
         yield
         return
+    outside = _hooks_outside()
     with torch.autograd.graph.saved_tensors_hooks(_Packer(outside).pack, unpack):
         yield
 
@@ -63,10 +64,6 @@ def _hooks_outside() -> Hooks | None:
     """The saved-tensor hooks that are active already, which ours hide."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if top is None else top(True)
-
-
-def _is_checkpoint(hooks: Hooks) -> bool:
-    return getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
 
 
 class _Packer:

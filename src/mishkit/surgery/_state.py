@@ -15,16 +15,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..memory import parts_of, storages_of
+
 Storage = int
 """The address of a storage that is alive, by which it is told from the others."""
 
 
 def storage_of(tensor: Tensor) -> Storage:
-    """Which storage a tensor lies in; 0 for those that have none, as sparse ones."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return 0
+    """Which storage a tensor's values lie in; 0 for those that show none, as opaque ones."""
+    storages = storages_of(tensor)
+    return storages[0]._cdata if storages else 0
+
+
+Region = tuple[Any, ...]
+"""Which numbers a tensor is: storage, offset, sizes, strides and dtype of its values."""
+
+
+def region_of(tensor: Tensor) -> Region:
+    """Which numbers a tensor is; an opaque one equals no other."""
+    storage = storage_of(tensor)
+    if not storage:
+        return storage, object()
+    values = parts_of(tensor)[0]
+    where = storage, values.storage_offset()
+    return (*where, values.shape, values.stride(), values.dtype)
 
 
 def written_by(operator: Any) -> set[str]:
@@ -146,20 +160,22 @@ class _Held:
 
     def _note_tensor(self, tensor: Tensor, now: bool) -> None:
         alias = tensor.detach()  # which stays where it is if `tensor` is given other data
-        if storage_of(alias) and not alias.is_meta:
+        for part in parts_of(alias) if storage_of(alias) else ():
+            if part.is_meta:
+                continue
             if now:
-                self.copies.copy([alias])
+                self.copies.copy([part])
             else:
-                self.copies.watch(alias)
+                self.copies.watch(part)
         if not tensor.is_leaf:
             return
         wants_grad, grad = tensor.requires_grad, tensor.grad
-        where = storage_of(alias), alias.storage_offset(), alias.shape
+        where = region_of(alias)
 
         def undo() -> None:
             if not tensor.is_leaf:  # something with a gradient was written to it
                 tensor.detach_()
-            if (storage_of(tensor), tensor.storage_offset(), tensor.shape) != where:
+            if where[0] and region_of(tensor) != where:
                 tensor.data = alias
             if tensor.requires_grad != wants_grad:
                 tensor.requires_grad_(wants_grad)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functions import ACTIVATIONS
-from ..modules import TrainableModule
+from ..modules import TrainableModule, Unscriptable
 from ..ops.blend import Fraction, call, function, mix
 from ..ops.functions import is_exporting
 from .known import Known, identify, identify_function
@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Schedule] = {"linear": _linear, "cosine": _cosine}
 # ---- sites -------------------------------------------------------------------------------------
 
 
-class Blend(nn.Module):
+class Blend(Unscriptable):
     """(1 − t)·old(x) + t·new(x), in the place of the module `old`.
 
     Where mishkit has both functions, with parameters that are not trained, one kernel computes
@@ -52,6 +52,8 @@ class Blend(nn.Module):
     The parameters, buffers and submodules of `old` are this module's own, under their own names, so
     that a state_dict keeps its keys; those of `new`, if it has any, are below `new`.
     """
+
+    way_out = "torch.jit.trace the model once the annealing is finished"
 
     _is_blend = True
 

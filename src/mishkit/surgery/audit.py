@@ -43,7 +43,8 @@ class Site:
     "autograd.Function" for somebody's that has an activation in it; "scripted" in TorchScript."""
     calls: int
     shape: tuple[int, ...]
-    """Of the first call's output."""
+    """Of the first call's output; -1 is a size that differs from item to item, as in nested
+    tensors."""
     dtype: torch.dtype
     kept: int
     """Bytes that autograd keeps because this site asks for them, by distinct storage."""
@@ -79,7 +80,8 @@ class Site:
     def verdict(self) -> str:
         """What it is, the advice and the reason, in a line."""
         advice = "output, in place" if self.advice == "output" and self.inplace else self.advice
-        shape, dtype = "×".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")
+        shape = "×".join("?" if size < 0 else str(size) for size in self.shape)
+        dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.how}, {shape} {dtype}: {advice}, {self.reason}"
 
 
@@ -415,7 +417,7 @@ class _Ledger:
             self._choose([unit for unit in units if unit.by == by and can_keep_output(unit)])
             totals.append(self.total())
         for unit in units:
-            if not unit.lean:
+            if not unit.lean and not any(call.unsuited for call in unit.calls):
                 unit.possible = max(0, self._try([unit]))
         return totals[0], totals[-1]
 
@@ -489,6 +491,10 @@ def can_keep_output(unit: Unit) -> bool:
 def _obstacle(unit: Unit, call: Call) -> str:
     """Why a call can't keep its output instead; empty if it can."""
     known = call.known
+    if call.unsuited:
+        return (
+            f"mishkit has no kernels for {call.unsuited} tensors: torch's own function computes it"
+        )
     if call.kind == SCRIPTED:
         return "it is scripted"
     if call.kind in (BY_HAND, FUNCTION):
@@ -540,7 +546,7 @@ def _site(unit: Unit, trace: Trace) -> Site:
         if isinstance(first.module, nn.Module)
         else first.kind or "call",
         calls=len(calls),
-        shape=tuple(first.shape),
+        shape=first.shape,
         dtype=first.dtype,
         kept=sum(size[s] for s in own),
         alone=sum(size[s] for s in own - shared),

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .._checkpoint import in_checkpoint
 from ..functional import FUNCTIONS
 from .audit import LEAN, AdvisedCalls, Report, Unit, plan
 from .slots import Slot, put_all
-from .watch import convertible, in_checkpoint, line_of_model, on_modules
+from .watch import convertible, line_of_model, on_modules
 
 
 def lean(model: nn.Module, *inputs: Any, inplace: bool = False, **kwargs: Any) -> Report:

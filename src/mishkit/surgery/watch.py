@@ -21,24 +21,18 @@ from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_module
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._calls import unsuited
+from .._checkpoint import in_checkpoint
 from ..functions import ACTIVATIONS
-from ._state import Storage, arguments_of, storage_of, undisturbed, written_by
+from ..memory import parts_of, storages_of
+from ._state import Region, Storage, arguments_of, region_of, storage_of, undisturbed, written_by
 from .known import Known, identify, identify_function
 from .slots import Slot, slots
-
-Region = tuple[Any, ...]
-"""Which numbers a tensor is: storage, offset, sizes, strides and dtype."""
-
-
-def _region(tensor: Tensor) -> Region:
-    where = storage_of(tensor), tensor.storage_offset()
-    return (*where, tensor.shape, tensor.stride(), tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,9 @@ class Call:
     autograd.Function that has activations in it; `SCRIPTED` within TorchScript; else empty."""
     function: str
     """The function of torch that is called, as `lean_functional` sees it; empty if it does not."""
-    shape: torch.Size
+    shape: tuple[int, ...]
+    """A dimension whose size differs from item to item, as of nested tensors, is −1."""
+    elements: int
     dtype: torch.dtype
     x: Region
     y: Region
@@ -90,6 +86,8 @@ class Call:
     """Its numbers in autograd's sequence."""
     wants_grad: bool
     """Whether a gradient flows through it."""
+    unsuited: str
+    """What its input is, where our kernels take none such; else empty."""
     only: bool = False
     """Whether the module around it does nothing else, so that it can be swapped."""
     y_uses: list[Use] = field(default_factory=list)
@@ -98,11 +96,6 @@ class Call:
     """What writes over the output."""
     alone: bool = False
     """Whether nobody else can miss its input: see `_Fresh`."""
-
-    @property
-    def elements(self) -> int:
-        """How many there are."""
-        return self.shape.numel()
 
     @property
     def output(self) -> Storage:
@@ -156,8 +149,8 @@ def watch(
     layers alive for as long as the pass lasts.
     """
     observer = _Observer(model, inplace)
-    given = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
-    given.update(storage_of(t) for t in tensors_of((args, kwargs)))
+    tensors = (*model.parameters(), *model.buffers(), *tensors_of((args, kwargs)))
+    given = {storage._cdata for tensor in tensors for storage in storages_of(tensor)}
     with _only_young_garbage(), undisturbed(model, args, kwargs), torch.enable_grad():
         with observer:
             output = model(*args, **kwargs)
@@ -328,9 +321,10 @@ class _Observer(TorchDispatchMode):
         is_bare = not (module._modules or module._parameters or module._buffers)
         if is_bare and len(frame.calls) == len(args) == 1:
             (call,), (x,) = frame.calls, args
-            ends = isinstance(x, Tensor) and _region(x) == call.x and _region(output) == call.y
+            ends = isinstance(x, Tensor) and region_of(x) == call.x and region_of(output) == call.y
             call.only = ends and frame.name != ""
-        if self.inplace and makes_fresh(module):
+        ordinary = type(output) is Tensor and not unsuited(output)
+        if self.inplace and makes_fresh(module) and ordinary:
             caller = self.stack[-1] if self.stack else None
             self.fresh.setdefault(storage_of(output), _Fresh(output, caller))
 
@@ -355,14 +349,14 @@ class _Observer(TorchDispatchMode):
     ) -> None:
         if not isinstance(x, Tensor) or self.running:
             return
-        self.held.append(x.untyped_storage())
+        self.held += storages_of(x)
         fresh = self.fresh.get(storage_of(x))
         hooked = isinstance(module, nn.Module) and has_hooks(module)
         if fresh is not None and (
             fresh.tensor is not x or fresh.caller is not caller or hooked or in_checkpoint()
         ):
             fresh.others = True
-        place, where = Place(name), (_region(x), _version(x))
+        place, where = Place(name), (region_of(x), _version(x))
         wants_grad = x.requires_grad and torch.is_grad_enabled()
         self.running.append(_Running(module, known, place, _latest(), x, *where, wants_grad, fresh))
 
@@ -490,14 +484,15 @@ class _Observer(TorchDispatchMode):
             return
         del self.unfinished[min(later)]
         call.nodes = set(range(first, last + 1))
-        call.y, call.shape, call.dtype = _region(tensor), tensor.shape, tensor.dtype
-        self.held.append(tensor.untyped_storage())
+        call.y, call.shape, call.dtype = region_of(tensor), _sizes(tensor), tensor.dtype
+        call.elements = _count(tensor)
+        self.held += storages_of(tensor)
         self.by_output.setdefault(call.output, []).append(call)
 
     def _put_together(self, factors: Sequence[Tensor], output: Tensor, node: int | None) -> None:
         """Recognise x·σ(x) and x·tanh(softplus(x))."""
         for x, gate in (factors, factors[::-1]):
-            chain = [self._part(_region(gate))]
+            chain = [self._part(region_of(gate))]
             if chain[0] is not None and chain[0].known == Known("tanh"):
                 chain.append(self._part(chain[0].x))
             parts = [part for part in chain if part is not None]
@@ -509,7 +504,7 @@ class _Observer(TorchDispatchMode):
                 (("tanh", None), ("softplus", 1.0)): "mish",
             }.get(functions, "")
             # The same numbers, not the same storage: in a·σ(b) both are often chunks of one tensor.
-            if not function or parts[-1].x != _region(x) or parts[-1].version != _version(x):
+            if not function or parts[-1].x != region_of(x) or parts[-1].version != _version(x):
                 continue
             for part in parts:
                 self._forget(part)
@@ -555,7 +550,7 @@ class _Observer(TorchDispatchMode):
         region: Region | None = None,
         version: int | None = None,
     ) -> Call:
-        self.held += [x.untyped_storage(), y.untyped_storage()]
+        self.held += storages_of(x) + storages_of(y)
         frame = self.stack[-1] if self.stack else None
         call = Call(
             known=known,
@@ -564,13 +559,15 @@ class _Observer(TorchDispatchMode):
             module=module,
             kind=kind,
             function=function,
-            shape=y.shape,
+            shape=_sizes(y),
+            elements=_count(y),
             dtype=y.dtype,
-            x=_region(x) if region is None else region,
-            y=_region(y),
+            x=region_of(x) if region is None else region,
+            y=region_of(y),
             version=_version(x) if version is None else version,
             nodes=nodes,
             wants_grad=wants_grad,
+            unsuited=unsuited(x),
         )
         self.calls.append(call)
         self.by_output.setdefault(call.output, []).append(call)
@@ -595,13 +592,9 @@ class _Observer(TorchDispatchMode):
         for tensor in outputs:
             self._finish(tensor, _latest())
         saved = [
-            Saved(
-                kept.node,
-                storage_of(kept.tensor),
-                kept.tensor.untyped_storage().nbytes(),
-                kept.module,
-            )
+            Saved(kept.node, storage._cdata, storage.nbytes(), kept.module)
             for kept in alive
+            for storage in storages_of(kept.tensor)
         ]
         self._judge({storage_of(tensor) for tensor in outputs}, saved)
         return Trace(
@@ -682,6 +675,8 @@ def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
         return ""
     if len(args) != 1 or not isinstance(args[0], Tensor) or not _wants_grad(args[0]):
         return ""
+    if unsuited(args[0]):
+        return ""
     activation = ACTIVATIONS[known.function]
     values = [kwargs.get(p.name, p.default) for p in activation.parameters]
     try:
@@ -693,17 +688,6 @@ def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
 
 _WORTH = frozenset(("silu", "gelu", "mish", "hardswish", "softplus"))
 """Those of torch that do not keep their outputs already."""
-
-
-def in_checkpoint() -> bool:
-    """Whether this runs within torch's checkpoint, which runs it again in backward and must find
-    that it keeps as many tensors."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def line_of_model(frame: FrameType | None = None) -> str:
@@ -773,6 +757,26 @@ def _latest() -> int:
 
 def _wants_grad(tensor: Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _count(tensor: Tensor) -> int:
+    """How many values it has here, as a part of a distributed one."""
+    parts = parts_of(tensor)
+    return parts[0].numel() if parts else tensor.numel()
+
+
+def _sizes(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape; a dimension whose size differs from item to item is −1."""
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    sizes = []
+    for dimension in range(tensor.dim()):
+        try:
+            size = tensor.size(dimension)
+        except RuntimeError:
+            size = -1
+        sizes.append(size if isinstance(size, int) else -1)
+    return tuple(sizes)
 
 
 def _version(tensor: Tensor) -> int:

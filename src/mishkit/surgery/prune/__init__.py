@@ -76,6 +76,9 @@ class PruneReport:
     compared: int
     """On how many batches these were found."""
     dry_run: bool
+    in_training: str = ""
+    """What is different in training mode, which is not what was watched: that outputs change, or
+    why they were not compared; empty if they stay."""
 
     @property
     def silent(self) -> int:
@@ -102,6 +105,8 @@ class PruneReport:
             f"greatest change of an output: {self.max_change:.3g} (outputs up to "
             f"{self.max_output:.3g}, {batches})",
         ]
+        if self.in_training:
+            lines.append(f"in training mode: {self.in_training}")
         if self.dry_run:
             lines.append("dry run: the model is as it was")
         return "\n".join(lines)
@@ -129,7 +134,9 @@ def prune(
     fraction of them. It is removed, with all that is tied to it, if every Linear or Conv that reads
     it reads a silent input, or a constant that its bias can take up; otherwise it stays, and the
     report says why. With the defaults the outputs on the watched inputs stay the same to rounding:
-    every removal is tried, and taken back if they do not. On other inputs a unit may not be silent,
+    every removal is tried, and taken back if they do not, or if the model then fails in training
+    mode. Where outputs change there, as units may be silent by running statistics alone, the report
+    says so. On other inputs a unit may not be silent,
     so that the data should be like those the model will meet.
 
     The model is changed in place: parameters are replaced by smaller ones, so that an optimizer
@@ -215,6 +222,7 @@ def prune(
                 max_output=work.max_output,
                 compared=len(work.kept),
                 dry_run=dry_run,
+                in_training=work.in_training,
             )
         except BaseException:
             before.restore()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from .._state import undisturbed
 from ..slots import Slot
@@ -47,6 +48,15 @@ def copied_outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
     """The same, with what the run changes in the model, and in what its hooks hold."""
     with torch.no_grad():
         return [tensor.clone() for tensor in floating_tensors(run(model, batch))]
+
+
+def training_outputs_of(model: nn.Module, batch: Any, seed: int = 0) -> list[Tensor]:
+    """The same in training mode, but for dropout layers, whose numbers are random."""
+    with undisturbed(model, batch):
+        for module in model.modules():
+            module.training = not isinstance(module, _DropoutNd)
+        torch.manual_seed(seed)
+        return copied_outputs_of(model, batch)
 
 
 def macs_of(model: nn.Module, batch: Any) -> int:

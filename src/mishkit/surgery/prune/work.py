@@ -22,6 +22,7 @@ from .run import (
     copied_outputs_of,
     outputs_of,
     tapped,
+    training_outputs_of,
     with_progress,
 )
 
@@ -54,6 +55,12 @@ class Work:
         self.cuts: list[Cut] = []
         self.max_change = 0.0
         """The greatest absolute change of an output that was kept."""
+        self.trained: list[Tensor] | None = None
+        """The outputs for the first batch in training mode, of the model as it was, if it runs."""
+        self.uncompared = ""
+        """Why they are not compared."""
+        self.in_training = ""
+        """What is to be said of training mode, which is not what was watched."""
 
     def run(self, batches: Iterable[Any], progress: bool) -> None:
         """Find what is silent, and remove what can go."""
@@ -64,6 +71,7 @@ class Work:
         for cut in cuts:
             self._decide(graph, cut)
         self.cuts = [cut for cut in cuts if cut.sites]
+        self._look_at_training()
         self.max_change = self._carry_out(graph, [cut for cut in self.cuts if cut.removed])
 
     @property
@@ -177,6 +185,18 @@ class Work:
         if cut.removed and not graph.fits(cut):
             cut.refuse("a layer tied to it would lose other units, or all")
 
+    def _look_at_training(self) -> None:
+        """What the model gives in training mode, if it runs there, and the same each time."""
+        batch = self.kept[0][0]
+        try:
+            self.trained = training_outputs_of(self.model, batch)
+            again = training_outputs_of(self.model, batch, seed=1)
+        except Exception as error:  # whatever a model does that has another path there
+            self.uncompared = f"not looked at, as the model fails: {_first_line(error)}"
+            return
+        if any(_distance(y, one) for y, one in zip(again, self.trained, strict=True)):
+            self.uncompared = "not compared, as it draws random numbers"
+
     def _carry_out(self, graph: Graph, cuts: Sequence[Cut]) -> float:
         """Remove what was decided, take back what changes the outputs; the greatest change."""
         if not cuts:
@@ -196,6 +216,7 @@ class Work:
             start.restore()
             for cut in cuts:
                 cut.refuse(failure)
+            self.in_training = ""
             return 0.0
         return change
 
@@ -216,8 +237,7 @@ class Work:
             now = [outputs_of(self.model, batch) for batch, _ in self.kept]
         except Exception as error:
             # Whatever a model may raise when its shapes are not what it counts on.
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            return f"without it the model fails: {type(error).__name__}: {first[:80]}", 0.0
+            return f"without it the model fails: {_first_line(error)}", 0.0
         original = [outputs for _, outputs in self.kept]
         for ys, wanted in zip(now, expected or original, strict=True):
             if [y.shape for y in ys] != [y.shape for y in wanted]:
@@ -226,12 +246,38 @@ class Work:
                 moved = _distance(y, one)
                 if not moved <= ROUNDING * torch.finfo(one.dtype).eps * _largest(one):
                     return f"without it an output changes by {moved:.2g}", 0.0
+        failure = self._attempt_training()
+        if failure:
+            return failure, 0.0
         pairs = [
             pair
             for ys, before in zip(now, original, strict=True)
             for pair in zip(ys, before, strict=True)
         ]
         return "", max((_distance(y, one) for y, one in pairs), default=0.0)
+
+    def _attempt_training(self) -> str:
+        """Run in training mode, if the model did so before: why it failed, if it did."""
+        self.in_training = self.uncompared
+        if self.trained is None:
+            return ""
+        try:
+            now = training_outputs_of(self.model, self.kept[0][0])
+        except Exception as error:
+            return f"without it the model fails in training mode: {_first_line(error)}"
+        if [y.shape for y in now] != [y.shape for y in self.trained]:
+            return "without it an output has another shape in training mode"
+        if self.uncompared:
+            return ""
+        for y, one in zip(now, self.trained, strict=True):
+            moved = _distance(y, one)
+            if not moved <= ROUNDING * torch.finfo(one.dtype).eps * _largest(one):
+                self.in_training = (
+                    f"without what was removed an output changes by {moved:.2g} of up to "
+                    f"{_largest(one):.2g}"
+                )
+                break
+        return ""
 
     def _masked(self, batch: Any, cuts: Sequence[Cut]) -> list[Tensor]:
         """The outputs with zeros for what is all but silent: what must come out without it."""
@@ -256,6 +302,11 @@ class Work:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:80] if text else ''}"
 
 
 def _largest(y: Tensor) -> float:
