@@ -25,8 +25,8 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check versions oldest newest sanitize bench peers accuracy exhaustive gallery docs \
-	format clean
+.PHONY: help venv kernels demo test check versions oldest newest sanitize bench peers accuracy \
+	exhaustive gallery docs format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
