@@ -3,6 +3,15 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
+# The oldest and the newest torch that are claimed. The builds on PyPI bring the Triton that is theirs;
+# name it after a build for CPUs: OLDEST="torch==2.10.0+cpu triton==3.6.0".
+OLDEST ?= torch==2.10.0
+NEWEST ?= torch==2.14.1
+# The tests of what leans on parts of torch that change with its releases.
+SHORT := $(patsubst %,tests/test_%.py,calls tracing compile transforms autograd recompute memory \
+	modules refused ddp anneal audit audit_calls audit_state lean lean_in_place swap surgery_keeps \
+	prune onnx import)
+TESTS ?= $(SHORT)
 PYTEST ?=
 PEERS ?=
 # Here a C++ error is an error; `make MISHKIT_REQUIRE_KERNELS= …` goes on without the kernels.
@@ -16,8 +25,8 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check sanitize bench peers accuracy exhaustive gallery docs \
-	format clean
+.PHONY: help venv kernels demo test check versions oldest newest sanitize bench peers accuracy \
+	exhaustive gallery docs format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +63,11 @@ sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of v
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 		$(PY) -m pytest -n auto --dist worksteal tests/test_refused.py tests/test_layouts.py \
 		tests/test_values.py tests/test_calls.py $(PYTEST)
+
+versions: oldest newest ## the tests that lean on torch, with the oldest and the newest; TESTS=tests for all
+
+oldest newest: %: kernels .venv-%/installed
+	@PYTHONPATH=$(CURDIR)/src .venv-$@/bin/python -m pytest -n auto --dist worksteal $(TESTS) $(PYTEST)
 
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
@@ -94,6 +108,16 @@ clean: ## remove what was built; .venv stays
 .venv/installed: pyproject.toml setup.py .venv/torch
 	@echo "venv: mishkit[lab,test,dev,integrations,onnx,docs]"
 	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,onnx,docs]"
+	@touch $@
+
+# What the tests need comes with a copy of mishkit, which src hides from them.
+.venv-oldest/installed: WANTED := $(OLDEST)
+.venv-newest/installed: WANTED := $(NEWEST)
+.venv-oldest/installed .venv-newest/installed: pyproject.toml
+	@echo "$(@D): $(WANTED), mishkit[lab,test,onnx]"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -qq $(WANTED)
+	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(@D)/bin/python -m pip install -qq $(WANTED) ".[lab,test,onnx]"
 	@touch $@
 
 # Who can't be installed is absent, and the page says so; the rest must be there. timm comes without

@@ -23,7 +23,7 @@ if interpreted:
     os.environ["TRITON_INTERPRET"] = "1"
 
 TORCHS_OWN = [
-    r"`torch\.jit\.:DeprecationWarning",
+    r"`torch\.jit\.",  # a DeprecationWarning, or since 2.14 a FutureWarning
     ".*treespec:FutureWarning",
     ".*autograd.function.Function.* should not be instantiated:DeprecationWarning",
 ]

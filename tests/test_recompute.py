@@ -138,6 +138,24 @@ def test_normalisations_round_as_torchs_kernels_do() -> None:
         assert recipes._rounds_alike(again, torch.float32, "cpu")
 
 
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.contiguous(memory_format=torch.channels_last)[:, :, 2:3],
+        lambda x: x.view(12, 8, 2, 4, 8).contiguous(memory_format=torch.channels_last_3d),
+        lambda x: x.transpose(-1, -2),
+        lambda x: x.view(12, 8, -1),
+    ],
+    ids=["channels_last", "one row", "channels_last_3d", "transposed", "sequence"],
+)
+def test_group_norms_of_every_layout(laid_out: Callable[[Tensor], Tensor]) -> None:
+    """For some layouts torch has other kernels, which round otherwise."""
+    function: Step = lambda x, w: F.group_norm(laid_out(x), 2, w.scale, w.shift)  # noqa: E731
+    y, kept = packed(function, torch.float32)
+    assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_our_own_functions(name: str) -> None:
     function: Step = lambda x, w: FUNCTIONS[name](x)  # noqa: E731

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from ..ops.functions import RULES
 
@@ -152,14 +153,38 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Ten
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    by_channels = suggest_memory_format(x) is not torch.contiguous_format
+    rounds_once = _shift_rounds_once(x.dtype, x.device.type, by_channels)
+    return _group_norm_by_shift(x, weight, bias, mean, rstd, rounds_once)
+
+
+def _group_norm_by_shift(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, rounds_once: bool
+) -> Tensor:
     samples, channels = x.shape[:2]
     repeats = channels // mean.shape[1]
-    scale = rstd.repeat_interleave(repeats, 1) * weight
-    shift = torch.addcmul(
-        bias.expand_as(scale), mean.repeat_interleave(repeats, 1), scale, value=-1
-    )
+    scale, mean = rstd.repeat_interleave(repeats, 1) * weight, mean.repeat_interleave(repeats, 1)
+    if rounds_once:
+        shift = torch.addcmul(bias.expand_as(scale), mean, scale, value=-1)
+    else:
+        shift = bias - mean * scale
     shape = (samples, channels, *(1,) * (x.dim() - 2))
     return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+@functools.cache
+def _shift_rounds_once(dtype: torch.dtype, device: str, by_channels: bool) -> bool:
+    """Whether the kernel of group norms rounds bias − mean·scale once, or the product first, as
+    that of torch 2.14 does for `channels_last`. If it does neither `_rounds_alike` will see it."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
+        for shape in ((4, 24, 5, 5), (24,), (24,))
+    )
+    if by_channels:
+        x = x.contiguous(memory_format=torch.channels_last)
+    y, *kept = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
+    return torch.equal(y, _group_norm_by_shift(x, weight, bias, *kept, rounds_once=True))
 
 
 def _shift_of(node: Node) -> Tensor:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import get_ident
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
+from torch.autograd.function import Function, FunctionCtx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -407,7 +409,7 @@ class _Observer(TorchDispatchMode):
             return output
         application = _application()
         if application is not None:
-            self._note_application(application, node)
+            self._note_application(*application, node)
             return output
         # In place and with out= the result is the argument that is written.
         result = output if isinstance(output, Tensor) else None
@@ -449,20 +451,25 @@ class _Observer(TorchDispatchMode):
                 if fresh is not None and fresh is not taking:
                     fresh.others = True
 
-    def _note_application(self, application: FrameType, node: int) -> None:
+    def _note_application(self, kind: type, forward: FrameType, node: int) -> None:
         """Note somebody's autograd.Function that has an activation in it, once a call."""
-        frame = id(application)
+        frame = id(forward)
         if self.applied[0] == frame and (torch.is_grad_enabled() or self.applied[1] == node):
             return
         self.applied = frame, node
-        given = application.f_locals
-        tensors = tensors_of(given["args"])
+        names, rest, _, given = inspect.getargvalues(forward)
+        arguments = [*(given.get(name) for name in names), *(given.get(rest, ()) if rest else ())]
+        context: Any = next((value for value in arguments if isinstance(value, FunctionCtx)), None)
+        tensors = tensors_of([value for value in arguments if value is not context])
         if not tensors:
             return
-        wants_grad = any(tensor.requires_grad for tensor in tensors)
+        if context is None:
+            wants_grad = any(tensor.requires_grad for tensor in tensors)
+        else:  # by now the arguments may be others, and the `forward` that of a subclass
+            wants_grad, kind = any(context.needs_input_grad), context._forward_cls
         call = self._add(
-            Known(given["cls"].__name__),
-            Place(self._module, line_of_model(application.f_back)),
+            Known(kind.__name__),
+            Place(self._module, line_of_model(forward.f_back)),
             tensors[0],
             tensors[0],
             {node} if wants_grad else set(),
@@ -700,8 +707,12 @@ def line_of_model(frame: FrameType | None = None) -> str:
 
 def _is_library(frame: FrameType) -> bool:
     # What is made by exec, as functions with parameters are, has the package alone.
-    name = frame.f_globals.get("__name__") or frame.f_globals.get("__package__") or ""
-    return name.partition(".")[0] in ("torch", _PACKAGE)
+    names = frame.f_globals
+    return _is_of_library(names.get("__name__") or names.get("__package__") or "")
+
+
+def _is_of_library(module: str) -> bool:
+    return module.partition(".")[0] in ("torch", _PACKAGE)
 
 
 _PACKAGE = __package__.partition(".")[0]
@@ -735,19 +746,28 @@ def _has_global_hooks() -> bool:
     return any(vars(torch_module)[f"_global_{kind}_hooks"] for kind in kinds)
 
 
-def _application() -> FrameType | None:
-    """The innermost call of somebody's autograd.Function that is being computed."""
-    frame: FrameType | None = sys._getframe(2)
+def _application() -> tuple[type, FrameType] | None:
+    """The innermost of somebody's autograd.Functions that is being computed, and the frame of its
+    `forward`: `apply` itself has none since torch 2.14."""
+    codes = {forward.__code__: kind for kind, forward in _forwards(Function)}
+    frame: FrameType | None = sys._getframe(2) if codes else None
     while frame is not None:
-        if frame.f_code is _APPLY:
-            package = frame.f_locals["cls"].__module__.partition(".")[0]
-            if package not in ("torch", _PACKAGE):
-                return frame
+        if frame.f_code in codes:
+            return codes[frame.f_code], frame
         frame = frame.f_back
     return None
 
 
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+def _forwards(base: type) -> Iterator[tuple[type, FunctionType]]:
+    """Others' subclasses with a `forward` of their own, and that function without decorators."""
+    kind: type
+    for kind in base.__subclasses__():
+        yield from _forwards(kind)
+        own = vars(kind).get("forward")
+        if isinstance(own, staticmethod) and not _is_of_library(kind.__module__):
+            forward = inspect.unwrap(own.__func__)
+            if isinstance(forward, FunctionType):
+                yield kind, forward
 
 
 def _latest() -> int:
