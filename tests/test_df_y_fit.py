@@ -13,7 +13,7 @@ import torch
 
 from mishkit.functions import ACTIVATIONS
 from mishkit.functions._branch_fit import BranchFit
-from mishkit.functions._df_y_tables import TABLES, TURNS
+from mishkit.functions._df_y_tables import MINIMA, TABLES
 
 ROOT = Path(__file__).parent.parent
 NAMES = list(TABLES)
@@ -47,7 +47,7 @@ def evaluate(fit: BranchFit, y: np.ndarray, left: np.ndarray, fused: bool = True
 
 def gradient_of_output(name: str, y: np.ndarray, left: np.ndarray) -> np.ndarray:
     """f' at the x on the given side with f(x) = y, found by bisection in float64."""
-    turn, y_min = TURNS[name]
+    turn, y_min = MINIMA[name].turn, MINIMA[name].y
     low = np.where(left, -800.0, turn)
     high = np.where(left, turn, np.maximum(y, 0) + 2)
     for _ in range(64):
@@ -60,7 +60,7 @@ def gradient_of_output(name: str, y: np.ndarray, left: np.ndarray) -> np.ndarray
 
 def outputs(name: str) -> tuple[np.ndarray, np.ndarray]:
     """float32 outputs on both branches, dense at the minimum, in the tail and at the breaks."""
-    turn, y_min = TURNS[name]
+    turn, y_min = MINIMA[name].turn, MINIMA[name].y
     fit = TABLES[name]["float32"]
     tiny = -np.logspace(-45, -1, 5001)
     steps = np.arange(-300, 301) * 2.0**-26
@@ -142,7 +142,7 @@ def test_half_error_is_that_of_the_exact_inverse(name: str, dtype: str) -> None:
     y, g, left = (
         rounded(reference(name, "f", x), dtype),
         reference(name, "df", x),
-        x <= TURNS[name][0],
+        x <= MINIMA[name].turn,
     )
     weights = normal_probabilities(x)
     exact = sizes(gradient_of_output(name, y, left) - g, weights)
