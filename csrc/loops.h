@@ -110,7 +110,7 @@ template <class V> struct Bottom {
         shift(-m.turn * (double)(T)m.bend),
         high(m.y),
         low(m.y - (double)(T)m.y),
-        reach(m.reach) {}
+        reach(m.reach + (m.y - (double)(T)m.y)) {}  // above `high`, as `above` is
   MISHKIT_INLINE_MEMBER V rounded_once(V x, V y) const {
     V root = fma(x, bend, shift);
     V above = fma(root, root, low);

@@ -34,7 +34,7 @@ struct Trainable {};
 struct Minimum {
   double turn, y, bend, reach;
   constexpr Minimum(double turn, double y, double bend)
-      : Minimum(turn, y, bend, -y * 0x1p-20) {}
+      : Minimum(turn, y, bend, -y * 0x1p-18) {}
   constexpr Minimum(double turn, double y, double bend, double reach)
       : turn(turn), y(y), bend(bend), reach(reach) {}
 };

@@ -56,8 +56,8 @@ def forward_kept(a: Activation, x: Tensor, *parameters: float) -> Tensor:
         return y
     turn, bottom = leading(minimum.turn, 24), leading(minimum.y, 24)
     root = ((x - turn) - (minimum.turn - turn)) * minimum.bend
-    above = root * root + (minimum.y - bottom)
-    return torch.where(above < minimum.reach, bottom + above, y)
+    square = root * root
+    return torch.where(square < minimum.reach, bottom + (square + (minimum.y - bottom)), y)
 
 
 def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> Tensor:

@@ -140,7 +140,7 @@ def _minimum(
     a: Activation, dtype: torch.dtype, parameters: tuple[float, ...]
 ) -> tuple[float, ...] | None:
     """As `forward_packed` takes it: the turn, and in float32 the parabola beside it, whose root is
-    bend·x + shift: bend, shift, y in two parts and how far it reaches."""
+    bend·x + shift: bend, shift, y in two parts and how far it reaches above the first."""
     turn = a.turn_at(*parameters)
     if turn is None or dtype != torch.float32:
         return None if turn is None else (turn,)
@@ -148,7 +148,8 @@ def _minimum(
     if minimum is None:
         return turn, 0.0, 0.0, 0.0, 0.0, -math.inf
     bend, high = leading(minimum.bend, 24), leading(minimum.y, 24)
-    return turn, bend, -minimum.turn * bend, high, minimum.y - high, minimum.reach
+    low = minimum.y - high
+    return turn, bend, -minimum.turn * bend, high, low, minimum.reach + low
 
 
 def _given(numbers: Sequence[float]) -> tuple[float, ...]:

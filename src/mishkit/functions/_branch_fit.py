@@ -58,7 +58,7 @@ class Minimum:
 
     def __post_init__(self) -> None:
         if math.isnan(self.reach):
-            object.__setattr__(self, "reach", -self.y * 2.0**-20)
+            object.__setattr__(self, "reach", -self.y * 2.0**-18)
 
 
 def centring(depth: float, precision: int) -> tuple[float, float]:
