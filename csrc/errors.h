@@ -26,7 +26,7 @@ struct Errors {
   Row f_ulp, f_abs, tail;  // f where it is not in the tail, and where it is
   Row falls, tail_falls;   // how far f falls where it should rise, in ULP, and in the tail
   Row df_abs;
-  Row df_y;  // beyond the rounding of y
+  Row df_y, df_y_beyond;  // beside the gradient of the input, and beyond the rounding of y
   Row df_far;  // df in ULP, 1 and more from the turn
   Row df_ulp[slopes];  // and by |f'|: 1 and more, 1/2 and more, …, less than 2⁻⁹
 };
@@ -112,6 +112,7 @@ extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
       if (__builtin_fabs(at - rules->turn) >= 1) e.df_far.add(in_ulp, at);
     }
 
+    e.df_y.add(__builtin_fabs(decoded[i] - df[i]), at);
     double beyond = __builtin_fabs(decoded[i] - df_of_output(y[i], f[i], df[i], d2f[i], right));
     if (!(beyond <= rules->far)) {
       const double half = 0.5 / per_ulp(y[i]);
@@ -120,7 +121,7 @@ extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
       const double below = (a < b ? a : b) - decoded[i], above = decoded[i] - (a < b ? b : a);
       beyond = below > above ? below : above;
     }
-    if (beyond <= rules->far) e.df_y.add(beyond > 0 ? beyond : 0, at);
+    if (beyond <= rules->far) e.df_y_beyond.add(beyond > 0 ? beyond : 0, at);
     else places[far++] = i;
   }
   return far;

@@ -99,6 +99,25 @@ template <class Function, class S> struct Forward {
   }
 };
 
+// f beside its minimum, as the parabola that it is there. One output stands for a whole range of
+// gradients, and every rounding on the way to it would make that wider: this rounds once.
+template <class V> struct Bottom {
+  using T = typename V::Scalar;
+  V bend, shift, high, low, reach;
+  Bottom() = default;
+  explicit Bottom(const Minimum& m)
+      : bend(m.bend),
+        shift(-m.turn * (double)(T)m.bend),
+        high(m.y),
+        low(m.y - (double)(T)m.y),
+        reach(m.reach + (m.y - (double)(T)m.y)) {}  // above `high`, as `above` is
+  MISHKIT_INLINE_MEMBER V rounded_once(V x, V y) const {
+    V root = fma(x, bend, shift);
+    V above = fma(root, root, low);
+    return select(less(above, reach), high + above, y);
+  }
+};
+
 // Forward, and the side of each element.
 template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
   using Base = Forward<Function, S>;
@@ -107,9 +126,16 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
   struct State : Base::State {
     uint64_t side;
   };
+  // 16-bit outputs are rounded once as good as alone; double ones are not read off a table.
+  static constexpr bool rounds_once = writes_side && sizeof(S) == 4;
   V turn = 0.0;
+  Bottom<V> bottom;
   explicit ForwardPacked(const double* parameters) : Base(parameters) {
-    if constexpr (writes_side) turn = this->function.turn();
+    if constexpr (writes_side) {
+      const Minimum minimum = this->function.minimum();
+      turn = minimum.turn;
+      bottom = Bottom<V>(minimum);
+    }
   }
 
   MISHKIT_INLINE_MEMBER void start(const Cursor<S>& at, State& state) const {
@@ -125,7 +151,12 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
       }
   }
   template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
-    Base::template finish<how>(at, state);
+    Vectors<S> y;
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) {
+      y[i] = this->function.f(state.stage[i]);
+      if constexpr (rounds_once) y[i] = bottom.rounded_once(state.stage[i].x, y[i]);
+    }
+    store_block<how>(at.out[0], y);
     if constexpr (writes_side) memcpy(at.side_out, &state.side, Block<S>::elements / 8);
   }
 };
@@ -314,7 +345,7 @@ template <class F, class S>
 void run_backward_packed(const Arguments& arguments, int64_t begin, int64_t end) {
   if constexpr (is_base_of<Trainable, F>)
     if (F::iterates(arguments.parameters))
-      return run<BackwardPacked<F, typename F::Iterated, S>>(arguments, begin, end);
+      return run<BackwardPacked<F, typename F::template Iterated<S>, S>>(arguments, begin, end);
   run<BackwardPacked<F, typename F::template Output<S>, S>>(arguments, begin, end);
 }
 

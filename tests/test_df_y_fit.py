@@ -13,7 +13,8 @@ import torch
 
 from mishkit.functions import ACTIVATIONS
 from mishkit.functions._branch_fit import BranchFit
-from mishkit.functions._df_y_tables import TABLES, TURNS
+from mishkit.functions._df_y_tables import MINIMA, TABLES
+from mishkit.lab.accuracy import beside
 
 ROOT = Path(__file__).parent.parent
 NAMES = list(TABLES)
@@ -47,7 +48,7 @@ def evaluate(fit: BranchFit, y: np.ndarray, left: np.ndarray, fused: bool = True
 
 def gradient_of_output(name: str, y: np.ndarray, left: np.ndarray) -> np.ndarray:
     """f' at the x on the given side with f(x) = y, found by bisection in float64."""
-    turn, y_min = TURNS[name]
+    turn, y_min = MINIMA[name].turn, MINIMA[name].y
     low = np.where(left, -800.0, turn)
     high = np.where(left, turn, np.maximum(y, 0) + 2)
     for _ in range(64):
@@ -60,27 +61,43 @@ def gradient_of_output(name: str, y: np.ndarray, left: np.ndarray) -> np.ndarray
 
 def outputs(name: str) -> tuple[np.ndarray, np.ndarray]:
     """float32 outputs on both branches, dense at the minimum, in the tail and at the breaks."""
-    turn, y_min = TURNS[name]
+    turn, y_min = MINIMA[name].turn, MINIMA[name].y
     fit = TABLES[name]["float32"]
     tiny = -np.logspace(-45, -1, 5001)
     steps = np.arange(-300, 301) * 2.0**-26
-    at_breaks = [(y + steps) for y in (y_min, *fit.breaks, fit.y_max)]
+    at_breaks = [(y + steps) for y in (*fit.breaks, fit.y_max)]
+    lowest = y_min + steps[steps >= 0]
     x_left = np.concatenate([np.linspace(-30, turn, 60_001), turn - np.logspace(-5, 0, 5001)])
     x_right = np.concatenate([np.linspace(turn, 20, 60_001), turn + np.logspace(-5, 0, 5001)])
-    y_left = np.concatenate([reference(name, "f", x_left), tiny[tiny > y_min], y_min + steps])
+    y_left = np.concatenate([reference(name, "f", x_left), tiny[tiny > y_min], lowest])
     y_left = np.concatenate([y_left, fit.y_tail + steps, [0.0, -0.0, -1e-45]])
-    y_right = np.concatenate([reference(name, "f", x_right), *at_breaks, [0.0, 1e3, 3e38]])
+    y_right = np.concatenate([reference(name, "f", x_right), lowest, *at_breaks, [0.0, 1e3, 3e38]])
     y = np.concatenate([y_left, y_right]).astype(np.float32)
     return y, np.arange(len(y)) < len(y_left)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_error_is_bounded(name: str) -> None:
+    """Against the exact inverse, and beside the minimum against all gradients of one output."""
     y, left = outputs(name)
-    truth = gradient_of_output(name, y.astype(float), left)
+    unit = np.spacing(np.float32(-MINIMA[name].y)).astype(float)
+    half = np.where(y < MINIMA[name].y + 256 * unit, unit / 2, 0)
+    ends = [gradient_of_output(name, y + off, left) for off in (-half, half)]
     for fused in (True, False):
-        error = np.abs(evaluate(TABLES[name]["float32"], y, left, fused) - truth)
+        decoded = evaluate(TABLES[name]["float32"], y, left, fused)
+        error = np.maximum(np.minimum(*ends) - decoded, decoded - np.maximum(*ends))
         assert error.max() <= FLOAT32_BAR, (y[error.argmax()], left[error.argmax()], fused)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_gradients_are_the_middle_of_those_that_share_an_output(name: str) -> None:
+    """Of every float32 beside the minimum, f being rounded once."""
+    turn = MINIMA[name].turn
+    x = beside(turn, 60_000).double().numpy()
+    y, g, left = reference(name, "f", x).astype(np.float32), reference(name, "df", x), x <= turn
+    decoded = evaluate(TABLES[name]["float32"], y, left)
+    floor = np.abs(middle_of_equal_outputs(y, left, g) - g).max()
+    assert np.abs(decoded - g).max() <= 1.05 * floor < 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALVES])
@@ -142,7 +159,7 @@ def test_half_error_is_that_of_the_exact_inverse(name: str, dtype: str) -> None:
     y, g, left = (
         rounded(reference(name, "f", x), dtype),
         reference(name, "df", x),
-        x <= TURNS[name][0],
+        x <= MINIMA[name].turn,
     )
     weights = normal_probabilities(x)
     exact = sizes(gradient_of_output(name, y, left) - g, weights)

@@ -105,13 +105,14 @@ def in_numpy(
         size = np.sqrt(np.maximum(df * df + 2 * d2f * (output - f), 0))
         return np.where(right, size, -size)
 
+    add("df_y", np.abs(decoded - df), everywhere)
     beyond = np.abs(decoded - decode(y))
     half = accuracy.ulp(y, "float32") / 2
     ends = decode(y - half), decode(y + half)
     outside = np.maximum(np.minimum(*ends) - decoded, decoded - np.maximum(*ends))
     beyond = np.where(beyond <= accuracy.BAR_DF_Y, beyond, np.maximum(outside, 0))
     near = beyond <= accuracy.BAR_DF_Y
-    add("df_y", beyond, near)
+    add("df_y_beyond", beyond, near)
     return rows, np.flatnonzero(~near)
 
 
@@ -243,7 +244,7 @@ def test_inverse_to_the_second_order(case: Case) -> None:
         )
         assert not far.numel()
         # Rounding a slope of up to 2 to float32 takes 6e−8.
-        assert rows[ROWS.index("df_y"), 0] <= accuracy.BAR_DF_Y / 20 + 6e-8
+        assert rows[ROWS.index("df_y_beyond"), 0] <= accuracy.BAR_DF_Y / 20 + 6e-8
 
 
 # ---- blocks and progress -------------------------------------------------------------------------
@@ -352,18 +353,45 @@ def test_a_sweep_finds_what_the_sweep_with_a_stride_does(case: Case) -> None:
     x = torch.from_numpy(np.arange(start, start + 3000, dtype=np.uint32).view(np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accuracy, "inputs", lambda dtype, stride: [x])
+        patch.setattr(accuracy, "beside", lambda turn, count: x[:0])
         strided = accuracy.measure(case.a, "float32")
     for name, there in (
         ("f_ulp", strided.f_ulp),
         ("f_abs", strided.f_abs),
         ("tail", strided.tail_abs),
         ("df_abs", strided.df_abs),
+        ("df_y", strided.decoder),
     ):
         here = found.row(name)
         assert (here.max, here.count) == (there.max, there.count), name
         assert here.total == pytest.approx(there.total) and (here.at == there.at or there.max == 0)
-    assert found.row("df_y").max == pytest.approx(strided.df_y_abs.max, abs=1e-8)
+    assert found.row("df_y_beyond").max == pytest.approx(strided.df_y_abs.max, abs=1e-8)
     assert all(found.row(name).total == 0 for name in ALL_ROWS if "differs" in name)
+
+
+@pytest.mark.parametrize("case", [c for c in DEFAULTS if c.turn], ids=str)
+def test_beside_the_minimum(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient from the output is held against that of the input, where it is off the furthest,
+    and outputs that are others with sides against f."""
+    size = int(np.float32(-case.turn).view(np.int32))
+    turn = size | 1 << 31
+    block = Block(case.a.name, cpu.isa(), cpu.isa(), turn - 3000, turn + 3000)
+
+    def sweep() -> exhaustive.Swept:
+        return exhaustive.Swept(1, 0.0, exhaustive.sweep(block))
+
+    found = sweep()
+    assert 2e-5 < found.row("df_y").max <= accuracy.BAR_FROM_OUTPUT
+    assert found.row("df_y_beyond").max <= accuracy.BAR_DF_Y
+    assert 0.4 < found.row("packed").max <= exhaustive.BAR_PACKED
+    assert 0 < found.row("packed").total < found.row("packed").count == 6000
+    packed = accuracy.Kernels.packed
+    monkeypatch.setattr(
+        accuracy.Kernels,
+        "packed",
+        lambda self, x: (packed(self, x)[0] * (1 + 2.0**-23), packed(self, x)[1]),
+    )
+    assert sweep().row("packed").max > exhaustive.BAR_PACKED
 
 
 def test_nans_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +405,7 @@ def test_far_gradients_are_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
     """About hard_mish's joint the slopes of two pieces share an output; a wrong one is found."""
     start = int(np.float32(1.99999).view(np.uint32))
     block = Block("hard_mish", cpu.isa(), cpu.isa(), start, start + 500)
-    row = ALL_ROWS.index("df_y")
+    row = ALL_ROWS.index("df_y_beyond")
     assert exhaustive.sweep(block)[row, 0] <= accuracy.BAR_DF_Y
     right = accuracy.Kernels.backward_packed
     monkeypatch.setattr(

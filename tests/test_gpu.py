@@ -344,7 +344,7 @@ def test_beyond_32_bits(body: str, far_program: Callable[..., None]) -> None:
             *(Pointer(t, 8 if name == "side" else 1) for name, t in tensors.items()),
             FAR + x.numel(),
             launch.numbers,
-            *(() if launch.turn is None else (launch.turn,)),
+            *(() if launch.minimum is None else (launch.minimum,)),
             **launch.constants,
             BLOCK=block,
         )

@@ -19,9 +19,9 @@ for the root:
 The tail is centred on 0 with the constant 0 and the last piece on its end with the constant 1, so
 the gradients of the limits are exact.
 
-float32 gets a minimax fit. A 16-bit y is the output of many inputs, so the best answer is near the
-middle of their gradients: the fit is least squares over all inputs, and `least` and a shift of
-y_min centre the few outputs beside the minimum, where one y stands for the widest range.
+Beside the minimum one y stands for a whole range of gradients, and the best answer is their
+middle: `least` and a shift of y_min lead there. Elsewhere float32 is fine enough for a minimax fit.
+A 16-bit y is the output of many inputs everywhere: the fit is least squares over all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src" / "mishkit" / "functions"))
-from _branch_fit import BranchFit  # noqa: E402  (a plain file: importing mishkit needs the tables)
+from _branch_fit import BranchFit, centring  # noqa: E402  (a plain file: importing mishkit needs the tables)
 
 PYTHON_TARGET = ROOT / "src" / "mishkit" / "functions" / "_df_y_tables.py"
 CPP_TARGET = ROOT / "csrc" / "functions" / "df_y_tables.h"
@@ -138,6 +138,11 @@ class Curve:
     @cached_property
     def y_min_exact(self) -> mp.mpf:
         return self.exact(self.turn_exact)
+
+    @cached_property
+    def bend(self) -> float:
+        """√(f''/2) at the turn."""
+        return float(mp.sqrt(mp.diff(self.exact, self.turn_exact, 2) / 2))
 
     @property
     def turn(self) -> float:
@@ -379,7 +384,9 @@ def balanced_pieces(curve: Curve, degree: int) -> Pieces:
 def fit_float32(name: str, degree: int) -> BranchFit:
     curve = CURVES[name]
     pieces = balanced_pieces(curve, degree)
-    return assemble(curve, pieces, degree, lambda *a: minimax_piece(curve, degree, *a), split=True)
+    shift, least = centring(-curve.y_min, 24)
+    fit_piece = partial(minimax_piece, curve, degree)
+    return assemble(curve, pieces, degree, fit_piece, shift, to_float32(least), split=True)
 
 
 # ---- 16-bit types: least squares over all inputs ------------------------------------------------
@@ -588,7 +595,7 @@ def render_python(tables: dict[str, dict[str, BranchFit]]) -> str:
         "",
         "# fmt: off",
         "# ruff: noqa: E501",
-        "from ._branch_fit import BranchFit",
+        "from ._branch_fit import BranchFit, Minimum",
         "",
         "TABLES: dict[str, dict[str, BranchFit]] = {",
     ]
@@ -604,9 +611,11 @@ def render_python(tables: dict[str, dict[str, BranchFit]]) -> str:
             lines += ["            ),", "        ),"]
         lines.append("    },")
     lines += ["}", '"""By function, then by the dtype that y was rounded to."""', ""]
-    lines.append("TURNS: dict[str, tuple[float, float]] = {")
-    lines += [f'    "{c.name}": ({c.turn!r}, {c.y_min!r}),' for c in CURVES.values()]
-    lines += ["}", '"""The input at which a function has its minimum, and the minimum."""']
+    lines.append("MINIMA: dict[str, Minimum] = {")
+    lines += [
+        f'    "{c.name}": Minimum({c.turn!r}, {c.y_min!r}, {c.bend!r}),' for c in CURVES.values()
+    ]
+    lines.append("}")
     return "\n".join(lines) + "\n"
 
 
@@ -658,6 +667,7 @@ def render_cpp(tables: dict[str, dict[str, BranchFit]]) -> str:
             lines.append("  };")
             lines.append(f"  static constexpr double turn = {curve.turn!r};")
             lines.append(f"  static constexpr double y_min = {curve.y_min!r};")
+            lines.append(f"  static constexpr double bend = {curve.bend!r};")
             lines.append("};")
     lines += ["", "}  // namespace df_y", "}  // namespace mishkit"]
     return "\n".join(lines) + "\n"

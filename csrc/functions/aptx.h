@@ -32,7 +32,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   V base, height, top;   // the weight of x is base + height·σ, which ends at top
   V low, high;                 // where x is clamped for the exponential
   V least, most;               // where x is clamped for itself: inf·0 would be a NaN
-  double alpha, beta;          // for the turn
+  double alpha, beta, gamma_exact;  // for the minimum
 
   explicit APTx(const double* p)
       : gamma(p[2]),
@@ -43,7 +43,8 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
         height(2 * sign(p[0]) * p[2]),
         top(p[2] * (p[0] + sign(p[0]))),
         alpha(p[0]),
-        beta(p[1]) {
+        beta(p[1]),
+        gamma_exact(p[2]) {
     set_bounds();
   }
   explicit APTx(const V* p)
@@ -55,11 +56,18 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
         height(sign(p[0]) * (p[2] + p[2])),
         top(p[2] * to),
         alpha(0),
-        beta(0) {
+        beta(0),
+        gamma_exact(0) {
     set_bounds();
   }
-  MISHKIT_INLINE_MEMBER V turn() const {
-    return (alpha == 1 ? SiLU<V, accuracy>::turn_value / 2 : aptx_turn(alpha)) / beta;
+  Minimum minimum() const {
+    const double rise = beta * gamma_exact, scale = gamma_exact / beta;
+    if (alpha == 1) {  // gamma/beta·silu(2·beta·x)
+      constexpr Minimum of = SiLU<V, accuracy>::minimum();
+      return {of.turn / (2 * beta), of.y * scale, of.bend * 2 * __builtin_sqrt(rise)};
+    }
+    const double u = aptx_turn(alpha), t = tanh(u), s = 1 - t * t;
+    return {u / beta, u * (alpha + t) * scale, __builtin_sqrt(rise * s * (1 - u * t))};
   }
 
   struct Stage {
@@ -118,14 +126,14 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   // tanh turn and s = tanh' turn, keeps its digits beside the minimum, where it is a parabola: its
   // root is what is nearly linear in v.
   static bool iterates(const double* p) { return p[0] != 1; }
-  struct Iterated : Iterating {
+  template <class S> struct Iterated : Iterating {
     static constexpr double end = 25;  // |u| from which the slope is its limit
     static constexpr int most_steps = 80;
     // Newton's method squares a step this small into one below the last place.
     static constexpr double settled = sizeof(T) == 4 ? 0x1p-11 : 0x1p-26;
     V scale, scale_low, gamma;
     Mask<T> mirrored;
-    V bottom, t0, s0, depth_high, depth_low, per_root, most = end;
+    V bottom, t0, s0, depth_high, depth_low, lowest, per_root, most = end;
     V per_slope_right, per_slope_left, limit_right, limit_left;
     explicit Iterated(const double* p)
         : scale(p[1] / p[2]),
@@ -133,6 +141,8 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
           gamma(p[2]),
           mirrored(less(V(p[1]), V(0.0))) {
       double u = aptx_turn(p[0]), t = tanh(u), s = 1 - t * t, depth = -u * (p[0] + t);
+      Centring centring = MISHKIT_ISA::centring<S>(depth * p[2] / p[1]);
+      depth += p[1] / p[2] * centring.shift, lowest = p[1] / p[2] * centring.least;
       bottom = u, t0 = t, s0 = s;
       depth_high = depth, depth_low = depth - (double)(T)depth;
       per_root = 1 / __builtin_sqrt(s * (1 - u * t));
@@ -162,7 +172,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       V limit = select(right, limit_right, limit_left);
       y = min(limit / scale, y);
       V above = sum_of_product(y, scale, y * scale, depth_high);
-      above = min(limit, max(V(0.0), fma(y, scale_low, above) + depth_low));
+      above = min(limit, max(lowest, fma(y, scale_low, above) + depth_low));
       V root = sqrt(above);
       // Between the parabola of the minimum and the straight line far out, whose slope is 1 ± alpha.
       V line = (above - depth_high) * select(right, per_slope_right, per_slope_left);

@@ -17,8 +17,8 @@ namespace df_y {
 struct MishFloat32 {
   static constexpr int degree = 8;
   static constexpr float y_min_hi = 0x1.3c4172p-2f;
-  static constexpr float y_min_lo = 0x1.33f3fp-27f;
-  static constexpr float least = 0x0p+0f;
+  static constexpr float y_min_lo = 0x1.99f9f8p-28f;
+  static constexpr float least = 0x1.99f9f8p-28f;
   static constexpr float y_tail = -0x1.7ep-3f;
   static constexpr float y_max = 0x1.11ap+3f;
   static constexpr float break1 = 0x1.47cp-1f;
@@ -37,6 +37,7 @@ struct MishFloat32 {
   };
   static constexpr double turn = -1.1924312145154952;
   static constexpr double y_min = -0.30884341301725043;
+  static constexpr double bend = 0.3653408778452902;
 };
 
 struct MishBFloat16 {
@@ -58,6 +59,7 @@ struct MishBFloat16 {
   };
   static constexpr double turn = -1.1924312145154952;
   static constexpr double y_min = -0.30884341301725043;
+  static constexpr double bend = 0.3653408778452902;
 };
 
 struct MishFloat16 {
@@ -79,13 +81,14 @@ struct MishFloat16 {
   };
   static constexpr double turn = -1.1924312145154952;
   static constexpr double y_min = -0.30884341301725043;
+  static constexpr double bend = 0.3653408778452902;
 };
 
 struct SiLUFloat32 {
   static constexpr int degree = 9;
-  static constexpr float y_min_hi = 0x1.1d25dp-2f;
-  static constexpr float y_min_lo = -0x1.bdf6fap-27f;
-  static constexpr float least = 0x0p+0f;
+  static constexpr float y_min_hi = 0x1.1d25cep-2f;
+  static constexpr float y_min_lo = 0x1.a729ecp-27f;
+  static constexpr float least = 0x1.082418p-31f;
   static constexpr float y_tail = -0x1.5ep-3f;
   static constexpr float y_max = 0x1.20dp+4f;
   static constexpr float break1 = 0x1.648p-1f;
@@ -105,6 +108,7 @@ struct SiLUFloat32 {
   };
   static constexpr double turn = -1.2784645427610737;
   static constexpr double y_min = -0.2784645427610738;
+  static constexpr double bend = 0.3300088678503959;
 };
 
 struct SiLUBFloat16 {
@@ -125,6 +129,7 @@ struct SiLUBFloat16 {
   };
   static constexpr double turn = -1.2784645427610737;
   static constexpr double y_min = -0.2784645427610738;
+  static constexpr double bend = 0.3300088678503959;
 };
 
 struct SiLUFloat16 {
@@ -146,13 +151,14 @@ struct SiLUFloat16 {
   };
   static constexpr double turn = -1.2784645427610737;
   static constexpr double y_min = -0.2784645427610738;
+  static constexpr double bend = 0.3300088678503959;
 };
 
 struct GELUFloat32 {
   static constexpr int degree = 10;
   static constexpr float y_min_hi = 0x1.5c19dep-3f;
-  static constexpr float y_min_lo = -0x1.69cb8p-28f;
-  static constexpr float least = 0x0p+0f;
+  static constexpr float y_min_lo = -0x1.e2ea16p-28f;
+  static constexpr float least = 0x1.2c68fep-31f;
   static constexpr float y_tail = -0x1.56p-5f;
   static constexpr float y_max = 0x1.5b8p+2f;
   static constexpr float break1 = -0x1.468p-3f;
@@ -173,6 +179,7 @@ struct GELUFloat32 {
   };
   static constexpr double turn = -0.7517915246935645;
   static constexpr double y_min = -0.16997120747990366;
+  static constexpr double bend = 0.46448573299620677;
 };
 
 struct GELUBFloat16 {
@@ -194,6 +201,7 @@ struct GELUBFloat16 {
   };
   static constexpr double turn = -0.7517915246935645;
   static constexpr double y_min = -0.16997120747990366;
+  static constexpr double bend = 0.46448573299620677;
 };
 
 struct GELUFloat16 {
@@ -215,13 +223,14 @@ struct GELUFloat16 {
   };
   static constexpr double turn = -0.7517915246935645;
   static constexpr double y_min = -0.16997120747990366;
+  static constexpr double bend = 0.46448573299620677;
 };
 
 struct GELUTanhFloat32 {
   static constexpr int degree = 10;
-  static constexpr float y_min_hi = 0x1.5c3e54p-3f;
-  static constexpr float y_min_lo = -0x1.94f25cp-28f;
-  static constexpr float least = 0x0p+0f;
+  static constexpr float y_min_hi = 0x1.5c3e52p-3f;
+  static constexpr float y_min_lo = 0x1.e382f2p-28f;
+  static constexpr float least = 0x1.ac368cp-32f;
   static constexpr float y_tail = -0x1.04p-5f;
   static constexpr float y_max = 0x1.52cp+2f;
   static constexpr float break1 = -0x1.5cp-3f;
@@ -242,6 +251,7 @@ struct GELUTanhFloat32 {
   };
   static constexpr double turn = -0.7524614220710163;
   static constexpr double y_min = -0.17004075057125406;
+  static constexpr double bend = 0.4638965892442294;
 };
 
 struct GELUTanhBFloat16 {
@@ -263,6 +273,7 @@ struct GELUTanhBFloat16 {
   };
   static constexpr double turn = -0.7524614220710163;
   static constexpr double y_min = -0.17004075057125406;
+  static constexpr double bend = 0.4638965892442294;
 };
 
 struct GELUTanhFloat16 {
@@ -284,6 +295,7 @@ struct GELUTanhFloat16 {
   };
   static constexpr double turn = -0.7524614220710163;
   static constexpr double y_min = -0.17004075057125406;
+  static constexpr double bend = 0.4638965892442294;
 };
 
 }  // namespace df_y

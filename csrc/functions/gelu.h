@@ -9,7 +9,7 @@ template <class V, Accuracy accuracy> struct GELU : Parameterless {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  MISHKIT_INLINE_MEMBER static V turn() { return df_y::GELUFloat32::turn; }
+  static constexpr Minimum minimum() { return minimum_of<df_y::GELUFloat32>; }
 
   struct Stage {
     V x, size;    // size: |x|, or where its tail is 0

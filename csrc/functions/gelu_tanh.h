@@ -9,7 +9,7 @@ template <class V, Accuracy accuracy> struct GELUTanh : Parameterless {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  MISHKIT_INLINE_MEMBER static V turn() { return df_y::GELUTanhFloat32::turn; }
+  static constexpr Minimum minimum() { return minimum_of<df_y::GELUTanhFloat32>; }
   static constexpr double linear = 1.5957691216057307118;
   static constexpr double cubic = linear * 0.044715;
   static constexpr double near = 7.5;  // above it σ(w) rounds to 1

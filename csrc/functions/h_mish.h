@@ -9,7 +9,7 @@ template <class V, Accuracy accuracy> struct HMish : Parameterless, Dead {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  MISHKIT_INLINE_MEMBER static V turn() { return -1.0; }
+  static constexpr Minimum minimum() { return {-1, -0.5, 0.70710678118654752440}; }
 
   struct Stage {
     V x;
@@ -28,17 +28,18 @@ template <class V, Accuracy accuracy> struct HMish : Parameterless, Dead {
 
   // ±√(2y + 1) on the quadratic part.
   template <class S> struct Output {
-    V depth, least;
+    V depth_high, depth_low, least;
     explicit Output(const double*) {
       Centring centring = MISHKIT_ISA::centring<S>(0.5);
-      depth = 0.5 + centring.shift, least = centring.least;
+      double depth = 0.5 + centring.shift;
+      depth_high = depth, depth_low = depth - (double)(T)depth, least = centring.least;
     }
     struct Stage {
       V y, square;
       Mask<T> right;
     };
     MISHKIT_INLINE_MEMBER Stage start(V y, Mask<T> right) const {
-      return {y, min(V(1.0), max(least, y + depth) * V(2.0)), right};
+      return {y, min(V(1.0), max(least, (y + depth_high) + depth_low) * V(2.0)), right};
     }
     MISHKIT_INLINE_MEMBER V df(Stage s) const {
       V size = sqrt(s.square);

@@ -9,10 +9,19 @@ template <class V, Accuracy accuracy> struct HardMish : Dead {
   using T = typename V::Scalar;
   static constexpr bool has_turn = true;
   static constexpr int parameter_count = 1;
-  V slope, joint, bottom;  // 1/k; where the quadratic part ends; the turn
+  double k;
+  V slope, joint;  // 1/k; where the quadratic part ends
   explicit HardMish(const double* p)
-      : slope(1 / p[0]), joint(p[0] - 3), bottom(p[0] < 1.5 ? p[0] - 3 : -1.5) {}
-  MISHKIT_INLINE_MEMBER V turn() const { return bottom; }
+      : k(p[0]), slope(1 / p[0]), joint(p[0] - 3) {}
+  Minimum minimum() const {
+    if (is_kinked(k)) return {k - 3, k - 3, 0, -__builtin_inf()};
+    const double depth = 9 / (4 * k), to_joint = (k - 1.5) * (k - 1.5) / k;
+    Minimum m{-1.5, -depth, __builtin_sqrt(1 / k)};
+    if (to_joint < m.reach) m.reach = to_joint;
+    return m;
+  }
+  // Below k = 3/2 the joint is the minimum: right of it everything is straight.
+  static bool is_kinked(double k) { return k < 1.5; }
 
   struct Stage {
     V x;
@@ -36,8 +45,7 @@ template <class V, Accuracy accuracy> struct HardMish : Dead {
     V depth_high, depth_low, least, per_k, joint;
     explicit Output(const double* p) : per_k(4 / p[0]), joint(p[0] - 3) {
       double depth = 9 / (4 * p[0]);
-      // Below k = 3/2 the joint is the minimum: right of it everything is straight.
-      const bool kinked = p[0] < 1.5;
+      const bool kinked = is_kinked(p[0]);
       Centring centring = kinked ? Centring{} : MISHKIT_ISA::centring<S>(depth);
       depth += centring.shift;
       depth_high = depth, depth_low = depth - (double)(T)depth, least = centring.least;

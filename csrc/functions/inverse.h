@@ -17,8 +17,9 @@ struct Centring {
   double shift = 0, least = 0;
 };
 template <class S> static inline Centring centring(double depth) {
-  if (sizeof(S) != 2) return {};  // too fine to matter, and not rounded once alone
-  constexpr int precision = __is_same(S, BFloat16) ? 8 : 11;
+  // double is inverted as it is, and beside a minimum of 0 no digit of y is lost.
+  if (sizeof(S) == 8 || depth == 0) return {};
+  constexpr int precision = sizeof(S) == 4 ? 24 : __is_same(S, BFloat16) ? 8 : 11;
   int exponent;
   __builtin_frexp(depth, &exponent);
   double unit = __builtin_ldexp(1.0, exponent - precision);
@@ -42,7 +43,7 @@ template <class Fit> struct Fitted : Parameterless {
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<float> right) const {
     V above = min(V(Fit::y_max), y) + V(Fit::y_min_hi);
     if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
-    return staged(y, above, right);
+    return staged(y, max(V(Fit::least), above), right);
   }
   MISHKIT_INLINE_MEMBER V df(Stage s) const {
     V p = lookup4(Fit::coefficient[Fit::degree], s.piece);
@@ -54,7 +55,7 @@ template <class Fit> struct Fitted : Parameterless {
  protected:
   MISHKIT_INLINE_MEMBER static Stage staged(V y, V above, Mask<float> right) {
     const Mask<float> tail = and_not(less(V(Fit::y_tail), y), right);
-    V root = sqrt(select(tail, abs(y), max(V(Fit::least), above)));
+    V root = sqrt(select(tail, abs(y), above));
     // The piece is chosen by y: choosing it by t would put the root before the tables.
     V::Ints piece = plus_where(V::Ints{} + 1, tail, -1);
     piece = plus_where(piece, right & less(V(Fit::break1), y), 1);
@@ -70,29 +71,27 @@ template <class Fit, class S> struct ScaledFit : Fitted<Fit> {
   using V = Vec<float>;
   V high, low;  // the scale, to more digits than float has
   V most;       // an output beyond the table, so that inf·low stays a number
-  V offset, least;
+  V offset, rest, least;  // offset + rest: the depth of the minimum, and what centres
 
   explicit ScaledFit(double scale)
       : Base(nullptr),
         high(scale),
         low(scale - (double)(float)scale),
-        most(2 * Fit::y_max / scale),
-        offset(Fit::y_min_hi),
-        least(Fit::least) {
-    if (sizeof(S) == 4) return;
-    // A 16-bit type rounds these outputs otherwise than those that the table was centred for.
+        most(2 * Fit::y_max / scale) {
+    // These outputs are rounded otherwise than those that the table was centred for.
     Centring centring = MISHKIT_ISA::centring<S>(-Fit::y_min / scale);
-    offset = -Fit::y_min + scale * centring.shift;
+    double depth = -Fit::y_min + scale * centring.shift;
+    offset = depth, rest = depth - (double)(float)depth;
     least = scale * centring.least;
   }
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<float> right) const {
-    constexpr float end = Fit::y_max + Fit::y_min_hi;  // the very number that y_max leads to
+    // The very number that y_max leads to.
+    constexpr float end = (Fit::y_max + Fit::y_min_hi) + Fit::y_min_lo;
     y = min(most, y);
     V scaled = y * high;
     V above = fma(y, low, sum_of_product(y, high, scaled, offset));
-    above = max(least, min(V(end), above));
-    if constexpr (Fit::y_min_lo != 0) above = above + V(Fit::y_min_lo);
-    return Base::staged(scaled, above, right);
+    if constexpr (sizeof(S) == 4) above = above + rest;
+    return Base::staged(scaled, max(least, min(V(end), above)), right);
   }
 };
 
@@ -106,7 +105,7 @@ template <class Function> struct Inverted {
   };
 
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<double> right) const {
-    const V turn = function.turn();
+    const V turn = function.minimum().turn;
     // Every function of this family is at least x − 1, and on the right past 1 before x = 3.
     V low = select(right, turn, V(-800.0));
     V high = select(right, max(V(0.0), y) + V(3.0), turn);

@@ -13,7 +13,10 @@ template <class V, Accuracy accuracy> struct LinearSwish : Parameterless {
   Of silu{nullptr};
   Factor<T> sharpness{beta};
   explicit LinearSwish(const double* p) : Parameterless(p) {}
-  MISHKIT_INLINE_MEMBER static V turn() { return Of::turn_value / beta; }
+  static constexpr Minimum minimum() {
+    constexpr Minimum of = Of::minimum();
+    return {of.turn / beta, of.y * (2 / beta), of.bend * 1.58113883008418966600};  // √(2·beta)
+  }
 
   // With z = beta·x, the left part is 2·silu(z)/beta.
   struct Stage {

@@ -9,7 +9,7 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  MISHKIT_INLINE_MEMBER static V turn() { return df_y::MishFloat32::turn; }
+  static constexpr Minimum minimum() { return minimum_of<df_y::MishFloat32>; }
   // Above it n/(n + 2) rounds to 1, in double too; e is a power of two there, so that n·(1/n) is 1.
   static constexpr double near = 19.40812110900879;
 

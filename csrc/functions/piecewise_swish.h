@@ -11,7 +11,7 @@ template <class V, Accuracy accuracy> struct PiecewiseSwish : Parameterless {
   static constexpr bool has_turn = true;
   Of silu{nullptr};
   explicit PiecewiseSwish(const double* p) : Parameterless(p) {}
-  MISHKIT_INLINE_MEMBER static V turn() { return Of::turn(); }
+  static constexpr Minimum minimum() { return Of::minimum(); }
 
   // With z = x or 2x, whichever is more, f is x·σ(z), and its slope is silu's at z.
   struct Stage {

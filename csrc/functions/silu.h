@@ -9,8 +9,7 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
-  static constexpr double turn_value = df_y::SiLUFloat32::turn;
-  MISHKIT_INLINE_MEMBER static V turn() { return turn_value; }
+  static constexpr Minimum minimum() { return minimum_of<df_y::SiLUFloat32>; }
   static constexpr double near = 40.0;  // above it σ rounds to 1, in double too
 
   struct Stage {

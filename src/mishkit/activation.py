@@ -10,12 +10,15 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ._twin import Twin
+
+if TYPE_CHECKING:
+    from .functions._branch_fit import Minimum
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -126,6 +129,9 @@ class Activation:
     turn: float | Callable[..., float] | None
     """The input at which f has its minimum, or the function of the parameters that gives it and
     raises ValueError where f has not exactly one; None for a monotone function."""
+    minimum: Minimum | Callable[..., Minimum | None] | None
+    """The parabola that f is beside its turn, or the function of the parameters that gives it; None
+    where there is none."""
     portable: Callable[..., Tensor]
     """f as one operator of torch's own (or the shortest expression), for export to other tools."""
     twin: Twin
@@ -169,6 +175,10 @@ class Activation:
         give the gradient, as f has not exactly one minimum, or jumps."""
         self.check_output(*parameters)
         return self.turn(*parameters) if callable(self.turn) else self.turn
+
+    def minimum_at(self, *parameters: float) -> Minimum | None:
+        """The parabola that f is beside its turn for these parameters, if there is one."""
+        return self.minimum(*parameters) if callable(self.minimum) else self.minimum
 
     def check(self, *values: float) -> None:
         """Raise ValueError for parameters that the formula can't take."""

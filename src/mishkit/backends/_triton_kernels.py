@@ -175,11 +175,18 @@ def blend_backward(
 
 @triton.jit
 def _forward_packed(
-    x, y, side, at, bytes_at, mask, bytes_mask, c, turn, f: constexpr, half: constexpr
+    x, y, side, at, bytes_at, mask, bytes_mask, c, minimum, f: constexpr, half: constexpr
 ):
     of_x = load(x, at, mask)
-    store(y, at, f(of_x, c, half), mask)
-    bits = (of_x > turn).to(tl.int32)
+    of_y = f(of_x, c, half)
+    if not half:
+        # One output stands for a whole range of gradients beside the minimum, and every rounding on
+        # the way to it would make that wider: as the parabola that it is there, f is rounded once.
+        root = tl.fma(of_x, minimum[1], minimum[2])
+        above = tl.fma(root, root, minimum[4])
+        of_y = tl.where(above < minimum[5], minimum[3] + above, of_y)
+    store(y, at, of_y, mask)
+    bits = (of_x > minimum[0]).to(tl.int32)
     if mask is not None:
         bits = tl.where(mask, bits, 0)
     packed = tl.sum(bits << tl.arange(0, 8)[None, :], axis=1)
@@ -187,19 +194,19 @@ def _forward_packed(
 
 
 @triton.jit
-def forward_packed(x, y, side, count, c, turn, f: constexpr, BLOCK: constexpr):
-    """y = f(x), side = x > turn, eight to a byte"""
+def forward_packed(x, y, side, count, c, minimum, f: constexpr, BLOCK: constexpr):
+    """y = f(x), side = x > turn, eight to a byte; `minimum` begins with the turn"""
     half: tl.constexpr = x.dtype.element_ty != tl.float32
     start = tl.program_id(0).to(tl.int64) * BLOCK
     bytes_at = tl.arange(0, BLOCK // 8)
     at = bytes_at[:, None] * 8 + tl.arange(0, 8)[None, :]
     x, y, side = x + start, y + start, side + start // 8
     if start + BLOCK <= count:
-        _forward_packed(x, y, side, at, bytes_at, None, None, c, turn, f, half)
+        _forward_packed(x, y, side, at, bytes_at, None, None, c, minimum, f, half)
     else:
         left = count - start
         mask, bytes_mask = at < left, bytes_at * 8 < left
-        _forward_packed(x, y, side, at, bytes_at, mask, bytes_mask, c, turn, f, half)
+        _forward_packed(x, y, side, at, bytes_at, mask, bytes_mask, c, minimum, f, half)
 
 
 @triton.jit

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..activation import DTYPES, Activation, Formulas
+from ..functions._branch_fit import leading
 
 
 def forward(a: Formulas, x: Tensor, *parameters: float) -> Tensor:
@@ -43,13 +44,29 @@ def double_backward(
 
 def forward_packed(a: Activation, x: Tensor, *parameters: float) -> tuple[Tensor, Tensor]:
     """f(x) and the packed side (empty for a monotone function)."""
-    return forward(a, x, *parameters), _side(a, x, parameters)
+    return forward_kept(a, x, *parameters), _side(a, x, parameters)
+
+
+def forward_kept(a: Activation, x: Tensor, *parameters: float) -> Tensor:
+    """f(x), to give the gradient too.
+
+    One float32 output stands for a whole range of gradients beside the minimum, and every rounding
+    on the way to it would make that wider: as the parabola that it is there, f is rounded once.
+    """
+    y = forward(a, x, *parameters)
+    minimum = a.minimum_at(*parameters) if x.dtype == torch.float32 else None
+    if minimum is None:
+        return y
+    turn, bottom = leading(minimum.turn, 24), leading(minimum.y, 24)
+    root = ((x - turn) - (minimum.turn - turn)) * minimum.bend
+    square = root * root
+    return torch.where(square < minimum.reach, bottom + (square + (minimum.y - bottom)), y)
 
 
 def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> Tensor:
     """f(x), written into `out` (which may be x), and the packed side."""
     side = _side(a, x, parameters)
-    forward_out(a, x, out, *parameters)
+    out.copy_(forward_kept(a, x, *parameters))
     return side
 
 

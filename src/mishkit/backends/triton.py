@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .._twin import Twin, compiled
 from ..activation import Activation
+from ..functions._branch_fit import leading
 from . import torch as plain
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,8 +60,8 @@ class Launch:
     """The kernel's pointers, in order: "side" to bytes, all others to elements."""
     numbers: tuple[float, ...]
     """The kernel's c."""
-    turn: float | None
-    """The kernel's turn, if it has one."""
+    minimum: tuple[float, ...] | None
+    """The kernel's minimum, if it has one."""
     constants: dict[str, Any]
     """Its constants by name, but for BLOCK."""
     traffic: int
@@ -81,7 +83,7 @@ class Launch:
         self, dtype: torch.dtype, count: int, *tensors: Tensor, more: tuple[Any, ...] = ()
     ) -> None:
         block = self.block(dtype, count)
-        numbers = (self.numbers, *more) if self.turn is None else (self.numbers, self.turn)
+        numbers = (self.numbers, *more) if self.minimum is None else (self.numbers, self.minimum)
         with on_device(tensors[0]):
             self.kernel[(_blocks(count, block),)](
                 *tensors, count, *numbers, **self.constants, BLOCK=block, num_warps=WARPS
@@ -106,7 +108,7 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
         kernel=getattr(_kernels(), body),
         tensors=tensors,
         numbers=_given(numbers),
-        turn=a.turn_at(*parameters) if body == "forward_packed" else None,
+        minimum=_minimum(a, dtype, parameters) if body == "forward_packed" else None,
         constants=constants,
         traffic=len(tensors) - ("side" in tensors),
     )
@@ -131,11 +133,27 @@ def _blend_launch(
         kernel=_kernels().blend_backward if is_backward else _kernels().blend,
         tensors=("grad", "x", "result") if is_backward else ("x", "y"),
         numbers=_given(first.numbers(*of_a)),
-        turn=None,
+        minimum=None,
         constants=constants,
         traffic=3 if is_backward else 2,
     )
     return launch, _given(second.numbers(*of_b))
+
+
+def _minimum(
+    a: Activation, dtype: torch.dtype, parameters: tuple[float, ...]
+) -> tuple[float, ...] | None:
+    """As `forward_packed` takes it: the turn, and in float32 the parabola beside it, whose root is
+    bend·x + shift: bend, shift, y in two parts and how far it reaches above the first."""
+    turn = a.turn_at(*parameters)
+    if turn is None or dtype != torch.float32:
+        return None if turn is None else (turn,)
+    minimum = a.minimum_at(*parameters)
+    if minimum is None:
+        return turn, 0.0, 0.0, 0.0, 0.0, -math.inf
+    bend, high = leading(minimum.bend, 24), leading(minimum.y, 24)
+    low = minimum.y - high
+    return turn, bend, -minimum.turn * bend, high, low, minimum.reach + low
 
 
 def _given(numbers: Sequence[float]) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 Four = tuple[float, float, float, float]
@@ -23,10 +24,10 @@ class BranchFit:
 
     y_min_hi: float
     y_min_lo: float
-    """−y_min in two parts: y + y_min_hi is exact beside the minimum. 0 for the 16-bit types, whose
-    y_min_hi also holds a shift that centres the gradients sharing one y."""
+    """−y_min, and a shift that centres the gradients sharing one y, in two parts: y + y_min_hi is
+    exact beside the minimum. The second is 0 for the 16-bit types."""
     least: float
-    """What y − y_min counts as at the minimum itself; 0 in float32."""
+    """What y − y_min counts as at the minimum itself."""
     y_tail: float
     """Left of the minimum and above this y the variable is −√(−y)."""
     y_max: float
@@ -43,6 +44,43 @@ class BranchFit:
         # Not at each call: torch.compile would take the sum for one of symbols.
         end = leading(leading(self.y_max + self.y_min_hi, 24) + self.y_min_lo, 24)
         object.__setattr__(self, "end", end)
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where f has its minimum, as the parabola y + (bend·(x − turn))² that it is there."""
+
+    turn: float
+    y: float
+    bend: float
+    reach: float = field(default=math.nan)
+    """How far above y float32 can't tell f from the parabola."""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.reach):
+            object.__setattr__(self, "reach", -self.y * 2.0**-18)
+
+
+def centring(depth: float, precision: int) -> tuple[float, float]:
+    """What centres the gradients that share one output rounded to so many bits, beside a minimum of
+    −depth: a shift of y − y_min, and what that is raised to at least.
+
+    Where f is a parabola the gradient is a root of y − y_min, and the middle of those between the
+    roots of a − h and a + h is the root of (a + √(a² − h²))/2, or of a quarter of the most in the
+    lowest interval, which begins with 0.
+    """
+    if depth == 0:  # beside which no digit of y is lost
+        return 0.0, 0.0
+    unit = math.ldexp(1.0, math.frexp(depth)[1] - precision)
+    rounded = round(depth / unit) * unit
+    # Towards 0 a power of two has its neighbour at half the distance.
+    if math.frexp(rounded)[0] == 0.5:
+        unit /= 2
+    lowest = depth - rounded
+    following = lowest + unit
+    least = (lowest + unit / 2) / 4
+    shift = (math.sqrt(following * following - unit * unit / 4) - following) / 2
+    return min(shift, least - lowest), least
 
 
 def leading(value: float, bits: int) -> float:

@@ -5,14 +5,14 @@ f' from the output: `BranchFit` says how a table is evaluated.
 
 # fmt: off
 # ruff: noqa: E501
-from ._branch_fit import BranchFit
+from ._branch_fit import BranchFit, Minimum
 
 TABLES: dict[str, dict[str, BranchFit]] = {
     "mish": {
         "float32": BranchFit(
             y_min_hi=0.3088434040546417,
-            y_min_lo=8.962608433193964e-09,
-            least=0.0,
+            y_min_lo=5.965942406760405e-09,
+            least=5.965942406760405e-09,
             y_tail=-0.1865234375,
             y_max=8.55078125,
             breaks=(0.64013671875, 3.02734375),
@@ -64,9 +64,9 @@ TABLES: dict[str, dict[str, BranchFit]] = {
     },
     "silu": {
         "float32": BranchFit(
-            y_min_hi=0.27846455574035645,
-            y_min_lo=-1.2979282537628478e-08,
-            least=0.0,
+            y_min_hi=0.27846452593803406,
+            y_min_lo=1.2315686248598468e-08,
+            least=4.804696640547945e-10,
             y_tail=-0.1708984375,
             y_max=18.05078125,
             breaks=(0.6962890625, 4.92626953125),
@@ -119,8 +119,8 @@ TABLES: dict[str, dict[str, BranchFit]] = {
     "gelu": {
         "float32": BranchFit(
             y_min_hi=0.16997121274471283,
-            y_min_lo=-5.264809033178608e-09,
-            least=0.0,
+            y_min_lo=-7.02732938506756e-09,
+            least=5.464428354251538e-10,
             y_tail=-0.041748046875,
             y_max=5.4296875,
             breaks=(-0.159423828125, 2.128662109375),
@@ -174,9 +174,9 @@ TABLES: dict[str, dict[str, BranchFit]] = {
     },
     "gelu_tanh": {
         "float32": BranchFit(
-            y_min_hi=0.17004075646400452,
-            y_min_lo=-5.892750287728177e-09,
-            least=0.0,
+            y_min_hi=0.17004074156284332,
+            y_min_lo=7.036018434547486e-09,
+            least=3.894575217877616e-10,
             y_tail=-0.03173828125,
             y_max=5.29296875,
             breaks=(-0.169921875, 2.19287109375),
@@ -231,10 +231,9 @@ TABLES: dict[str, dict[str, BranchFit]] = {
 }
 """By function, then by the dtype that y was rounded to."""
 
-TURNS: dict[str, tuple[float, float]] = {
-    "mish": (-1.1924312145154952, -0.30884341301725043),
-    "silu": (-1.2784645427610737, -0.2784645427610738),
-    "gelu": (-0.7517915246935645, -0.16997120747990366),
-    "gelu_tanh": (-0.7524614220710163, -0.17004075057125406),
+MINIMA: dict[str, Minimum] = {
+    "mish": Minimum(-1.1924312145154952, -0.30884341301725043, 0.3653408778452902),
+    "silu": Minimum(-1.2784645427610737, -0.2784645427610738, 0.3300088678503959),
+    "gelu": Minimum(-0.7517915246935645, -0.16997120747990366, 0.46448573299620677),
+    "gelu_tanh": Minimum(-0.7524614220710163, -0.17004075057125406, 0.4638965892442294),
 }
-"""The input at which a function has its minimum, and the minimum."""

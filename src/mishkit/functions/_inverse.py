@@ -5,17 +5,17 @@ float32 and the 16-bit types use the fitted polynomials of `_df_y_tables`; float
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from . import _branch_fit
 from ._branch_fit import BranchFit, leading
-from ._df_y_tables import TABLES, TURNS
+from ._df_y_tables import MINIMA, TABLES
 
-PRECISION = {torch.bfloat16: 8, torch.float16: 11}
-"""Bits of the significand, of the types that are rounded to from a wider one."""
+PRECISION = {torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}
+"""Bits of the significand, of the types whose outputs are decoded without a search."""
 STEPS = 64
 """Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
 
@@ -31,7 +31,7 @@ def df_from_output(
 ) -> Tensor:
     """f' at the x on the given side with f(x) = scale·y, y having been rounded to `saved`."""
     if y.dtype == torch.float64:
-        return df(_invert(f, df, scale * y, right, TURNS[name][0]))
+        return df(_invert(f, df, scale * y, right, MINIMA[name].turn))
     tables, dtype = TABLES[name], str(saved).removeprefix("torch.")
     if scale == 1:
         fit = tables[dtype]
@@ -40,34 +40,20 @@ def df_from_output(
     # Scaled outputs may be rounded finer than the function's own in bfloat16: another table serves.
     fit = tables["float32" if saved == torch.float32 else "float16"]
     y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
-    high, least = fit.y_min_hi, fit.least
-    if saved in PRECISION:  # which rounds these outputs otherwise than the table's
-        shift, least = (scale * value for value in centring(-TURNS[name][1] / scale, saved))
-        high = shift - TURNS[name][1]
-    above = sum_of_product(y, scale, high=high, low=fit.y_min_lo)
+    # They are rounded otherwise than those that the table was centred for.
+    depth = -MINIMA[name].y
+    shift, least = (scale * value for value in centring(depth / scale, saved))
+    high = leading(depth + shift, 24)
+    above = sum_of_product(y, scale, high=high, low=depth + shift - high)
     return _evaluate(fit, scale * y, above.clamp(least, fit.end), right)
 
 
 def centring(depth: float, saved: torch.dtype) -> tuple[float, float]:
-    """What centres the gradients that share one output rounded to `saved`, beside a minimum of
-    −depth: a shift of y − y_min, and what that is raised to at least.
-
-    Where f is a parabola the gradient is a root of y − y_min, and the middle of those between the
-    roots of a − h and a + h is the root of (a + √(a² − h²))/2, or of a quarter of the most in the
-    lowest interval, which begins with 0.
-    """
+    """What centres the gradients that share one output rounded to `saved`: a shift of y − y_min,
+    and what that is raised to at least, where y_min is −depth."""
     if saved not in PRECISION:
         return 0.0, 0.0
-    unit = math.ldexp(1.0, math.frexp(depth)[1] - PRECISION[saved])
-    rounded = round(depth / unit) * unit
-    # Towards 0 a power of two has its neighbour at half the distance.
-    if math.frexp(rounded)[0] == 0.5:
-        unit /= 2
-    lowest = depth - rounded
-    following = lowest + unit
-    least = (lowest + unit / 2) / 4
-    shift = (math.sqrt(following * following - unit * unit / 4) - following) / 2
-    return min(shift, least - lowest), least
+    return _branch_fit.centring(depth, PRECISION[saved])
 
 
 def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tensor:

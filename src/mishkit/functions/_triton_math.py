@@ -13,8 +13,8 @@ import torch
 
 from .._twin import device
 from ._branch_fit import leading
-from ._df_y_tables import TABLES, TURNS
-from ._inverse import PRECISION, centring
+from ._df_y_tables import MINIMA, TABLES
+from ._inverse import centring
 from ._triton_tables import (
     LOG1P_RATIO,
     LOG1P_RATIO_HALF,
@@ -216,10 +216,9 @@ def from_scaled_output(y: Any, right: Any, c: Any, table: constexpr) -> Any:
     y = at_most(y, c[0])
     scaled = y * c[1]
     above = tl.fma(y, c[2], tl.fma(y, c[1], c[3]))
-    above = at_most(at_least(above, c[4]), table[7])
     if table[5] != 0:
-        above += table[5]
-    return from_table(scaled, above, right, table)
+        above += c[5]
+    return from_table(scaled, at_most(at_least(above, c[4]), table[7]), right, table)
 
 
 def branch_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
@@ -228,7 +227,7 @@ def branch_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
     rows: Any = fit.coefficients
     centers: Any = fit.centers
     # A choice costs three instructions: that of the centres pays for float32's digits alone.
-    if saved in PRECISION:
+    if saved != torch.float32:
         columns = zip(*rows, strict=True)
         rows = zip(*map(_about_zero, centers, columns), strict=True)
         centers = (0.0, 0.0, 0.0, 0.0)
@@ -257,9 +256,9 @@ def scaled_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
 def scaled_numbers(name: str, scale: float, saved: torch.dtype) -> tuple[float, ...]:
     """What `from_scaled_output` reads of its c."""
     fit = TABLES[name]["float32" if saved == torch.float32 else "float16"]
-    offset, least = fit.y_min_hi, fit.least
-    if saved in PRECISION:  # which rounds these outputs otherwise than the table's
-        shift, least = (scale * value for value in centring(-TURNS[name][1] / scale, saved))
-        offset = shift - TURNS[name][1]
+    # These outputs are rounded otherwise than those that the table was centred for.
+    shift, least = (scale * value for value in centring(-MINIMA[name].y / scale, saved))
+    depth = shift - MINIMA[name].y
     # An output beyond the table, so that inf·low stays a number.
-    return 2 * fit.y_max / scale, scale, scale - leading(scale, 24), offset, least
+    most = 2 * fit.y_max / scale
+    return most, scale, scale - leading(scale, 24), depth, least, depth - leading(depth, 24)

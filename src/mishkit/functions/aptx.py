@@ -11,9 +11,9 @@ from torch import Tensor
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter, Parameter
 from . import silu
-from ._branch_fit import leading
-from ._df_y_tables import TURNS
-from ._inverse import df_from_output, sum_of_product
+from ._branch_fit import Minimum, leading
+from ._df_y_tables import MINIMA
+from ._inverse import centring, df_from_output, sum_of_product
 from ._limits import FAR, LARGEST, SMALLEST
 from ._triton_math import (
     FLOOR,
@@ -84,7 +84,7 @@ def df_y(
     if alpha == 1:  # y = gamma/beta·silu(2·beta·x)
         slope = df_from_output("silu", silu.f, silu.df, y, right, saved, beta / gamma)
         return 2 * gamma * slope
-    return gamma * _slope(y, right, alpha, beta / gamma)
+    return gamma * _slope(y, right, saved, alpha, beta / gamma)
 
 
 def turn(alpha: float, beta: float, gamma: float) -> float:
@@ -93,7 +93,16 @@ def turn(alpha: float, beta: float, gamma: float) -> float:
             "mishkit.aptx: it has exactly one minimum where −1 < alpha ≤ 1 and beta·gamma > 0 "
             f"alone; they are {alpha:g}, {beta:g} and {gamma:g}"
         )
-    return (TURNS["silu"][0] / 2 if alpha == 1 else _turn(alpha)) / beta
+    return (MINIMA["silu"].turn / 2 if alpha == 1 else _turn(alpha)) / beta
+
+
+def minimum(alpha: float, beta: float, gamma: float) -> Minimum:
+    scale, rise = gamma / beta, gamma * beta
+    if alpha == 1:
+        silu = MINIMA["silu"]
+        return Minimum(silu.turn / (2 * beta), scale * silu.y, 2 * math.sqrt(rise) * silu.bend)
+    g = _Bottom(alpha)
+    return Minimum(g.turn / beta, -scale * g.depth, math.sqrt(rise) * g.bend)
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -145,17 +154,28 @@ def _find_turn(alpha: float) -> float:
     return middle
 
 
-def _slope(y: Tensor, right: Tensor, alpha: float, scale: float) -> Tensor:
+class _Bottom:
+    """The minimum of g for one alpha: the turn, tanh and its slope there, depth, √(g''/2)."""
+
+    def __init__(self, alpha: float) -> None:
+        self.turn = _turn(alpha)
+        self.t = math.tanh(self.turn)
+        self.s = 1 - self.t * self.t
+        self.depth = -self.turn * (alpha + self.t)
+        self.bend = math.sqrt(self.s * (1 - self.turn * self.t))
+
+
+def _slope(y: Tensor, right: Tensor, saved: torch.dtype, alpha: float, scale: float) -> Tensor:
     """g' at the u on the given side with g(u) = scale·y.
 
     Newton's method for v = u − turn, between brackets that close by bisection where it strays.
     g − g_min = v·d + turn·(d − s·v), with d = tanh u − tanh turn and s = tanh' turn, keeps its
     digits beside the minimum, where it is a parabola: its root is what is nearly linear in v.
     """
-    bottom = _turn(alpha)
-    t0 = math.tanh(bottom)
-    s0 = 1 - t0 * t0
-    depth = -bottom * (alpha + t0)
+    g = _Bottom(alpha)
+    bottom, t0, s0 = g.turn, g.t, g.s
+    shift, least = (scale * value for value in centring(g.depth / scale, saved))
+    depth = g.depth + shift
 
     def above(v: Tensor) -> tuple[Tensor, Tensor]:
         t = torch.tanh(v)
@@ -168,10 +188,10 @@ def _slope(y: Tensor, right: Tensor, alpha: float, scale: float) -> Tensor:
     high = leading(depth, 24) if y.dtype == torch.float32 else depth
     limit = above(edge)[0]
     y = torch.minimum(y, limit / scale)
-    target = sum_of_product(y, scale, high=high, low=depth - high).clamp_min(0)
+    target = sum_of_product(y, scale, high=high, low=depth - high).clamp_min(least)
     root = torch.minimum(target, limit).sqrt()
     low, far = torch.zeros_like(y), edge
-    v = torch.minimum(root / math.sqrt(s0 * (1 - bottom * t0)), edge.abs()) * torch.sign(edge)
+    v = torch.minimum(root / g.bend, edge.abs()) * torch.sign(edge)
     for _ in range(STEPS):
         excess, rise = above(v)
         size = excess.clamp_min(0).sqrt()
@@ -342,7 +362,7 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
     if table is None:
         return gpu_iterated(y, right, c)
     else:
-        return from_scaled_output(y, right == (c[6] == 0), c, table) * c[5]
+        return from_scaled_output(y, right == (c[7] == 0), c, table) * c[6]
 
 
 @device
@@ -363,7 +383,7 @@ def gpu_iterated(y: Any, right: Any, c: Any) -> Any:
     limit = tl.where(right, c[9], c[10])
     y = at_most(y, divide(limit, c[0]))
     above = tl.fma(y, c[1], tl.fma(y, c[0], c[5])) + c[6]
-    above = at_most(at_least(above, 0.0), limit)
+    above = at_most(at_least(above, c[16]), limit)
     root = tl.sqrt(above)
     # Between the parabola of the minimum and the straight line far out.
     line = (above - c[5]) * tl.where(right, c[7], c[8])
@@ -389,16 +409,16 @@ def gpu_output_numbers(
     scale, mirrored = beta / gamma, float(beta < 0)
     if alpha == 1:
         return *scaled_numbers("silu", scale, saved), 2 * gamma, mirrored
-    bottom = _turn(alpha)
-    t = math.tanh(bottom)
-    s = 1 - t * t
-    depth = -bottom * (alpha + t)
+    g = _Bottom(alpha)
+    bottom = g.turn
+    shift, least = (scale * value for value in centring(g.depth / scale, saved))
+    depth = g.depth + shift
     far = END - bottom, -END - bottom
-    limits = ((bottom + v) * (alpha + math.tanh(bottom + v)) + depth for v in far)
+    limits = ((bottom + v) * (alpha + math.tanh(bottom + v)) + g.depth for v in far)
     return (
-        *(scale, scale - leading(scale, 24), bottom, t, s, depth, depth - leading(depth, 24)),
+        *(scale, scale - leading(scale, 24), bottom, g.t, g.s, depth, depth - leading(depth, 24)),
         *(1 / (1 + alpha), 1 / (1 - alpha), *limits, *far, mirrored),
-        *(1 / math.sqrt(s * (1 - bottom * t)), gamma),
+        *(1 / g.bend, gamma, least),
     )
 
 
@@ -428,6 +448,7 @@ activation = Activation(
     dp=dp,
     df_y=df_y,
     turn=turn,
+    minimum=minimum,
     portable=_portable,
     parameters=(
         Parameter("alpha", 1.0, "1 lets the left tail vanish", largest=LARGEST),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
-from ._df_y_tables import TURNS
+from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._triton_math import NORMAL_END, at_most, branch_table, from_output, normal
 
@@ -109,7 +109,8 @@ activation = Activation(
     df=df,
     d2f=d2f,
     df_y=df_y,
-    turn=TURNS["gelu"][0],
+    turn=MINIMA["gelu"].turn,
+    minimum=MINIMA["gelu"],
     portable=F.gelu,
     torch_function="gelu",
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "gelu")),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ._branch_fit import leading
-from ._df_y_tables import TURNS
+from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._triton_math import (
     FLOOR,
@@ -157,7 +157,8 @@ activation = Activation(
     df=df,
     d2f=d2f,
     df_y=df_y,
-    turn=TURNS["gelu_tanh"][0],
+    turn=MINIMA["gelu_tanh"].turn,
+    minimum=MINIMA["gelu_tanh"],
     portable=_portable,
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "gelu_tanh")),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
+from ._branch_fit import Minimum
 from ._inverse import centring
 from ._triton_math import at_least, at_most
 
 if TYPE_CHECKING:
     import triton.language as tl
     from triton.language import constexpr
+
+
+MINIMUM = Minimum(-1.0, -0.5, math.sqrt(0.5))
 
 
 def f(x: Tensor) -> Tensor:
@@ -33,7 +38,7 @@ def d2f(x: Tensor) -> Tensor:
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
     # y = ((x + 1)² − 1)/2 on the quadratic part; y = 0 on the left is the flat part.
     shift, least = centring(0.5, saved)
-    size = (2 * (y + (0.5 + shift)).clamp_min(least)).clamp_max(1).sqrt()
+    size = (2 * ((y + 0.5) + shift).clamp_min(least)).clamp_max(1).sqrt()
     return torch.where(right, size, torch.where(y == 0, 0.0, -size))
 
 
@@ -66,13 +71,12 @@ def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
 @device
 def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
     """±√(2y + 1) on the quadratic part."""
-    size = tl.sqrt(at_most(at_least(y + c[0], c[1]) * 2.0, 1.0))
+    size = tl.sqrt(at_most(at_least((y + 0.5) + c[0], c[1]) * 2.0, 1.0))
     return tl.where(right, size, tl.where(y < 0, -size, y))
 
 
 def gpu_output_numbers(saved: torch.dtype) -> tuple[float, ...]:
-    shift, least = centring(0.5, saved)
-    return 0.5 + shift, least
+    return centring(0.5, saved)
 
 
 def to_onnx(write: OnnxWriter) -> Any:
@@ -93,7 +97,8 @@ activation = Activation(
     df=df,
     d2f=d2f,
     df_y=df_y,
-    turn=-1.0,
+    turn=MINIMUM.turn,
+    minimum=MINIMUM,
     portable=_portable,
     is_dead=True,
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, output_numbers=gpu_output_numbers),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter, Parameter
-from ._branch_fit import leading
+from ._branch_fit import Minimum, leading
 from ._inverse import centring
 from ._limits import LARGEST, SMALLEST
 from ._triton_math import at_least, at_most
@@ -51,6 +52,15 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype, k: float) -> Tensor:
 
 def turn(k: float) -> float:
     return min(-1.5, k - 3)
+
+
+def minimum(k: float) -> Minimum | None:
+    if k <= 1.5:
+        return None
+    # Left of the joint alone it is the parabola.
+    to_joint = (k - 1.5) ** 2 / k
+    parabola = Minimum(-1.5, -9 / (4 * k), math.sqrt(1 / k))
+    return replace(parabola, reach=min(parabola.reach, to_joint))
 
 
 def _portable(x: Tensor, k: float) -> Tensor:
@@ -123,6 +133,7 @@ activation = Activation(
     d2f=d2f,
     df_y=df_y,
     turn=turn,
+    minimum=minimum,
     portable=_portable,
     parameters=(
         Parameter(

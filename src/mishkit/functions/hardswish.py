@@ -58,6 +58,7 @@ activation = Activation(
     d2f=d2f,
     df_y=df_y,
     turn=hard_mish.turn(K),
+    minimum=hard_mish.minimum(K),
     portable=F.hardswish,
     torch_function="hardswish",
     is_dead=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from . import silu
-from ._df_y_tables import TURNS
+from ._branch_fit import Minimum
+from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
 from ._triton_math import (
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from triton.language import constexpr
 
 BETA = 1.25
+_OF_SILU = MINIMA["silu"]
+MINIMUM = Minimum(_OF_SILU.turn / BETA, 2 / BETA * _OF_SILU.y, math.sqrt(2 * BETA) * _OF_SILU.bend)
 
 
 # With z = BETA·x, the left part is 2·silu(z)/BETA.
@@ -121,7 +125,8 @@ activation = Activation(
     df=df,
     d2f=d2f,
     df_y=df_y,
-    turn=TURNS["silu"][0] / BETA,
+    turn=MINIMUM.turn,
+    minimum=MINIMUM,
     portable=_portable,
     twin=Twin(
         gpu_f,

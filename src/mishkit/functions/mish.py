@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
-from ._df_y_tables import TURNS
+from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
 from ._triton_math import FLOOR, at_least, at_most, branch_table, divide, exp, from_output
@@ -110,7 +110,8 @@ activation = Activation(
     df=df,
     d2f=d2f,
     df_y=df_y,
-    turn=TURNS["mish"][0],
+    turn=MINIMA["mish"].turn,
+    minimum=MINIMA["mish"],
     portable=F.mish,
     torch_function="mish",
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "mish")),

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from . import silu
-from ._df_y_tables import TURNS
+from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
 from ._triton_math import (
@@ -112,7 +112,8 @@ activation = Activation(
     df=df,
     d2f=d2f,
     df_y=df_y,
-    turn=TURNS["silu"][0],
+    turn=MINIMA["silu"].turn,
+    minimum=MINIMA["silu"],
     portable=_portable,
     twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "silu")),
 )

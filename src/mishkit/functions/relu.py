@@ -74,6 +74,7 @@ activation = Activation(
     d2f=d2f,
     df_y=df_y,
     turn=None,
+    minimum=None,
     portable=torch.relu,
     torch_function="relu",
     is_dead=True,

@@ -116,6 +116,7 @@ activation = Activation(
     d2f=d2f,
     df_y=df_y,
     turn=None,
+    minimum=None,
     check_output=check_output,
     portable=f,
     parameters=(

@@ -10,6 +10,7 @@ from torch import Tensor
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter, Parameter
 from . import aptx
+from ._branch_fit import Minimum
 from ._limits import LARGEST, SMALLEST
 from ._triton_math import divide
 from .aptx import Value, gpu_block_numbers, gpu_d2f, gpu_df, gpu_df_y, gpu_dp, gpu_parts
@@ -42,6 +43,10 @@ def turn(beta: float) -> float:
     if beta <= 0:
         raise ValueError(f"mishkit.swish: it has a minimum where beta > 0 alone; beta is {beta:g}")
     return aptx.turn(1.0, beta / 2, 0.5)
+
+
+def minimum(beta: float) -> Minimum:
+    return aptx.minimum(1.0, beta / 2, 0.5)
 
 
 def _portable(x: Tensor, beta: Value) -> Tensor:
@@ -100,6 +105,7 @@ activation = Activation(
     dp=dp,
     df_y=df_y,
     turn=turn,
+    minimum=minimum,
     portable=_portable,
     parameters=(
         Parameter(

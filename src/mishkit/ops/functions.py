@@ -346,7 +346,7 @@ def _define_traced(a: Activation) -> None:
     class Traced(Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, *parameters: float) -> Tensor:
-            y = plain.forward(a, x, *parameters)
+            y = plain.forward_kept(a, x, *parameters)
             # In logical order: no other backend reads it, and Dynamo can't sort symbolic strides.
             side = y
             if a.turn is not None:

@@ -1,5 +1,8 @@
 """`mishkit accuracy`: the error of every kernel, over all inputs of a dtype or a stride of them.
 
+Of float32 a stride is swept, and for the gradient from the output the numbers next to the minimum
+too: there it is off the furthest, and a stride would miss where.
+
 For the operators of each function and dtype it measures, against float64,
 
 f       |y − f(x)| in ULP, the spacing of the dtype at f(x), which is taken to be no finer than at
@@ -12,10 +15,10 @@ df_y    |d − f'(x')|, d being the gradient of 1 from the rounded output y and 
         above the bar, d may still lie amid the gradients of all inputs whose outputs round to y,
         as a formula that is centred on them does beside the minimum; then the distance from
         these counts. float32 only.
-decoder |d − f'(x)|, against the true gradient at the input: its maximum and its root mean square
-        under N(0, 1), as multiples of those of |f'(x') − f'(x)|, the error of an exact inverse of
-        the rounded y. In the 16-bit types d is the kernel's gradient before it is rounded itself,
-        which its rounded products with many upstream gradients enclose.
+decoder |d − f'(x)|, against the true gradient at the input: its maximum, and this and its root
+        mean square under N(0, 1) as multiples of those of |f'(x') − f'(x)|, the error of an exact
+        inverse of the rounded y. In the 16-bit types d is the kernel's gradient before it is
+        rounded itself, which its rounded products with many upstream gradients enclose.
 limits  f and the gradients at ±∞ are the limits, zeros of f with their sign; f from −1e30 on is
         what it is at −∞ where that is 0; NaN is kept.
 """
@@ -53,6 +56,8 @@ STRIDE = 509
 """A prime, so that no bit of the mantissa stays the same; eight million values of float32."""
 INTERPRETED_STRIDE = 65521
 """The same for Triton's interpreter, which is slow; 65,000 values."""
+NEAR = 60_000
+"""How many float32 on each side of a minimum are swept with that stride."""
 CHUNK = 1 << 16
 """Values at a time: few enough for the caches to hold what is computed of them."""
 
@@ -66,6 +71,7 @@ BAR_F_MEAN_ULP = 0.75
 BAR_TAIL = 1.7e-36
 BAR_DF = 2.5e-7
 BAR_DF_Y = 2e-6
+BAR_FROM_OUTPUT = 1e-4
 INTERPRETED_LANES = 1 << 12
 """Threads a warp in Triton's interpreter, where blocks of a chunk's size take the least time and
 give the same results."""
@@ -209,6 +215,7 @@ def measure(
     parameters = parameters or activation.defaults
     kernels = Kernels(activation, parameters, backend)
     reference = Reference(activation, parameters)
+    turn = activation.turn_at(*parameters)
     result = Accuracy(activation.name, dtype)
     # Chunks are too small to share. What is broken may be infinite: `Errors` takes that.
     with torch_threads(1), np.errstate(invalid="ignore", over="ignore"):
@@ -216,6 +223,9 @@ def measure(
             _add_forward(result, kernels, reference, x)
             _add_backward(result, kernels, reference, x)
             _add_from_output(result, kernels, reference, x)
+        if dtype == "float32" and turn is not None:
+            for x in beside(turn, near_count(stride)).split(CHUNK):
+                _add_from_output(result, kernels, reference, x, weighed=False)
         result.broken_limits = broken_limits(kernels, reference, DTYPES[dtype])
     return result
 
@@ -230,6 +240,19 @@ def inputs(dtype: str, stride: int) -> Iterator[Tensor]:
     else:
         patterns16 = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.int16)
         yield _finite(torch.from_numpy(patterns16).view(DTYPES[dtype]))
+
+
+def beside(turn: float, count: int) -> Tensor:
+    """So many float32 on each side of a number, and itself."""
+    size = torch.tensor(abs(turn), dtype=torch.float32).view(torch.int32)
+    places = torch.arange(-count, count + 1, dtype=torch.int32) + size
+    x = torch.where(places < 0, -places.abs().view(torch.float32), places.view(torch.float32))
+    return x if turn > 0 else -x
+
+
+def near_count(stride: int) -> int:
+    """How many float32 on each side of a minimum go with a stride."""
+    return NEAR * STRIDE // max(stride, STRIDE)
 
 
 def ulp(value: Array, dtype: str) -> Array:
@@ -260,7 +283,10 @@ def _add_backward(result: Accuracy, kernels: Kernels, reference: Reference, x: T
     result.df_abs.add(np.abs(gradient - true), _array(x))
 
 
-def _add_from_output(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
+def _add_from_output(
+    result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor, weighed: bool = True
+) -> None:
+    """The mean square counts inputs that are `weighed` alone."""
     y, side = kernels.packed(x)
     at, true = _array(x), _array(reference.df(x.double()))
     exact = _array(reference.df_of_output(y.double(), x.double()))
@@ -276,7 +302,8 @@ def _add_from_output(result: Accuracy, kernels: Kernels, reference: Reference, x
     ):
         error = np.abs(candidate - true)
         largest.add(error, at)
-        square.add(error * error, at, weight)
+        if weighed:
+            square.add(error * error, at, weight)
 
 
 def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Array:
@@ -395,6 +422,7 @@ def findings(result: Accuracy) -> list[Finding]:
         *common,
         figure("f, mean", " ULP", BAR_F_MEAN_ULP, result.f_ulp.mean),
         errors("df, absolute", "", BAR_DF, result.df_abs),
+        errors("df_y, absolute", "", BAR_FROM_OUTPUT, result.decoder),
         errors("df_y beyond the rounding of y", "", BAR_DF_Y, result.df_y_abs),
         figure("decoder − 1.05 × exact inverse", "", BAR_DF_Y, max(excess, 0.0)),
     ]
@@ -534,13 +562,15 @@ def main(settings: Settings) -> int:
 def _print_table(
     out: rich.console.Console, results: list[Accuracy], dtype: str, kernels: str, stride: int
 ) -> None:
-    which = f"one value in {stride:,}" if dtype == "float32" else "all values"
+    which = "all values"
+    if dtype == "float32":
+        which = f"one value in {stride:,}; df_y of all within {near_count(stride):,} of the minimum"
     columns = ("function", "f, ULP", "mean", "f, abs.", "df, abs.", "df_y, abs.", "max", "rms")
     made = table(f"{dtype}, {which}, {kernels}: the largest errors, and where", columns)
     for r in results:
         made.add_row(
             *(r.function, str(r.f_ulp), f"{r.f_ulp.mean:.2f}", f"{r.f_abs.max:.1e}"),
-            *(str(r.df_abs), str(r.decoder if r.is_half else r.df_y_abs)),
+            *(str(r.df_abs), str(r.decoder)),
             *(f"{r.decoder_max_ratio:.2f}×", f"{r.decoder_rms_ratio:.2f}×"),
         )
     out.print(made)

@@ -105,7 +105,8 @@ def build_of(launch: triton.Launch, dtype: str, target: str) -> Build:
     of = getattr(torch, dtype)
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
     given: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
-    given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers), "turn": "fp32"}
+    given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers)}
+    given["minimum"] = ("fp32",) * len(launch.minimum or ())
     if launch.has_side:
         given["side"] = "*u8"
     lanes = 64 if target.startswith("gfx") else 32
