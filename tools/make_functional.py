@@ -39,8 +39,9 @@ inplace : bool
 save : "input" or "output"
     What is kept for backward: the input (the exact gradient, any number of derivatives), or the
     output, which the next layer usually keeps anyway, and one bit an element (first derivative
-    only). Transforms of torch.func and forward mode, and compiled float64, keep the input all the
-    same.
+    only; in float32 off by up to 1e-4 beside a minimum, where many inputs share an output, which
+    is rounded once there and may have other last digits than without). Transforms of torch.func
+    and forward mode, and compiled float64, keep the input all the same.
 out : Tensor, optional
     Where to write the result, of the input's shape and dtype; not with autograd.
 
