@@ -35,7 +35,7 @@ PUBLIC = (
     "surgery",
     "_version",
 )
-HELPERS = ("_calls", "_missing", "_torchvision", "_torch_private", "_checkpoint")
+HELPERS = ("_calls", "_mode", "_missing", "_torchvision", "_torch_private", "_checkpoint")
 BESIDE = ("recompute", "surgery", "lab", "cli")
 ENTRANCES = ("_lazy", "__main__")
 """They lead into the laboratory and the command line."""

@@ -12,9 +12,18 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from ._mode import (
+    are_transforms_active,
+    compiler,
+    is_dynamo_compiling,
+    is_grad_enabled,
+    is_tracing,
+    is_transformed,
+    wants_standard,
+)
 from .activation import DTYPES, Activation
 from .backends import torch as plain
-from .ops.functions import RULES, are_transforms_active, fast_apply, wants_standard
+from .ops.functions import RULES, fast_apply
 
 Save = Literal["input", "output"]
 SAVE = get_args(Save)
@@ -22,12 +31,6 @@ _NO_AUTOGRAD_WITH_OUT = "{}: out= doesn't support autograd; use torch.no_grad()"
 
 MOST_CHECKED = 1000
 """Sets of parameters that are remembered to be right."""
-
-# In pieces, torch.compiler.is_compiling() and torch.jit.is_tracing() cost no more than the first.
-compiler = torch.compiler
-is_dynamo_compiling = torch.compiler.is_dynamo_compiling
-is_tracing: Callable[[], bool] = torch._C._is_tracing
-is_grad_enabled = torch.is_grad_enabled
 
 REFUSALS = (RuntimeError, TypeError)
 """How operators refuse tensors; TypeError is how those of other libraries' subclasses do."""
@@ -139,7 +142,7 @@ class Call:
             raise RuntimeError(
                 f"{self.name}: can't write over a lazily negated tensor; resolve_neg() it"
             )
-        if are_transforms_active() or forward_ad._current_level >= 0:
+        if is_transformed():
             # Transforms may ask for any derivative, in any mode: only the input answers that.
             y = self.rules.saving_input.apply(x.clone() if inplace else x, *parameters)
             return y if target is None else target.copy_(y)
@@ -179,7 +182,7 @@ class Call:
             y = self.a.portable(x, *rows)
         elif rows:
             return self.refused(TypeError(), x, rows, inplace, save, out)
-        elif compiler.is_compiling() or are_transforms_active() or forward_ad._current_level >= 0:
+        elif compiler.is_compiling() or is_transformed():
             y = plain.trained(self.a, x, parameters)
         elif needs_grad:
             y = self.training(x, parameters)

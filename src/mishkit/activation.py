@@ -147,9 +147,10 @@ class Activation:
     is_dead: bool = False
     """Whether f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in
     torch's own functions."""
-    made_of: Literal["polynomials", "one exponential", "more"] = "more"
-    """What the benchmarks hold its price against: polynomials cost what ReLU costs, and an
-    exponential with a division what Mish costs."""
+    made_of: Literal["lines", "polynomials", "one exponential", "more"] = "more"
+    """What the benchmarks hold its price against: lines and polynomials cost what ReLU costs,
+    and an exponential with a division what Mish costs. Of lines f'' is 0, so that nothing that it
+    would be multiplied by is read."""
     ulp: float = 4
     """The greatest error of f in float32 that the kernels promise."""
     check_output: Callable[..., None] = _allow

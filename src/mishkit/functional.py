@@ -30,18 +30,15 @@ from collections.abc import Callable
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ._calls import (
-    REFUSALS,
-    Call,
-    Save,
+from ._calls import REFUSALS, Call, Save, with_parameters
+from ._mode import (
+    are_transforms_active,
     compiler,
     is_dynamo_compiling,
     is_grad_enabled,
     is_tracing,
-    with_parameters,
 )
 from .functions import ACTIVATIONS
-from .ops.functions import are_transforms_active
 
 __all__ = [
     "aptx",

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ._torch_private import DisableTorchDispatch, is_traceable_wrapper_subclass
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
@@ -21,7 +22,7 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
     if tensor.layout is torch.strided and not tensor.is_nested:
         return [tensor]
     names = _PARTS.get(tensor.layout, ())
-    with torch._C._DisableTorchDispatch(), torch.no_grad():
+    with DisableTorchDispatch(), torch.no_grad():
         alias = tensor.detach()
         return [getattr(alias, name)() for name in names]
 

@@ -13,15 +13,15 @@ import math
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from ._mode import is_exporting, is_transformed, wants_standard
 from .activation import DTYPES
 from .backends import cpu, triton
 from .modules import Unscriptable
 from .ops import neuron as ops
-from .ops.functions import are_transforms_active, fast_apply, is_exporting, wants_standard
+from .ops.functions import fast_apply
 
 INIT = ("published", "scaled")
 
@@ -70,13 +70,13 @@ def aptx_layer(
     same = dtype == alpha.dtype == beta.dtype == gamma.dtype == delta.dtype
     if not same or dtype not in DTYPES:
         _refuse_dtypes(input, alpha, beta, gamma, delta)
-    is_transformed = are_transforms_active() or forward_ad._current_level >= 0
+    transformed = is_transformed()
     if torch.compiler.is_compiling():
         has_kernels = dtype in _kernels.get(kind, ())
-        if is_exporting() or is_transformed or not has_kernels:
+        if is_exporting() or transformed or not has_kernels:
             return ops.expression(input, alpha, beta, gamma, delta)
         return ops.traced_layer(input, alpha, beta, gamma, delta)
-    if is_transformed or wants_standard():
+    if transformed or wants_standard():
         return ops.forward(input, alpha, beta, gamma, delta)
     run = _apply_layer if torch.is_grad_enabled() else ops.call
     return run(input, alpha, beta, gamma, delta)

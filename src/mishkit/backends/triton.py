@@ -104,13 +104,14 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
         constants |= {"table": twin.table(dtype, *parameters), "sided": a.turn is not None}
     else:
         numbers = twin.numbers(*parameters)
+    unread = {"side"} | ({"grad"} if body == "double_backward" and a.made_of == "lines" else set())
     return Launch(
         kernel=getattr(_kernels(), body),
         tensors=tensors,
         numbers=_given(numbers),
         minimum=_minimum(a, dtype, parameters) if body == "forward_packed" else None,
         constants=constants,
-        traffic=len(tensors) - ("side" in tensors),
+        traffic=len(set(tensors) - unread),
     )
 
 

@@ -26,18 +26,12 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
+from .._mode import are_transforms_active, wants_standard
 from ..activation import Activation
 from ..backends import torch as plain
 from ..backends import triton
 from ..functions import ACTIVATIONS
-from .functions import (
-    are_transforms_active,
-    fast_apply,
-    operator,
-    register_fake,
-    saving_input,
-    wants_standard,
-)
+from .functions import fast_apply, operator, register_fake, saving_input
 
 _TABLE = tuple(ACTIVATIONS.values())
 _PLACES = {name: place for place, name in enumerate(ACTIVATIONS)}

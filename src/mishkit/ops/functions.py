@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .._mode import are_transforms_active
 from ..activation import Activation, Formulas
 from ..backends import cpu, triton
 from ..backends import torch as plain
@@ -57,25 +58,6 @@ TRAINED_SCHEMAS = {
     "_trained_backward": "(Tensor grad, Tensor input, Tensor parameters) -> (Tensor, Tensor)",
 }
 """Those of a function whose parameters can be trained."""
-
-are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
-
-
-def is_exporting() -> bool:
-    """Whether torch.export is at work.
-
-    Up to torch 2.11 Dynamo takes `torch.compiler.is_exporting()` for True in all compiled code;
-    this is the flag behind it.
-    """
-    return torch.compiler._is_exporting_flag
-
-
-def wants_standard() -> bool:
-    """Whether a program is made of what is called, by torch.export or torch.jit.trace.
-
-    It runs elsewhere too, so it has torch's own operators alone.
-    """
-    return is_exporting() or (not torch.compiler.is_compiling() and torch._C._is_tracing())
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .._mode import are_transforms_active
 from ..activation import DTYPES
 from ..backends import triton
-from .functions import are_transforms_active, define_traced, operator, register_fake
+from .functions import define_traced, operator, register_fake
 
 SCHEMAS = {
     "aptx_layer": "(Tensor input, Tensor alpha, Tensor beta, Tensor gamma, Tensor delta) -> Tensor",

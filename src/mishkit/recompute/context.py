@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checkpoint import in_checkpoint
+from .._torch_private import top_saved_tensor_hooks
 from .handles import Handle, Hooks, Kept, Made, Source, unpack
 from .recipes import Node, find
 
@@ -62,8 +63,7 @@ def recompute() -> Iterator[None]:
 
 def _hooks_outside() -> Hooks | None:
     """The saved-tensor hooks that are active already, which ours hide."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if top is None else top(True)
+    return top_saved_tensor_hooks(True)  # type: ignore[no-any-return]
 
 
 class _Packer:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
+from .._torch_private import prelu_kernel, suggest_memory_format
 from ..ops.functions import RULES
 
 Node = Any
@@ -320,7 +320,7 @@ _RECIPES: dict[str, Recipe] = {
             n._saved_self, n._saved_alpha, n._saved_scale, n._saved_input_scale
         )
     ),
-    "PreluKernelBackward0": _kept(lambda n: torch._prelu_kernel(n._saved_self, n._saved_weight)),
+    "PreluKernelBackward0": _kept(lambda n: prelu_kernel(n._saved_self, n._saved_weight)),
     "GluBackward0": _kept(lambda n: F.glu(n._saved_self, _signed(n._saved_dim))),
     # arithmetic
     "MulBackward0": Recipe(_product, _unkept_factors),

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._torch_private import TorchDispatchMode
 from ..memory import parts_of, storages_of
 
 Storage = int

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._mode import is_exporting
 from ..functions import ACTIVATIONS
 from ..modules import TrainableModule, Unscriptable
 from ..ops.blend import Fraction, call, function, mix
-from ..ops.functions import is_exporting
 from .known import Known, identify, identify_function
 from .slots import Slot, put_all
 from .swap import describe, explained, resolve

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._calls import unsuited
 from .._checkpoint import in_checkpoint
+from .._torch_private import TorchDispatchMode, sequence_number
 from ..functions import ACTIVATIONS
 from ..memory import parts_of, storages_of
 from ._state import Region, Storage, arguments_of, region_of, storage_of, undisturbed, written_by
@@ -772,7 +772,7 @@ def _forwards(base: type) -> Iterator[tuple[type, FunctionType]]:
 
 def _latest() -> int:
     """The number of the newest node of autograd's graph, on this thread."""
-    return torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+    return sequence_number() - 1
 
 
 def _wants_grad(tensor: Tensor) -> bool:

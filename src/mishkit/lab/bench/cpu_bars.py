@@ -26,7 +26,7 @@ from .results import Key, Results
 
 L2, L3, MEMORY = 1 << 16, 1 << 20, 1 << 24
 
-POLYNOMIALS = tuple(a.name for a in ACTIVATIONS.values() if a.made_of == "polynomials")
+POLYNOMIALS = tuple(a.name for a in ACTIVATIONS.values() if a.made_of in ("lines", "polynomials"))
 ONE_EXPONENTIAL = tuple(a.name for a in ACTIVATIONS.values() if a.made_of == "one exponential")
 WORDS = {
     RELU: "torch's ReLU",

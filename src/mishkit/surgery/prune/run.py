@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
+from ..._torch_private import DropoutNd
 from .._state import undisturbed
 from ..slots import Slot
 from ..watch import tensors_of
@@ -54,7 +54,7 @@ def training_outputs_of(model: nn.Module, batch: Any, seed: int = 0) -> list[Ten
     """The same in training mode, but for dropout layers, whose numbers are random."""
     with undisturbed(model, batch):
         for module in model.modules():
-            module.training = not isinstance(module, _DropoutNd)
+            module.training = not isinstance(module, DropoutNd)
         torch.manual_seed(seed)
         return copied_outputs_of(model, batch)
 

@@ -1,0 +1,105 @@
+"""Names of torch that are not public, each with what serves where a release has no such name.
+
+No other file of the library names them, `mishkit.lab.code.inductor` excepted. What stands in for a
+name may be slower or do less; it is never wrong. `tests/test_torch_private.py` fails where a name
+is gone, so that a new release of torch is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+    from torch.utils._python_dispatch import (
+        is_traceable_wrapper_subclass as is_traceable_wrapper_subclass,
+    )
+except ImportError:  # pragma: no cover
+
+    class TorchDispatchMode:  # type: ignore[no-redef]
+        def __init__(self) -> None:
+            raise RuntimeError(
+                f"mishkit can't watch models with torch {torch.__version__}: it has no "
+                "TorchDispatchMode"
+            )
+
+    def is_traceable_wrapper_subclass(t: object) -> bool:  # type: ignore[misc]
+        return type(t) is not Tensor and hasattr(t, "__tensor_flatten__")
+
+
+is_tracing: Callable[[], bool] = (
+    getattr(torch._C, "_is_tracing", None) or torch.jit.is_tracing  # type: ignore[attr-defined]
+)
+"""Whether torch.jit.trace is at work; the public function costs three times as much."""
+
+are_transforms_active: Callable[[], bool] = getattr(
+    torch._C, "_are_functorch_transforms_active", lambda: True
+)
+"""Whether a transform of torch.func is at work. If nobody can tell, every call goes the way that
+transforms understand, which costs 30 µs more."""
+
+if hasattr(torch.compiler, "_is_exporting_flag"):
+
+    def is_exporting() -> bool:
+        """Whether torch.export is at work.
+
+        Up to torch 2.11 Dynamo takes `torch.compiler.is_exporting()` for True in all compiled code;
+        this is the flag behind it.
+        """
+        return torch.compiler._is_exporting_flag
+
+else:  # pragma: no cover
+    is_exporting = torch.compiler.is_exporting
+
+DisableTorchDispatch: Callable[[], Any] = getattr(torch._C, "_DisableTorchDispatch", nullcontext)
+"""Within it, operators don't reach `__torch_dispatch__`."""
+
+top_saved_tensor_hooks: Callable[[bool], Any] = getattr(
+    getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", lambda _: None
+)
+"""The hooks on saved tensors that are active, as a pair, or None."""
+
+DropoutNd: type[nn.Module] | tuple[type[nn.Module], ...] = getattr(
+    nn.modules.dropout,
+    "_DropoutNd",
+    (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+"""The class of all dropouts."""
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    if x.is_contiguous():
+        return torch.contiguous_format
+    for layout in (torch.channels_last, torch.channels_last_3d):
+        if x.dim() == 4 + (layout is torch.channels_last_3d):
+            return layout if x.is_contiguous(memory_format=layout) else torch.contiguous_format
+    return torch.contiguous_format
+
+
+try:
+    from torch._prims_common import suggest_memory_format as suggest_memory_format
+except ImportError:  # pragma: no cover
+    suggest_memory_format = _memory_format
+
+
+def _prelu(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(x > 0, x, weight * x)
+
+
+prelu_kernel: Callable[[Tensor, Tensor], Tensor] = getattr(torch, "_prelu_kernel", _prelu)
+"""max(0, x) + weight·min(0, x), the weight having a dimension for each of x's."""
+
+
+def _next_number() -> int:
+    node = torch.zeros((), requires_grad=True).clone().grad_fn
+    assert node is not None
+    return node._sequence_nr() + 1
+
+
+sequence_number: Callable[[], int] = getattr(torch.autograd, "_get_sequence_nr", _next_number)
+"""The number that autograd gives to the next node of this thread."""
