@@ -138,7 +138,7 @@ def test_errors_are_counted_as_in_numpy(case: Case, flaw: str) -> None:
         gradient = torch.where(places, gradient + 1e-5, gradient)
     elif flaw == "df_y":
         decoded = torch.where(places, decoded - 1e-3, decoded)
-    turn = -math.inf if case.turn is None else case.turn
+    turn = -math.inf if case.turn is None else float(np.float32(case.turn))
     tensors = (x, y, gradient, decoded, f, df, d2f)
     got, want, far = empty(len(ROWS)), empty(len(ROWS)), []
     for run in zip(*(t.split(RUN) for t in tensors), strict=True):
@@ -383,7 +383,7 @@ def test_beside_the_minimum(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     found = sweep()
     assert 2e-5 < found.row("df_y").max <= accuracy.BAR_FROM_OUTPUT
     assert found.row("df_y_beyond").max <= accuracy.BAR_DF_Y
-    assert 0.4 < found.row("packed").max <= exhaustive.BAR_PACKED
+    assert 0.2 < found.row("packed").max <= exhaustive.BAR_PACKED
     assert 0 < found.row("packed").total < found.row("packed").count == 6000
     packed = accuracy.Kernels.packed
     monkeypatch.setattr(

@@ -312,11 +312,12 @@ def test_large_outputs_are_the_same(kernels: Engine, dtype: torch.dtype) -> None
     case = next(c for c in every_function.args[1] if c.a.name == "h_mish")
     count = (24 << 20) // dtype.itemsize + 77
     x = torch.randn(count + 1, dtype=torch.float32).to(dtype)
-    want = kernels.operator(case)(x)
-    out = torch.empty_like(x)
+    out, small = torch.empty_like(x), x.split(1 << 16)
+    want = torch.cat([kernels.operator(case)(part) for part in small])
+    with_sides = torch.cat([kernels.operator(case, "_packed")(part)[0] for part in small])
     for start in (0, 1):
         kernels.operator(case, "_out")(x[start:], out[start:])
         assert_same_bits(out[start:], want[start:])
         out.zero_()
         kernels.operator(case, "_packed_out")(x[start:], out[start:])
-        assert_same_bits(out[start:], want[start:])
+        assert_same_bits(out[start:], with_sides[start:])

@@ -214,7 +214,9 @@ def _add_far(row: Rows, x: Tensor, y: Tensor, decoded: Tensor, reference: Refere
 def rules(reference: Reference) -> Rows:
     """What C++ must know of the function: `Rules` of csrc/errors.h."""
     turn = reference.activation.turn_at(*reference.parameters)
-    return np.array([-math.inf if turn is None else turn, TAIL_F, TAIL_WEIGHT, BAR_DF_Y])
+    # As the kernels see it: rounded.
+    turn = -math.inf if turn is None else float(np.float32(turn))
+    return np.array([turn, TAIL_F, TAIL_WEIGHT, BAR_DF_Y])
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,8 @@ class Reference:
             right, edge = torch.ones_like(y, dtype=torch.bool), lowest
             vanished, under = y <= 0, torch.zeros_like(right)
         else:
-            right, edge = near > turn, torch.full_like(y, turn)
+            # As kernels see it that compute in float32.
+            right, edge = near > float(np.float32(turn)), torch.full_like(y, turn)
             vanished, under = (y >= 0) & vanishes[right.long()], y <= self.f(edge)
         low, high = torch.where(right, edge, lowest), torch.where(right, highest, edge)
         gradient = torch.zeros_like(y)

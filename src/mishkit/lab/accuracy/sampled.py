@@ -57,7 +57,7 @@ STRIDE = 509
 INTERPRETED_STRIDE = 65521
 """The same for Triton's interpreter, which is slow; 65,000 values."""
 NEAR = 60_000
-"""How many float32 on each side of a minimum are swept with that stride."""
+"""How many float32 on each side of a minimum are swept."""
 CHUNK = 1 << 16
 """Values at a time: few enough for the caches to hold what is computed of them."""
 
@@ -224,7 +224,7 @@ def measure(
             _add_backward(result, kernels, reference, x)
             _add_from_output(result, kernels, reference, x)
         if dtype == "float32" and turn is not None:
-            for x in beside(turn, near_count(stride)).split(CHUNK):
+            for x in beside(turn, NEAR).split(CHUNK):
                 _add_from_output(result, kernels, reference, x, weighed=False)
         result.broken_limits = broken_limits(kernels, reference, DTYPES[dtype])
     return result
@@ -248,11 +248,6 @@ def beside(turn: float, count: int) -> Tensor:
     places = torch.arange(-count, count + 1, dtype=torch.int32) + size
     x = torch.where(places < 0, -places.abs().view(torch.float32), places.view(torch.float32))
     return x if turn > 0 else -x
-
-
-def near_count(stride: int) -> int:
-    """How many float32 on each side of a minimum go with a stride."""
-    return NEAR * STRIDE // max(stride, STRIDE)
 
 
 def ulp(value: Array, dtype: str) -> Array:
@@ -564,7 +559,7 @@ def _print_table(
 ) -> None:
     which = "all values"
     if dtype == "float32":
-        which = f"one value in {stride:,}; df_y of all within {near_count(stride):,} of the minimum"
+        which = f"one value in {stride:,}; df_y of all within {NEAR:,} of the minimum"
     columns = ("function", "f, ULP", "mean", "f, abs.", "df, abs.", "df_y, abs.", "max", "rms")
     made = table(f"{dtype}, {which}, {kernels}: the largest errors, and where", columns)
     for r in results:
