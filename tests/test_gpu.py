@@ -362,7 +362,7 @@ def test_trained_beyond_32_bits(far_program: Callable[..., None]) -> None:
     parameters = torch.tensor(case.parameters).unsqueeze(1)
     result, tile = torch.zeros_like(x), 512
     tiles = FAR // tile + 1
-    formulas = triton._formulas(case.a, "trained_numbers", "f")
+    formulas = triton._formulas(case.a.twin.of_trained, "trained_numbers", "f")
     far_program(
         triton._kernels().trained,
         tiles - 1,

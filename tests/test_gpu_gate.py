@@ -41,7 +41,7 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     tiling = triton.Tiling(sizes, triton.tile_of(sizes, of))
     is_forward = kernel == "trained"
     names = ("numbers", "f") if is_forward else ("numbers", "df", "dp")
-    devices = triton._formulas(a, "trained_numbers", *names[1:])
+    devices = triton._formulas(a.twin.of_trained, "trained_numbers", *names[1:])
     constants: dict[str, Any] = dict(zip(names, devices, strict=True))
     constants |= {"count": len(a.parameters)}
     constants |= dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))

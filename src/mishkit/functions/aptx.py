@@ -327,34 +327,32 @@ def gpu_dp(x: Any, c: Any, half: constexpr) -> Any:
 
 
 @device
-def gpu_sum(within: Any, c: Any, half: constexpr) -> Any:
-    """alpha + tanh(beta·x)"""
-    e = expm1(within * c[0], half)
-    return c[13] + c[14] * divide(e, e + 2.0)
+def gpu_sum(within: Any, e: Any, r: Any, c: Any, half: constexpr) -> Any:
+    """alpha + tanh(beta·x), of e and r = 1/(e + 1)."""
+    less_one = expm1(within * c[0], half)
+    near = c[13] + c[14] * divide(less_one, less_one + 2.0)
+    return tl.where(tl.abs(c[13]) < BALANCED, near, tl.fma(e, c[11], c[12]) * r)
 
 
 @device
 def gpu_balanced_f(x: Any, c: Any, half: constexpr) -> Any:
     x, within, e = gpu_parts(x, c, half)
-    weight = divide(tl.fma(e, c[7], c[8]), e + 1.0)
-    return x * tl.where(tl.abs(c[13]) < BALANCED, c[10] * gpu_sum(within, c, half), weight)
+    return x * (c[10] * gpu_sum(within, e, divide(1.0, e + 1.0), c, half))
 
 
 @device
 def gpu_balanced_df(x: Any, c: Any, half: constexpr) -> Any:
     _x, within, e = gpu_parts(x, c, half)
     r = divide(1.0, e + 1.0)
-    weight = tl.fma(e, c[7], c[8]) * r
-    weight = tl.where(tl.abs(c[13]) < BALANCED, c[10] * gpu_sum(within, c, half), weight)
-    return weight + c[9] * (at_most(within * c[0], NEARER) * r) * (e * r)
+    rise = (c[14] + c[14]) * (at_most(within * c[0], NEARER) * r) * (e * r)
+    return c[10] * (gpu_sum(within, e, r, c, half) + rise)
 
 
 @device
 def gpu_balanced_dp(x: Any, c: Any, half: constexpr) -> Any:
-    to_alpha, to_beta, to_gamma = gpu_dp(x, c, half)
-    x, within, _e = gpu_parts(x, c, half)
-    balanced = x * gpu_sum(within, c, half)
-    return to_alpha, to_beta, tl.where(tl.abs(c[13]) < BALANCED, balanced, to_gamma)
+    to_alpha, to_beta, _to_gamma = gpu_dp(x, c, half)
+    x, within, e = gpu_parts(x, c, half)
+    return to_alpha, to_beta, x * gpu_sum(within, e, divide(1.0, e + 1.0), c, half)
 
 
 @device
