@@ -183,8 +183,8 @@ def _shift_rounds_once(dtype: torch.dtype, device: str, by_channels: bool) -> bo
     )
     if by_channels:
         x = x.contiguous(memory_format=torch.channels_last)
-    y, *kept = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
-    return torch.equal(y, _group_norm_by_shift(x, weight, bias, *kept, rounds_once=True))
+    y, mean, rstd = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
+    return torch.equal(y, _group_norm_by_shift(x, weight, bias, mean, rstd, rounds_once=True))
 
 
 def _shift_of(node: Node) -> Tensor:
