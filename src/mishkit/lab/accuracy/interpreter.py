@@ -10,12 +10,13 @@ import numpy as np
 
 @functools.cache  # once: it wraps what it finds
 def make_faithful() -> None:
-    """Fuse fma, have minimum and maximum drop a NaN unless told otherwise, convert bfloat16, and
-    keep the sign of an argument −0.
+    """Fuse fma, have minimum and maximum drop a NaN unless told otherwise, convert bfloat16, keep
+    the sign of an argument −0, and count with arguments.
 
     The interpreter rounds the product within an fma, propagates every NaN, truncates bfloat16,
     takes its smallest number for 0 and an argument −0 for 0: what depends on these would be called
-    wrong, and what forgets about NaN right.
+    wrong, and what forgets about NaN right. That of Triton 3.6 can't have an argument as the end of
+    a loop where NumPy is 2.4 or later.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -58,3 +59,11 @@ def make_faithful() -> None:
         return convert(argument)
 
     interpreter._implicit_cvt = signed
+
+    patch = interpreter._patch_lang_tensor
+
+    def counting(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = counting
