@@ -80,8 +80,10 @@ SLOPES = 11
 """Classes of |f'|: 1 and more, 1/2 and more, …, less than 2⁻⁹."""
 DF_ROWS = tuple(f"df_ulp_{place}" for place in range(SLOPES))
 # As in csrc/errors.h; each is a maximum, where it is, a total and a count.
-ROWS = ("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs", "df_y")
-ROWS += ("df_y_beyond", "df_far", *DF_ROWS)
+ROWS = (
+    *("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs"),
+    *("df_y", "df_y_beyond", "df_far", *DF_ROWS),
+)
 COMPARED = ("f", "df", "df_y")
 DIFFERENCES = tuple(f"{what}_differs_{unit}" for what in COMPARED for unit in ("ulp", "abs"))
 # Outputs with sides that are others; NaNs that f lost.
