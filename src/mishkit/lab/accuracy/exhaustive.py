@@ -83,8 +83,8 @@ SLOPES = 11
 DF_ROWS = tuple(f"df_ulp_{place}" for place in range(SLOPES))
 # As in csrc/errors.h; each is a maximum, where it is, a total and a count.
 ROWS = (
-    *("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs", "df_y", "df_y_beyond", "df_far"),
-    *DF_ROWS,
+    *("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs"),
+    *("df_y", "df_y_beyond", "df_far", *DF_ROWS),
 )
 COMPARED = ("f", "df", "df_y")
 DIFFERENCES = tuple(f"{what}_differs_{unit}" for what in COMPARED for unit in ("ulp", "abs"))
