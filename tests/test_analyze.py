@@ -411,11 +411,13 @@ def test_every_kernel_is_found_where_its_symbol_says() -> None:
     }
     if not any("::run<" in line for line in symbols.values()):
         pytest.skip("the symbols are stripped")
-    words = {"forward": "Forward<", "backward": "Backward<", "double_backward": "DoubleBackward<"}
+    # Where the formula is chosen by the parameters, the function of the body has it as an argument.
+    words = {"forward": "Forward", "backward": "Backward", "double_backward": "DoubleBackward"}
     for (isa, name, _, body), address in kernels.items():
         if body in words:
             symbol = symbols[address]
-            assert (f"::{isa}::" in symbol and words[body] in symbol) or name == "relu"
+            is_body = re.search(rf"::{words[body]}[<,]", symbol)
+            assert (f"::{isa}::" in symbol and is_body) or name == "relu"
             assert f"::{ACTIVATIONS[name].module_name}<" in symbol or name == "relu"
 
 
