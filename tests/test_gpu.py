@@ -76,7 +76,8 @@ REGISTERED = """
 import sys, torch
 torch.version.cuda = "99.0"
 import mishkit, mishkit.surgery
-from mishkit import neuron, ops
+from mishkit import neuron
+from mishkit.ops import functions as ops
 from mishkit.functions import ACTIVATIONS
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 names = [a.name + ending for a in ACTIVATIONS.values() for ending in ops.schemas(a)]
@@ -106,7 +107,8 @@ torch.version.cuda = "13.0"
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
 import mishkit, mishkit.surgery
-from mishkit import neuron, ops
+from mishkit import neuron
+from mishkit.ops import functions as ops
 from mishkit.functions import ACTIVATIONS
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for name in [a.name + ending for a in ACTIVATIONS.values() for ending in ops.schemas(a)]:
