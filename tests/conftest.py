@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 # Before torch is imported. Threads that spin while they wait take the cores from the other
@@ -53,6 +54,15 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """The same, and Triton."""
     yield from _using(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_lasting_paths() -> Iterator[None]:
+    """Commands look for modules beside a user's file. In the tests that follow, and in the processes
+    that they start, a folder with a json.py would hide Python's own."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session", autouse=True)
