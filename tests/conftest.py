@@ -58,8 +58,8 @@ def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def _no_lasting_paths() -> Iterator[None]:
-    """Commands look for modules beside a user's file. In the tests that follow, and in the processes
-    that they start, a folder with a json.py would hide Python's own."""
+    """Commands look for modules beside a user's file. In later tests, and in the processes that they
+    start, a folder with a json.py would hide Python's own."""
     before = list(sys.path)
     yield
     sys.path[:] = before
