@@ -58,7 +58,7 @@ def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def _no_lasting_paths() -> Iterator[None]:
-    """Commands look for modules beside a user's file. In later tests, and in the processes that they
+    """Commands look for modules beside a user's file. For later tests, and the processes that they
     start, a folder with a json.py would hide Python's own."""
     before = list(sys.path)
     yield
