@@ -274,8 +274,14 @@ def _words(body: str) -> str:
     return body.replace("_", " ")
 
 
+# With a side, y is computed a second time as it is beside the minimum: three operations, which take
+# gelu and gelu_tanh to 0.71.
+_FLOAT32 = dict.fromkeys(BODIES, 0.7) | {FORWARD_PACKED: 0.72}
 BARS = (
-    *(Bar(f"float32, {_words(body)}", 0.7, A100, _of("float32", body)) for body in BODIES),
+    *(
+        Bar(f"float32, {_words(body)}", limit, A100, _of("float32", body))
+        for body, limit in _FLOAT32.items()
+    ),
     *(
         Bar(f"bfloat16, {_words(body)}", 0.7, A100, _of("bfloat16", body))
         for body in (FORWARD, FORWARD_PACKED, BACKWARD)
