@@ -3,6 +3,7 @@
 // The operators' schemas, their fakes and their plain-torch forms are defined in Python (ops/functions.py);
 // this file adds what the dispatcher calls for CPU tensors. Results have the strides that
 // torch.empty_like gives, as the fakes predict.
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -195,7 +196,7 @@ class Call : public Operands {
     const int64_t count = parameters.numel, size = trained_.parts * count, one = 1;
     Tensor sums = Tensor::empty(1, &size, &one, double_code());
     trained_.sums = static_cast<double*>(sums.mutable_data());
-    memset(trained_.sums, 0, size * sizeof(double));
+    std::fill_n(trained_.sums, size, 0.0);
     run_trained();
     Tensor result = Tensor::empty(2, parameters.sizes, parameters.strides, parameters.dtype);
     for (int64_t i = 0; i < count; i++) {

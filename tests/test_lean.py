@@ -286,3 +286,26 @@ def test_ddp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.distributed.destroy_process_group()
     assert lean_loss == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(lean_gradient, gradient, rtol=1e-3, atol=1e-5)
+
+
+class _DropsInFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.end = nn.GELU(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(F.dropout(self.act(x), 0.5, self.training, inplace=True))
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.AlphaDropout, None])
+def test_what_writes_over_an_output_in_training_is_seen_in_evaluation(
+    drop: type[nn.Module] | None,
+) -> None:
+    """A dropout in place does nothing in evaluation, and writes over what lean would keep."""
+    after = (
+        _DropsInFunction() if drop is None else nn.Sequential(nn.GELU(), drop(0.5, inplace=True))
+    )
+    model = nn.Sequential(nn.Linear(8, 8), after).eval()
+    report = mk.lean(model, torch.randn(5, 8))
+    assert not report.changed and "writes over its output" in report.sites[0].reason
+    model.train()(torch.randn(5, 8)).sum().backward()

@@ -307,6 +307,8 @@ class _Observer(TorchDispatchMode):
         scripted = isinstance(module, torch.jit.ScriptModule) or bool(outer and outer.scripted)
         self.stack.append(_Frame(module, self._module if name is None else name, scripted))
         self.latest = _latest()  # what began the call, as a reentrant checkpoint, is no operator
+        if args and not module._modules and getattr(module, "inplace", False) is True:
+            self.note_writer(args[0], type(module).__name__)
         known = identify(module) if name is not None else None
         if known is not None and len(args) == 1:
             self._begin(module, known, name or "", args[0], outer)
@@ -433,6 +435,14 @@ class _Observer(TorchDispatchMode):
             function="" if scripted else function,
         )
         return output
+
+    def note_writer(self, tensor: Any, operator: str) -> None:
+        """Note what writes over a tensor in some mode, though perhaps not in this one, as a dropout
+        that works in place."""
+        storage = storage_of(tensor) if isinstance(tensor, Tensor) else 0
+        for call in self.by_output.get(storage, ()):
+            if call.overwritten is None:
+                call.overwritten = Use(operator, self._module, None)
 
     def _note_uses(self, operator: Any, args: Any, kwargs: Any, use: Use) -> None:
         if not (self.by_output or self.fresh or self.unfinished):
@@ -655,6 +665,8 @@ class _Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("inplace") is True and args:
+            self.observer.note_writer(args[0], func.__name__)
         name = convertible(func, args, kwargs)
         if not name or self.observer.called[0] or in_checkpoint():
             return func(*args, **kwargs)
