@@ -1,8 +1,8 @@
 // The binding: registers the kernels of the best instruction set for torch's CPU tensors.
 //
-// The operators' schemas, their fakes and their plain-torch forms are defined in Python (ops/functions.py);
-// this file adds what the dispatcher calls for CPU tensors. Results have the strides that
-// torch.empty_like gives, as the fakes predict.
+// The operators' schemas, their fakes and their plain-torch forms are defined in Python
+// (ops/functions.py); this file adds what the dispatcher calls for CPU tensors. Results have the
+// strides that torch.empty_like gives, as the fakes predict.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -229,7 +229,7 @@ class Call : public Operands {
   TrainedArguments trained_{};
 };
 
-// ---- the operators, by the endings of ops/functions.py ---------------------------------------------------
+// ---- the operators, by the endings of ops/functions.py ------------------------------------------
 
 template <int function> struct Operators {
   using Stack = StableIValue*;

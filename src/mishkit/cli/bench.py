@@ -96,9 +96,9 @@ def bench(
             from mishkit.lab import LabError
 
             raise LabError("--like goes with neither --neuron nor --csv")
-        from mishkit.lab.bench import published_cpu as _published_cpu
+        from mishkit.lab.bench import published_cpu
 
-        status = _published_cpu.main(like, settings, tuple(function or ("h_mish",)))
+        status = published_cpu.main(like, settings, tuple(function or ("h_mish",)))
     elif neuron:
         status = command.main_of_layer(settings, csv)
     else:

@@ -53,6 +53,7 @@ from mishkit.functions import ACTIVATIONS
 from .. import Interrupted, LabError
 from ..common import environment
 from ..common.bars import Verdict, any_missed, console, summary, table, verdict_table
+from ..common.errors import check_known
 from ..common.files import check_writable, locked, whole_file
 from ..common.timing import torch_threads
 from . import sampled as accuracy
@@ -287,11 +288,11 @@ class Settings:
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        accuracy.check("function", self.functions, ACTIVATIONS)
+        check_known("function", self.functions, ACTIVATIONS)
         if not cpu.isas():
             raise LabError("the kernels were not built: there is nothing to sweep")
         named = [isa for isa in (self.isa, self.versus) if isa]
-        accuracy.check("instruction set", named, cpu.isas())
+        check_known("instruction set", named, cpu.isas())
         if self.processes is not None and self.processes < 1:
             raise LabError("there must be a process at least")
         for path in (self.progress, self.markdown):

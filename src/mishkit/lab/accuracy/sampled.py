@@ -47,6 +47,7 @@ from mishkit.functions import ACTIVATIONS
 from ..._missing import install
 from .. import LabError
 from ..common.bars import Verdict, conclude, console, table
+from ..common.errors import check_known
 from ..common.timing import torch_threads
 from .interpreter import make_faithful
 from .references import Reference
@@ -456,26 +457,19 @@ class Settings:
     """The instruction set of the kernels; None for the one in use."""
 
     def __post_init__(self) -> None:
-        check("function", self.functions, ACTIVATIONS)
-        check("dtype", self.dtypes, DTYPES)
+        check_known("function", self.functions, ACTIVATIONS)
+        check_known("dtype", self.dtypes, DTYPES)
         if self.stride < 1:
             raise LabError("the stride must be positive")
-        check("backend", [self.backend], BACKENDS)
+        check_known("backend", [self.backend], BACKENDS)
         if self.backend == "triton" and importlib.util.find_spec("triton") is None:
             raise LabError(f"Triton is not installed: {install('triton')}")
         if self.backend == "cpu":
             if not cpu.isas():
                 raise LabError("the kernels were not built: --backend torch measures plain torch")
-            check("instruction set", [self.isa] if self.isa else [], cpu.isas())
+            check_known("instruction set", [self.isa] if self.isa else [], cpu.isas())
         elif self.isa:
             raise LabError(f"--isa chooses the CPU's kernels: not with --backend {self.backend}")
-
-
-def check(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not known."""
-    for name in wanted:
-        if name not in known:
-            raise LabError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
 
 
 def default_stride(backend: str) -> int:
