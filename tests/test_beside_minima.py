@@ -26,7 +26,7 @@ from torch import Tensor
 from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
 from mishkit.functions._branch_fit import Minimum
-from mishkit.lab.accuracy import beside, ulp
+from mishkit.lab.accuracy.sampled import beside, ulp
 
 NEAR, NEAR_INTERPRETED = 60_000, 6_000
 """How many float32 on each side of a minimum."""

@@ -14,7 +14,7 @@ import torch
 from mishkit.functions import ACTIVATIONS
 from mishkit.functions._branch_fit import BranchFit
 from mishkit.functions._df_y_tables import MINIMA, TABLES
-from mishkit.lab.accuracy import beside
+from mishkit.lab.accuracy.sampled import beside
 
 ROOT = Path(__file__).parent.parent
 NAMES = list(TABLES)

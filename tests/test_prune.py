@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mishkit.surgery._prune_run import floating_tensors
 from torch import Tensor, nn
 
 import mishkit as mk
 from mishkit.surgery.known import identify
 from mishkit.surgery.prune import FLAT
+from mishkit.surgery.prune.run import floating_tensors
 
 pytest.importorskip("torch_pruning")
 # torch-pruning looks for timm, and that for torchvision.
