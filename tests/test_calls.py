@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from common import (
     DEFAULTS,
+    FURTHER,
     KERNELS,
     LAYOUTS,
     TYPICAL,
@@ -248,6 +249,53 @@ def test_out_counts_as_a_change(case: Case) -> None:
         y.sum().backward()
 
 
+# ---- save="copy" ----
+
+
+@pairwise(
+    {
+        "kernels": KERNELS,
+        "case": [*DEFAULTS, *FURTHER],
+        "inplace": [False, True],
+        "dtype": list(DTYPES),
+    }
+)
+def test_later_code_may_write_where_a_copy_is_kept(
+    kernels: Engine, case: Case, inplace: bool, dtype: torch.dtype
+) -> None:
+    """Over the input and the output; first and second derivatives are those from the input."""
+    leaf = torch.randn(3, 5, dtype=dtype, requires_grad=True)
+    results = []
+    for options in ({}, {"save": "copy", "inplace": inplace}):
+        x = leaf * 1
+        y = case.call(x, **options)
+        assert (y is x) == options.get("inplace", False)
+        if not options:
+            y = y * 2
+        elif inplace:
+            y.mul_(2)
+        else:
+            x.zero_()
+            y.mul_(2)
+        first = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)[0]
+        results.append((first, torch.autograd.grad(first.square().sum(), leaf)[0]))
+    for got, want in zip(*results, strict=True):
+        assert_same_bits(got, want)
+
+
+@typical_case
+def test_a_copy_is_kept_of_views_too(case: Case) -> None:
+    results = []
+    for options in ({}, {"save": "copy", "inplace": True}):
+        leaf = torch.linspace(-3, 3, 24).view(4, 6).requires_grad_()
+        base = leaf * 1
+        part = case.call(base[:, 1:4], **options)
+        whole = torch.cat((base[:, :1], part, base[:, 4:]), 1) if not options else base
+        results.append((whole, torch.autograd.grad(whole.square().sum(), leaf)[0]))
+    for got, want in zip(*results, strict=True):
+        assert_same_bits(got, want)
+
+
 # ---- misuse ----
 
 
@@ -257,7 +305,10 @@ def leaf(*shape: int) -> Tensor:
 
 MEMORY = torch.zeros(100)
 MISUSE: dict[str, tuple[Callable[[Callable[..., Tensor]], object], str]] = {
-    "save": (lambda f: f(torch.ones(3), save="nonsense"), 'save must be "input" or "output"'),
+    "save": (
+        lambda f: f(torch.ones(3), save="nonsense"),
+        'save must be "input", "output" or "copy"',
+    ),
     "in place on a leaf": (lambda f: f(leaf(3), inplace=True), "leaf that requires grad"),
     "in place on a leaf's output": (
         lambda f: f(leaf(3), inplace=True, save="output"),

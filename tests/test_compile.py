@@ -155,7 +155,7 @@ def test_a_network(options: dict[str, Any]) -> None:
 
 @typical_case
 def test_misuse_is_told_under_compile_too(case: Case) -> None:
-    with pytest.raises(Exception, match='save must be "input" or "output"'):
+    with pytest.raises(Exception, match='save must be "input", "output" or "copy"'):
         compiled(lambda x: case.call(x, save="nonsense"))(torch.ones(3))
     with pytest.raises(Exception, match="expected a tensor of float32, float64"):
         compiled(case.call)(torch.ones(3, dtype=torch.int64))

@@ -114,7 +114,7 @@ def test_within_a_network(case: Case) -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((), {"save": "nonsense"}, 'save must be "input" or "output"'),
+        ((), {"save": "nonsense"}, 'save must be "input", "output" or "copy"'),
         ((), {"slope": 1}, "unexpected keyword argument 'slope'"),
         ((1,) * 9, {}, "too many positional arguments"),
     ],

@@ -63,10 +63,12 @@ GATES = {f"blocks.{i}.gate": "mish" for i in range(3)}
     ("rules", "want"),
     [
         # A function's name: whatever the class, with inplace and save; functions get functions.
-        ({"silu": "mish"}, {"stem.1": "Mish(inplace=True)", "blocks.1.act": "Mish(save='output')",
-                            **GATES}),
-        ({"SiLU": mk.Mish}, {"stem.1": "Mish(inplace=True)", "blocks.1.act": "Mish(save='output')",
-                             **GATES}),
+        ({"silu": "mish"},
+         {"stem.1": "Mish(inplace=True, save='copy')", "blocks.1.act": "Mish(save='output')",
+          **GATES}),
+        ({"SiLU": mk.Mish},
+         {"stem.1": "Mish(inplace=True, save='copy')", "blocks.1.act": "Mish(save='output')",
+          **GATES}),
         ({"gelu": "hard_mish:k=4"}, {"blocks.0.act": "HardMish(k=4.0)",
                                      "encoder.activation": "hard_mish(k=4.0)"}),
         # What is said wins; what excludes working from the output is not given it.
@@ -74,8 +76,9 @@ GATES = {f"blocks.{i}.gate": "mish" for i in range(3)}
          {"stem.1": "Mish(save='output')", "blocks.1.act": "Mish(save='output')",
           **dict.fromkeys(GATES, "mish(save='output')")}),
         ({"stem.*": ("swish", {"beta": 2, "trainable": True})},
-         {"stem.1": "Swish(trainable=True)"}),
-        ({"stem.*": "swish:beta=-1"}, {"stem.1": "Swish(beta=-1.0)"}),
+         {"stem.1": "Swish(trainable=True, inplace=True, save='copy')"}),
+        ({"stem.*": "swish:beta=-1"},
+         {"stem.1": "Swish(beta=-1.0, inplace=True, save='copy')"}),
         # Classes, exactly.
         ({nn.GELU: nn.ReLU6}, {"blocks.0.act": "ReLU6()"}),
         ({nn.SiLU: nn.Softplus(3, 9), mk.SiLU: "h_mish"},
@@ -92,7 +95,8 @@ GATES = {f"blocks.{i}.gate": "mish" for i in range(3)}
         ({"blocks.[01].act": mk.Mish()}, {"blocks.0.act": "Mish()", "blocks.1.act": "Mish()"}),
         # The first rule counts.
         ({"blocks.0.*": "relu", "gelu": "mish", "silu": "h_mish"},
-         {"stem.1": "HMish(inplace=True)", "blocks.0.act": "ReLU()", "blocks.0.gate": "relu",
+         {"stem.1": "HMish(inplace=True, save='copy')", "blocks.0.act": "ReLU()",
+          "blocks.0.gate": "relu",
           "blocks.1.act": "HMish(save='output')", "blocks.1.gate": "h_mish",
           "blocks.2.gate": "h_mish", "encoder.activation": "mish"}),
         ({"blocks.*.act": lambda old: nn.Sequential(nn.Tanh(), nn.SiLU()) if type(old) is nn.GELU
@@ -127,6 +131,70 @@ def test_rules_say_what_goes_where_and_unswap_undoes_it(
     assert str(model) == before and mk.unswap(model) == []
     model.load_state_dict(state)
     torch.testing.assert_close(model(x), y, rtol=0, atol=0)
+
+
+IN_PLACE: dict[str, Callable[[], nn.Module]] = {
+    "silu": lambda: nn.SiLU(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+    "hardswish": lambda: nn.Hardswish(inplace=True),
+    "hardsigmoid": lambda: nn.Hardsigmoid(inplace=True),
+    "ours": lambda: mk.SiLU(inplace=True, save="copy"),
+}
+AFTER: dict[str, Callable[[], nn.Module]] = {
+    "another": lambda: nn.Hardswish(inplace=True),
+    "dropout": lambda: nn.Dropout(0.5, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("old", IN_PLACE)
+def test_what_follows_an_activation_in_place_may_write_over_its_output(
+    old: str, after: str
+) -> None:
+    """torch's activations keep a copy of their input, and so do those in their places."""
+    for new, plain in (
+        ("mish", mk.Mish()),
+        ("hard_mish:k=5", mk.HardMish(5.0)),
+        ("swish:beta=-1", mk.Swish(-1.0)),
+        (("aptx", {"trainable": True}), mk.APTx(trainable=True)),
+    ):
+        model = nn.Sequential(nn.Linear(4, 4), IN_PLACE[old](), AFTER[after](), nn.Linear(4, 4))
+        want = copy.deepcopy(model)
+        want[1] = plain
+        mk.swap(model, {"1": new})
+        assert_same_training(model, want, torch.randn(3, 4))
+
+
+def test_a_result_that_nobody_takes_is_written_over_the_input() -> None:
+    """Whatever the new function needs for its backward pass."""
+
+    class Net(nn.Module):
+        def __init__(self, act: nn.Module) -> None:
+            super().__init__()
+            self.linear, self.act = nn.Linear(4, 4), act
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.linear(x)
+            self.act(x)
+            return x
+
+    for old in (nn.ReLU(inplace=True), nn.SiLU(inplace=True), mk.Mish(inplace=True)):
+        for new in ("mish", "swish:beta=-1", ("swish", {"trainable": True})):
+            model = Net(old)
+            mk.swap(model, {"act": new})
+            want = nn.Sequential(copy.deepcopy(model.linear), copy.deepcopy(model.act))
+            assert_same_training(model, want, torch.randn(3, 4))
+
+
+def assert_same_training(model: nn.Module, want: nn.Module, x: torch.Tensor) -> None:
+    results = []
+    for one in (model, want):
+        torch.manual_seed(0)
+        y = one(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(one.parameters()))))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_what_was_replaced_prints_as_a_table() -> None:

@@ -35,13 +35,15 @@ Every function takes, beside its input and its parameters,
 
 inplace : bool
     Write the result over the input. Backward then uses the output and one bit an element, as with
-    ``save="output"``. A leaf that requires grad is refused.
-save : "input" or "output"
+    ``save="output"``, unless there is ``save="copy"``. A leaf that requires grad is refused.
+save : "input", "output" or "copy"
     What is kept for backward: the input (the exact gradient, any number of derivatives), or the
     output, which the next layer usually keeps anyway, and one bit an element (first derivative
     only; in float32 off by up to 1e-4 beside a minimum, where many inputs share an output, which
     is rounded once there and may have other last digits than without). Transforms of torch.func
-    and forward mode, and compiled float64, keep the input all the same.
+    and forward mode, and compiled float64, keep the input all the same. ``"copy"`` keeps a copy of
+    the input: later code may then write over the input and the result, as it may after torch's own
+    ``F.silu(x, inplace=True)``, which keeps a copy too.
 out : Tensor, optional
     Where to write the result, of the input's shape and dtype; not with autograd.
 

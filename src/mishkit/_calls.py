@@ -25,7 +25,7 @@ from .activation import DTYPES, Activation
 from .backends import torch as plain
 from .ops.functions import RULES, fast_apply
 
-Save = Literal["input", "output"]
+Save = Literal["input", "output", "copy"]
 SAVE = get_args(Save)
 _NO_AUTOGRAD_WITH_OUT = "{}: out= doesn't support autograd; use torch.no_grad()"
 
@@ -51,6 +51,7 @@ class Call:
         self.transformed = self.rules.saving_input.apply
         self.saving_output = fast_apply(self.rules.saving_output)
         self.in_place = fast_apply(self.rules.in_place)
+        self.copying = fast_apply(self.rules.copying)
         if self.rules.trained is not None:
             self.training = fast_apply(self.rules.trained)
 
@@ -68,7 +69,8 @@ class Call:
             y = self.rules.traced(x, *parameters)
         else:
             # In place, autograd needs what x was.
-            y = plain.forward(self.a, x.clone() if inplace else x, *parameters)
+            kept = x.clone() if inplace or save == "copy" else x
+            y = plain.forward(self.a, kept, *parameters)
         target = x if inplace else out
         return y if target is None else target.copy_(y)
 
@@ -77,7 +79,7 @@ class Call:
     ) -> bool:
         """Whether compiled code works from the output: not where inverting f step by step, as in
         float64, would unroll into thousands of operations."""
-        wanted = inplace or save == "output"
+        wanted = save == "output" or (inplace and save != "copy")
         unrolls = x.dtype == torch.float64 or self.a.iterates(*parameters)
         return wanted and not unrolls and x.requires_grad and torch.is_grad_enabled()
 
@@ -147,6 +149,10 @@ class Call:
             y = self.rules.saving_input.apply(x.clone() if inplace else x, *parameters)
             return y if target is None else target.copy_(y)
         try:
+            if needs_grad and save == "copy":
+                if inplace:
+                    return self.copying(x, x.clone(), *parameters)
+                return self.saving_input(x.clone(), *parameters)
             if needs_grad:
                 return (self.in_place if inplace else self.saving_output)(x, *parameters)
             if target is None:
@@ -166,26 +172,27 @@ class Call:
         self.check(x, inplace, save, out)
         parameters = self.stack(x, values)
         needs_grad = is_grad_enabled() and (x.requires_grad or parameters.requires_grad)
-        wants_output = save == "output" or (inplace and needs_grad)
+        wants_output = save == "output" or (inplace and needs_grad and save != "copy")
         standard = wants_standard()
         if wants_output and not standard:
             raise ValueError(
                 f'{self.name}: save="output" and inplace=True need parameters that are '
-                "numbers; the gradients of tensors need the input"
+                'numbers; the gradients of tensors need the input, or with save="copy" a copy'
             )
         if out is not None and needs_grad:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
         # Of distributed tensors torch knows how to sum the gradients of what is plain beside them.
         standard = standard or _is_distributed(x)
         rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
+        kept = x.clone() if needs_grad and save == "copy" else x
         if standard:
-            y = self.a.portable(x, *rows)
+            y = self.a.portable(kept, *rows)
         elif rows:
             return self.refused(TypeError(), x, rows, inplace, save, out)
         elif compiler.is_compiling() or is_transformed():
-            y = plain.trained(self.a, x, parameters)
+            y = plain.trained(self.a, kept, parameters)
         elif needs_grad:
-            y = self.training(x, parameters)
+            y = self.training(kept, parameters)
         else:
             assert self.rules.trained_forward is not None
             y = self.rules.trained_forward(x, parameters)
@@ -212,7 +219,7 @@ class Call:
 
     def check_turn(self, parameters: tuple[float, ...], loses_input: bool, save: str) -> None:
         """Refuse to work from the output where that and a bit don't determine the gradient."""
-        if save == "output" or loses_input:
+        if save == "output" or (loses_input and save != "copy"):
             try:
                 self.a.turn_at(*parameters)
             except ValueError as error:
@@ -225,7 +232,7 @@ class Call:
         """Refuse what goes wrong whatever the parameters; whether x needs a gradient."""
         name = self.name
         if save not in SAVE:
-            raise ValueError(f'{name}: save must be "input" or "output", not {save!r}')
+            raise ValueError(f'{name}: save must be "input", "output" or "copy", not {save!r}')
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: the input must be a tensor, not {type(x).__name__}")
         if not isinstance(inplace, bool):

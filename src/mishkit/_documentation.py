@@ -6,11 +6,12 @@ input : Tensor
     torch's own function, if it takes them"""
 OPTIONS = """\
 inplace : bool, default False
-    write the result over the input; backward then uses the output and one bit an element
-save : "input" or "output", default "input"
-    what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+    write the result over the input; backward then uses the output and one bit an element, or,
+    with ``save="copy"``, a copy of the input
+save : "input", "output" or "copy", default "input"
+    what is kept for backward: the input (the exact gradient, any number of derivatives); the
     output, which the next layer usually keeps anyway, and one bit an element (first derivative
-    only)"""
+    only); or a copy of the input, for where later code writes over the input or the result"""
 OUT = """\
 out : Tensor, optional
     where to write the result, of the input's shape and dtype; not with autograd"""

@@ -16,18 +16,19 @@ class ReLU(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class Softplus(ActivationModule):
@@ -44,17 +45,18 @@ class Softplus(ActivationModule):
     threshold : float, default 20
         beta·x above which x is returned as it is
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     beta: float
     threshold: float
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Softplus(ActivationModule):
         threshold: float = 20.0,
         inplace: bool = False,
         *,
-        save: Literal["input", "output"] = "input",
+        save: Literal["input", "output", "copy"] = "input",
     ) -> None: ...
 
 class SiLU(ActivationModule):
@@ -75,18 +77,19 @@ class SiLU(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class GELU(ActivationModule):
@@ -99,25 +102,26 @@ class GELU(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
     approximate : "none" or "tanh", default "none"
         which form
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     approximate: str
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
         self,
         approximate: str = "none",
         inplace: bool = False,
         *,
-        save: Literal["input", "output"] = "input",
+        save: Literal["input", "output", "copy"] = "input",
     ) -> None: ...
 
 class GELUTanh(ActivationModule):
@@ -130,18 +134,19 @@ class GELUTanh(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class Mish(ActivationModule):
@@ -154,18 +159,19 @@ class Mish(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class HMish(ActivationModule):
@@ -178,18 +184,19 @@ class HMish(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class HardMish(ActivationModule):
@@ -204,19 +211,24 @@ class HardMish(ActivationModule):
     k : float, default 5
         width of the quadratic part, which ends at x = k − 3; positive
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     k: float
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, k: float = 5.0, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self,
+        k: float = 5.0,
+        inplace: bool = False,
+        *,
+        save: Literal["input", "output", "copy"] = "input",
     ) -> None: ...
 
 class Hardswish(ActivationModule):
@@ -229,18 +241,19 @@ class Hardswish(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class Swish(TrainableModule):
@@ -259,11 +272,12 @@ class Swish(TrainableModule):
     beta : float or Tensor, default 1
         sharpness: 1 gives SiLU, a large one tends to ReLU
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     trainable : bool
         Make the parameters `torch.nn.Parameter`s, which begin with the values given.
     num_parameters : int
@@ -274,7 +288,7 @@ class Swish(TrainableModule):
     trainable: bool
     num_parameters: int
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
         self,
@@ -283,7 +297,7 @@ class Swish(TrainableModule):
         num_parameters: int = 1,
         inplace: bool = False,
         *,
-        save: Literal["input", "output"] = "input",
+        save: Literal["input", "output", "copy"] = "input",
     ) -> None: ...
 
 class PiecewiseSwish(ActivationModule):
@@ -296,18 +310,19 @@ class PiecewiseSwish(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class LinearSwish(ActivationModule):
@@ -320,18 +335,19 @@ class LinearSwish(ActivationModule):
     Parameters
     ----------
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     """
 
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
-        self, inplace: bool = False, *, save: Literal["input", "output"] = "input"
+        self, inplace: bool = False, *, save: Literal["input", "output", "copy"] = "input"
     ) -> None: ...
 
 class APTx(TrainableModule):
@@ -354,11 +370,12 @@ class APTx(TrainableModule):
     gamma : float or Tensor, default 0.5
         ½ gives the right side slope 1
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     trainable : bool
         Make the parameters `torch.nn.Parameter`s, which begin with the values given.
     num_parameters : int
@@ -371,7 +388,7 @@ class APTx(TrainableModule):
     trainable: bool
     num_parameters: int
     inplace: bool
-    save: Literal["input", "output"]
+    save: Literal["input", "output", "copy"]
 
     def __init__(
         self,
@@ -382,5 +399,5 @@ class APTx(TrainableModule):
         num_parameters: int = 1,
         inplace: bool = False,
         *,
-        save: Literal["input", "output"] = "input",
+        save: Literal["input", "output", "copy"] = "input",
     ) -> None: ...

@@ -4,13 +4,15 @@ Every function takes, beside its input and its parameters,
 
 inplace : bool
     Write the result over the input. Backward then uses the output and one bit an element, as with
-    ``save="output"``. A leaf that requires grad is refused.
-save : "input" or "output"
+    ``save="output"``, unless there is ``save="copy"``. A leaf that requires grad is refused.
+save : "input", "output" or "copy"
     What is kept for backward: the input (the exact gradient, any number of derivatives), or the
     output, which the next layer usually keeps anyway, and one bit an element (first derivative
     only; in float32 off by up to 1e-4 beside a minimum, where many inputs share an output, which
     is rounded once there and may have other last digits than without). Transforms of torch.func
-    and forward mode, and compiled float64, keep the input all the same.
+    and forward mode, and compiled float64, keep the input all the same. ``"copy"`` keeps a copy of
+    the input: later code may then write over the input and the result, as it may after torch's own
+    ``F.silu(x, inplace=True)``, which keeps a copy too.
 out : Tensor, optional
     Where to write the result, of the input's shape and dtype; not with autograd.
 
@@ -78,11 +80,12 @@ def relu(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -132,11 +135,12 @@ def softplus(
     threshold : float, default 20
         beta·x above which x is returned as it is
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -168,11 +172,12 @@ def silu(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -216,13 +221,14 @@ def gelu(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
     approximate : "none" or "tanh", default "none"
         which form
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -271,11 +277,12 @@ def gelu_tanh(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -318,11 +325,12 @@ def mish(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -365,11 +373,12 @@ def h_mish(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -416,11 +425,12 @@ def hard_mish(
     k : float, default 5
         width of the quadratic part, which ends at x = k − 3; positive
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -452,11 +462,12 @@ def hardswish(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -507,11 +518,12 @@ def swish(
     beta : float or Tensor, default 1
         sharpness: 1 gives SiLU, a large one tends to ReLU
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -543,11 +555,12 @@ def piecewise_swish(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -590,11 +603,12 @@ def linear_swish(
         of float32, float64, bfloat16 or float16, and any shape and strides; others go to
         torch's own function, if it takes them
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """
@@ -651,11 +665,12 @@ def aptx(
     gamma : float or Tensor, default 0.5
         ½ gives the right side slope 1
     inplace : bool, default False
-        write the result over the input; backward then uses the output and one bit an element
-    save : "input" or "output", default "input"
-        what is kept for backward: the input (the exact gradient, any number of derivatives), or the
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
         output, which the next layer usually keeps anyway, and one bit an element (first derivative
-        only)
+        only); or a copy of the input, for where later code writes over the input or the result
     out : Tensor, optional
         where to write the result, of the input's shape and dtype; not with autograd
     """

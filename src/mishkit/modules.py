@@ -69,7 +69,8 @@ class ActivationModule(Unscriptable):
             setattr(self, name, float(value) if is_number else value)
         if self.save not in SAVE:
             raise ValueError(
-                f'{type(self).__name__}: save must be "input" or "output", not {self.save!r}'
+                f'{type(self).__name__}: save must be "input", "output" or "copy", '
+                f"not {self.save!r}"
             )
         if not isinstance(self.inplace, bool):
             raise TypeError(
@@ -126,10 +127,10 @@ class TrainableModule(ActivationModule):
                 f"{name}: num_parameters={self.num_parameters} needs to be 1, or more where "
                 "trainable=True"
             )
-        if self.trainable and (self.save == "output" or self.inplace):
+        if self.trainable and (self.save == "output" or (self.inplace and self.save != "copy")):
             raise ValueError(
                 f'{name}: save="output" and inplace=True exclude trainable=True; the gradients of '
-                "the parameters need the input"
+                'the parameters need the input, or with save="copy" a copy'
             )
         if not self.trainable:
             return

@@ -73,6 +73,9 @@ class Rules:
     """apply(input, *parameters), keeping the output and the side: differentiable once."""
     in_place: type[Function]
     """As `saving_output`, writing over the input."""
+    copying: type[Function]
+    """apply(input, copy of it, *parameters), writing over the input, keeping the copy:
+    differentiable to any order."""
     traced: Callable[..., Tensor]
     """As `saving_output.apply`, in plain torch operations for torch.compile."""
     trained_forward: Callable[..., Tensor] | None
@@ -257,22 +260,44 @@ def saving_input(
     return SavingInput
 
 
+def _copying(keeping_input: type[Function], forward_out: Callable[..., None]) -> type[Function]:
+    """The autograd function that writes over its input and keeps a copy, which it is given."""
+
+    class Copying(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, kept: Tensor, *parameters: float) -> Tensor:
+            forward_out(kept, x, *parameters)
+            ctx.mark_dirty(x)
+            ctx.save_for_backward(kept)
+            ctx.parameters = parameters
+            return x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            gradient, *no_gradients = keeping_input.backward(ctx, grad)
+            return gradient, None, *no_gradients
+
+    return Copying
+
+
 def _rules(a: Activation) -> Rules:
     saving_output, in_place = _saving_output(a)
+    keeping_input = saving_input(
+        a,
+        operator(a.name),
+        operator(a.name + "_backward"),
+        operator(a.name + "_double_backward"),
+        len(a.parameters),
+    )
     _define_traced(a)
     return Rules(
         forward=operator(a.name),
         forward_out=operator(a.name + "_out"),
         forward_packed_out=operator(a.name + "_packed_out"),
-        saving_input=saving_input(
-            a,
-            operator(a.name),
-            operator(a.name + "_backward"),
-            operator(a.name + "_double_backward"),
-            len(a.parameters),
-        ),
+        saving_input=keeping_input,
         saving_output=saving_output,
         in_place=in_place,
+        copying=_copying(keeping_input, operator(a.name + "_out")),
         traced=getattr(torch.ops.mishkit, a.name + "_traced").default,
         trained_forward=operator(a.name + "_trained") if a.trainable else None,
         trained=_trained(a) if a.trainable else None,

@@ -39,6 +39,14 @@ class Known:
         return self.function in ACTIVATIONS
 
     @property
+    def copies(self) -> bool:
+        """Whether it keeps a copy of the input where it writes over it, as torch does where the
+        gradient is not computed from the output: what follows may write over the output too."""
+        if self.save is not None:
+            return self.save == "copy"
+        return self.function not in _FROM_OUTPUT
+
+    @property
     def values(self) -> tuple[float, ...]:
         """The parameters of a function of ours in order, those not given with their defaults."""
         parameters = ACTIVATIONS[self.function].parameters
@@ -299,6 +307,11 @@ _FUNCTIONS: dict[Any, str] = {
     **_OURS,
 }
 """What a function computes."""
+
+_FROM_OUTPUT = frozenset(
+    ("celu", "elu", "hardtanh", "leaky_relu", "relu", "relu6", "rrelu", "selu", "sigmoid", "tanh")
+)
+"""Whose gradient torch computes from the output, when they write over the input."""
 
 FUNCTION_NAMES = (
     frozenset(_FUNCTIONS.values())

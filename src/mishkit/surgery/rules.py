@@ -118,13 +118,17 @@ class Value:
         assert self.name is not None
         same = known.function == self.name
         kept: dict[str, Any] = dict(known.parameters) if same else {}
-        try:
-            get(self.name, **{**kept, **self.arguments, "save": "output"})
-        except ValueError:  # its backward needs the input
-            return kept
         if known.inplace:
             kept["inplace"] = True
-        if known.save == "output":
+        try:
+            get(self.name, **{**kept, **self.arguments, "save": "output"})
+            needs_input = False
+        except ValueError:
+            needs_input = True
+        inplace = known.inplace and self.arguments.get("inplace", True)
+        if inplace and (needs_input or known.copies):
+            kept["save"] = "copy"
+        if known.save == "output" and not needs_input:
             kept["save"] = "output"
         return kept
 
@@ -220,7 +224,7 @@ def _as_function(module: nn.Module) -> Callable[..., Any]:
     """What computes the same as a module, for a place where no module can be."""
     known = identify(module)
     if known is not None and known.save is not None and (known.parameters or not known.state):
-        if known.parameters or known.inplace or known.save == "output":
+        if known.parameters or known.inplace or known.save != "input":
             return known.call(inplace=known.inplace, save=known.save)
         return FUNCTIONS[known.function]
     if any(True for _ in (*module.parameters(), *module.buffers())):

@@ -50,8 +50,10 @@ def swap(
 
         - the name of one of mishkit's activations, ``"mish"``, with parameters as in
           ``"hard_mish:k=5"`` or ``("aptx", {"trainable": True})``, or its class. A module's
-          ``inplace=True`` is kept, and mishkit's ``save="output"``, where the new one allows it
-          and no argument says otherwise; so are parameters where it is the same function;
+          ``inplace=True`` is kept, with ``save="copy"`` where the old one keeps a copy of its
+          input, as torch's SiLU, Mish and Hardswish do, or the new one needs its input; mishkit's
+          ``save`` is kept where the new one allows it, and parameters where it is the same
+          function. Arguments that are given go before all of these;
         - another class of modules, which is called without arguments;
         - a module, of which each site gets a copy;
         - a function of the old module that returns the new one.
