@@ -9,6 +9,7 @@
 3. `lab` holds folders and at most `MOST_FILES_IN_LAB` files.
 4. No function has more than `MOST_LINES` lines, its docstring not counted.
 5. Names of torch that are not public stand in `PRIVATE` alone.
+6. What tests, tools, benchmarks and examples import of the package is there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-SOURCE = Path(__file__).parent.parent / "src"
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+USERS = ("tests", "tools", "benchmarks", "examples")
 CORE = ("functional", "ops", "backends", "functions")
 """Each may import those that follow it."""
 SECOND_LAYER = ("activation", "functions", "bodies", "backends", "ops")
@@ -150,6 +153,35 @@ def private_names(files: dict[str, Path]) -> Iterator[str]:
                 yield f"{name}:{node.lineno}: {used} is not public"  # type: ignore[attr-defined]
 
 
+def missing_names(files: dict[str, Path]) -> Iterator[str]:
+    """What is imported of the package, but is not there."""
+    bound = {name: _bound_names(path) for name, path in files.items()}
+    for path in sorted(path for folder in USERS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for target in _targets(node, ""):
+                module, _, name = target.rpartition(".")
+                if not f"{target}.".startswith("mishkit.") or target in files:
+                    continue
+                if module not in files or not bound[module] & {name, "__getattr__", "*"}:
+                    where = f"{path.relative_to(ROOT)}:{node.lineno}"  # type: ignore[attr-defined]
+                    yield f"{where}: there is no {target}"
+
+
+def _bound_names(path: Path) -> set[str]:
+    """What a module binds, in functions too; "*" where its text does not have all the names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "globals().update":
+            names.add("*")
+    return names
+
+
 def main() -> int:
     """Print what breaks a rule; 1 where anything does."""
     files = modules()
@@ -160,6 +192,7 @@ def main() -> int:
         *crowded(),
         *long_functions(files),
         *private_names(files),
+        *missing_names(files),
     ]
     print("\n".join(broken) or f"check_house: {len(files)} modules in order")
     return 1 if broken else 0
