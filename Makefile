@@ -25,7 +25,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test check versions oldest newest sanitize bench peers accuracy \
+.PHONY: help venv kernels demo test slow check versions oldest newest sanitize bench peers accuracy \
 	exhaustive gallery docs format clean
 
 help: ## what can be made
@@ -39,7 +39,10 @@ demo: kernels ## mish beside its peers on this machine
 	@.venv/bin/mishkit compare --seeds 3 --lr 5e-3 --target 0.93 --fresh
 
 test: kernels ## the tests, on all cores; PYTEST="-k mish" passes options on
-	@$(PY) -m pytest -n auto --dist worksteal $(PYTEST)
+	@$(PY) -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST)
+
+slow: kernels ## the tests that `make test` leaves out: more functions, shapes and types of the same
+	@$(PY) -m pytest -n auto --dist worksteal -m slow $(PYTEST)
 
 check: kernels ## style, types, and everything generated or declared by hand against its source
 	@.venv/bin/ruff check
@@ -48,8 +51,7 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@$(PY) tools/check_torch_c.py
 	@$(PY) tools/fit_math.py --check
 	@$(PY) tools/fit_df_y.py --check
-	@$(PY) tools/make_functional.py --check
-	@$(PY) tools/make_stubs.py --check
+	@$(PY) tools/make_public.py --check
 	@$(PY) tools/check_house.py
 	@$(SITE)
 

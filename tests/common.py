@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +111,21 @@ typical_turning = pytest.mark.parametrize(
 )
 
 
-def name_of(dtype: torch.dtype) -> str:
+def mostly_slow(values: Iterable[Any], quick: Collection[Any] | int) -> list[Any]:
+    """For `parametrize`: `quick` of the values (or the first so many) for every run, the others for
+    `make slow`. A tuple has several arguments."""
+    params = []
+    for i, value in enumerate(values):
+        is_quick = i < quick if isinstance(quick, int) else value in quick
+        marks = () if is_quick else (pytest.mark.slow,)
+        if isinstance(value, tuple):
+            params.append(pytest.param(*value, marks=marks))
+        else:
+            params.append(pytest.param(value, marks=marks, id=name_of(value)))
+    return params
+
+
+def name_of(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 

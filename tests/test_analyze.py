@@ -15,12 +15,13 @@ import mpmath
 import pytest
 import references
 import torch
-from common import DEFAULTS, FURTHER, KERNELS, OTHERS, TURNLESS, Case, every_function
+from common import DEFAULTS, FURTHER, KERNELS, OTHERS, TURNLESS, Case, every_function, mostly_slow
 from mpmath import mpf
 from typer.testing import CliRunner
 
 import mishkit
 from mishkit.backends import cpu
+from mishkit.bodies import BODIES
 from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
@@ -32,7 +33,7 @@ from mishkit.lab.code import machine as _machine_code
 from mishkit.lab.common.named import Named, find, options
 
 SHAPES = DEFAULTS + OTHERS + FURTHER + TURNLESS
-every_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
+every_shape = pytest.mark.parametrize("case", mostly_slow(SHAPES, DEFAULTS), ids=str)
 
 
 def named(case: Case) -> Named:
@@ -266,7 +267,7 @@ CLOSENESS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "most", "where", "mean"), CLOSENESS, ids=str)
+@pytest.mark.parametrize(("name", "most", "where", "mean"), mostly_slow(CLOSENESS, 3), ids=str)
 def test_closeness_to_mish(name: str, most: float, where: float, mean: float) -> None:
     distance = from_mish(name).against
     assert distance is not None and distance.at is not None
@@ -403,7 +404,7 @@ def test_every_kernel_is_found_where_its_symbol_says() -> None:
     kernels = _machine_code.library().kernels
     isas = {isa for isa, *_ in kernels}
     assert set(cpu.isas()) <= isas
-    counts = len(isas) * len(ACTIVATIONS) * len(_machine_code.DTYPES) * len(_machine_code.BODIES)
+    counts = len(isas) * len(ACTIVATIONS) * len(_machine_code.DTYPES) * len(BODIES)
     assert len(kernels) == counts
     done = subprocess.run(["nm", "-C", cpu.LIBRARY], capture_output=True, text=True)
     symbols = {
@@ -451,7 +452,7 @@ def test_symbols_are_not_needed(tmp_path: Path) -> None:
     subprocess.run(["strip", "-s", "-o", path, cpu.LIBRARY], check=True)
     whole, stripped = _machine_code.library(), _machine_code.Library(path)
     assert stripped.kernels == whole.kernels
-    for body in _machine_code.BODIES:
+    for body in BODIES:
         kernel = (KERNELS[-1].name, "aptx", "float32", body)
         assert stripped.count(*kernel) == whole.count(*kernel)
 

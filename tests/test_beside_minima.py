@@ -20,6 +20,7 @@ from common import (
     bits_of,
     from_output,
     half_dtypes,
+    mostly_slow,
 )
 from torch import Tensor
 
@@ -45,7 +46,7 @@ MORE = [
     )
 ]
 TURNING = [case for case in DEFAULTS + OTHERS + FURTHER + MORE if case.turn]
-every_minimum = pytest.mark.parametrize("case", TURNING, ids=str)
+every_minimum = pytest.mark.parametrize("case", mostly_slow(TURNING, DEFAULTS), ids=str)
 
 
 def minimum_of(case: Case) -> Minimum | None:
@@ -153,7 +154,9 @@ def test_called(case: Case, options: dict[str, Any]) -> None:
 
 @from_output
 @pytest.mark.parametrize(
-    "case", [c for c in TURNING if c.a.name in ("mish", "swish", "h_mish")][:4], ids=str
+    "case",
+    mostly_slow([c for c in TURNING if c.a.name in ("mish", "swish", "h_mish")][:4], 1),
+    ids=str,
 )
 def test_compiled(case: Case, options: dict[str, Any], fresh_compiler: None) -> None:
     x = near(case, 20_000)

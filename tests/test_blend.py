@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,8 @@ import mishkit as mk
 from mishkit.activation import DTYPES
 from mishkit.backends import cpu
 from mishkit.backends import torch as plain
+from mishkit.bodies import BODIES
+from mishkit.functions import ACTIVATIONS
 from mishkit.ops import blend as ops
 
 PAIRS = [
@@ -323,3 +327,13 @@ def test_misuse() -> None:
     for call, error, message in wrong[: 6 if KERNELS else 2]:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_csrc_has_the_same_order() -> None:
+    """A blend names its functions by their places, and the cost model reads bodies by theirs."""
+    csrc = Path(__file__).parent.parent / "csrc"
+    table, kernels = (csrc / name for name in ("functions/table.h", "kernels.h"))
+    functions = re.findall(r"^  X\((\w+), \w+\)", table.read_text(), re.MULTILINE)
+    assert functions == list(ACTIVATIONS)
+    (enumeration,) = re.findall(r"enum class Bodies \{ (.*?) \}", kernels.read_text())
+    assert enumeration.split(", ") == list(BODIES)

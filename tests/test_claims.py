@@ -226,6 +226,7 @@ def published_choices(measure: str) -> tuple[list[str], Candidate]:
     return [c.label for c in found.published], found.fitted
 
 
+@pytest.mark.slow
 def test_the_ranking_of_the_hard_forms() -> None:
     largest, best = published_choices("max")
     assert largest[0] == "hard Mish, k = 5" and largest[-1] == "hard Mish, k = 3"

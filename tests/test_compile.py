@@ -18,6 +18,7 @@ from common import (
     every_saving,
     every_undecodable,
     laid_out,
+    mostly_slow,
     typical_case,
 )
 from pairwise import pairwise
@@ -69,7 +70,11 @@ def test_forward_and_backward(case: Case, save: str) -> None:
     assert_agree(results(compiled(f), x), results(f, x))
 
 
-@typical_case
+MISH, *OTHERS = TYPICAL
+mish_mostly = pytest.mark.parametrize("case", mostly_slow(TYPICAL, [MISH]), ids=str)
+
+
+@mish_mostly
 @every_saving
 def test_inductor(case: Case, options: dict[str, Any]) -> None:
     """Where code is really generated; what it is made of is the same for all functions."""
@@ -85,7 +90,7 @@ def test_dtypes(case: Case, options: dict[str, Any], dtype: torch.dtype) -> None
         torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
 
 
-@typical_case
+@mish_mostly
 @every_saving
 def test_dynamic_shapes(case: Case, options: dict[str, Any]) -> None:
     f = calling(case, options)
@@ -145,6 +150,7 @@ def test_the_input_is_changed_in_place(case: Case) -> None:
         torch.testing.assert_close(view, y[1:])
 
 
+@pytest.mark.slow
 @every_saving
 def test_a_network(options: dict[str, Any]) -> None:
     acts = [getattr(mishkit, case.a.module_name)(**options) for case in DEFAULTS]
@@ -180,7 +186,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
 decoded_case = pytest.mark.parametrize(
     "case", [case for case in TYPICAL if not case.a.iterates(*case.parameters)], ids=str
 )
-backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+backends = pytest.mark.parametrize("backend", mostly_slow(["eager", "aot_eager"], ["aot_eager"]))
 
 
 @backends
@@ -253,7 +259,7 @@ def test_export_has_torchs_operators_alone(case: Case) -> None:
     assert_exported(case, strict=False, options={})
 
 
-@typical_case
+@mish_mostly
 @every_saving
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
 def test_export_in_every_way(case: Case, strict: bool, options: dict[str, Any]) -> None:

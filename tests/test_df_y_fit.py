@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +193,3 @@ def test_cpp_and_python_tables_agree() -> None:
             expected = [fit.y_min_hi, fit.y_min_lo, fit.least, fit.y_tail, fit.y_max, *fit.breaks]
             expected += [*fit.centers, *(c for row in fit.coefficients for c in row)]
             assert structs[name.replace("_", "") + dtype] == expected
-
-
-def test_generated_files_are_current() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "fit_df_y.py"), "--check"]
-    subprocess.run(command, check=True, timeout=120)

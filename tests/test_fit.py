@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import mostly_slow
 from typer.testing import CliRunner
 
 from mishkit.cli import app
@@ -42,7 +43,9 @@ BEST = [
 ]
 
 
-@pytest.mark.parametrize(("target", "family", "measure", "parameters", "error"), BEST, ids=str)
+@pytest.mark.parametrize(
+    ("target", "family", "measure", "parameters", "error"), mostly_slow(BEST, 2), ids=str
+)
 def test_the_best(
     target: str, family: str, measure: str, parameters: dict[str, float], error: float
 ) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from common import TRITON
+from common import TRITON, mostly_slow
 
 from mishkit.backends import triton
+from mishkit.bodies import BODIES, FORWARD_PACKED
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab.code import paper as _paper
 from mishkit.lab.code.gpu import FLOAT64, LOCAL, TARGETS, Build, Code, Job, compile_all
@@ -71,10 +72,10 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     )
 
 
-def jobs() -> list[Job]:
+def jobs(functions: list[str]) -> list[Job]:
     """Those that a bar on ratios is for, and every body for every target with the types taking
     turns, so that each body is there in each type. The command compiles them all."""
-    kernels = [k for k in _paper.kernels(ACTIVATIONS, _paper.DTYPES) if k.is_ours]
+    kernels = [k for k in _paper.kernels(functions, _paper.DTYPES) if k.is_ours]
     turns = {kernel[:2]: turn for turn, kernel in enumerate(kernels)}
     return [
         kernel.job(target)
@@ -85,9 +86,14 @@ def jobs() -> list[Job]:
     ]
 
 
-def test_every_bar() -> None:
+FEW = ["mish", "hardswish"]
+"""One that takes an exponential, and one in closed form."""
+
+
+@pytest.mark.parametrize("functions", mostly_slow([FEW, list(ACTIVATIONS)], 1), ids=["few", "all"])
+def test_every_bar(functions: list[str]) -> None:
     """Roofline ratios, no float64, no local memory, accesses of 128 bits, nothing unseen."""
-    codes = dict(compile_all(jobs(), _paper.find_build))
+    codes = dict(compile_all(jobs(functions), _paper.find_build))
     missed = [
         f"{v.what}, {v.bar}: {v.measured}" for v in _paper.verdicts(codes) if v.met is not True
     ]
@@ -95,19 +101,26 @@ def test_every_bar() -> None:
     # None was left out, but for the sides that monotone functions don't have.
     left_out = {job[:2] for job, code in codes.items() if not isinstance(code, Code)}
     assert left_out == {
-        (a.name, _paper.FORWARD_PACKED) for a in ACTIVATIONS.values() if a.turn is None
+        (name, FORWARD_PACKED) for name in functions if ACTIVATIONS[name].turn is None
     }
     made = {job: code for job, code in codes.items() if isinstance(code, Code)}
     of_targets = {(job.function, job.body, job.target) for job in made}
-    count = len(ACTIVATIONS) * len(_paper.BODIES) - len(left_out)
+    count = len(functions) * len(BODIES) - len(left_out)
     assert len(of_targets) == count * len(TARGETS)
     assert len({job[:3] for job in made}) == count * len(_paper.DTYPES)
     assert all(code.instructions > 2 for code in made.values())
 
 
-def test_kernels_that_follow_data_or_take_masks() -> None:
-    trained = [a.name for a in ACTIVATIONS.values() if a.trainable]
-    bodies = [f"{b} {s}" for b in ("trained", "trained_backward") for s in SHAPES]
+TRAINED = [a.name for a in ACTIVATIONS.values() if a.trainable]
+
+
+@pytest.mark.parametrize(
+    ("trained", "shapes"),
+    mostly_slow([(TRAINED[:1], ["channels_last"]), (TRAINED, list(SHAPES))], 1),
+    ids=["few", "all"],
+)
+def test_kernels_that_follow_data_or_take_masks(trained: list[str], shapes: list[str]) -> None:
+    bodies = [f"{b} {s}" for b in ("trained", "trained_backward") for s in shapes]
     # Every body for every target; each in another dtype, as these differ in loads and stores alone.
     dtypes = itertools.cycle(_paper.DTYPES)
     jobs = [

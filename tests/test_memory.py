@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import TURNING, Case, every_function
+from common import TURNING, Case, every_function, mostly_slow
 from torch import Tensor, nn
 
 import mishkit
@@ -99,7 +99,7 @@ def test_monotone_functions_keep_no_bit(case: Case, network: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "network"),
-    [*((case, "linear") for case in TURNING), (TURNING[-1], "convolution")],
+    mostly_slow([*((case, "linear") for case in TURNING), (TURNING[-1], "convolution")], 3),
     ids=str,
 )
 @pytest.mark.usefixtures("fresh_compiler")

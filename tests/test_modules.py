@@ -116,7 +116,7 @@ def test_within_a_network(case: Case) -> None:
     [
         ((), {"save": "nonsense"}, 'save must be "input", "output" or "copy"'),
         ((), {"slope": 1}, "unexpected keyword argument 'slope'"),
-        ((1,) * 9, {}, "too many positional arguments"),
+        ((1,) * 9, {}, "positional arguments? but 10 were given"),
     ],
     ids=["save", "unknown", "too_many"],
 )

@@ -515,6 +515,7 @@ def test_compile(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("mishkit.aptx_layer_traced.default" in called) == has_kernels, called
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor() -> None:
     net = nn.Sequential(nn.Linear(7, 9), APTxLayer(9, 6), nn.ReLU())

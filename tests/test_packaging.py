@@ -380,7 +380,7 @@ def test_torch_c_fits_torch() -> None:
     ],
 )
 def test_a_wrong_prototype_is_caught(right: str, wrong: str, tmp_path: Path) -> None:
-    header = (ROOT / "csrc" / "torch_c.h").read_text()
+    header = (ROOT / "csrc" / "bind" / "torch_c.h").read_text()
     assert right in header
     (tmp_path / "torch_c.h").write_text(header.replace(right, wrong))
     done = run(sys.executable, CHECK, tmp_path / "torch_c.h")

@@ -376,8 +376,10 @@ def mismatched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("library", "use"),
     [
         ("timm", "mishkit.register(); mishkit.register(prefix='my_')"),
-        ("transformers", "import mishkit.surgery.transformers"),
-        ("pytorch_lightning", "import mishkit.surgery.lightning"),
+        pytest.param("transformers", "import mishkit.surgery.transformers", marks=pytest.mark.slow),
+        pytest.param(
+            "pytorch_lightning", "import mishkit.surgery.lightning", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_beside_a_torchvision_for_another_torch(library: str, use: str, mismatched: Path) -> None:

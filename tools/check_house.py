@@ -38,7 +38,9 @@ PUBLIC = (
     "surgery",
     "_version",
 )
-HELPERS = ("_calls", "_mode", "_missing", "_torchvision", "_torch_private", "_checkpoint")
+HELPERS = (
+    *("_calls", "_checkpoint", "_missing", "_mode", "_modules", "_torch_private", "_torchvision"),
+)
 BESIDE = ("recompute", "surgery", "lab", "cli")
 ENTRANCES = ("_lazy", "__main__")
 """They lead into the laboratory and the command line."""

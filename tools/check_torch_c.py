@@ -1,4 +1,4 @@
-"""Checks csrc/torch_c.h, written by hand, against the headers of the installed torch.
+"""Checks csrc/bind/torch_c.h, written by hand, against the headers of the installed torch.
 
     python tools/check_torch_c.py [HEADER] [--include DIR]
 
@@ -21,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEADER = Path(__file__).resolve().parent.parent / "csrc" / "torch_c.h"
+HEADER = Path(__file__).resolve().parent.parent / "csrc" / "bind" / "torch_c.h"
 OLDEST = (2, 10)
 
 

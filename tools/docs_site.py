@@ -1,7 +1,6 @@
 """What the site has beyond docs/: a hook of MkDocs, see mkdocs.yml.
 
-- Pages of the reference, one entry a public name. Functions and modules are made in a loop over
-  the table, so MkDocs finds them in the type stubs, which `tools/make_stubs.py` writes.
+- Pages of the reference, one entry a public name.
 - CONTRIBUTING.md and CHANGELOG.md as pages, and sections of README.md where a page says
   ``<!-- README: Heading -->``.
 - Links that are right on a page in the repository are right on the site.

@@ -15,16 +15,14 @@ from ._version import __version__
 from .functional import *  # noqa: F403
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
+from .modules import *  # noqa: F403
 from .modules import MODULES as _modules
 from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .recompute import recompute
 from .registry import get, names, register
 
-if TYPE_CHECKING:  # what the next lines bring
-    from ._module_types import *  # noqa: F403
+if TYPE_CHECKING:  # what `__getattr__` brings
     from .surgery import Anneal, audit, lean, lean_functional, prune, swap, unswap
-
-globals().update(_modules)
 
 _SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unswap")
 

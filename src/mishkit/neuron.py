@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._mode import is_exporting, is_transformed, wants_standard
+from ._modules import Unscriptable
 from .activation import DTYPES
 from .backends import cpu, triton
-from .modules import Unscriptable
 from .ops import neuron as ops
 from .ops.functions import fast_apply
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._twin import Twin, compiled
 from ..activation import Activation
+from ..bodies import BODIES
 from ..functions._branch_fit import leading
 from . import torch as plain
 
@@ -31,14 +32,6 @@ LANES = 64 if torch.version.hip else 32
 """Threads a warp."""
 STEPS = 8
 """Tiles a program, where it sums over them."""
-BODIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "forward": (("x", "y"), ("f",)),
-    "forward_packed": (("x", "y", "side"), ("f",)),
-    "backward": (("grad", "x", "result"), ("df",)),
-    "backward_packed": (("grad", "y", "side", "result"), ("df_y",)),
-    "double_backward": (("grad_grad", "grad", "x", "to_grad", "to_x"), ("df", "d2f")),
-}
-"""The kernels of one function, with their pointers and the formulas that they take."""
 SMALL = 1 << 18
 """Below so many elements a program gets half a block: enough of them to go round count for more
 than two loads in flight."""
@@ -92,10 +85,10 @@ class Launch:
 
 @functools.lru_cache(maxsize=1024)
 def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> Launch:
-    """The kernel of a body, one of `BODIES`."""
+    """The kernel of a body, one of `mishkit.bodies.BODIES`."""
     if body not in BODIES:
         raise ValueError(f"there is no kernel {body!r}")
-    twin, (tensors, formulas) = a.twin.at(*parameters), BODIES[body]
+    twin, tensors, formulas = a.twin.at(*parameters), BODIES[body].tensors, BODIES[body].formulas
     constants = dict(zip(formulas, _formulas(twin, *formulas), strict=True))
     if "backward" in body:
         constants["dead"] = a.is_dead

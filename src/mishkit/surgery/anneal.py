@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .._mode import is_exporting
+from .._modules import TrainableModule, Unscriptable
 from ..functions import ACTIVATIONS
-from ..modules import TrainableModule, Unscriptable
 from ..ops.blend import Fraction, call, function, mix
 from .known import Known, identify, identify_function
 from .slots import Slot, put_all

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from .._modules import ActivationModule, TrainableModule
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
-from ..modules import MODULES, ActivationModule, TrainableModule
+from ..modules import MODULES
 
 
 @dataclass(frozen=True)

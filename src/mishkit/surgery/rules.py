@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from .._modules import ActivationModule
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
-from ..modules import MODULES, ActivationModule
+from ..modules import MODULES
 from ..registry import get
 from .known import FUNCTION_NAMES, Known, altered, function_of_class, identify
 from .slots import Slot

@@ -27,6 +27,7 @@ from rich.text import Text
 from torch import Tensor
 
 import mishkit as mk
+from mishkit import bodies
 from mishkit.activation import Activation
 from mishkit.backends import triton
 from mishkit.functions import ACTIVATIONS
@@ -62,14 +63,14 @@ from .settings import DTYPES, Settings
 QUICK_ROUNDS = 10
 COPY, DOUBLE, COMPILED = "copy", "double backward", "torch.compile"
 BODIES = {
-    FORWARD: _paper.FORWARD,
-    PACKED: _paper.FORWARD_PACKED,
-    BACKWARD: _paper.BACKWARD,
-    FROM_OUTPUT: _paper.BACKWARD_PACKED,
-    DOUBLE: _paper.DOUBLE_BACKWARD,
+    FORWARD: bodies.FORWARD,
+    PACKED: bodies.FORWARD_PACKED,
+    BACKWARD: bodies.BACKWARD,
+    FROM_OUTPUT: bodies.BACKWARD_PACKED,
+    DOUBLE: bodies.DOUBLE_BACKWARD,
 }
 """The cases of a function, and the kernels' bodies."""
-TENSORS = {COPY: 2, FORWARD: 2, PACKED: 2, BACKWARD: 3, FROM_OUTPUT: 3, DOUBLE: 5}
+TENSORS = {COPY: 2} | {case: bodies.BODIES[body].traffic for case, body in BODIES.items()}
 """How many of them each case reads or writes."""
 WIDTH = 126
 """Columns that the tables need."""

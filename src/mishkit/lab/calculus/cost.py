@@ -16,22 +16,15 @@ import torch
 
 from mishkit.activation import Activation
 from mishkit.backends import cpu
+from mishkit.bodies import BACKWARD, BACKWARD_PACKED, BODIES, FORWARD, FORWARD_PACKED
 
 from .. import LabError
-from ..code.machine import BODIES, DTYPES, ISAS, LoopCounts, library
+from ..code.machine import DTYPES, ISAS, LoopCounts, library
 from ..common.environment import processor
 from ..common.named import Named
 from ..common.timing import Call, round_robin, torch_threads
 
-# Tensors that each body reads and writes, and whether a bit an element besides.
-_STREAMS = {
-    "forward": (2, False),
-    "forward_packed": (2, True),
-    "backward": (3, False),
-    "backward_packed": (3, True),
-    "double_backward": (5, False),
-}
-_TIMED = ("forward", "forward_packed", "backward", "backward_packed")
+_TIMED = (FORWARD, FORWARD_PACKED, BACKWARD, BACKWARD_PACKED)
 _TIMED_DTYPES = (torch.float32, torch.bfloat16)
 IN_CACHE = 2048
 """Elements: three streams of float32 fill 24 KiB of the 32 that a core's first cache has."""
@@ -120,12 +113,12 @@ def count(named: Named, dtypes: tuple[str, ...] = DTYPES) -> list[LoopCounts]:
 
 
 def _is_iterated(named: Named, dtype: str, body: str) -> bool:
-    return body == "backward_packed" and named.activation.iterates(*named.values)
+    return body == BACKWARD_PACKED and named.activation.iterates(*named.values)
 
 
 def bytes_moved(a: Activation, body: str, dtype: torch.dtype) -> float:
     """Bytes that a body reads and writes, an element."""
-    tensors, packed = _STREAMS[body]
+    tensors, packed = BODIES[body].traffic, BODIES[body].has_side
     # A monotone function has no sides.
     return tensors * dtype.itemsize + (0.125 if packed and a.turn is not None else 0.0)
 

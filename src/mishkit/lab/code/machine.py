@@ -17,12 +17,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from mishkit.backends import cpu
+from mishkit.bodies import BODIES
 from mishkit.functions import ACTIVATIONS
 
 from .. import LabError
 
 # As csrc/kernels.h has them.
-BODIES = ("forward", "forward_packed", "backward", "backward_packed", "double_backward")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ISAS = {"baseline": 16, "avx2": 32, "avx512": 64, "neon": 16}
 """Instruction sets, and the bytes of their vectors."""

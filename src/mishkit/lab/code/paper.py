@@ -22,6 +22,13 @@ from rich.text import Text
 
 import mishkit as mk
 from mishkit.backends import triton
+from mishkit.bodies import (
+    BACKWARD,
+    BACKWARD_PACKED,
+    BODIES,
+    FORWARD,
+    FORWARD_PACKED,
+)
 from mishkit.functions import ACTIVATIONS
 
 from ..._missing import install
@@ -47,10 +54,6 @@ from .gpu import (
 )
 from .roofline import A100, GPU, GPUS, H100, roofline
 
-FORWARD, FORWARD_PACKED = "forward", "forward_packed"
-BACKWARD, BACKWARD_PACKED = "backward", "backward_packed"
-DOUBLE_BACKWARD = "double_backward"
-BODIES = (FORWARD, FORWARD_PACKED, BACKWARD, BACKWARD_PACKED, DOUBLE_BACKWARD)
 DTYPES = ("float32", "bfloat16", "float16")
 CLOSED = tuple(
     a.name for a in ACTIVATIONS.values() if a.twin.table(torch.float32, *a.defaults) is None

@@ -4,14 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
-#include "neuron_kernels.h"
+#include "../neuron_kernels.h"
+#include "isa.h"
 #include "tensor.h"
-#include "torch_c.h"
 
 namespace mishkit {
 namespace {
-
-const NeuronKernels& chosen_neuron();  // of the instruction set in use; bind.cpp
 
 // One call: takes the tensors off the stack, checks them, runs the kernels.
 class NeuronCall {
@@ -74,7 +72,7 @@ class NeuronCall {
   static constexpr int64_t thread_grain = 65536;
 
   NeuronCall(const Inputs& given, Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
-      : dtype_(input.dtype), kernels_(chosen_neuron().of[dtype_of(given, input)]) {
+      : dtype_(input.dtype), kernels_(set_in_use().neuron->of[dtype_of(given, input)]) {
     if (input.dim != 2 || gamma.dim != 2 || gamma.sizes[1] != input.sizes[1])
       given.refuse("expected an input (batch, in) and parameters (out, in)");
     batch_ = input.sizes[0], in_ = input.sizes[1], out_ = gamma.sizes[0];
@@ -176,10 +174,8 @@ class NeuronCall {
 };
 
 void add_neuron(TorchLibraryHandle library) {
-  constexpr uint64_t slots_as_of = uint64_t{2} << 56 | uint64_t{10} << 48;  // torch 2.10
-  MISHKIT_CALL(torch_library_impl(library, "aptx_layer", NeuronCall::forward, slots_as_of));
-  MISHKIT_CALL(
-      torch_library_impl(library, "aptx_layer_backward", NeuronCall::backward, slots_as_of));
+  add_operator(library, "aptx_layer", NeuronCall::forward);
+  add_operator(library, "aptx_layer_backward", NeuronCall::backward);
 }
 
 }  // namespace

@@ -34,19 +34,9 @@ using ParallelFunc = void (*)(int64_t begin, int64_t end, void* ctx);
 
 // ---- Registration. A library lives as long as its handle: the binding never deletes it. ----
 
-// Opens namespace ns to define schemas in; fails where another library has defined it.
-AOTITorchError aoti_torch_library_init_def(
-    const char* ns, const char* file, uint32_t line, TorchLibraryHandle* ret_new);
-// The same, but any number of libraries may share the namespace.
-AOTITorchError aoti_torch_library_init_fragment(
-    const char* ns, const char* file, uint32_t line, TorchLibraryHandle* ret_new);
 // Opens namespace ns to register kernels for the dispatch key (such as "CPU").
 AOTITorchError aoti_torch_library_init_impl(
     const char* ns, const char* key, const char* file, uint32_t line, TorchLibraryHandle* ret_new);
-// Unregisters everything that was registered through the handle, and frees it.
-AOTITorchError aoti_torch_delete_library_object(TorchLibraryHandle library);
-// Defines one operator; a schema without a namespace goes to the library's own.
-AOTITorchError aoti_torch_library_def(TorchLibraryHandle library, const char* schema);
 // Registers a boxed kernel. The stack holds max(inputs, outputs) slots: the kernel takes over the
 // inputs and leaves its outputs from slot 0 on. build_version says how slots are encoded.
 AOTITorchError torch_library_impl(
@@ -63,7 +53,6 @@ AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** borrowed)
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** borrowed);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* ret);
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* ret);
-AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle tensor, bool* ret);
 // The address of element 0: the storage offset is already in it. The mutable one also ends a
 // copy-on-write, which aoti_torch_get_data_ptr does for readers too, so that one is not used.
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void** borrowed);
@@ -72,8 +61,6 @@ AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle tensor, void** borrow
 // ---- Making, copying and freeing a tensor. ----
 
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
-// A second handle to the same tensor.
-AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle tensor, AtenTensorHandle* ret_new);
 // Uninitialised memory; torch's own allocator.
 AOTITorchError aoti_torch_empty_strided(
     int64_t dim,
@@ -96,15 +83,12 @@ int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_uint8();
 int32_t aoti_torch_device_type_cpu();
-// The running torch: major << 56 | minor << 48 | patch << 40.
-uint64_t aoti_torch_abi_version();
 
 // ---- Threads: torch's own pool, so torch.set_num_threads holds. ----
 
 // Splits [begin, end) into pieces of at least grain elements; serial inside a parallel region.
 AOTITorchError torch_parallel_for(
     int64_t begin, int64_t end, int64_t grain, ParallelFunc func, void* ctx);
-AOTITorchError torch_get_num_threads(uint32_t* ret);
 
 // ---- Errors. ----
 

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "kernels.h"
+#include "../kernels.h"
 #include "torch_c.h"
 
 namespace mishkit {
@@ -31,6 +31,13 @@ namespace {
   do {                                            \
     if ((expression) != 0) fail_in(#expression);  \
   } while (false)
+
+// Registers an operator whose schema is defined in Python.
+void add_operator(TorchLibraryHandle library, const std::string& name,
+                  void (*kernel)(StableIValue*, uint64_t, uint64_t)) {
+  constexpr uint64_t slots_as_of = uint64_t{2} << 56 | uint64_t{10} << 48;  // torch 2.10
+  MISHKIT_CALL(torch_library_impl(library, name.c_str(), kernel, slots_as_of));
+}
 
 struct Codes {
   int32_t dtype[dtype_count] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),

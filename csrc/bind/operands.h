@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels.h"
+#include "../kernels.h"
 #include "tensor.h"
 #include "torch_c.h"
 

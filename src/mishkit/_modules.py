@@ -1,0 +1,179 @@
+"""What the modules of `mishkit.modules` have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ._calls import SAVE, Save
+from .activation import Activation
+
+OPTIONS = ("inplace", "save", "trainable", "num_parameters")
+"""Arguments that a module's repr shows only where they are set."""
+
+
+class Unscriptable(nn.Module):
+    """A module of ours, which torch.jit.script can't compile."""
+
+    way_out: ClassVar[str] = "torch.jit.trace the model"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
+            f"{self.way_out}"
+        )
+
+
+class ActivationModule(Unscriptable):
+    """An activation function as a module: its arguments are attributes, passed at each call.
+
+    Input and output: any shape. There are no parameters and no state, unless the class says so.
+    """
+
+    activation: ClassVar[Activation]
+    """What the function says about itself."""
+    function: ClassVar[Callable[..., Tensor]]
+    """The function of `mishkit.functional`."""
+    arguments: ClassVar[Mapping[str, Any]]
+    """The arguments of the constructor, with their defaults."""
+    parameter_names: ClassVar[tuple[str, ...]]
+    """Which of the arguments are the function's parameters."""
+
+    way_out = "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
+
+    inplace: bool
+    save: Save
+
+    def __init_subclass__(cls) -> None:
+        if "activation" in vars(cls):
+            _, *given = inspect.signature(cls.__init__).parameters.values()
+            cls.arguments = {argument.name: argument.default for argument in given}
+            cls.parameter_names = tuple(p.name for p in cls.activation.parameters)
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        for name, value in given.items():
+            is_number = name in self.parameter_names and isinstance(value, Tensor)
+            setattr(self, name, float(value) if is_number else value)
+        if self.save not in SAVE:
+            raise ValueError(
+                f'{type(self).__name__}: save must be "input", "output" or "copy", '
+                f"not {self.save!r}"
+            )
+        if not isinstance(self.inplace, bool):
+            raise TypeError(
+                f"{type(self).__name__}: inplace must be True or False, not {self.inplace!r}"
+            )
+        self._check(float(getattr(self, name)) for name in self.parameter_names)
+
+    def _check(self, values: Iterable[float]) -> None:
+        """Raise ValueError for parameters that this module can't compute with."""
+        parameters = tuple(values)
+        self.activation.check(*parameters)
+        if self.save == "output":
+            self.activation.turn_at(*parameters)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, default in self.arguments.items():
+            if not hasattr(self, name):  # pickled before there was such an argument
+                setattr(self, name, default)
+
+    def forward(self, input: Tensor) -> Tensor:
+        options = {name: getattr(self, name) for name in self.arguments}
+        return type(self).function(input, **options)
+
+    def extra_repr(self) -> str:
+        """What was given, in the style of torch.nn: parameters always, options where set."""
+        shown = []
+        for name, default in self.arguments.items():
+            value = getattr(self, name)
+            if isinstance(value, nn.Parameter) or (name in OPTIONS and value == default):
+                continue
+            shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
+
+
+class TrainableModule(ActivationModule):
+    """An activation function whose parameters are numbers, or are trained.
+
+    Input and output: any shape; with `num_parameters` above 1, that many channels in dimension 1,
+    as in `torch.nn.PReLU`. Trained parameters are `torch.nn.Parameter`s, of shape () or
+    (num_parameters,). Fixed ones are Python's numbers: no conversion rounds them, and a state_dict
+    has no keys for them. Where a checkpoint has such keys, as that of a trained module or of the
+    package that published `APTx`, its numbers are taken over.
+    """
+
+    trainable: bool
+    num_parameters: int
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        name = type(self).__name__
+        if self.num_parameters < 1 or (self.num_parameters > 1 and not self.trainable):
+            raise ValueError(
+                f"{name}: num_parameters={self.num_parameters} needs to be 1, or more where "
+                "trainable=True"
+            )
+        if self.trainable and (self.save == "output" or (self.inplace and self.save != "copy")):
+            raise ValueError(
+                f'{name}: save="output" and inplace=True exclude trainable=True; the gradients of '
+                'the parameters need the input, or with save="copy" a copy'
+            )
+        if not self.trainable:
+            return
+        shape = () if self.num_parameters == 1 else (self.num_parameters,)
+        for parameter in self.parameter_names:
+            initial = torch.full(shape, float(getattr(self, parameter)))
+            delattr(self, parameter)
+            setattr(self, parameter, nn.Parameter(initial))
+
+    def forward(self, input: Tensor) -> Tensor:
+        values = [getattr(self, name) for name in self.parameter_names]
+        return type(self).function(input, *values, inplace=self.inplace, save=self.save)
+
+    def take_numbers(
+        self, state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]
+    ) -> Mapping[str, Any]:
+        """Take over the fixed parameters that a state_dict has; the state_dict without them."""
+        own = {} if self.trainable else {prefix + name: name for name in self.parameter_names}
+        found = state_dict.keys() & own.keys()
+        if not found:
+            return state_dict
+        try:
+            numbers = {own[key]: _number(state_dict[key]) for key in found}
+            self._check(numbers.get(name, getattr(self, name)) for name in self.parameter_names)
+        except (RuntimeError, TypeError, ValueError) as error:
+            error_msgs.append(f"{type(self).__name__}, {', '.join(sorted(found))}: {error}")
+        else:
+            for name, number in numbers.items():
+                setattr(self, name, number)
+        return {key: value for key, value in state_dict.items() if key not in found}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(
+            self.take_numbers(state_dict, prefix, args[-1]), prefix, *args
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        vars(self).pop("_numbers", None)
+        if not self.trainable:  # older pickles have the numbers in buffers
+            for name in self._buffers.keys() & {*self.parameter_names}:
+                number: Any = self._buffers.pop(name)
+                vars(self)[name] = float(number)
+
+
+def _number(value: Any) -> float:
+    count = value.numel() if isinstance(value, Tensor) else 1
+    if count != 1:
+        raise ValueError(
+            f"there are {count} numbers, one a channel; only a module with trainable=True and "
+            f"num_parameters={count} has as many"
+        )
+    return float(value)
