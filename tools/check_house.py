@@ -39,7 +39,13 @@ PUBLIC = (
     "_version",
 )
 HELPERS = (
-    *("_calls", "_checkpoint", "_missing", "_mode", "_modules", "_torch_private", "_torchvision"),
+    "_calls",
+    "_checkpoint",
+    "_missing",
+    "_mode",
+    "_modules",
+    "_torch_private",
+    "_torchvision",
 )
 BESIDE = ("recompute", "surgery", "lab", "cli")
 ENTRANCES = ("_lazy", "__main__")
