@@ -58,7 +58,8 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 # Less optimised, as it would else compile for a quarter of an hour. What Python and torch leave is no
 # leak of ours; tests/test_refused.py counts those, and asks for more memory than there is.
 sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of values, layouts, calls
-	@CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	@CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+		--param asan-instrumentation-with-call-threshold=0" \
 		LDFLAGS="-fsanitize=address,undefined" \
 		$(PY) setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
 	@LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
