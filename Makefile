@@ -8,9 +8,8 @@ TRITON ?= triton==3.7.1
 OLDEST ?= torch==2.10.0
 NEWEST ?= torch==2.14.1
 # The tests of what leans on parts of torch that change with its releases.
-SHORT := $(patsubst %,tests/test_%.py,calls tracing compile transforms autograd recompute memory \
-	modules refused ddp anneal audit audit_calls audit_state lean lean_in_place swap surgery_keeps \
-	prune onnx import)
+SHORT := $(patsubst %,tests/core/test_%.py,calls tracing compile transforms autograd recompute memory \
+	modules refused ddp import) tests/surgery
 TESTS ?= $(SHORT)
 PYTEST ?=
 PEERS ?=
@@ -56,7 +55,7 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@$(SITE)
 
 # Less optimised, as it would else compile for a quarter of an hour. What Python and torch leave is no
-# leak of ours; tests/test_refused.py counts those, and asks for more memory than there is.
+# leak of ours; tests/core/test_refused.py counts those, and asks for more memory than there is.
 sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of values, layouts, calls
 	@CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 		--param asan-instrumentation-with-call-threshold=0" \
@@ -64,8 +63,8 @@ sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of v
 		$(PY) setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
 	@LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED) \
-		$(PY) -m pytest -n auto --dist worksteal tests/test_refused.py tests/test_layouts.py \
-		tests/test_values.py tests/test_calls.py $(PYTEST)
+		$(PY) -m pytest -n auto --dist worksteal tests/core/test_refused.py tests/core/test_layouts.py \
+		tests/core/test_values.py tests/core/test_calls.py $(PYTEST)
 
 versions: oldest newest ## the tests that lean on torch, with the oldest and the newest; TESTS=tests for all
 

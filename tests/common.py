@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from mishkit.activation import DTYPES, Activation
 from mishkit.backends import cpu, triton
 from mishkit.backends import torch as plain
 from mishkit.functions import ACTIVATIONS
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Names of torch that are not public, each with what serves where a release has no such name.
 
 No other file of the library names them, `mishkit.lab.code.inductor` excepted. What stands in for a
-name may be slower or do less; it is never wrong. `tests/test_torch_private.py` fails where a name
-is gone, so that a new release of torch is noticed.
+name may be slower or do less; it is never wrong. `tests/core/test_torch_private.py` fails where a
+name is gone, so that a new release of torch is noticed.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
     "docs/index.md",

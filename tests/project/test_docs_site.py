@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import ROOT
 
 import mishkit as mk
 from mishkit.functions import ACTIVATIONS
 
-ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tools"))
 
-import docs_site  # noqa: E402
+import docs_site
 
 
 def test_every_public_name_is_on_one_page() -> None:

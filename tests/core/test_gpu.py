@@ -22,6 +22,7 @@ from common import (
     DECODED,
     KERNELS,
     PLAIN,
+    TESTS,
     TRITON,
     TYPICAL,
     Case,
@@ -46,7 +47,6 @@ from mishkit.backends import triton
 pytestmark = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
-HERE = Path(__file__).parent
 SOURCE = Path(mishkit.__file__).parent.parent
 FAR = (1 << 31) + (1 << 20)
 """An element that 32 bits don't count to."""
@@ -62,7 +62,7 @@ def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
 
 def python(code: str, **environment: str) -> None:
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "MISHKIT_CPU_ISA")}
-    paths = os.pathsep.join((str(SOURCE), str(HERE)))
+    paths = os.pathsep.join((str(SOURCE), str(TESTS)))
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
         env={**kept, "PYTHONPATH": paths, **environment},
@@ -401,7 +401,7 @@ def test_compiled_offsets_of_programs_are_wide(tmp_path: Path) -> None:
     multiplied with comes after it has been widened."""
     code = "import sys\nsys.stdout = open(sys.argv[1], 'w')\n" + OFFSETS
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = os.pathsep.join((str(SOURCE), str(HERE)))
+    paths = os.pathsep.join((str(SOURCE), str(TESTS)))
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "ttir")],
         env={**kept, "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path)},

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import ROOT
 
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
+sys.path.append(str(ROOT / "tools"))
 
 import rerun
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from common import ROOT
 
-ROOT = Path(__file__).parent.parent
 LIBRARY = "mishkit/_kernels.so"
 # What torch's own Linux wheels ask for (manylinux_2_28): ours must not ask for more.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}

@@ -23,7 +23,7 @@ import sympy
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from common import KERNELS, TURNING, every_half, name_of
+from common import KERNELS, ROOT, TURNING, every_half, name_of
 from mpmath import mpf
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from mishkit.lab.calculus.curve import Curve, parse
 from mishkit.lab.calculus.fit import Candidate, find_family, fit, parse_measure
 from mishkit.lab.common.named import find
 
-PAGE = Path(__file__).parent.parent / "docs" / "claims.md"
+PAGE = ROOT / "docs" / "claims.md"
 X = sympy.Symbol("x", real=True)
 E = sympy.Symbol("E", positive=True)
 """eˣ"""

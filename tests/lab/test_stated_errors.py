@@ -4,10 +4,10 @@ larger, and none is stated that is not nearly reached."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from common import ROOT
 from torch import Tensor
 
 from mishkit.activation import Activation
@@ -16,7 +16,7 @@ from mishkit.functions import ACTIVATIONS
 
 TURNING = [name for name, a in ACTIVATIONS.items() if a.turn is not None]
 ROW = re.compile(r"^\| (\w+) \| (\d\S*) \| (\d\S*) \| (\d\S*) \|$", re.MULTILINE)
-PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
+PAGE = ROOT / "docs" / "accuracy.md"
 STATED = {
     name: [float(figure.replace("−", "-")) for figure in figures]
     for name, *figures in ROW.findall(PAGE.read_text(encoding="utf-8"))

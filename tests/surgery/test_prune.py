@@ -9,12 +9,12 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from common import ROOT
 from torch import Tensor, nn
 
 import mishkit as mk
@@ -754,7 +754,7 @@ def test_normalisation_and_activation_in_one_module() -> None:
 
 
 def test_the_how_to_runs_and_prints_what_it_says() -> None:
-    path = Path(__file__).parent.parent / "docs" / "prune.md"
+    path = ROOT / "docs" / "prune.md"
     text = path.read_text()
     namespace: dict[str, object] = {}
     printed = io.StringIO()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from common import ROOT
 from torch import nn
 
 import mishkit as mk
@@ -374,7 +375,7 @@ def test_the_same_function_keeps_its_parameters() -> None:
     assert isinstance(model[3].beta, nn.Parameter) and float(model[3].beta.detach()) == 0.5
 
 
-PAGE = Path(__file__).parent.parent / "docs" / "swap.md"
+PAGE = ROOT / "docs" / "swap.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="the docs are not here")

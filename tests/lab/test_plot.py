@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from common import DEFAULTS, Case, every_function
+from common import DEFAULTS, ROOT, Case, every_function
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
@@ -18,7 +18,7 @@ from mishkit.lab import LabError
 from mishkit.lab.calculus import drawing, gallery
 from mishkit.lab.common.named import find
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 
 
 def drawn(text: str) -> drawing.Drawn:

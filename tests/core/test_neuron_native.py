@@ -9,19 +9,18 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from common import every_dtype
+from common import TESTS, every_dtype
 from neurons import arguments, assert_exact
 from torch import Tensor
 
 from mishkit.activation import DTYPES
 from mishkit.backends import cpu
 
-SOURCE = Path(__file__).with_name("neuron_kernels.cpp")
+SOURCE = TESTS / "neuron_kernels.cpp"
 # As setup.py's, but for the optimisation. The sanitizer's checks as calls compile in half the time.
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 SANITIZE = ["-fsanitize=address", "--param", "asan-instrumentation-with-call-threshold=0"]

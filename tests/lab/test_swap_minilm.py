@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common import ROOT
 
 import mishkit as mk
 
-PATH = Path(__file__).parent.parent / "examples" / "swap_minilm.py"
+PATH = ROOT / "examples" / "swap_minilm.py"
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from common import ROOT
 
 from mishkit.functions import ACTIVATIONS
 from mishkit.functions._branch_fit import BranchFit
 from mishkit.functions._df_y_tables import MINIMA, TABLES
 from mishkit.lab.accuracy.sampled import beside
 
-ROOT = Path(__file__).parent.parent
 NAMES = list(TABLES)
 HALVES = ["bfloat16", "float16"]
 

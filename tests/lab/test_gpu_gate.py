@@ -6,12 +6,11 @@ import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from common import TRITON, mostly_slow
+from common import TESTS, TRITON, mostly_slow
 
 from mishkit.backends import triton
 from mishkit.bodies import BODIES, FORWARD_PACKED
@@ -136,7 +135,7 @@ def test_kernels_that_follow_data_or_take_masks(trained: list[str], shapes: list
 def test_every_launch_fits_its_kernel() -> None:
     """Numbers of arguments, tuples, and sizes of 1, which Triton treats apart."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    program = Path(__file__).parent / "feigned_launches.py"
+    program = TESTS / "feigned_launches.py"
     done = subprocess.run([sys.executable, program], env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     count, *names = done.stdout.split()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from common import ROOT
 from typer.testing import CliRunner
 
 from mishkit.backends import cpu
@@ -27,7 +28,7 @@ from mishkit.lab.bench.settings import Settings as BenchSettings
 from mishkit.lab.common.memory import page_faults
 from mishkit.lab.common.timing import PROCESSOR, Call, round_robin
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 FACTS = {"cpu": "Zen", "cores": "2", "isa": "avx2", "load": "0.1", "minutes": "9", "date": "today"}
 CELL = ("mish", "float32", "forward", "fresh", 1 << 16, 1)
 

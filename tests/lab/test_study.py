@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from common import ROOT
 
 pytest.importorskip("pandas", reason="the lab's dependencies are an extra")
 
 from mishkit.lab.common import formats
 from mishkit.lab.study import intervals, verdicts
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")

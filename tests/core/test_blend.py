@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from common import (
     KERNELS,
     LAYOUTS,
     OTHERS,
+    ROOT,
     TRITON,
     Case,
     Engine,
@@ -331,7 +331,7 @@ def test_misuse() -> None:
 
 def test_csrc_has_the_same_order() -> None:
     """A blend names its functions by their places, and the cost model reads bodies by theirs."""
-    csrc = Path(__file__).parent.parent / "csrc"
+    csrc = ROOT / "csrc"
     table, kernels = (csrc / name for name in ("functions/table.h", "kernels.h"))
     functions = re.findall(r"^  X\((\w+), \w+\)", table.read_text(), re.MULTILINE)
     assert functions == list(ACTIVATIONS)

@@ -9,12 +9,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from common import assert_same_bits, name_of
+from common import TESTS, assert_same_bits, name_of
 from neurons import NAMES, arguments, assert_exact, exact, formula
 from test_neuron import STRIDED
 from torch import Tensor
@@ -288,8 +287,6 @@ def test_operators_check_for_themselves() -> None:
 
 # ---- through torch ----
 
-HERE = Path(__file__).parent
-
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -365,7 +362,7 @@ def test_through_torch() -> None:
 
 
 def _paths() -> str:
-    return os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 # ---- as compiled ----
@@ -381,7 +378,7 @@ MOST = {"float32": 16.0, "bfloat16": 19.0, "float16": 18.0}
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, float]]]:
     """What `neuron_compiled.py` prints, for every target."""
-    script = str(HERE / "neuron_compiled.py")
+    script = str(TESTS / "neuron_compiled.py")
     more = environment(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
     runs = [
         subprocess.Popen(
