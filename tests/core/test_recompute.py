@@ -48,6 +48,12 @@ EXAMPLES: dict[str, Step] = {
     "EluBackward0": lambda x, w: F.selu(x),
     "PreluKernelBackward0": lambda x, w: F.prelu(x, w.slope),
     "GluBackward0": lambda x, w: F.glu(x, -1),
+    "ReluBackward0": lambda x, w: F.relu(x),
+    "SigmoidBackward0": lambda x, w: torch.sigmoid(x),
+    "TanhBackward0": lambda x, w: torch.tanh(x),
+    "ExpBackward0": lambda x, w: torch.exp(x),
+    "SqrtBackward0": lambda x, w: torch.sqrt(x**2),
+    "RsqrtBackward0": lambda x, w: torch.rsqrt(x**2),
     "MulBackward0": lambda x, w: x * w.other,
     "DivBackward0": lambda x, w: x / w.divisor,
     "AddBackward0": lambda x, w: torch.add(x, w.other, alpha=3),
@@ -165,6 +171,17 @@ def test_our_own_functions(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_copy_of_the_input_is_not_kept(inplace: bool) -> None:
+    def function(x: Tensor, w: Weights) -> Tensor:
+        return mk.mish(x, inplace=inplace, save="copy")
+
+    y, kept = packed(function, torch.float32)
+    assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
+    plain, ours = (gradients(function, torch.float32, w) for w in (nullcontext, recompute))
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+
+
 def test_our_trained_functions() -> None:
     beta = torch.rand(8).requires_grad_()
     function: Step = lambda x, w: mk.swish(x, beta=beta)  # noqa: E731
@@ -172,21 +189,42 @@ def test_our_trained_functions() -> None:
     assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
 
 
+@pytest.mark.parametrize("before", [F.silu, lambda x: x @ x.mT], ids=["silu", "product"])
 @pytest.mark.parametrize(
     "function",
-    [F.relu, torch.sigmoid, torch.tanh, torch.exp, torch.sqrt, lambda x: torch.softmax(x, -1)],
+    [
+        *(F.relu, torch.sigmoid, torch.tanh, torch.exp, torch.sqrt, torch.rsqrt),
+        lambda x: torch.softmax(x, -1),
+        lambda x: torch.relu_(x),
+        lambda x: mk.relu(x * 1, inplace=True),
+        lambda x: mk.mish(x, save="output"),
+    ],
 )
-def test_who_keeps_his_own_output_goes_on_to(function: Callable[[Tensor], Tensor]) -> None:
-    """It can't be made from itself."""
+def test_an_output_is_never_made_from_itself(
+    function: Callable[[Tensor], Tensor], before: Callable[[Tensor], Tensor]
+) -> None:
+    """But from its input, where that can be made; a product of matrices can't."""
     results = []
     for within in (nullcontext, recompute):
-        x = torch.linspace(0.1, 3, 1000).requires_grad_()
+        x = torch.linspace(0.1, 0.5, 1024).view(32, 32).requires_grad_()
         with within():
-            y = function(F.silu(x))
+            y = function(before(x))
             z = (y * F.mish(y)).sum()
         z.backward()
         results.append(x.grad)
     assert torch.equal(*results)
+
+
+def test_relu_keeps_nothing_behind_a_norm() -> None:
+    """In place or not."""
+    for inplace in (False, True):
+
+        def network() -> tuple[nn.Module, Tensor]:
+            relu = nn.ReLU(inplace)  # noqa: B023
+            layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), relu, nn.Conv2d(8, 1, 1)
+            return nn.Sequential(*layers), torch.randn(2, 3, 16, 16)
+
+        assert alive(network, recompute) == 2 * 8 * 16 * 16 * 4 + 2 * 8 * 4
 
 
 # ---- networks -------------------------------------------------------------------------------

@@ -53,12 +53,18 @@ def recompute() -> Iterator[None]:
     weight does. A tensor is only freed if nobody else holds it; what `inplace=True` activations of
     torch write over can't be made again.
     """
-    if in_checkpoint():
+    if in_checkpoint() or is_recomputing():
         yield
         return
     outside = _hooks_outside()
     with torch.autograd.graph.saved_tensors_hooks(_Packer(outside).pack, unpack):
         yield
+
+
+def is_recomputing() -> bool:
+    """Whether `recompute` is at work here: the innermost hooks on saved tensors are its own."""
+    hooks = _hooks_outside()
+    return hooks is not None and isinstance(getattr(hooks[0], "__self__", None), _Packer)
 
 
 def _hooks_outside() -> Hooks | None:

@@ -5,8 +5,8 @@ kept as ever, so the table may be incomplete. It must never be wrong: a recipe c
 of the forward pass, which gives the same bits for the same numbers, or a formula that has been
 compared with that kernel, bit by bit, in this process.
 
-A node that keeps its own output (ReLU, sigmoid, softmax, exp) has no recipe: it can't be made from
-itself.
+A node that keeps its own output (ReLU, sigmoid, tanh, exp) makes the output from its input, where
+the input can be made again; never from itself.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def _of_ours(node: Node) -> Recipe | None:
 
 def _first(node: Node) -> Sequence[int]:
     return (0,)
+
+
+def _from_input(function: Callable[[Tensor], Tensor]) -> Recipe:
+    """Of a function whose node keeps nothing but the output: from its input."""
+    return Recipe(lambda node, inputs, number: function(inputs[0]), _first)
 
 
 def _all(node: Node) -> Sequence[int]:
@@ -322,6 +327,12 @@ _RECIPES: dict[str, Recipe] = {
     ),
     "PreluKernelBackward0": _kept(lambda n: prelu_kernel(n._saved_self, n._saved_weight)),
     "GluBackward0": _kept(lambda n: F.glu(n._saved_self, _signed(n._saved_dim))),
+    "ReluBackward0": _from_input(torch.relu),
+    "SigmoidBackward0": _from_input(torch.sigmoid),
+    "TanhBackward0": _from_input(torch.tanh),
+    "ExpBackward0": _from_input(torch.exp),
+    "SqrtBackward0": _from_input(torch.sqrt),
+    "RsqrtBackward0": _from_input(torch.rsqrt),
     # arithmetic
     "MulBackward0": Recipe(_product, _unkept_factors),
     "DivBackward0": Recipe(_quotient, _unkept_dividend),
@@ -381,6 +392,7 @@ def _ours(forward: Callable[..., Tensor]) -> Recipe:
 
 _OURS: dict[Any, Recipe] = {
     **{rules.saving_input: _ours(rules.forward) for rules in RULES.values()},
+    **{rules.copying: _ours(rules.forward) for rules in RULES.values()},
     **{
         rules.trained: _ours(rules.trained_forward)
         for rules in RULES.values()

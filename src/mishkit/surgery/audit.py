@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..functions import ACTIVATIONS
 from ..memory import KeptBytes
+from ..recompute.model import suspended
 from ._columns import aligned
 from ._state import Storage, undisturbed
 from .slots import Slot, slots
@@ -105,6 +106,8 @@ class Report:
     """Bytes kept after `lean`, which changes no calls of functions."""
     changed: tuple[str, ...] | None = None
     """The names of the sites that `lean` has changed; None for an audit alone."""
+    recomputes: bool = False
+    """Whether `lean` made the model recompute; `after_lean` and `lean` are then what it keeps."""
     advised: AdvisedCalls = field(default_factory=lambda: AdvisedCalls(()), repr=False)
     """The calls that are for `lean_functional`."""
 
@@ -119,6 +122,8 @@ class Report:
         return frozenset(s.line for s in self.sites if s.line and s.advice == "output")
 
     def __str__(self) -> str:
+        if self.recomputes:
+            return "\n".join([self._done(), *self._totals()])
         rows = [("site", "function", "kept", "alone", "saves")]
         for site in self.sites:
             times = f" ×{site.calls}" if site.calls > 1 else ""
@@ -134,6 +139,9 @@ class Report:
         """What `lean` has changed, and what it has not."""
         changed = len(self.changed or ())
         count = f"changed {changed or 'none'} of {_sites(len(self.sites))}"
+        if self.recomputes:
+            count += ", and recomputes what it can"
+            return f"{count}: saves {readable(self.kept - self.after_lean)}"
         if changed:
             count += f": saves {readable(self.kept - self.after_lean)}"
         others = [
@@ -160,7 +168,10 @@ class Report:
                 (CODE, 'with save="output" in the code'),
             )
             head += ": " + ", ".join(f"{self._by(by)} {how}" for by, how in ways if self._by(by))
-        lines = [head, f"kept for backward: {readable(self.kept)}"]
+        return [head, *self._totals()]
+
+    def _totals(self) -> list[str]:
+        lines = [f"kept for backward: {readable(self.kept)}"]
         if self.after_lean == self.lean or self._by(LEAN):
             lines.append(self._when("when lean", self.after_lean))
         if self.after_lean != self.lean:
@@ -312,11 +323,13 @@ def plan(
         _allow_inplace(units, trace, model, inputs, kwargs)
     sites = tuple(_site(unit, trace) for unit in units)
     names = _blocks(model, {call.place.module for call in trace.calls})
+    with suspended():
+        checkpointed = _checkpointed(model, names, inputs, kwargs)
     report = Report(
         sites=sites,
         kept=trace.kept,
         lean=lean,
-        checkpointed=_checkpointed(model, names, inputs, kwargs),
+        checkpointed=checkpointed,
         blocks=names,
         after_lean=after_lean,
         advised=AdvisedCalls(
@@ -486,6 +499,16 @@ def side_bytes(call: Call) -> int:
 def can_keep_output(unit: Unit) -> bool:
     """Whether ours can stand in for every call and work from the output."""
     return not any(call.overwritten or _obstacle(unit, call) for call in unit.calls)
+
+
+def can_compute(unit: Unit) -> bool:
+    """Whether a module of ours can stand in for every call, from the input, and is worth it."""
+    known = unit.calls[0].known
+    if not unit.slots or not known.ours or known.function == "relu":  # torch's is as fast
+        return False
+    if known.state and not known.parameters:  # they are trained
+        return False
+    return not any(call.unsuited or call.kind for call in unit.calls)
 
 
 def _obstacle(unit: Unit, call: Call) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
@@ -13,12 +14,19 @@ from torch.overrides import TorchFunctionMode
 
 from .._checkpoint import in_checkpoint
 from ..functional import FUNCTIONS
-from .audit import LEAN, AdvisedCalls, Report, Unit, plan
+from ..recompute.model import attach, detach
+from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan
 from .slots import Slot, put_all
-from .watch import convertible, line_of_model, on_modules
+from .watch import convertible, line_of_model, on_modules, watch
 
 
-def lean(model: nn.Module, *inputs: Any, inplace: bool = False, **kwargs: Any) -> Report:
+def lean(
+    model: nn.Module,
+    *inputs: Any,
+    recompute: bool = False,
+    inplace: bool = False,
+    **kwargs: Any,
+) -> Report:
     """Let a model's activations keep their outputs wherever that saves memory, and only there.
 
     Audits the model (see `audit`) and follows the advice for modules: torch's, timm's and
@@ -27,12 +35,23 @@ def lean(model: nn.Module, *inputs: Any, inplace: bool = False, **kwargs: Any) -
     the outputs, to rounding. Gradients are those of the rounded output: see `mishkit.functional`.
     `mishkit.unswap` takes everything back. For calls of functions there is `lean_functional`.
 
+    With ``recompute=True`` the model keeps less: the backward pass recomputes whatever it can from
+    the tensors that are saved anyway, as within `mishkit.recompute`. Gradients are then exact, as
+    they are computed from the activations' inputs, and calls of functions are covered too. A
+    training step takes longer.
+
     Parameters
     ----------
     model : torch.nn.Module
         is changed
     *inputs, **kwargs
         what it takes, as in training
+    recompute : bool, default False
+        Run the model's own forward pass under `mishkit.recompute` from now on, in every thread, by
+        hooks on the model: copies, pickles and the state_dict are as before. Activations for which
+        mishkit has a faster kernel get it, with ``save="input"``, or ``save="copy"`` where they
+        write over their input. Under torch.compile, torch.export and the transforms of torch.func,
+        without gradients and within `torch.utils.checkpoint`, the model runs as before.
     inplace : bool, default False
         Also write over the input where nobody can miss it, which saves no more of what is kept but
         allocates less. Torch's Linear, Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm must have
@@ -53,14 +72,59 @@ def lean(model: nn.Module, *inputs: Any, inplace: bool = False, **kwargs: Any) -
     TypeError
         if `model` is no module
     ValueError
-        if its parameters are not initialized yet, as those of lazy modules
+        if its parameters are not initialized yet, as those of lazy modules, or if `inplace` and
+        `recompute` are both given
+
+    Warns
+    -----
+    UserWarning
+        if recomputing saves nothing here; the model is then left as it was
+
+    Whatever is raised, nothing has been changed.
     """
+    if recompute and inplace:
+        raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
+    if recompute:
+        return _recompute(model, inputs, kwargs)
     found = plan(model, inputs, kwargs, inplace=inplace)
     units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
     replacements = [(unit, _replacement(unit)) for unit in units]
     put_all([(slot, new) for unit, new in replacements for slot in unit.slots])
     changed = tuple(site.name for site in found.report.sites if site.by == LEAN)
     return dataclasses.replace(found.report, changed=changed)
+
+
+def _recompute(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+    found = plan(model, inputs, kwargs)
+    units = [unit for unit in found.units if can_compute(unit)]
+    changes = [(slot, _exact(unit)) for unit in units for slot in unit.slots]
+    before = [(slot, slot.value) for slot, _ in changes]
+    root = getattr(model, "_orig_mod", model)
+    put_all(changes)
+    attach(root)
+    try:
+        kept = watch(root, inputs, kwargs, recompute=True).kept
+    except BaseException:
+        detach(root)
+        put_all(before)
+        raise
+    report = dataclasses.replace(found.report, lean=kept, after_lean=kept, recomputes=True)
+    if kept >= report.kept:
+        detach(root)
+        put_all(before)
+        warnings.warn("mishkit.lean: nothing that this model keeps can be recomputed", stacklevel=3)
+        return dataclasses.replace(report, changed=(), lean=report.kept, after_lean=report.kept)
+    return dataclasses.replace(report, changed=tuple(slot.name for slot, _ in changes))
+
+
+def _exact(unit: Unit) -> nn.Module | Callable[..., Tensor]:
+    """Our module or function for it, working from the input."""
+    known = unit.slots[0].known
+    assert known is not None
+    save = "copy" if known.inplace else "input"
+    if isinstance(unit.slots[0].value, nn.Module):
+        return known.module(inplace=known.inplace, save=save)
+    return known.call(inplace=known.inplace, save=save)
 
 
 def _replacement(unit: Unit) -> nn.Module | Callable[..., Tensor]:

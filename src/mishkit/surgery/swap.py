@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .._missing import install
+from ..recompute.model import detach
 from . import rules as _rules
 from .known import identify
 from .replacements import Replacement, Replacements
@@ -107,6 +108,8 @@ def swap(
 def unswap(model: nn.Module) -> list[str]:
     """Put back every activation that was replaced, here or by others of mishkit's surgery.
 
+    A model that `lean` made recompute goes back to keeping what it kept.
+
     Works on copies too, by `copy.deepcopy` or pickle. Hooks, training mode and what users and tools
     gave to modules stay, and parameters of what is put back have the device and the dtype that the
     model was moved or converted to; those of what was put in (as of a trained `Swish`) are lost.
@@ -133,7 +136,10 @@ def unswap(model: nn.Module) -> list[str]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_UNSWAP}: the model must be a module, not {type(model).__name__}")
     with explained(_UNSWAP):
-        return restore(model)
+        restored = restore(model)
+    for module in model.modules():
+        detach(module)
+    return restored
 
 
 def describe(value: Any) -> str:

@@ -1,0 +1,82 @@
+"""A model whose own forward pass runs under `recompute`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._mode import are_transforms_active
+from .context import is_recomputing, recompute
+
+
+class _Running(threading.local):
+    """What this thread is doing."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[nn.Module, AbstractContextManager[None] | None]] = []
+        """The forward passes of attached models, the innermost last."""
+        self.suspended = False
+
+
+_running = _Running()
+
+
+def attach(model: nn.Module) -> None:
+    """Run the model's forward pass under `recompute` from now on.
+
+    The hooks are plain functions, so that the model can be copied, pickled and saved as before.
+    """
+    if not is_attached(model):
+        model.register_forward_pre_hook(_enter, prepend=True)
+        model.register_forward_hook(_leave, always_call=True)
+
+
+def detach(model: nn.Module) -> bool:
+    """Undo `attach`; whether there was anything to undo."""
+    attached = is_attached(model)
+    for hooks, ours in ((model._forward_pre_hooks, _enter), (model._forward_hooks, _leave)):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
+    return attached
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether the model's forward pass runs under `recompute`."""
+    return _enter in model._forward_pre_hooks.values()
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Within it, attached models run as if they were not, in this thread."""
+    before, _running.suspended = _running.suspended, True
+    try:
+        yield
+    finally:
+        _running.suspended = before
+
+
+def _enter(model: nn.Module, inputs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    # The transforms of torch.func refuse to run under hooks on saved tensors.
+    stands_back = _running.suspended or is_recomputing() or are_transforms_active()
+    context = recompute() if torch.is_grad_enabled() and not stands_back else None
+    if context is not None:
+        context.__enter__()
+    _running.passes.append((model, context))
+
+
+def _leave(model: nn.Module, inputs: Any, output: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    # Called after an error too, even one that was raised before `_enter` was called.
+    if _running.passes and _running.passes[-1][0] is model:
+        context = _running.passes.pop()[1]
+        if context is not None:
+            context.__exit__(None, None, None)

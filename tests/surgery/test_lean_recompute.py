@@ -1,0 +1,260 @@
+"""`lean(recompute=True)`: the model's own forward pass keeps nothing that can be made again."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import mishkit as mk
+from mishkit.recompute.model import is_attached
+
+
+class Block(nn.Module):
+    """conv, norm, activation; the gate is called as a function."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.act = act
+        self.fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails:
+            raise ZeroDivisionError
+        y = self.act(self.norm(self.conv(x)))
+        return F.silu(y) * y
+
+
+ACTS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "silu in place": lambda: nn.SiLU(inplace=True),
+    "hardswish in place": lambda: nn.Hardswish(inplace=True),
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "leaky relu": nn.LeakyReLU,
+    "ours": lambda: mk.Mish(save="output"),
+    "ours in place": lambda: mk.Mish(inplace=True),
+}
+
+
+def network(act: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
+    torch.manual_seed(0)
+    blocks = [Block(act()), nn.Dropout(0.2, inplace=True), Block(act())]
+    return nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.Flatten(), nn.Linear(8 * 64, 4))
+
+
+def images() -> Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def kept(model: nn.Module, x: Tensor) -> int:
+    with mk.KeptBytes(exclude=[*model.parameters(), *model.buffers(), x]) as found:
+        model(x)
+    return found.total
+
+
+def step(model: nn.Module, run: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """The output and the gradients."""
+    torch.manual_seed(1)
+    y = (run or model)(images())
+    return [y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor]) -> None:
+    """To the rounding of our kernels, which are not torch's."""
+    for a, b in zip(got, want, strict=True):
+        assert torch.linalg.vector_norm(a - b) <= 1e-5 * (torch.linalg.vector_norm(b) + 1e-2)
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+def test_a_step(act: Callable[[], nn.Module]) -> None:
+    """Less is kept, as the report says, to the byte; gradients are those of the inputs."""
+    model, plain = network(act), network(act)
+    before = kept(plain, images())
+    report = mk.lean(model, images(), recompute=True)
+    assert report.recomputes and report.kept == before
+    assert report.lean == report.after_lean == kept(model, images()) < 0.75 * before
+    assert str(report).splitlines()[0].startswith(f"changed {len(report.changed or ()) or 'none'}")
+    exact = copy.deepcopy(plain)
+    mk.swap(exact, {"mish": ("mish", {"save": "input", "inplace": False})})
+    assert_close(step(model), step(exact))
+
+
+def test_recomputing_itself_changes_no_bit() -> None:
+    model, plain = network(mk.Mish), network(mk.Mish)
+    mk.lean(model, images(), recompute=True)
+    assert all(torch.equal(a, b) for a, b in zip(step(model), step(plain), strict=True))
+
+
+def test_copies_go_on_and_unswap_ends_it() -> None:
+    model = network()
+    before, keys, lines = kept(model, images()), list(model.state_dict()), str(model)
+    report = mk.lean(model, images(), recompute=True)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    copies = {
+        "deepcopy": copy.deepcopy(model),
+        "pickle": pickle.loads(pickle.dumps(model)),
+        "torch.save": torch.load(file, weights_only=False),
+        "ema": torch.optim.swa_utils.AveragedModel(model).module,
+    }
+    for name, one in {"itself": model, **copies}.items():
+        assert list(one.state_dict()) == keys, name
+        assert kept(one, images()) == report.lean, name
+        mk.unswap(one)
+        assert kept(one, images()) == before and str(one) == lines, name
+        assert not one._forward_pre_hooks and not one._forward_hooks, name
+        assert not one._forward_hooks_always_called, name
+
+
+def test_again_and_within_another() -> None:
+    """The second call changes nothing more; a model within a model stands back."""
+    model = network()
+    first = mk.lean(model, images(), recompute=True)
+    second = mk.lean(model, images(), recompute=True)
+    assert second.lean == first.lean == kept(model, images())
+    assert len(model._forward_pre_hooks) == 1
+    block = network()
+    mk.lean(block[1], torch.randn(4, 8, 8, 8), recompute=True)
+    mk.lean(block, images(), recompute=True)
+    assert kept(block, images()) == first.lean
+    assert_close(step(block), step(model))
+
+
+def test_an_error_leaves_nothing_behind() -> None:
+    model = network()
+    report = mk.lean(model, images(), recompute=True)
+    model[3].fails = True
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            model(images())
+    model[3].fails = False
+    x = torch.randn(1000, requires_grad=True)
+    with mk.KeptBytes() as found:
+        F.silu(F.mish(x))
+    assert found.total == 2 * 4000  # as ever
+    assert kept(model, images()) == report.lean
+
+    def refuse(module: nn.Module, inputs: object) -> None:
+        raise ZeroDivisionError
+
+    model.register_forward_pre_hook(refuse, prepend=True)  # before ours
+    with pytest.raises(ZeroDivisionError):
+        model(images())
+
+
+def test_a_model_that_fails_is_left_as_it_was() -> None:
+    model = network()
+    before = str(model)
+    with pytest.raises(RuntimeError):
+        mk.lean(model, torch.randn(4, 5, 8, 8), recompute=True)
+    assert str(model) == before and not is_attached(model)
+
+
+def test_nothing_to_save() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    before = str(model)
+    with pytest.warns(UserWarning, match="nothing that this model keeps can be recomputed"):
+        report = mk.lean(model, torch.randn(3, 4), recompute=True)
+    assert report.changed == () and report.lean == report.kept
+    assert str(model) == before and not is_attached(model)
+
+
+def test_in_place_is_another_way() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        mk.lean(network(), images(), recompute=True, inplace=True)
+
+
+def test_an_audit_sees_the_model_without() -> None:
+    model = network(mk.Mish)
+    before = mk.audit(model, images())
+    mk.lean(model, images(), recompute=True)
+    assert mk.audit(model, images()) == before and is_attached(model)
+
+
+def test_each_thread_for_itself() -> None:
+    model, plain = network(mk.Mish), network(mk.Mish)
+    mk.lean(model, images(), recompute=True)
+    results: list[list[Tensor]] = []
+
+    def work() -> None:
+        y = model.eval()(images())
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    y = plain.eval()(images())
+    want = [y, *torch.autograd.grad(y.square().sum(), list(plain.parameters()))]
+    for got in results:
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model, backend="aot_eager")
+
+
+RUNS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
+    "checkpoint": lambda model: lambda x: checkpoint(model, x, use_reentrant=False),
+    "checkpoint of a block": lambda model: (
+        lambda x: model[2:](checkpoint(model[1], model[0](x), use_reentrant=False))
+    ),
+    "autocast": lambda model: lambda x: autocast(model, x),
+    "compiled": compiled,
+}
+
+
+def autocast(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return model(x).float()
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_beside_other_tools(
+    run: Callable[[nn.Module], Callable[[Tensor], Tensor]], fresh_compiler: None
+) -> None:
+    model, plain = network(mk.Mish), network(mk.Mish)
+    mk.lean(model, images(), recompute=True)
+    got, want = step(model, run(model)), step(plain, run(plain))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_where_it_stands_back() -> None:
+    model, plain = network(mk.Mish).eval(), network(mk.Mish).eval()
+    mk.lean(model, images(), recompute=True)
+    with torch.no_grad():
+        assert torch.equal(model(images()), plain(images()))
+    with torch.inference_mode():
+        assert torch.equal(model(images()), plain(images()))
+    # torch.func refuses hooks on saved tensors.
+    gradient = torch.func.grad(lambda x: model(x).sum())(images())
+    assert torch.equal(gradient, torch.func.grad(lambda x: plain(x).sum())(images()))
+    program = torch.export.export(model, (images(),), strict=False)
+    torch.testing.assert_close(program.module()(images()), plain(images()))
+
+
+def test_gradients_of_gradients_and_accumulated_ones() -> None:
+    model, plain = network(mk.Mish).double(), network(mk.Mish).double()
+    mk.lean(model, images().double(), recompute=True)
+    results = []
+    for one in (model, plain):
+        torch.manual_seed(2)
+        x = images().double().requires_grad_()
+        (first,) = torch.autograd.grad(one(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        for _ in range(2):
+            one(x).square().sum().backward()
+        results.append([first, second, *(p.grad for p in one.parameters())])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
