@@ -3,11 +3,11 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
-# The oldest and the newest torch that are claimed. The builds on PyPI bring the Triton that is theirs;
-# name it after a build for CPUs: OLDEST="torch==2.10.0+cpu triton==3.6.0".
+# The oldest and the newest supported torch. The builds on PyPI bring their own Triton; with a build
+# for CPUs, name it too: OLDEST="torch==2.10.0+cpu triton==3.6.0".
 OLDEST ?= torch==2.10.0
 NEWEST ?= torch==2.14.1
-# The tests of what leans on parts of torch that change with its releases.
+# The tests of code that depends on parts of torch that change with its releases.
 SHORT := $(patsubst %,tests/core/test_%.py,calls tracing compile transforms autograd recompute memory \
 	modules refused ddp import) tests/surgery
 TESTS ?= $(SHORT)
@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 PY := .venv/bin/python
 LIBRARY := src/mishkit/_kernels.so
-# Not -q, with which MkDocs would not count the warnings that --strict makes errors.
+# Not -q: with it, MkDocs would not count the warnings that --strict turns into errors.
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
@@ -27,23 +27,23 @@ CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 .PHONY: help venv kernels demo test slow check versions oldest newest sanitize bench peers accuracy \
 	exhaustive gallery docs format clean
 
-help: ## what can be made
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: .venv/installed ## the environment in .venv: torch, then mishkit with everything it can use
+venv: .venv/installed ## make the environment in .venv: torch, then mishkit with everything it can use
 
-kernels: $(LIBRARY) ## the C++ kernels, where csrc has changed
+kernels: $(LIBRARY) ## build the C++ kernels if csrc has changed
 
-demo: kernels ## mish beside its peers on this machine
+demo: kernels ## compare mish with its peers on this machine
 	@.venv/bin/mishkit compare --seeds 3 --lr 5e-3 --target 0.93 --fresh
 
-test: kernels ## the tests, on all cores; PYTEST="-k mish" passes options on
+test: kernels ## run the tests on all cores; PYTEST="-k mish" passes options on
 	@$(PY) -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST)
 
-slow: kernels ## the tests that `make test` leaves out: more functions, shapes and types of the same
+slow: kernels ## run the tests that `make test` leaves out: the same with more functions, shapes and types
 	@$(PY) -m pytest -n auto --dist worksteal -m slow $(PYTEST)
 
-check: kernels ## style, types, and everything generated or declared by hand against its source
+check: kernels ## check style, types, and everything generated or declared by hand against its source
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
@@ -54,9 +54,10 @@ check: kernels ## style, types, and everything generated or declared by hand aga
 	@$(PY) tools/check_house.py
 	@$(SITE)
 
-# Less optimised, as it would else compile for a quarter of an hour. What Python and torch leave is no
-# leak of ours; tests/core/test_refused.py counts those, and asks for more memory than there is.
-sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of values, layouts, calls
+# Less optimised, and with the checks as calls, since compiling would otherwise take half an hour. Leaks
+# are not detected here, because Python and torch leave some of their own. tests/core/test_refused.py
+# counts ours, and asks for more memory than there is.
+sanitize: .venv/installed ## run the tests of values, layouts and calls with the kernels under the sanitizers
 	@CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 		--param asan-instrumentation-with-call-threshold=0" \
 		LDFLAGS="-fsanitize=address,undefined" \
@@ -66,7 +67,7 @@ sanitize: .venv/installed ## the kernels under the sanitizers, in the tests of v
 		$(PY) -m pytest -n auto --dist worksteal tests/core/test_refused.py tests/core/test_layouts.py \
 		tests/core/test_values.py tests/core/test_calls.py $(PYTEST)
 
-versions: oldest newest ## the tests that lean on torch, with the oldest and the newest; TESTS=tests for all
+versions: oldest newest ## run the tests that depend on torch with the oldest and the newest; TESTS=tests for all
 
 oldest newest: %: kernels .venv-%/installed
 	@PYTHONPATH=$(CURDIR)/src .venv-$@/bin/python -m pytest -n auto --dist worksteal $(TESTS) $(PYTEST)
@@ -75,23 +76,23 @@ bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
 
 # The kernels come last: installing without them removes those that were built in place.
-peers: .venv-peers/installed ## time everyone else's functions beside ours; PEERS=--quick
+peers: .venv-peers/installed ## time other libraries' functions next to ours; PEERS=--quick
 	@$(MAKE) -s kernels
 	@.venv-peers/bin/python benchmarks/peers.py $(PEERS)
 
 accuracy: kernels ## measure the error of the kernels
 	@.venv/bin/mishkit accuracy
 
-exhaustive: kernels ## the error for every float32, which takes an hour; Ctrl-C and again goes on
+exhaustive: kernels ## measure the error for every float32, in an hour; resumes after Ctrl-C
 	@.venv/bin/mishkit accuracy --exhaustive --markdown docs/accuracy-exhaustive.md
 
 gallery: .venv/installed ## draw every function into docs/gallery, and write docs/gallery.md
 	@.venv/bin/mishkit plot --gallery docs
 
-docs: .venv/installed ## the site, in build/site: open build/site/index.html
+docs: .venv/installed ## build the site in build/site: open build/site/index.html
 	@$(SITE)
 
-format: .venv/installed ## put the Python files into shape
+format: .venv/installed ## format the Python files
 	@.venv/bin/ruff check --fix
 	@.venv/bin/ruff format
 
@@ -112,7 +113,7 @@ clean: ## remove what was built; .venv stays
 	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(PY) -m pip install -qq "$(TORCH)" "$(TRITON)" -e ".[lab,test,dev,integrations,onnx,docs]"
 	@touch $@
 
-# What the tests need comes with a copy of mishkit, which src hides from them.
+# Installing a copy of mishkit brings what the tests need; src on the path hides that copy from them.
 .venv-oldest/installed: WANTED := $(OLDEST)
 .venv-newest/installed: WANTED := $(NEWEST)
 .venv-oldest/installed .venv-newest/installed: pyproject.toml
@@ -122,8 +123,8 @@ clean: ## remove what was built; .venv stays
 	@MISHKIT_REQUIRE_KERNELS= MISHKIT_NO_KERNELS=1 $(@D)/bin/python -m pip install -qq $(WANTED) ".[lab,test,onnx]"
 	@touch $@
 
-# Who can't be installed is absent, and the page says so; the rest must be there. timm comes without
-# what it needs, which would bring another torch.
+# Libraries that can't be installed are left out, and the page says so; the rest must be there. timm comes
+# without its dependencies, which would bring another torch.
 .venv-peers/installed: pyproject.toml
 	@echo "venv-peers: $(TORCH), mishkit[peers]"
 	@$(PYTHON) -m venv .venv-peers
