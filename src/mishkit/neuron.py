@@ -1,6 +1,6 @@
 """The APTx neuron, which replaces a linear layer and its activation; each weight is nonlinear.
 
-        layer = mk.APTxLayer(784, 128)          # like torch.nn.Linear(784, 128)
+    layer = mk.APTxLayer(784, 128)          # like torch.nn.Linear(784, 128)
     y = layer(x)                            # (..., 784) -> (..., 128)
 
 Source: Kumar 2025, APTx Neuron (arXiv:2507.14270). Parameter names, shapes and random

@@ -50,9 +50,11 @@ def recompute() -> Iterator[None]:
     that are active outside (`torch.autograd.graph.save_on_cpu`, `mishkit.KeptBytes`) receive the
     tensors that are really kept.
 
-    Notes ----- Overwriting a bias between the forward and the backward pass raises RuntimeError, as
-    overwriting a weight does. A tensor is freed only if nobody else holds it. A tensor that one of
-    torch's ``inplace=True`` activations overwrites can't be recomputed.
+    Notes
+    -----
+    Overwriting a bias between the forward and the backward pass raises RuntimeError, as overwriting
+    a weight does. A tensor is freed only if nobody else holds it. A tensor that one of torch's
+    ``inplace=True`` activations overwrites can't be recomputed.
     """
     if in_checkpoint():
         yield

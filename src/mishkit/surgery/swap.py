@@ -42,7 +42,7 @@ def swap(
           from torch, mishkit, timm or transformers, or a function from torch or mishkit. ``"gelu"``
           and ``"gelu_tanh"`` are different names;
         - a module class, ``torch.nn.GELU``: matches modules of exactly this class;
-        - a pattern of paths, ``"blocks.*.act"``, in which ``*`` matches any text, including dots. It
+        - a pattern of paths, ``"blocks.*.act"``, in which ``*`` matches any text, dots too. It
           matches known activations. If its last part has no wildcard, it also matches modules of
           other classes without submodules, parameters or buffers. It must match at least one site.
 
