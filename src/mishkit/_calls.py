@@ -135,9 +135,7 @@ class Call:
     def special(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
-        """Eager calls with `inplace`, `out` or `save="output"`, or with an input that isn't a
-        Tensor.
-        """
+        """Eager calls with `inplace`, `out` or `save="output"`, or whose input isn't a Tensor."""
         if not isinstance(x, Tensor) and has_torch_function_unary(x):  # a proxy of torch.fx
             options = {"inplace": inplace, "save": save, "out": out}
             given = {name: v for name, v in options.items() if v not in (False, "input", None)}

@@ -18,9 +18,7 @@ is_grad_enabled = torch.is_grad_enabled
 
 
 def is_transformed() -> bool:
-    """Whether a torch.func transform or forward mode is active, so that any derivative may be
-    wanted.
-    """
+    """Whether a torch.func transform or forward mode is active and may ask for any derivative."""
     return are_transforms_active() or forward_ad._current_level >= 0
 
 

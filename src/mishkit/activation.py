@@ -144,9 +144,7 @@ class Activation:
     """Writes f in standard ONNX operators: to_onnx(write, *parameters), see `OnnxWriter`."""
     parameters: tuple[Parameter, ...] = ()
     dp: Callable[..., tuple[Tensor, ...]] | None = None
-    """The derivatives of f with respect to its parameters, dp(x, *parameters); None if they are
-    fixed.
-    """
+    """The derivatives of f by its parameters, dp(x, *parameters); None if they are fixed."""
     iterates: Callable[..., bool] = _never
     """Whether df_y has to invert f iteratively for these parameters, whatever the dtype. In float64
     it may always do so.
@@ -157,8 +155,8 @@ class Activation:
     """
     made_of: Literal["lines", "polynomials", "one exponential", "more"] = "more"
     """What the benchmarks compare the cost with: lines and polynomials should cost as much as ReLU,
-    one exponential with a division as much as Mish. For lines f'' is 0, so the backward kernels do
-    not read what f'' would be multiplied by.
+    one exponential with a division as much as Mish. For lines f'' is 0, so nothing that it would
+    be multiplied by is read.
     """
     ulp: float = 4
     """The largest error of f in float32, in ULP, that the kernels promise."""

@@ -11,8 +11,7 @@ from ._torch_private import DisableTorchDispatch, is_traceable_wrapper_subclass
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that hold a tensor's data, values first; an ordinary tensor is its own
-    part.
+    """The tensors that hold a tensor's data, values first; an ordinary tensor is its own part.
 
     Nested, sparse and distributed tensors have no storage of their own. Opaque tensors expose no
     parts, so the list is empty for them.

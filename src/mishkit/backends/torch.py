@@ -103,8 +103,7 @@ def right_of_turn(a: Activation, x: Tensor, *parameters: float) -> Tensor:
 
 
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
-    """f(x) with parameters in a tensor: one row per parameter, and one column or one per channel of
-    x.
+    """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel.
 
     Differentiable by autograd with respect to both, to any order.
     """

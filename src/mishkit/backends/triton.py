@@ -284,9 +284,7 @@ def blend_backward(
 
 
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
-    """f(x) with parameters in a tensor: one row per parameter, and one column or one per channel of
-    x.
-    """
+    """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel."""
     if x.dtype not in DTYPES:
         return plain.trained(a, x, parameters)
     x, parameters = _dense(x), parameters.contiguous()

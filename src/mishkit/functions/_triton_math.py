@@ -44,9 +44,7 @@ NEAR = 19.40812110900879
 reciprocal is exact and the quotient is exactly 1.
 """
 NEARER = 15.9
-"""Beyond this, NEARER·exp(−x) can replace x·exp(−x) when added to 1, and at NEAR it no longer
-counts.
-"""
+"""Beyond this, NEARER·exp(−x) can replace x·exp(−x) beside 1; at NEAR it no longer counts."""
 FAR_RIGHT = 80.0
 """Here x·exp(−x) is effectively 0, and exp(x) is still finite."""
 EXPM1_SERIES = (1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)

@@ -125,7 +125,7 @@ def _in_tails(z: Tensor, alpha: Value) -> Tensor:
     return (alpha + 1) * torch.sigmoid(z) + (alpha - 1) * torch.sigmoid(-z)
 
 
-# # ---- alpha < 1: there is no table for g(u) = u·(alpha + tanh u), u = beta·x ----
+# ---- alpha < 1: there is no table for g(u) = u·(alpha + tanh u), u = beta·x ----
 
 
 _turns: dict[float, float] = {}

@@ -70,9 +70,7 @@ class Rules:
     forward_out: Callable[..., None]
     forward_packed_out: Callable[..., Tensor]
     saving_input: type[Function]
-    """apply(input, *parameters); keeps the input, and is differentiable to any order and in any
-    mode.
-    """
+    """apply(input, *parameters); keeps the input; differentiable to any order, in any mode."""
     saving_output: type[Function]
     """apply(input, *parameters); keeps the output and the side, and is differentiable once."""
     in_place: type[Function]

@@ -57,8 +57,7 @@ def arguments_of(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 @contextmanager
 def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
-    """Within this context, whatever running the model changes in it or in its inputs is undone at
-    exit.
+    """Undo at exit whatever running the model changes in it or in its inputs.
 
     Restored are the values of parameters, buffers and other tensors that the modules hold, which
     tensors these are, module attributes and their contents, and the random number generators of

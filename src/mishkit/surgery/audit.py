@@ -75,7 +75,7 @@ class Site:
 
     @property
     def where(self) -> str:
-        """The name, and for a call also its line."""
+        """The name; for a call, also the line."""
         if not self.line:
             return self.name
         path, _, number = self.line.rpartition(":")
@@ -238,10 +238,10 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
 
     An activation that keeps its input costs memory twice if the next operation keeps the
     activation's output anyway, as Linear, Conv, normalisation, pooling and products do. There,
-    keeping the output and one bit per element (``save="output"``) saves the input. It saves nothing
-    before dropout, a residual addition, a frozen layer or a cast, or if something else keeps the
-    input. The audit does not rely on such rules: it looks at what this pass really keeps, storage
-    by storage.
+    keeping the output and one bit per element (``save="output"``) saves the input. It does not pay
+    off before dropout, a residual addition, a frozen layer or a cast, or if something else keeps
+    the input. The audit does not rely on such rules: it looks at what this pass really keeps,
+    storage by storage.
 
     Parameters
     ----------
@@ -420,8 +420,7 @@ class _Ledger:
         return sum(self.size[storage] for storage in kept) + self.sides
 
     def decide(self, units: list[Unit]) -> tuple[int, int]:
-        """Choose the units worth changing; returns the bytes kept after `lean`, and with all of
-        them.
+        """Choose the units worth changing; returns the bytes kept after `lean`, and with all.
 
         The units that `lean` changes are chosen first, so that they pay off without changes to
         function calls. Those are chosen on top.
@@ -533,7 +532,7 @@ def _obstacle(unit: Unit, call: Call) -> str:
     return ""
 
 
-# # ---- what the report says ----
+# ---- what the report says ----
 
 
 def _site(unit: Unit, trace: Trace) -> Site:
@@ -654,7 +653,7 @@ def _who(use: Use, trace: Trace) -> str:
     return f"{what} in {use.module}" if use.module else what
 
 
-# # ---- for comparison: recomputing ----
+# ---- for comparison: recomputing ----
 
 
 def _blocks(model: nn.Module, places: set[str]) -> tuple[str, ...]:

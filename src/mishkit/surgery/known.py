@@ -1,5 +1,4 @@
-"""Recognise the activation that a module or a function computes: ours, torch's, or other
-libraries'.
+"""Recognise the activation that a module or function computes: ours, torch's or others'.
 
 Modules are recognised by their exact class, since a subclass may do anything.
 """

@@ -75,12 +75,11 @@ def _replacement(unit: Unit) -> nn.Module | Callable[..., Tensor]:
 
 @contextmanager
 def lean_functional(report: Report | None = None) -> Iterator[None]:
-    """Within this context, torch's activation functions keep their outputs; for models that call
-    them.
+    """Make torch's activation functions keep their outputs; for models that call them.
 
     ``with mishkit.lean_functional(): loss = model(x).sum()`` replaces `torch.nn.functional.silu`,
     gelu, mish, hardswish and softplus, however they are imported, by mishkit's with
-    ``save="output"``. This affects all forward computations in the context, including those in
+    ``save="output"``. This affects everything computed forward inside the block, including in
     modules. The backward pass may come later. The setting is per thread. For calls of mishkit's own
     functions, pass ``save="output"`` yourself. Whatever `torch.utils.checkpoint` runs is left
     alone, because it runs again in the backward pass, outside this context.
@@ -155,8 +154,6 @@ class _Advised(_Lean):
             self.modules.pop()
 
     def takes(self, function: str) -> bool:
-        """Whether the report advises the change for this function, called from this line in this
-        module.
-        """
+        """Whether the report advises the change for this function on this line in this module."""
         module = self.modules[-1] if self.modules else None
         return self.calls.has(module, line_of_model(), function)

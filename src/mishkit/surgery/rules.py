@@ -70,9 +70,7 @@ class Key:
         return self.matches(slot.name) and (slot.known is not None or self._names(slot.value))
 
     def _names(self, value: Any) -> bool:
-        """Whether an unknown module is meant: it has no children or state, and its name has no
-        wildcard.
-        """
+        """Whether an unknown module is meant: a leaf without state whose name has no wildcard."""
         assert self.pattern is not None
         own_name = self.pattern.rpartition(".")[2]
         bare = not any((value._modules, value._parameters, value._buffers))

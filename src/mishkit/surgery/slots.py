@@ -158,9 +158,7 @@ def _put(owner: nn.Module, attribute: str, value: Any, touch: Callable[..., None
 
 
 def _own_beside(extras: dict[str, tuple[str, Any]], value: nn.Module) -> frozenset[str]:
-    """The contents that are a module's own, not there because it is a copy of one with these
-    extras.
-    """
+    """The contents that are a module's own, not copied from one that has these extras."""
     if is_known_class(type(value)):
         names = names_of_class(type(value))
         return frozenset(name for name in contents(value) if name in names or name not in extras)

@@ -106,8 +106,7 @@ def swap(
 
 
 def unswap(model: nn.Module) -> list[str]:
-    """Put back every activation that was replaced by `swap` or by another of mishkit's surgery
-    functions.
+    """Put back every activation that `swap` or other surgery functions of mishkit replaced.
 
     Also works on copies made by `copy.deepcopy` or pickle. Hooks, training mode and whatever users
     and tools attached to modules are kept. Parameters of the restored activations have the device

@@ -277,7 +277,7 @@ class _Observer(TorchDispatchMode):
         """Applications whose outputs have not been seen yet, by a node created in them."""
         self._stack = ExitStack()
 
-    # # ---- switching it on and off ----
+    # ---- switching it on and off ----
 
     def __enter__(self) -> _Observer:
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
@@ -296,7 +296,7 @@ class _Observer(TorchDispatchMode):
         super().__exit__(*exc)
         self._stack.close()
 
-    # # ---- what it sees ----
+    # ---- what it sees ----
 
     def _pack(self, tensor: Tensor) -> _Kept:
         kept = _Kept(tensor, _latest(), self._module)
@@ -552,7 +552,7 @@ class _Observer(TorchDispatchMode):
         ]
         return found[-1] if found and found[-1].kind in ("", SCRIPTED) else None
 
-    # # ---- bookkeeping ----
+    # ---- bookkeeping ----
 
     @property
     def _module(self) -> str:
@@ -646,9 +646,7 @@ class _Observer(TorchDispatchMode):
                 )
 
     def release(self) -> None:
-        """Release everything that was observed; an input that is then still alive is used
-        elsewhere.
-        """
+        """Release everything observed; an input that is still alive then is used elsewhere."""
         fresh = [
             (one.taken, StorageWeakRef(one.tensor.untyped_storage()))
             for one in self.fresh.values()
@@ -685,7 +683,7 @@ class _Functions(TorchFunctionMode):
             self.observer.called = "", ""
 
 
-# # ---- shared with `lean_functional` ----
+# ---- shared with `lean_functional` ----
 
 
 def on_modules(before: Callable[..., None], after: Callable[..., None]) -> Iterator[Any]:
@@ -739,7 +737,7 @@ def _is_of_library(module: str) -> bool:
 _PACKAGE = __package__.partition(".")[0]
 
 
-# # ---- facts about operators and modules ----
+# ---- facts about operators and modules ----
 
 _MAKERS = frozenset(
     (

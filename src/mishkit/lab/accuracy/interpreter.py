@@ -14,7 +14,7 @@ def make_faithful() -> None:
     bfloat16, keep the sign of an argument −0, and allow arguments as loop bounds.
 
     The interpreter rounds the product inside an fma, propagates every NaN, truncates to bfloat16,
-    flushes its smallest numbers to 0 and turns an argument −0 into 0. Code that depends on these
+    takes its smallest number for 0 and turns an argument −0 into 0. Code that depends on these
     would be reported as wrong, and code that ignores NaN as right. In Triton 3.6 it also can't take
     an argument as the end of a loop with NumPy 2.4 or later.
     """

@@ -188,9 +188,7 @@ def _forwards(a: Activation, x: Tensor) -> Iterator[tuple[tuple[str, str], Call]
 
 
 def _backwards(a: Activation, x: Tensor, g: Tensor) -> Iterator[tuple[tuple[str, str], Call]]:
-    """Timed at the operator for small tensors, and through autograd on a retained graph from 1 Mi
-    up.
-    """
+    """At the operator for small tensors, and through autograd on a retained graph from 1 Mi up."""
     if x.numel() < OPERATOR_LIMIT:
         y, side = _operator(a, "_packed")(x, *a.defaults)
         yield (BACKWARD, OURS), Call(partial(_operator(a, "_backward"), g, x, *a.defaults))

@@ -63,9 +63,7 @@ class Results:
     """One line for each contender that could not be timed."""
 
     def find(self, key: Key) -> Timing | None:
-        """The timing, or None; a case that only mishkit has is mapped to what the others do
-        instead.
-        """
+        """The timing, or None; a case only mishkit has is mapped to what the others do instead."""
         if key.contender != OURS:
             key = key._replace(case=SAME_WORK.get(key.case, key.case))
         return self.timings.get(key)

@@ -100,9 +100,7 @@ class Joint:
 
     x: Number
     smoothness: int
-    """The order of the highest continuous derivative; 0 if only f is continuous, −1 if f itself
-    jumps.
-    """
+    """The order of the highest continuous derivative; 0 for f alone, −1 if f itself jumps."""
     jumps: int | None
     """The order of the first derivative that jumps; None if none up to the third does."""
     jump: Number
@@ -200,9 +198,7 @@ class Analysis:
 
     @property
     def smoothness(self) -> int | None:
-        """The order of the highest derivative that is continuous everywhere; None if there is no
-        joint.
-        """
+        """The order of the highest everywhere continuous derivative; None without joints."""
         return min((joint.smoothness for joint in self.joints), default=None)
 
     def to_json(self, indent: int | None = 2) -> str:

@@ -1,5 +1,4 @@
-"""The cost of a function: its kernels' instructions, the bytes it moves, and which of them limits
-it.
+"""The cost of a function: instructions in its kernels, bytes moved, and which is the limit.
 
 The roofline is that of one core of this machine: how fast memory copies, and how fast the kernel
 runs if everything it touches is in the nearest cache.

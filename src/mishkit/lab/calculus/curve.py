@@ -454,9 +454,7 @@ def _factored(expression: sympy.Expr) -> sympy.Expr:
 
 
 def _commensurable(expression: sympy.Expr) -> Iterator[list[tuple[sympy.Expr, int]]]:
-    """The exponents of e, in groups that are integer multiples of a common exponent, with the
-    multiples.
-    """
+    """The exponents of e, grouped by integer multiples of a common one, with the multiples."""
     groups: list[list[sympy.Expr]] = []
     for power in sorted(expression.atoms(sympy.exp), key=sympy.default_sort_key):
         for group in groups:

@@ -107,9 +107,7 @@ def draw(
     low: float = RANGE[0],
     high: float = RANGE[1],
 ) -> None:
-    """Fill a figure: one panel each for f, f′ and f″, and one for the error against another
-    function.
-    """
+    """Fill a figure: a panel each for f, f′ and f″, and one for the error against a function."""
     shown = list(drawn)
     if against is not None and against.label not in [d.label for d in shown]:
         shown.insert(0, against)

@@ -359,9 +359,7 @@ class _Problem:
         return self._lowest(p)[1] - self.bottom
 
     def _lowest(self, p: Array) -> tuple[Array, Array]:
-        """Where among the points g is smallest, and its value, from a parabola through three
-        points.
-        """
+        """Where g is smallest among the points, and its value, by a parabola through three."""
         y = self.g(self.x[:, None], p)
         at = np.clip(y.argmin(axis=0), 1, len(self.x) - 2)
         columns = np.arange(p.shape[1])

@@ -72,9 +72,7 @@ class Build:
     kernel: Any
     """The `triton.jit` function."""
     signature: Mapping[str, Any]
-    """The type of every argument, in order: "*fp32", "i64", "constexpr"; a tuple of types for a
-    tuple.
-    """
+    """The type of every argument, in order: "*fp32", "i64", "constexpr"; a tuple for a tuple."""
     constexprs: Mapping[str, Any]
     num_warps: int
     elements: int

@@ -261,8 +261,7 @@ class Loop:
 
 
 def loops(code: list[Instruction]) -> list[Loop]:
-    """The natural loops of a function: a jump back to a dominating block, and all blocks on the
-    way.
+    """The natural loops of a function: a jump back to a dominating block, and all in between.
 
     Not every backward jump is one, since compilers put unlikely code after the rest.
     """

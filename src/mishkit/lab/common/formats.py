@@ -21,9 +21,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def with_half(mean: float, half: float, digits: int = 3, between: str = " ") -> str:
-    """mean ± half the width of its interval, with two digits; only the mean if there is no
-    interval.
-    """
+    """mean ± half the width of its interval, with two digits; only the mean without interval."""
     if not math.isfinite(mean):
         return NONE
     if not math.isfinite(half):
@@ -58,9 +56,7 @@ def ratio(value: float) -> str:
 
 
 def print_json(text: str) -> None:
-    """Print JSON; characters that the terminal or pipe can't encode are escaped, with equal
-    meaning.
-    """
+    """Print JSON; characters that can't be encoded are escaped, which keeps the meaning."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

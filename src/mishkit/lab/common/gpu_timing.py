@@ -1,5 +1,4 @@
-"""Time a GPU call, alternating with others, by events on the current stream and not by the host
-clock.
+"""Time a GPU call, alternating with others, by events on the stream, not by the host clock.
 
 A sample is queued without waiting:
 

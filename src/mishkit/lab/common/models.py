@@ -192,9 +192,7 @@ def _is_of_tokens(name: str) -> bool:
 
 
 def _vocabulary(config: Any) -> int | None:
-    """The vocabulary size of a transformers model; that of its text part if it has other inputs
-    too.
-    """
+    """The vocabulary size of a transformers model; of its text part if it has other inputs."""
     parts = (config, *(getattr(config, name, None) for name in ("text_config", "decoder")))
     return next((size for part in parts if (size := getattr(part, "vocab_size", None))), None)
 

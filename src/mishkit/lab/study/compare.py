@@ -1,5 +1,4 @@
-"""`mishkit compare`: train a network with several activations, and report what each costs and
-gains.
+"""`mishkit compare`: train a network with several activations and report costs and gains.
 
 The design, from the smallest part up:
 
@@ -95,9 +94,7 @@ def compare(
     devices: int = 1,
     device: torch.device | str = "cpu",
 ) -> Comparison:
-    """Run the trials that are not in the store yet. Ctrl-C ends this with the trials finished so
-    far.
-    """
+    """Run the trials that are not in the store yet. Ctrl-C ends it with those finished so far."""
     facts = environment.describe(device)
     facts["PyTorch's threads"] = str(settings.resolved_threads)
     planned = tuning(settings, devices)

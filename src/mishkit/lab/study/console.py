@@ -136,9 +136,7 @@ def show(result: Comparison) -> None:
 
 
 def target_cell(row: dict[Any, Any], quantity: str) -> str:
-    """The mean over the seeds that reached the target, how many did if not all, or a dash if none
-    did.
-    """
+    """The mean over the seeds that reached the target, how many if not all, a dash if none did."""
     if not row["reached"]:
         return NONE
     if row["reached"] < row["seeds"]:

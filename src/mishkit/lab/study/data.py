@@ -288,9 +288,7 @@ def _folder(argument: str, options: _Options) -> _Source:
 
 
 def _images_under(folder: Path) -> list[Path]:
-    """The image files; none in hidden folders such as .git and .ipynb_checkpoints, or macOS's ._x
-    copies.
-    """
+    """The image files; none in hidden folders (.git, .ipynb_checkpoints), or macOS's ._x copies."""
     return [
         file
         for file in sorted(folder.rglob("*"))

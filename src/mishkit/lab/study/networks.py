@@ -33,8 +33,7 @@ def build(
     contender: Contender,
     seed: int,
 ) -> tuple[nn.Module, str, int]:
-    """The model called `name` for this data, with `contender` in it; also its name and number of
-    sites.
+    """The model called `name` for this data with `contender` in it; its name; its site count.
 
     "auto" means the seven-layer network for images, the MLP for tables and the transformer for
     sentences. Any other name is one of `models.KINDS`; its activations are replaced by the

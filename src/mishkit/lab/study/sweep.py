@@ -208,9 +208,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
 def on_ray(
     address: str, workers: int, threads: int, gpus: int, is_stopping: Callable[[], bool]
 ) -> Iterator[Runner]:
-    """Run trials on a Ray cluster; "local" starts one on this machine, for `workers` trials at a
-    time.
-    """
+    """Run trials on a Ray cluster; "local" starts one here, for `workers` trials at a time."""
     try:
         import ray
     except ModuleNotFoundError:

@@ -186,7 +186,7 @@ def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
             fitted = Known(name, parameters)
             candidates.append((fitted, _values(fitted, _grid())))
     if all(node.op_type != "Tanh" for node in nodes):
-        # Scaled SiLU is an APTx too, but scaled SiLU is what is meant.
+        # A scaled SiLU is an APTx too, but should be recognised as a scaled SiLU.
         candidates = [one for one in candidates if one[0].function != "aptx"]
     # Rounded, so that the first of two names for the same function wins.
     errors = [round(_distance(_grid(), y, f), 9) for _, f in candidates]
@@ -209,8 +209,7 @@ def _distance(x: Tensor, y: Tensor, f: Tensor) -> float:
 
 
 def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
-    """Points on both sides of wherever a constant of the nodes may make a difference, and in
-    between.
+    """Points on both sides of, and between, places where a constant may make a difference.
 
     Includes single constants and what pairs of them combine to: a threshold may apply to 2·x + 1.
     """

@@ -18,8 +18,7 @@ from .run import Call, floating_tensors, run, tapped
 
 @dataclass
 class Cut:
-    """Units that are removed together: those of a layer that makes them, and everything tied to
-    them.
+    """Units that are removed together: those of one layer, and everything tied to them.
 
     Two cuts may have units in common, for example if one layer's output is added to those of two.
     """

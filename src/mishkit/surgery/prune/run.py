@@ -45,9 +45,7 @@ def outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
 
 
 def copied_outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
-    """The same, but without undoing what the run changes in the model and in the state of its
-    hooks.
-    """
+    """The same, but without undoing what the run changes in the model and its hooks' state."""
     with torch.no_grad():
         return [tensor.clone() for tensor in floating_tensors(run(model, batch))]
 
@@ -216,9 +214,7 @@ class Reading:
         self.positions += other.positions
 
     def silent(self, fraction: float) -> list[bool]:
-        """For each unit: whether it exceeded the threshold at no more than this fraction of
-        positions.
-        """
+        """For each unit: whether no more than this fraction of positions exceeded the threshold."""
         return (self.active <= fraction * self.positions).tolist()
 
     def constant(self, unit: int, eps: float) -> float | None:
