@@ -290,8 +290,7 @@ _CLASSES: dict[str, Reader] = {
     ),
     "mish_cuda.MishCuda": "mish",
 }
-"""What each class computes, by its full name, so that none of these libraries has to be imported.
-"""
+"""What each class computes, by its full name, so that no such library has to be imported."""
 
 _OUR_CLASSES = frozenset(MODULES.values())
 _OURS = {function: name for name, function in FUNCTIONS.items()}
