@@ -1,7 +1,7 @@
 // The binding: registers the kernels of the best instruction set for torch's CPU tensors.
 //
-// The operators' schemas, their fakes and their plain-torch forms are defined in Python (ops/); the
-// headers in bind/ have what the dispatcher calls for CPU tensors. Results have the strides that
+// The operators' schemas, fakes and plain-torch forms are defined in Python (ops/). The headers in
+// bind/ contain what the dispatcher calls for CPU tensors. Results have the strides that
 // torch.empty_like gives, as the fakes predict.
 #include <cstring>
 #include <exception>
@@ -16,7 +16,7 @@
 namespace mishkit {
 namespace {
 
-// An exception out of here would end the process, so it is kept for Python to ask for.
+// An exception leaving this code would end the process, so it is kept for Python to query.
 struct Registration {
   std::string failure;
 
@@ -39,14 +39,14 @@ const Registration registration;
 }  // namespace
 }  // namespace mishkit
 
-// ---- what Python asks (backends/cpu.py) -----------------------------------------------------------
+// ---- queried from Python (backends/cpu.py) ------------------------------------------------------
 
 #define MISHKIT_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Why the kernels could not be registered; empty where they were.
+// Why the kernels could not be registered; empty if they were.
 MISHKIT_EXPORT const char* mishkit_failure() { return mishkit::registration.failure.c_str(); }
 
-// The instruction sets to choose from, separated by spaces; the best one last.
+// The available instruction sets, separated by spaces, the best one last.
 MISHKIT_EXPORT const char* mishkit_isas() {
   static const std::string list = [] {
     std::string text;
@@ -59,7 +59,7 @@ MISHKIT_EXPORT const char* mishkit_isas() {
 
 MISHKIT_EXPORT const char* mishkit_isa() { return mishkit::chosen.load()->name; }
 
-// What compiled this file, and in all likelihood the kernels.
+// The compiler of this file, and in all likelihood of the kernels.
 MISHKIT_EXPORT const char* mishkit_compiler() {
 #if defined(__clang__)
   return __VERSION__;
@@ -68,7 +68,7 @@ MISHKIT_EXPORT const char* mishkit_compiler() {
 #endif
 }
 
-// Switches to one of them; anything else is ignored.
+// Switches to one of these instruction sets; any other name is ignored.
 MISHKIT_EXPORT void mishkit_use_isa(const char* name) {
   for (int i = 0; i < mishkit::sets().count; i++)
     if (strcmp(mishkit::sets().set[i]->name, name) == 0) mishkit::chosen = mishkit::sets().set[i];

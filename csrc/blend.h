@@ -1,6 +1,6 @@
-// (1 − t)·f(x) + t·g(x) and its gradient, for any two functions of the table: the kernels of both
-// fill blocks that stay in the nearest cache, which are put together on their way to memory. So one
-// pass reads and writes each element once, and no pair of functions needs code of its own.
+// (1 − t)·f(x) + t·g(x) and its gradient, for any two functions of the table. The kernels of both
+// functions fill blocks that stay in the nearest cache, which are combined on their way to memory.
+// So one pass reads and writes each element once, and no pair of functions needs code of its own.
 #pragma once
 #include "kernels.h"
 #include "loops.h"
@@ -8,7 +8,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// Elements of a block: with six blocks of float in use, 24 KiB.
+// Elements per block: with six blocks of float in use, 24 KiB.
 template <class T> constexpr int blend_block = 4096 / sizeof(T);
 
 template <class S, bool backward, bool dead> struct Blending {
@@ -29,8 +29,8 @@ template <class S, bool backward, bool dead> struct Blending {
 
   MISHKIT_INLINE_MEMBER V mixed(V f, V g) const { return fma(weight, g, rest * f); }
 
-  // Both functions, or their derivatives, of the elements from x on. Pairs of 16-bit elements are
-  // widened out of order, and come together in the same order.
+  // Both functions, or their derivatives, for the elements from x on. Pairs of 16-bit elements are
+  // widened out of order, and put back together in the same order.
   void compute(const S* x, int count) {
     const T* computed = wide;
     if constexpr (__is_same(S, T)) computed = x;
@@ -44,7 +44,7 @@ template <class S, bool backward, bool dead> struct Blending {
       a.kernels[i](of, 0, rounded_up(count));
     }
   }
-  // Whole pairs, unless the kernels read what the caller has.
+  // Whole pairs, unless the kernels read the caller's data directly.
   static int rounded_up(int count) {
     if constexpr (__is_same(S, T)) return count;
     return (count + pair - 1) / pair * pair;

@@ -1,6 +1,7 @@
-// What `mishkit accuracy --exhaustive` counts: float32 results beside references in double. Here and
-// not in Python because it meets every float32 there is, and in this library because a second one
-// would have to be built, found and packaged too. Included once a program, by bind.cpp.
+// The statistics of `mishkit accuracy --exhaustive`: float32 results compared with references in
+// double. This is not in Python because it processes every float32 there is, and it is in this
+// library because a second one would have to be built, found and packaged too. Included once per
+// program, by bind.cpp.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -10,10 +11,10 @@ namespace {
 
 // The names and their order are those of ROWS in lab/accuracy/exhaustive.py.
 struct Row {
-  double max, at;  // the largest error and its input; at is a NaN as long as max is 0
+  double max, at;  // the largest error and its input; at is NaN as long as max is 0
   double total, count;
 
-  // A NaN is an infinite error, lest it hide in a comparison.
+  // A NaN counts as an infinite error, or comparisons would miss it.
   void add(double error, double x) {
     error = error == error ? error : __builtin_inf();
     if (error > max) max = error, at = x;
@@ -23,12 +24,12 @@ struct Row {
 };
 constexpr int slopes = 11;
 struct Errors {
-  Row f_ulp, f_abs, tail;  // f where it is not in the tail, and where it is
+  Row f_ulp, f_abs, tail;  // f outside the tail, and in it
   Row falls, tail_falls;   // how far f falls where it should rise, in ULP, and in the tail
   Row df_abs;
-  Row df_y, df_y_beyond;  // beside the gradient of the input, and beyond the rounding of y
-  Row df_far;  // df in ULP, 1 and more from the turn
-  Row df_ulp[slopes];  // and by |f'|: 1 and more, 1/2 and more, …, less than 2⁻⁹
+  Row df_y, df_y_beyond;  // against the gradient of the input, and beyond the rounding of y
+  Row df_far;  // df in ULP, where |x − turn| is at least 1
+  Row df_ulp[slopes];  // and by |f'|: at least 1, at least 1/2, …, less than 2⁻⁹
 };
 struct Differences {
   Row ulp, abs;  // total: how many differ in their bits
@@ -37,7 +38,7 @@ struct Differences {
 struct Rules {
   double turn;               // −∞ for a monotone function
   double tail, tail_weight;  // |f| < tail or |f| < |x|·tail_weight: the tail
-  double far;                // an error of df_y that must be looked at more closely
+  double far;                // an error of df_y that must be examined more closely
 
   bool in_tail(double x, double f) const {
     double size = __builtin_fabs(f);
@@ -50,7 +51,7 @@ int exponent_of(double value) {
   memcpy(&bits, &value, sizeof bits);
   return (int)(bits >> 52 & 2047) - 1023;
 }
-// 1/ULP: of float32 at a value, and at the smallest normal number at least.
+// 1/ULP of float32 at a value, with the ULP at least that of the smallest normal number.
 double per_ulp(double value) {
   int exponent = exponent_of(value);
   uint64_t bits = (uint64_t)(1023 + 23 - (exponent > -126 ? exponent : -126)) << 52;
@@ -62,8 +63,8 @@ bool overflows(double f, float y) {
   return __builtin_fabs(f) > __FLT_MAX__ && y == __builtin_copysign(__builtin_inf(), f);
 }
 
-// f' where f is y, to the second order in y − f about an x on that side: exact where f is a parabola,
-// as it is about its minimum. 0 where y is below that.
+// f' where f is y, to second order in y − f about an x on that side. This is exact where f is a
+// parabola, as it is near its minimum. 0 if y is below the minimum.
 double df_of_output(double y, double f, double df, double d2f, bool right) {
   double square = df * df + 2 * d2f * (y - f);
   double size = square > 0 ? __builtin_sqrt(square) : 0;
@@ -73,9 +74,10 @@ double df_of_output(double y, double f, double df, double d2f, bool right) {
 }  // namespace
 }  // namespace mishkit
 
-// Counts the errors of y (f, by a kernel), gradient (of 1, from x) and decoded (of 1, from y and the
-// side). x and y have one element more, the next bit pattern, which f may rise to or fall to. Returns
-// how many errors of df_y are above `far`; these are not counted, but their places are in `places`.
+// Counts the errors of y (f, by a kernel), gradient (of 1, from x) and decoded (of 1, from y and
+// the side). x and y have one more element, the next bit pattern, which f may rise or fall to.
+// Returns how many errors of df_y are above `far`; these are not counted, but their indices are put
+// in `places`.
 extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
     const float* x, const float* y, const float* gradient, const float* decoded, const double* f,
     const double* df, const double* d2f, int64_t count, const mishkit::Rules* rules,
@@ -97,7 +99,7 @@ extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
     }
 
     if (right == (x[i + 1] > rules->turn)) {
-      // The next bit pattern is farther from 0; f falls towards the turn from the left.
+      // The next bit pattern is farther from 0; to the left of the turn f falls towards it.
       const bool rises = right != (bool)__builtin_signbit(x[i]);
       const double step = (double)y[i + 1] - y[i], fall = rises ? -step : step;
       if (fall > 0) (tail ? e.tail_falls : e.falls).add(tail ? fall : fall * unit, at);
@@ -127,8 +129,8 @@ extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
   return far;
 }
 
-// Counts where results a and b differ, in their bits and by how much, and by how many ULP of f (which
-// may be null) where it is not in the tail.
+// Counts where results a and b differ: in how many bit patterns, by how much, and, outside the
+// tail, by how many ULP of f (which may be null).
 extern "C" __attribute__((visibility("default"))) void mishkit_add_differences(
     const float* x, const float* a, const float* b, const double* f, int64_t count,
     const mishkit::Rules* rules, mishkit::Differences* differences) {

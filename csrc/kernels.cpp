@@ -1,4 +1,4 @@
-// Every kernel for one instruction set; compiled once for each, with MISHKIT_ISA naming it.
+// Every kernel for one instruction set. Compiled once per instruction set, which MISHKIT_ISA names.
 #include "blend.h"
 #include "functions/table.h"
 #include "loops.h"
@@ -29,7 +29,7 @@ constexpr FunctionKernels kernels_of(const char* name) {
 }
 
 #define X(name, Class) kernels_of<Class>(#name),
-// constexpr: nothing of this instruction set may run before it is chosen.
+// constexpr: no code for this instruction set may run before it is chosen.
 static constexpr FunctionKernels functions[] = {MISHKIT_FUNCTIONS(X)};
 #undef X
 

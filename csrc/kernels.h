@@ -1,4 +1,4 @@
-// What bind.cpp knows of the kernels: plain data, the same for every instruction set.
+// What bind.cpp knows about the kernels: plain data, the same for every instruction set.
 #pragma once
 #include <cstdint>
 
@@ -10,8 +10,8 @@ enum class Dtypes { float32, float64, bfloat16, float16 };
 constexpr int dtype_count = 4;
 constexpr int max_parameters = 4;
 
-// The streams of a call, in the order of the operator's schema: every tensor is one dense run of
-// elements in the same memory order.
+// The arrays of a call, in the order of the operator's schema: every tensor is one dense run of
+// elements, all in the same memory order.
 struct Arguments {
   const void* in[3];
   void* out[2];
@@ -25,22 +25,22 @@ struct Arguments {
 using Kernel = void (*)(const Arguments&, int64_t begin, int64_t end);
 constexpr int64_t kernel_grain = 64;
 
-// A call with trained parameters. A tensor with channels is dense and, in memory, `outer` rows of
+// A call with trained parameters. A tensor with channels is dense; in memory it has `outer` rows of
 // `channels` runs of `inner` elements each.
 struct TrainedArguments {
   const void* grad;  // null in the forward pass
   const void* x;
   void* out;               // f(x), or the gradient of x
   const void* parameters;  // parameter_count rows of `channels` numbers, float (double for double)
-  double* sums;            // backward: as `parameters`, once a part; zero at the beginning
+  double* sums;            // backward: like `parameters`, once per part; initially zero
   int64_t outer, channels, inner;
-  int64_t parts;  // how many parts the work is in; it depends on the sizes alone
+  int64_t parts;  // how many parts the work is split into; depends only on the sizes
 };
 
-// Computes parts [begin, end); may scribble over `scratch`.
+// Computes parts [begin, end); may overwrite `scratch`.
 using TrainedKernel = void (*)(const TrainedArguments&, void* scratch, int64_t begin, int64_t end);
-// Runs at least this long have one parameter at a time; shorter ones share vectors, whose pattern of
-// parameters repeats after at most `most_rows` rows (one row, if it has `long_row` elements).
+// Runs at least this long have one parameter at a time. Shorter ones share vectors, whose pattern
+// of parameters repeats after at most `most_rows` rows (one row if it has `long_row` elements).
 constexpr int64_t long_run = 64, long_row = 4096, most_rows = 32, most_pair = 64;
 
 struct FunctionKernels {
@@ -48,7 +48,7 @@ struct FunctionKernels {
   bool has_turn, is_dead;
   int parameter_count;
   Kernel kernels[dtype_count][body_count];
-  TrainedKernel trained[dtype_count];  // null where the parameters can't be trained
+  TrainedKernel trained[dtype_count];  // null if the parameters can't be trained
 };
 
 // A call of (1 − t)·f(x) + t·g(x), or of grad times its derivative; 0 < t < 1.
@@ -56,7 +56,7 @@ struct BlendArguments {
   const void* grad;  // backward only
   const void* x;
   void* out;
-  // Of f and of g: their kernels, forward or backward, of the type that is computed in.
+  // For f and for g: their kernels, forward or backward, for the type that is computed in.
   Kernel kernels[2];
   const double* parameters[2];
   double t;
@@ -66,7 +66,7 @@ struct BlendArguments {
 // Computes elements [begin, end); begin is a multiple of kernel_grain.
 using BlendKernel = void (*)(const BlendArguments&, int64_t begin, int64_t end);
 struct BlendKernels {
-  BlendKernel of[dtype_count][3];  // forward, backward, and backward of two functions that are dead
+  BlendKernel of[dtype_count][3];  // forward, backward, and backward of two dead functions
 };
 
 struct NeuronKernels;  // neuron_kernels.h

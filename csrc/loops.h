@@ -1,10 +1,10 @@
-// The five bodies, each written once for every function and storage type, and the one loop that
-// drives them. A function (functions/*.h) computes in two steps:
+// The five bodies, each written once for all functions and storage types, and the one loop that
+// runs them. A function (functions/*.h) computes in two steps:
 //
 //   Stage start(V x)      the part with the exponential
 //   V f/df/d2f(Stage)     the part with the division
 //
-// and the loop starts the next block before it finishes this one, so that the two overlap.
+// The loop starts the next block before it finishes the current one, so that the two overlap.
 #pragma once
 #include "functions/function.h"
 #include "kernels.h"
@@ -14,7 +14,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// The type that formulas compute in, and how exactly: f, and its slopes.
+// The type that formulas compute in, and the accuracy needed for f and for its slopes.
 template <class S> struct Computed {
   using type = float;
   static constexpr Accuracy accuracy = Accuracy::half, slopes = Accuracy::half;
@@ -28,7 +28,7 @@ template <> struct Computed<double> {
   static constexpr Accuracy accuracy = Accuracy::full, slopes = Accuracy::slope;
 };
 
-// Vectors started together: pairs of them, since memory is touched in pairs.
+// Vectors started together; in pairs, since memory is accessed in pairs.
 constexpr int block_pairs = 2;
 
 template <class S> struct Block {
@@ -40,7 +40,7 @@ template <class S> struct Block {
   static_assert(elements % 8 == 0 && elements <= 64, "the sides of a block are whole bytes, one word");
 };
 
-// Where one block is: pointers to its elements in every stream.
+// The position of one block: pointers to its elements in every array.
 template <class S> struct Cursor {
   const S* in[3];
   S* out[2];
@@ -99,8 +99,8 @@ template <class Function, class S> struct Forward {
   }
 };
 
-// f beside its minimum, as the parabola that it is there. One output stands for a whole range of
-// gradients, and every rounding on the way to it would make that wider: this rounds once.
+// f near its minimum, computed as the parabola it is there. One output stands for a whole range of
+// gradients, and every rounding on the way to it would widen that range; this rounds only once.
 template <class V> struct Bottom {
   using T = typename V::Scalar;
   V bend, shift, high, low, reach;
@@ -110,7 +110,7 @@ template <class V> struct Bottom {
         shift(-m.turn * (double)(T)m.bend),
         high(m.y),
         low(m.y - (double)(T)m.y),
-        reach(m.reach + (m.y - (double)(T)m.y)) {}  // above `high`, as `above` is
+        reach(m.reach + (m.y - (double)(T)m.y)) {}  // relative to `high`, like `above`
   MISHKIT_INLINE_MEMBER V rounded_once(V x, V y) const {
     V root = fma(x, bend, shift);
     V above = fma(root, root, low);
@@ -126,7 +126,7 @@ template <class Function, class S> struct ForwardPacked : Forward<Function, S> {
   struct State : Base::State {
     uint64_t side;
   };
-  // 16-bit outputs are rounded once as good as alone; double ones are not read off a table.
+  // 16-bit outputs are dominated by one rounding anyway; double ones are not decoded with a table.
   static constexpr bool rounds_once = writes_side && sizeof(S) == 4;
   V turn = 0.0;
   Bottom<V> bottom;
@@ -214,7 +214,7 @@ template <class Function, class S> struct DoubleBackward : Forward<Function, S> 
   }
 };
 
-// grad·f'(x) from y and the side, by Decoder
+// grad·f'(x) from y and the side, using Decoder
 template <class Function, class Decoder, class S> struct BackwardPacked {
   static constexpr bool may_stream = false;
   static constexpr int inputs = 2, outputs = 1;
@@ -239,7 +239,7 @@ template <class Function, class Decoder, class S> struct BackwardPacked {
       state.stage[2 * i] = output.start(y[2 * i], a);
       state.stage[2 * i + 1] = output.start(y[2 * i + 1], b);
     }
-    if constexpr (iterates<Decoder>) {  // together, for none to wait for another's division
+    if constexpr (iterates<Decoder>) {  // in lockstep, so that the divisions overlap
       bool settled = false;
       for (int step = 0; step < Decoder::most_steps && !settled; step++) {
         settled = true;
@@ -267,7 +267,7 @@ MISHKIT_INLINE void whole_blocks(const Body& body, Cursor<S> at, int64_t blocks)
     typename Body::State next;
     Cursor<S> after = at;
     after.advance();
-    // In this order, so that writing over an input is safe: the next block is read first.
+    // In this order, so that overwriting an input is safe: the next block is read first.
     body.start(after, next);
     body.template finish<how>(at, state);
     state = next;
@@ -276,7 +276,7 @@ MISHKIT_INLINE void whole_blocks(const Body& body, Cursor<S> at, int64_t blocks)
   body.template finish<how>(at, state);
 }
 
-// Fewer elements than a block: through buffers, so that every element meets the same instructions.
+// Fewer elements than a block go through buffers, so that all elements use the same instructions.
 template <class Body, class S>
 MISHKIT_INLINE void tail(const Body& body, const Cursor<S>& at, int count) {
   constexpr int size = Block<S>::elements;
@@ -321,7 +321,7 @@ template <class Body> void run(const Arguments& arguments, int64_t begin, int64_
 
 // ---- a function's kernels, for one storage type --------------------------------------------------
 
-// Where parameters ask for a formula of its own, that has its own loop.
+// Parameters that need a formula of their own have their own loop.
 template <template <class, class> class Body, class F, class S>
 __attribute__((noinline)) void run_variant(const Arguments& arguments, int64_t begin, int64_t end) {
   run<Body<typename F::Variant, S>>(arguments, begin, end);
@@ -340,7 +340,7 @@ template <template <class, class> class Body, class F, class S> constexpr Kernel
   else return run<Body<F, S>>;
 }
 
-// Where the parameters decide how the output is decoded, each way has its own loop.
+// The parameters decide how the output is decoded; each way has its own loop.
 template <class F, class S>
 void run_backward_packed(const Arguments& arguments, int64_t begin, int64_t end) {
   if constexpr (is_base_of<Trainable, F>)

@@ -4,7 +4,7 @@
 #include "math_tables.h"
 #include "vec.h"
 
-// <cmath> would share inline code between builds.
+// Not <cmath>, whose inline code would be shared between builds.
 extern "C" double erfc(double) noexcept;
 extern "C" double tanh(double) noexcept;
 
@@ -18,12 +18,12 @@ template <class T, class C, int n> MISHKIT_INLINE Vec<T> polynomial(Vec<T> x, co
   return p;
 }
 
-// a·b − ab, for ab = a·b rounded: what the rounding took away.
+// a·b − ab, for ab = a·b rounded: the rounding error of the product.
 template <class T> MISHKIT_INLINE Vec<T> product_rest(Vec<T> a, Vec<T> b, Vec<T> ab) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return fma(a, b, -ab);
 #else
-  // Veltkamp's and Dekker's: halves of the factors have exact products.
+  // Veltkamp and Dekker: halves of the factors have exact products.
   const Vec<T> splitter = sizeof(T) == 4 ? 4097.0 : 134217729.0;
   Vec<T> ca = splitter * a, cb = splitter * b;
   Vec<T> ah = ca - (ca - a), bh = cb - (cb - b);
@@ -32,7 +32,7 @@ template <class T> MISHKIT_INLINE Vec<T> product_rest(Vec<T> a, Vec<T> b, Vec<T>
 #endif
 }
 
-// a·b + c, the product not rounded, for ab = a·b rounded.
+// a·b + c without rounding the product, for ab = a·b rounded.
 template <class T>
 MISHKIT_INLINE Vec<T> sum_of_product(Vec<T> a, Vec<T> b, Vec<T> ab, Vec<T> c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -43,7 +43,7 @@ MISHKIT_INLINE Vec<T> sum_of_product(Vec<T> a, Vec<T> b, Vec<T> ab, Vec<T> c) {
 #endif
 }
 
-// 1 − a·b for a·b near 1, the product not rounded.
+// 1 − a·b for a·b near 1, without rounding the product.
 template <class T> MISHKIT_INLINE Vec<T> one_less_product(Vec<T> a, Vec<T> b) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return fnma(a, b, Vec<T>(1.0));
@@ -53,7 +53,7 @@ template <class T> MISHKIT_INLINE Vec<T> one_less_product(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// a/d, rounded once, where r = 1/d is at hand already.
+// a/d, rounded once, if r = 1/d is already known.
 template <class T> MISHKIT_INLINE Vec<T> quotient(Vec<T> a, Vec<T> d, Vec<T> r) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   Vec<T> q = a * r;
@@ -64,17 +64,18 @@ template <class T> MISHKIT_INLINE Vec<T> quotient(Vec<T> a, Vec<T> d, Vec<T> r) 
 #endif
 }
 
-// How exact a formula must be: to the last places of float32 (float64); the same less half a unit
-// of float32, for slopes, whose errors count beside 1; or so that nothing shows once the result is
-// rounded to 16 bits (relative error 2⁻¹⁷).
+// How accurate a formula must be: to the last places of float32 (float64); half a unit of float32
+// less, for slopes, whose errors are absolute next to 1; or so that no error shows once the result
+// is rounded to 16 bits (relative error 2⁻¹⁷).
 enum class Accuracy { full, slope, half };
 
 // ---- the exponential -----------------------------------------------------------------------------
-// exp(x) = 2^k·(1 + p): k in steps of 1/8 for float32, whose fraction comes from a table, and in
-// steps of 1 for float64. All return NaN for NaN.
+// exp(x) = 2^k·(1 + p). For float32, k is in steps of 1/8 and its fraction comes from a table; for
+// float64, k is in steps of 1. All functions return NaN for NaN.
 
-// Where exp and expm1 begin: there exp is exactly 0. With AVX-512, which scales by a power of two
-// in one instruction, subnormal results come before; elsewhere 0 follows on the least normal one.
+// Where exp and expm1 begin: here exp is exactly 0. With AVX-512, which scales by a power of two in
+// one instruction, subnormal results come first; elsewhere 0 directly follows the least normal
+// number.
 #if defined(__AVX512F__)
 template <class T> constexpr double exp_floor = -104.5;
 template <> constexpr double exp_floor<double> = -746.0;
@@ -94,21 +95,21 @@ constexpr auto& eighths = powers_of_two_for_addition;
 
 template <class T> struct Reduced {
   Vec<T> k, p;
-  Vec<T> fraction;             // 2^(k − floor(k)); without AVX-512, less what `bits` has too much
-  typename Vec<T>::Ints bits;  // k in the exponent's place, its fraction below
+  Vec<T> fraction;             // 2^(k − floor(k)); without AVX-512, minus the excess of `bits`
+  typename Vec<T>::Ints bits;  // k as exponent, with its fraction below
 };
 
 constexpr double log2e = 1.44269504088896341;
 
-// Adding it rounds to the step of k, which is its lowest bit: an eighth, and 1.
+// Adding this rounds to a step of k, which becomes the lowest bit: an eighth, or 1.
 template <class T> constexpr double rounding = 1.5 * (1 << 20);
 template <> constexpr double rounding<double> = 6755399441055744.0;  // 1.5·2⁵²
-// Two parts of ln 2: a multiple of the first by k is exact.
+// ln 2 in two parts: the product of the first and k is exact.
 template <class T> constexpr double ln2_parts[2] = {ln2_high, ln2_low};
 template <> constexpr double ln2_parts<double>[2] = {ln2_high_double, ln2_low_double};
 
-// What an exponential is of: x; x + low, to more digits than T has; and c·factor, not rounded. Each
-// says t = x/ln 2, rounded by `rounding`, and x − k·ln 2.
+// The argument of an exponential: x; x + low, to more digits than T has; or c·factor, not rounded.
+// Each provides t = x/ln 2, rounded by `rounding`, and x − k·ln 2.
 template <class T> struct Plain {
   Vec<T> x;
   static constexpr bool corrected = false;
@@ -122,8 +123,8 @@ template <class T> struct Corrected : Plain<T> {
   static constexpr bool corrected = true;
   MISHKIT_INLINE_MEMBER Corrected(Vec<T> x, Vec<T> low) : Plain<T>{x}, low(low) {}
 };
-// A factor to more digits than T has. Its lower digits are taken into account with k, to which the
-// product is nearly proportional.
+// A factor to more digits than T has. Its lower digits are multiplied by k, to which the product is
+// nearly proportional.
 template <class T> struct Factor {
   Vec<T> high, binary, ln2_low;
   explicit Factor(double f)
@@ -179,7 +180,7 @@ MISHKIT_INLINE Reduced<double> reduce(const Argument& of, Vec<double>) {
   V k = t - V(rounding<double>);
   V r = of.rest(k);
   if constexpr (Argument::corrected) r = r + of.low;
-  // The Taylor series: its first left-out term is below 2⁻⁵⁷ for |r| ≤ ln 2/2.
+  // The Taylor series: its first omitted term is below 2⁻⁵⁷ for |r| ≤ ln 2/2.
   static constexpr double c[] = {1.0 / 2,         1.0 / 6,         1.0 / 24,        1.0 / 120,
                                  1.0 / 720,       1.0 / 5040,      1.0 / 40320,     1.0 / 362880,
                                  1.0 / 3628800,   1.0 / 39916800,  1.0 / 479001600, 1.0 / 6227020800,
@@ -204,18 +205,18 @@ MISHKIT_INLINE Vec<T> exp_of(const Argument& of, Vec<T> x) {
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x) {
   return exp_of<accuracy>(Plain<T>{x}, x);
 }
-// exp(x + low): x to more digits than fit in one number; |low| ≤ 2⁻¹⁴, dropped at Accuracy::half.
-// 0.6 ULP of float32, since the rounding of the table is made good too.
+// exp(x + low), where low extends x beyond T's digits; |low| ≤ 2⁻¹⁴, ignored at Accuracy::half. 0.6
+// ULP of float32, since the rounding of the table is corrected too.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> exp(Vec<T> x, Vec<T> low) {
   return exp_of<accuracy>(Corrected<T>(x, low), x);
 }
-// exp(c·factor), the product not rounded, in the same range and as exactly.
+// exp(c·factor) without rounding the product, in the same range and with the same accuracy.
 template <Accuracy accuracy, class T>
 MISHKIT_INLINE Vec<T> exp(Vec<T> c, const Factor<T>& factor) {
   Multiple<T> of(c, factor);
   return exp_of<accuracy>(of, of.x);
 }
-// exp(x) − 1 in the same range; relative error 3e−7 (4e−16) at most, near x = 0 too.
+// exp(x) − 1 in the same range; relative error at most 3e−7 (4e−16), near x = 0 too.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> expm1(Vec<T> x) {
   auto [k, p, fraction, bits] = reduce<accuracy>(Plain<T>{x}, x);
 #if defined(__AVX512F__)
@@ -230,13 +231,14 @@ template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> expm1(Vec<T> x) {
 // σ = e/(e + 1) for e ≥ 0.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> logistic(Vec<T> e) {
   Vec<T> sigma = e / (e + Vec<T>(1.0));
-  // σ is e − e·σ too, where what rounding did to e + 1 and to the quotient is multiplied by e.
+  // σ also equals e − e·σ, in which the rounding errors of e + 1 and the quotient are multiplied by
+  // e.
   if constexpr (accuracy == Accuracy::full && sizeof(T) == 4)
     sigma = select(less(e, Vec<T>(0.4)), fnma(sigma, e, e), sigma);
   return sigma;
 }
 
-// ---- logarithm and normal law --------------------------------------------------------------------
+// ---- logarithm and normal distribution ----------------------------------------------------------
 
 // ln(1 + a) for 0 ≤ a ≤ 1; 1.5 ULP.
 template <Accuracy accuracy> MISHKIT_INLINE Vec<float> log1p(Vec<float> a) {
@@ -244,7 +246,7 @@ template <Accuracy accuracy> MISHKIT_INLINE Vec<float> log1p(Vec<float> a) {
   else return a * polynomial(a, log1p_ratio);
 }
 template <Accuracy> MISHKIT_INLINE Vec<double> log1p(Vec<double> a) {
-  // 2·artanh(z), z = a/(2 + a) ≤ 1/3: the series' first left-out term is below 2⁻⁵⁹.
+  // 2·artanh(z), z = a/(2 + a) ≤ 1/3: the series' first omitted term is below 2⁻⁵⁹.
   using V = Vec<double>;
   static constexpr double c[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
                                  1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23, 1.0 / 25,
@@ -265,7 +267,7 @@ template <> constexpr double normal_end<double> = 37.6405;
 #endif
 
 #if defined(__AVX512F__)
-// A polynomial whose coefficients are in the columns of a table, a row a degree.
+// A polynomial whose coefficients are in the columns of a table, one row per degree.
 template <int rows>
 MISHKIT_INLINE Vec<float> piecewise(const float (&table)[rows][32], Vec<float> w,
                                     Vec<float>::Ints column) {
@@ -275,8 +277,8 @@ MISHKIT_INLINE Vec<float> piecewise(const float (&table)[rows][32], Vec<float> w
 }
 #endif
 
-// exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ normal_end; the two share their exponential. Relative error of
-// the tail 5e−7 at most (1e−12 for double), where it is a normal number.
+// exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ normal_end; the two share their exponential. The relative error
+// of the tail is at most 5e−7 (1e−12 for double) where it is a normal number.
 template <class T> struct Normal {
   Vec<T> e, tail;
 };
@@ -289,11 +291,11 @@ template <Accuracy accuracy> MISHKIT_INLINE Normal<float> normal(Vec<float> t) {
     V e = exp<accuracy>(square);
     return {e, e * (z * polynomial(z, normal_tail_half))};
   } else {
-    // What rounding took from the square: the exponential would magnify it 90 times.
+    // The rounding error of the square, which the exponential would magnify 90 times.
     V square_rest = product_rest(half, t, square);
 #if defined(__AVX512F__)
-    // A register of table a coefficient: no division, and half the multiplications. w is taken from
-    // t, since t + 1 is rounded, which costs the tail up to an ULP.
+    // One table register per coefficient: no division, and half the multiplications. w is computed
+    // from t because t + 1 is rounded, which would cost the tail up to an ULP.
     V::Ints u = bits_of(t + V(1.0));
     V middle = from_bits<float>(merge_bits(u, V::Ints{} + 0x80000, ~0xfffff));
     V w = t - (middle - V(1.0));
@@ -301,12 +303,12 @@ template <Accuracy accuracy> MISHKIT_INLINE Normal<float> normal(Vec<float> t) {
     V e = exp<accuracy>(square, square_rest);
     return {e, e * p};
 #else
-    // Φ(−t)·exp(t²/2) is z + z²·P(z), so that the roundings within count for a part.
+    // Φ(−t)·exp(t²/2) is z + z²·P(z), so that the inner rounding errors count only in part.
     V d = fma(t, V(normal_slope), V(8.0));
     V z = V(1.0) / d;
     V mills = fma(z, z * polynomial(z, normal_tail), z);
-    // What rounding took from z goes to the exponential, times the logarithmic slope of mills: it
-    // falls from 2.5 to 1.2, and a constant does.
+    // The rounding error of z is added to the exponent, times the logarithmic slope of mills. That
+    // slope falls from 2.5 to 1.2, and a constant is good enough.
     V z_rest = fnma(z, fma(t, V(normal_slope), V(8.0) - d), one_less_product(z, d));
     V e = exp<accuracy>(square, fma(z_rest, V(1.95), square_rest));
     return {e, e * mills};

@@ -1,5 +1,5 @@
-// The APTx neuron: y_o = Σᵢ (α + tanh(β·xᵢ))·γ·xᵢ + δ, with its own α, β, γ for each pair of an
-// output o and an input i. Forward and backward never hold batch × out × in elements.
+// The APTx neuron: y_o = Σᵢ (α + tanh(β·xᵢ))·γ·xᵢ + δ, with separate α, β, γ for each pair of an
+// output o and an input i. Neither forward nor backward ever holds batch × out × in elements.
 //
 // With q = σ(2βx), so that tanh(βx) = 2q − 1, and h = q(1 − q) = (1 − tanh²(βx))/4:
 //
@@ -8,8 +8,8 @@
 //   ∂L/∂α  = γ·S₀,  ∂L/∂β = 4γ·S₂,  ∂L/∂γ = (α − 1)·S₀ + 2·S₁
 //   S₀, S₁, S₂ = sums of g·x, g·x·q, g·x·xh over the batch, g = ∂L/∂y
 //
-// The part with α stays in here: without it forward is 1% faster and backward 6% (784 to 128, batch
-// 256, one core of a Zen 5), while the matrix products in its place would cost 20% and 25%.
+// The part with α is computed in here too. Without it forward is 1% faster and backward 6% (784 to
+// 128, batch 256, one core of a Zen 5), but matrix products in its place would cost 20% and 25%.
 #pragma once
 #include "loops.h"
 #include "math.h"
@@ -21,16 +21,16 @@ namespace MISHKIT_ISA {
 
 // ---- the logistic function ----------------------------------------------------------------------
 
-// 2^z = 2^k·(a + r)/(a − r) with k whole, |r| ≤ ½ and a = r·coth(w), w = r·ln 2/2. That is an even
-// function of r which takes few terms, fewer operations than a polynomial for 2^r: a division
-// follows anyway. Its coefficient of r^2k is that of w^2k in w·coth(w), times:
+// 2^z = 2^k·(a + r)/(a − r), with integer k, |r| ≤ ½ and a = r·coth(w), w = r·ln 2/2. a is an even
+// function of r that needs few terms, and fewer operations than a polynomial for 2^r, since a
+// division follows anyway. Its coefficient of r^2k is that of w^2k in w·coth(w), times:
 static constexpr double scaled(double c, int k) {
   constexpr double half_ln2 = 0.34657359027997265;
   for (c /= half_ln2; k; k--) c *= half_ln2 * half_ln2;
   return c;
 }
 constexpr double coth_full[] = {scaled(1.0, 0), scaled(1.0 / 3, 1), scaled(-1.0 / 45, 2)};
-// The last one shares out the error of the one left out.
+// The last coefficient is adjusted to compensate for the omitted one.
 constexpr double coth_half[] = {scaled(1.0, 0), scaled(0.99826 / 3, 1)};
 constexpr double coth_double[] = {scaled(1.0, 0),
                                   scaled(1.0 / 3, 1),
@@ -42,7 +42,7 @@ constexpr double coth_double[] = {scaled(1.0, 0),
                                   scaled(4.0 / 18243225, 7)};
 
 template <class T> struct Rounded {
-  Vec<T> r;      // z less the nearest whole number k
+  Vec<T> r;      // z minus the nearest integer k
   Vec<T> power;  // k with AVX-512, elsewhere 2^k
 };
 #if defined(__AVX512F__)
@@ -58,17 +58,17 @@ MISHKIT_INLINE Rounded<double> rounded(Vec<double> z) {
 template <class T> MISHKIT_INLINE Rounded<T> rounded(Vec<T> z) {
   constexpr bool is_float = sizeof(T) == 4;
   constexpr int bias = is_float ? 127 : 1023, places = is_float ? 23 : 52;
-  // At bias + 1 the power is inf, and below 1 − bias nothing would be left of it beside 1.
+  // At bias + 1 the power is inf; below 1 − bias it would be negligible next to 1.
   z = min(Vec<T>(bias + 1.0), max(Vec<T>(1.0 - bias), z));
-  // Adding it rounds to a whole number, whose bits, with the bias, are the lowest.
+  // Adding this rounds to an integer, which, with the bias, is in the lowest bits.
   const Vec<T> magic = 1.5 * ((int64_t)1 << places) + bias;
   Vec<T> t = z + magic;
   return {z - (t - magic), from_bits<T>(bits_of(t) << places)};
 }
 #endif
 
-// 1/(1 + 2^z); the absolute error is at most 1e−7 (2.5e−16 for double), 3e−7 at Accuracy::half.
-// 0 and 1 are reached where 2^z leaves the type; NaN gives NaN.
+// 1/(1 + 2^z). The absolute error is at most 1e−7 (2.5e−16 for double), or 3e−7 at Accuracy::half.
+// Gives exactly 0 and 1 where 2^z leaves the type's range; NaN gives NaN.
 template <Accuracy accuracy, class T> MISHKIT_INLINE Vec<T> logistic2(Vec<T> z) {
   auto [r, power] = rounded(z);
   Vec<T> s = r * r, a;
@@ -94,7 +94,7 @@ template <class S> constexpr int place(int j) {
   return __is_same(S, BFloat16) ? j % 2 * VecOf<S>::lanes + j / 2 : j;
 }
 
-// The first `count` elements (at most a pair of vectors), zeros after them; and to there.
+// Loads the first `count` elements (at most a pair of vectors) followed by zeros; and stores them.
 template <class S>
 MISHKIT_INLINE void load_part(const S* p, int64_t count, VecOf<S>& a, VecOf<S>& b) {
   constexpr int size = 2 * VecOf<S>::lanes;
@@ -112,7 +112,7 @@ MISHKIT_INLINE void store_part(S* p, int64_t count, VecOf<S> a, VecOf<S> b) {
   memcpy(p, part, count * sizeof(S));
 }
 
-// The sum of a vector's lanes: its halves added, again and again.
+// The sum of a vector's lanes, by repeatedly adding its halves.
 #if defined(__AVX512F__)
 MISHKIT_INLINE __m256 halves_added(__m512 v) {
   return _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
@@ -133,7 +133,7 @@ template <class T, class Raw> MISHKIT_INLINE T sum_of_lanes(Raw v) {
   else return sum_of_lanes<T>(halves_added(v));
 }
 
-// factor·β, but finite even where that overflows: times x = 0 it must not give NaN.
+// factor·β, but finite even if that overflows: multiplied by x = 0 it must not give NaN.
 template <class T> MISHKIT_INLINE Vec<T> finite_multiple(Vec<T> beta, double factor) {
   constexpr double most = sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
   return min(Vec<T>(most), max(Vec<T>(-most), beta * Vec<T>(factor)));
@@ -148,7 +148,7 @@ template <class S> struct Neuron {
   static constexpr Accuracy accuracy = Computed<S>::accuracy;
   static constexpr int pair = 2 * V::lanes;
 
-  // Some α, β and γ of one output.
+  // A few α, β and γ of one output.
   template <class Arguments>
   static MISHKIT_INLINE_MEMBER void load_three(const Arguments& a, int64_t at, int64_t count,
                                                V (&alpha)[2], V (&beta)[2], V (&gamma)[2]) {
@@ -158,12 +158,12 @@ template <class S> struct Neuron {
   }
 
   // ---- forward ----------------------------------------------------------------------------------
-  // A task has some rows of the batch and some outputs. Blocks of its rows lie in the cache as a
-  // panel, for each output in turn. A sum over the columns is made of one sum a lane within a
-  // block, so its error is at most (block_columns/lanes + in/block_columns + 6)·2⁻²⁴ times the sum
-  // of the terms' magnitudes (2⁻⁵³ for float64).
+  // A task covers some rows of the batch and some outputs. Blocks of its rows are packed into a
+  // panel that stays in the cache for every output. A sum over the columns is made of one sum per
+  // lane within a block, so its error is at most (block_columns/lanes + in/block_columns + 6)·2⁻²⁴
+  // times the sum of the terms' magnitudes (2⁻⁵³ for float64).
 
-  static constexpr int tile_rows = vector_bytes == 64 ? 8 : 4;  // as registers allow
+  static constexpr int tile_rows = vector_bytes == 64 ? 8 : 4;  // limited by registers
   static constexpr int task_rows = 32, task_outputs = 32;
   static constexpr int block_columns = 4096 / sizeof(T);
   static_assert(task_outputs % pair == 0 && block_columns % pair == 0);
@@ -174,7 +174,7 @@ template <class S> struct Neuron {
     alignas(64) T sums[task_rows][task_outputs];
   };
 
-  // Rows of x, from `begin` on; zeros to the end of a pair of vectors.
+  // Rows of x, starting at column `begin`; padded with zeros to a whole pair of vectors.
   static void pack(const NeuronForward& a, int64_t row, int rows, int64_t begin, int64_t count,
                    ForwardScratch& scratch) {
     for (int r = 0; r < rows; r++) {
@@ -204,7 +204,7 @@ template <class S> struct Neuron {
     }
   }
 
-  // Adds half of what a block of columns gives for some rows and one output.
+  // Adds half the contribution of a block of columns, for some rows and one output.
   template <int rows>
   static MISHKIT_INLINE_MEMBER void tile(ForwardScratch& scratch, int row, int64_t width, int at) {
     V sum[rows];
@@ -255,7 +255,8 @@ template <class S> struct Neuron {
     return divided_up(a.batch, task_rows) * divided_up(a.out, task_outputs);
   }
   static void forward(const NeuronForward& a, void* scratch, int64_t begin, int64_t end) {
-    // Rows vary fastest: the parameters of one task's outputs are in the cache for the next.
+    // Rows vary fastest, so the parameters of one task's outputs are in the cache for the next
+    // task.
     const int64_t down = divided_up(a.batch, task_rows);
     for (int64_t task = begin; task < end; task++) {
       const int64_t row = task % down * task_rows, output = task / down * task_outputs;
@@ -266,19 +267,20 @@ template <class S> struct Neuron {
   }
 
   // ---- backward ---------------------------------------------------------------------------------
-  // A task has a slice of columns, one pair of vectors wide, and a chunk of the batch: the gradient
-  // of that part of the input is its own, those of the slice's parameters too unless there are
-  // several chunks. Sums over the batch are made of sums over block_rows rows, sums over outputs of
-  // sums over block_outputs, so that errors are at most (block_rows + batch/block_rows)·2⁻²⁴ and
-  // (block_outputs + out/block_outputs)·2⁻²⁴ times the sums of magnitudes.
+  // A task covers a slice of columns, one pair of vectors wide, and a chunk of the batch. It
+  // computes the gradient of that part of the input, and those of the slice's parameters unless
+  // there are several chunks. Sums over the batch are made of sums over block_rows rows, and sums
+  // over outputs of sums over block_outputs. So errors are at most (block_rows +
+  // batch/block_rows)·2⁻²⁴ and (block_outputs + out/block_outputs)·2⁻²⁴ times the sums of
+  // magnitudes.
 
   static constexpr int block_rows = 128, block_outputs = 256;
-  static constexpr int vectors_at_once = vector_bytes == 64 ? 2 : 1;  // as registers allow
+  static constexpr int vectors_at_once = vector_bytes == 64 ? 2 : 1;  // limited by registers
 
   struct BackwardScratch {
     alignas(64) T x[block_rows][pair];
-    alignas(64) T grad[block_rows][pair];   // half of the input's gradient by a block of outputs
-    alignas(64) T total[block_rows][pair];  // and by all blocks before it
+    alignas(64) T grad[block_rows][pair];   // half of the input's gradient from a block of outputs
+    alignas(64) T total[block_rows][pair];  // and from all blocks before it
   };
 
   // Transposes rows of grad.
@@ -300,7 +302,7 @@ template <class S> struct Neuron {
     V of[3][2];
   };
 
-  // One output, all rows of a block, n vectors from `first` on.
+  // One output, all rows of a block, n vectors starting at `first`.
   template <bool with_input, int n>
   static MISHKIT_INLINE_MEMBER void rows_of(BackwardScratch& scratch, const T* g, int rows,
                                             int first, const V (&alpha)[2], const V (&beta)[2],
@@ -361,7 +363,7 @@ template <class S> struct Neuron {
       sums_at[k] = a.sums[k] ? (T*)a.sums[k] + chunk * a.out * a.sum_stride + column
                              : (T*)(&scratch + 1) + k * a.out * pair;
     const int64_t sum_stride = a.sums[0] ? a.sum_stride : pair;
-    // Sums that are not the gradients themselves have rows of whole pairs.
+    // Sums that are not themselves the gradients have rows of whole pairs.
     const int64_t sum_count = sum_stride == a.in ? count : pair;
     const int64_t chunk_begin = chunk * a.chunk_rows;
     const int64_t chunk_end = at_most(a.batch, chunk_begin + a.chunk_rows);
@@ -428,7 +430,7 @@ template <class S> struct Neuron {
       task(a, *(BackwardScratch*)scratch, i / a.chunks * pair, i % a.chunks);
   }
 
-  // Adds up the chunks' sums, in their order.
+  // Adds up the sums of the chunks, in order.
   static void combine(const NeuronBackward& a, void*, int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; o++)
       for (int64_t column = 0; column < a.in; column += pair) {

@@ -1,4 +1,5 @@
-// What the binding knows of the neuron's kernels: plain data, the same for every instruction set.
+// What the binding knows about the neuron's kernels: plain data, the same for every instruction
+// set.
 #pragma once
 #include <cstdint>
 
@@ -17,12 +18,12 @@ struct NeuronForward {
 
 struct NeuronBackward {
   const void *grad, *input, *alpha, *beta, *gamma;
-  void* grad_input;  // or null: not wanted
+  void* grad_input;  // or null if not wanted
   void *grad_alpha, *grad_beta, *grad_gamma;
   // Between the passes, in the type that is computed in: grad transposed, (out, batch), and three
-  // sums over each chunk of the batch, rows of sum_stride elements. With one chunk they are the
-  // gradients themselves, or null where those have another type: then scratch has room for
-  // 3 × out × columns more.
+  // sums over each chunk of the batch, in rows of sum_stride elements. With one chunk the sums are
+  // the gradients themselves, or null if the gradients have another type; then scratch needs room
+  // for 3 × out × columns more elements.
   void* turned;
   void* sums[3];
   int64_t sum_stride;
@@ -30,21 +31,22 @@ struct NeuronBackward {
   int64_t batch, in, out;
 };
 
-// Works on a range of tasks, which do not depend on each other; may scribble over `scratch`, which
-// is aligned to 64 bytes.
+// Works on a range of tasks, which are independent of each other; may overwrite `scratch`, which is
+// aligned to 64 bytes.
 template <class Arguments>
 using NeuronKernel = void (*)(const Arguments&, void* scratch, int64_t begin, int64_t end);
 
 struct NeuronKernels {
   struct OfDtype {
-    int computed_size;        // bytes of an element of the type that is computed in
-    int64_t columns;          // of a slice
+    int computed_size;        // bytes per element of the type that is computed in
+    int64_t columns;          // per slice
     int64_t forward_scratch;  // bytes
     int64_t backward_scratch;
     int64_t (*forward_tasks)(const NeuronForward&);
     NeuronKernel<NeuronForward> forward;
-    // The passes of backward: a task is a row of the batch; a slice of columns and a chunk of the
-    // batch (chunks vary fastest); and, for several chunks, an output. Only the second has scratch.
+    // The passes of backward. A task is a row of the batch in the first; a slice of columns and a
+    // chunk of the batch (chunks vary fastest) in the second; and, if there are several chunks, an
+    // output in the third. Only the second uses scratch.
     NeuronKernel<NeuronBackward> turn, backward, combine;
   };
   OfDtype of[dtype_count];

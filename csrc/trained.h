@@ -1,9 +1,10 @@
-// The kernels for parameters that are trained: f(x), and in one pass the gradients towards x and the
-// parameters. The parameters are the same for a run of elements, or differ from lane to lane.
+// The kernels for trained parameters: f(x), and in one pass the gradients with respect to x and the
+// parameters. The parameters are either the same for a run of elements, or differ from lane to
+// lane.
 //
-// Work comes in parts that depend on the sizes alone, and every part has sums of its own, so results
-// don't depend on the number of threads. Within a part float sums cover at most `piece` elements a
-// lane before they go on in double.
+// Work is split into parts that depend only on the sizes, and every part has its own sums, so
+// results don't depend on the number of threads. Within a part, float sums cover at most `piece`
+// elements per lane before they are added up in double.
 #pragma once
 #include "loops.h"
 
@@ -31,7 +32,7 @@ template <class Function, class S, bool backward> struct Trained {
         out((S*)a.out),
         parameters((const T*)a.parameters) {}
 
-  // One vector: what becomes of x, and what it adds to the sums.
+  // Processes one vector: returns the result for x, and adds to the sums.
   MISHKIT_INLINE_MEMBER static V apply(const Function& function, V x, V grad, V* sums) {
     auto stage = function.start(x);
     if constexpr (!backward) {
@@ -104,7 +105,7 @@ template <class Function, class S, bool backward> struct Trained {
 
   // ---- short runs: rows, with a pattern of parameters for as many rows as fill whole vectors ----
 
-  // Where an element of a pair lies in its two vectors, one after the other.
+  // Where an element of a pair is in its two vectors, counted one after the other.
   static int place(int element) {
     if constexpr (__is_same(S, BFloat16)) return element % 2 * V::lanes + element / 2;
     else return element;
@@ -113,7 +114,7 @@ template <class Function, class S, bool backward> struct Trained {
 
   void rows(int64_t part, T* values) const {
     const int64_t row = a.channels * a.inner;
-    // Rows that are long enough for their end not to matter need not fill vectors.
+    // Rows so long that their partial last vector doesn't matter need not fill whole vectors.
     int64_t together = 1;
     while (row < long_row && row * together % pair) together++;
     const int64_t length = (row * together + pair - 1) / pair * pair;

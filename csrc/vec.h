@@ -1,9 +1,10 @@
-// One small vector type: Vec<float> and Vec<double>, with the lanes that the instruction set has.
+// A small vector type: Vec<float> and Vec<double>, with as many lanes as the instruction set has.
 //
-// Arithmetic is the compiler's vector extension, so any GCC or Clang target works; what it lacks
-// (fused multiply-add, tables, masks as bits, conversions, streaming) is below, an instruction set
-// a section. Memory is touched in pairs of vectors: 16-bit types split a register into even and
-// odd lanes by a shift and a mask, without a shuffle, and `Pair` hides that order.
+// Arithmetic uses the compiler's vector extension, so any GCC or Clang target works. What that
+// lacks (fused multiply-add, tables, masks as bits, conversions, streaming) is below, with a
+// section per instruction set. Memory is accessed in pairs of vectors: 16-bit types split a
+// register into even and odd lanes by a shift and a mask, without a shuffle, and `Pair` hides that
+// order.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -29,7 +30,7 @@ struct Float16 {
 
 }  // namespace mishkit
 
-// Everything below is built once an instruction set and must not be shared between them.
+// Everything below is built once per instruction set and must not be shared between them.
 namespace mishkit {
 namespace MISHKIT_ISA {
 
@@ -211,7 +212,7 @@ template <class T> MISHKIT_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { ret
 template <class T> MISHKIT_INLINE Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) { return fma(-a, b, c); }
 #endif
 
-// ---- tables: the entry that the lowest bits of each lane of i name -------------------------------
+// ---- tables: the entry selected by the lowest bits of each lane of i ----------------------------
 
 MISHKIT_INLINE Vec<float> lookup8(const float (&table)[8], Vec<float>::Ints i) {
 #if defined(__AVX512F__)
@@ -241,7 +242,7 @@ MISHKIT_INLINE Vec<float> lookup4(const float (&table)[4], Vec<float>::Ints i) {
 MISHKIT_INLINE Vec<float> lookup32(const float (&table)[32], Vec<float>::Ints i) {
   return _mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)i, _mm512_load_ps(table + 16));
 }
-// The bits of a where the mask has ones, those of b elsewhere.
+// The bits of a where the mask has ones, and those of b elsewhere.
 MISHKIT_INLINE Vec<float>::Ints merge_bits(Vec<float>::Ints a, Vec<float>::Ints b, int32_t mask) {
   return (Vec<float>::Ints)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)a,
                                                      (__m512i)b, 0xca);
@@ -249,8 +250,8 @@ MISHKIT_INLINE Vec<float>::Ints merge_bits(Vec<float>::Ints a, Vec<float>::Ints 
 #endif
 
 // ---- memory: pairs of vectors -------------------------------------------------------------------
-// load(p, a, b) and store(p, a, b) move 2·lanes elements. For a 16-bit type a and b may hold the
-// even and the odd elements; pair_bits and split_bits put the sides in the order of the elements.
+// load(p, a, b) and store(p, a, b) move 2·lanes elements. For a 16-bit type, a and b may hold the
+// even and the odd elements; pair_bits and split_bits put the sides into element order.
 
 enum class Store { cached, streaming };
 
@@ -293,7 +294,7 @@ MISHKIT_INLINE void load(const BFloat16* p, Vec<float>& a, Vec<float>& b) {
   a = from_bits<float>(both << 16);
   b = from_bits<float>(both & (int32_t)0xffff0000);
 }
-// To nearest, ties to even. A NaN made from 16-bit operands has zeros below and stays a NaN.
+// To nearest, ties to even. A NaN widened from 16 bits has zeros in its low bits and stays a NaN.
 MISHKIT_INLINE Vec<float>::Ints round_to_bfloat16(Vec<float> a) {
   auto i = bits_of(a);
   return i + ((i >> 16) & 1) + 0x7fff;
@@ -342,7 +343,7 @@ template <Store how> MISHKIT_INLINE void store(Float16* p, Vec<float> a, Vec<flo
   vst1q_u16(&p->bits, (uint16x8_t)vcombine_f16(low, high));
 }
 #else
-// Scaling by 2^112 moves float16's exponents to float32's, subnormals included.
+// Scaling by 2^112 maps float16's exponents to float32's, subnormals included.
 MISHKIT_INLINE Vec<float> from_half_bits(Vec<float>::Ints h) {
   auto magnitude = (h & 0x7fff) << 13;
   auto scaled = from_bits<float>(magnitude) * Vec<float>(0x1p112);
@@ -380,7 +381,7 @@ template <Store how> MISHKIT_INLINE void store(Float16* p, Vec<float> a, Vec<flo
 }
 #endif
 
-// Spread the lowest bits of a word to its even places, and back.
+// Spread the lowest bits of a word to its even positions, and gather them again.
 MISHKIT_INLINE uint32_t spread(uint32_t bits) {
 #if defined(__BMI2__)
   return _pdep_u32(bits, 0x55555555);

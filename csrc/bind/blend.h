@@ -1,4 +1,4 @@
-// The operators of two functions in one (ops/blend.py). Included once a program, by bind.cpp.
+// The operators that combine two functions (ops/blend.py). Included once per program, by bind.cpp.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -8,8 +8,8 @@
 namespace mishkit {
 namespace {
 
-// (input or grad and input, f, its numbers, g, its numbers, t): every function has as many numbers as
-// the most that one has, and those that it has are the first.
+// (input or grad and input, f, its numbers, g, its numbers, t): each function is followed by as
+// many numbers as any function has at most; its own numbers come first.
 class BlendCall : public Operands {
  public:
   BlendCall(StableIValue* stack, bool backward)
@@ -61,7 +61,7 @@ class BlendCall : public Operands {
     }
     const int body = (int)(backward_ ? Bodies::backward : Bodies::forward);
     const bool streaming = !backward_ && streaming_pays(x, out, numel);
-    // In float a weight below this would be 0, and 0 times an infinite f(x) a NaN.
+    // A smaller weight would be 0 in float, and 0 times an infinite f(x) is NaN.
     constexpr double least = 1e-37;
     if (t_ < least || t_ == 1) {
       const int which = t_ == 1;

@@ -1,4 +1,4 @@
-// One call of an operator of one function: its arguments, and the kernel that is run. Included once a
+// One call of one function's operator: its arguments, and the kernel to run. Included once per
 // program, by bind.cpp.
 #pragma once
 #include <cstdint>
@@ -28,7 +28,7 @@ constexpr const char* names[] = {
 };
 constexpr int function_count = sizeof names / sizeof *names;
 
-// One call of one operator: takes the tensors off the stack, checks them, runs a kernel.
+// One call of one operator: takes the tensors off the stack, checks them and runs a kernel.
 class Call : public Operands {
  public:
   Call(int function, Bodies body, StableIValue* stack, int tensors)

@@ -1,4 +1,4 @@
-// The instruction sets of this library, and the one in use. Included once a program, by bind.cpp.
+// The instruction sets of this library, and the one in use. Included once per program, by bind.cpp.
 #pragma once
 #include <atomic>
 
@@ -27,7 +27,7 @@ namespace {
 
 constexpr int most_sets = 4;
 
-// Those that this library has and this CPU runs; the best one last.
+// The instruction sets that both this library and this CPU support, the best one last.
 struct Sets {
   const InstructionSet* set[most_sets];
   int count = 0;

@@ -1,5 +1,6 @@
 // The binding of the APTx layer: mishkit::aptx_layer and its backward, for torch's CPU tensors.
-// Included once a program, by bind.cpp. Schemas, fakes and plain-torch forms are in ops/neuron.py.
+// Included once per program, by bind.cpp. Schemas, fakes and plain-torch forms are in
+// ops/neuron.py.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -11,10 +12,10 @@
 namespace mishkit {
 namespace {
 
-// One call: takes the tensors off the stack, checks them, runs the kernels.
+// One call: takes the tensors off the stack, checks them and runs the kernels.
 class NeuronCall {
  public:
-  // (input, alpha, beta, gamma, delta) -> output; an empty delta is none.
+  // (input, alpha, beta, gamma, delta) -> output; an empty delta means none.
   static void forward(StableIValue* stack, uint64_t, uint64_t) {
     Inputs given(name, stack, 5);
     Tensor input = given.take(0), alpha = given.take(1), beta = given.take(2);
@@ -64,11 +65,11 @@ class NeuronCall {
   }
 
  private:
-  // Tasks that backward should have, for as many threads, and rows that a chunk of the batch should
-  // have at least.
+  // The number of tasks that backward should have, to occupy as many threads, and the least number
+  // of rows in a chunk of the batch.
   static constexpr int64_t wanted_tasks = 32, least_rows = 32;
   static constexpr const char* name = "aptx_layer";
-  // Work that one thread should have at least.
+  // The least work that is worth another thread.
   static constexpr int64_t thread_grain = 65536;
 
   NeuronCall(const Inputs& given, Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
@@ -118,7 +119,7 @@ class NeuronCall {
   static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
   void run_backward(NeuronBackward& a) const {
-    // By the shapes alone, so that results do not depend on the number of threads.
+    // Depends only on the shapes, so that results do not depend on the number of threads.
     const int64_t slices = divided_up(in_, kernels_.columns);
     const int64_t chunks = at_least_one(least(wanted_tasks / slices, batch_ / least_rows));
     a.chunk_rows = divided_up(batch_, chunks);
@@ -138,7 +139,7 @@ class NeuronCall {
     } else {
       scratch_bytes += 3 * out_ * kernels_.columns * kernels_.computed_size;
     }
-    // Turning an element takes about as long as four terms of the layer.
+    // Transposing an element takes about as long as four terms of the layer.
     run(kernels_.turn, a, batch_, 4 * batch_ * out_, 0);
     run(kernels_.backward, a, slices * a.chunks, elements(), scratch_bytes);
     if (a.chunks > 1) run(kernels_.combine, a, out_, a.chunks * out_ * in_, 0);
@@ -146,10 +147,11 @@ class NeuronCall {
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
   static int64_t at_least_one(int64_t a) { return a < 1 ? 1 : a; }
 
-  // From torch's allocator, so that it is seen and counted as any tensor is.
+  // From torch's allocator, so that it is tracked like any tensor.
   static Tensor scratch(int64_t bytes) { return Tensor::bytes(bytes); }
 
-  // Runs all tasks, in as many threads as the work is worth: elements of batch × out × in.
+  // Runs all tasks, with as many threads as the work justifies; counted in elements of batch × out
+  // × in.
   template <class Arguments>
   void run(NeuronKernel<Arguments> kernel, const Arguments& arguments, int64_t tasks, int64_t work,
            int64_t scratch_bytes) const {

@@ -1,5 +1,5 @@
-// What every elementwise operator does with its tensors: checks, layouts, threads. Included once a
-// program, by bind.cpp.
+// What every elementwise operator does with its tensors: checks, layouts, threads. Included once
+// per program, by bind.cpp.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -11,16 +11,17 @@
 namespace mishkit {
 namespace {
 
-// Elements that one thread should have at least: below it, waking another costs more.
+// The least number of elements per thread: below this, waking another thread costs more than it
+// saves.
 constexpr int64_t thread_grain = 16384;
-// Bytes of output from which writing past the caches pays: no last-level cache would keep it.
+// Output size in bytes above which bypassing the caches pays: no last-level cache would keep it.
 constexpr int64_t streaming_bytes = int64_t{32} << 20;
 constexpr uintptr_t streaming_alignment = 64;
 
-// work(begin, end) for parts of all elements.
+// Calls work(begin, end) for parts that cover all elements.
 template <class Work> void in_threads(int64_t numel, const Work& work) {
   if (numel <= thread_grain) return work(0, numel);
-  // Whole grains, so that no two threads share a byte of sides.
+  // Whole grains, so that no two threads share a byte of the side.
   constexpr int64_t unit = kernel_grain;
   struct Context {
     const Work& work;
@@ -34,12 +35,12 @@ template <class Work> void in_threads(int64_t numel, const Work& work) {
   MISHKIT_CALL(torch_parallel_for(0, (numel + unit - 1) / unit, thread_grain / unit, part, &context));
 }
 
-// The tensors of one call of an operator, by their places among its arguments.
+// The tensors of one operator call, by their positions among its arguments.
 class Operands : public Inputs {
  public:
   using Inputs::Inputs;
 
-  // The tensor that decides dtype and layout: dense, or made so.
+  // The tensor that determines dtype and layout; copied if it is not dense.
   Tensor leading(int place) {
     Tensor x = take(place);
     dtype_ = -1;
@@ -48,7 +49,7 @@ class Operands : public Inputs {
     if (dtype_ < 0) refuse("expected a tensor of float32, float64, bfloat16 or float16");
     return x.dense() ? static_cast<Tensor&&>(x) : x.clone();
   }
-  // Another input: brought to the layout of the leading one.
+  // Another input, converted to the layout of the leading one.
   Tensor following(int place, const Tensor& leading) {
     Tensor t = take(place);
     if (t.dtype != leading.dtype || !t.same_sizes(leading))
@@ -57,7 +58,7 @@ class Operands : public Inputs {
   }
 
  protected:
-  // Not in place, where the lines are in the cache already.
+  // Not in place, where the cache lines are already loaded.
   bool streaming_pays(const void* in, const void* out, int64_t numel) const {
     return numel * element_size(codes().dtype[dtype_]) >= streaming_bytes &&
            reinterpret_cast<uintptr_t>(out) % streaming_alignment == 0 && in != out;

@@ -1,5 +1,5 @@
-// The operators of every function, by the endings of ops/functions.py. Included once a program, by
-// bind.cpp.
+// The operators of every function, with the suffixes of ops/functions.py. Included once per
+// program, by bind.cpp.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -35,8 +35,8 @@ template <int function> struct Operators {
     stack[1] = side.release();
   }
 
-  // `out` may be the input itself. Where it has another layout, or is not dense, it is filled by
-  // a copy.
+  // `out` may be the input itself. If it has another layout or is not dense, the result is copied
+  // into it.
   static void write(Call& call, Tensor* side) {
     Tensor out = call.take(1);
     if (out.overlaps_itself())

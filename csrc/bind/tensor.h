@@ -1,5 +1,5 @@
-// Tensors as the binding sees them: what they say about themselves, layouts, making and copying.
-// Included once a program, by bind.cpp, as torch_c.h is.
+// Tensors as seen by the binding: their metadata, layouts, creation and copying. Included once per
+// program, by bind.cpp, like torch_c.h.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -16,7 +16,7 @@
 namespace mishkit {
 namespace {
 
-// Raises RuntimeError; torch throws, so that what unwinds is torch's own exception.
+// Raises RuntimeError. torch throws it, so what unwinds the stack is torch's own exception.
 [[noreturn]] __attribute__((cold)) void fail(const std::string& message) {
   aoti_torch_check(false, "", __FILE__, __LINE__, message.c_str());
   __builtin_unreachable();
@@ -56,8 +56,8 @@ int element_size(int32_t dtype) {
                                                         : 2;
 }
 
-// Memory fresh from the system costs a page fault every 4 KiB, many times the kernel itself; with
-// pages of 2 MiB nearly nothing. Only whole huge pages are asked for, so none is wasted.
+// Memory fresh from the system costs a page fault every 4 KiB, many times the cost of the kernel.
+// With 2 MiB pages it costs almost nothing. Only whole huge pages are requested, so none is wasted.
 void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t{2} << 20;
@@ -74,11 +74,11 @@ void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// A tensor that is owned here, with what it says about itself.
+// A tensor owned by this code, with its metadata.
 class Tensor {
  public:
   Tensor() = default;
-  // By way of the other one, so that the handle is freed where something below throws.
+  // Delegates to the other constructor, so that the handle is freed if something below throws.
   explicit Tensor(AtenTensorHandle handle) : Tensor() {
     handle_ = handle;
     MISHKIT_CALL(aoti_torch_get_dim(handle, &dim));
@@ -115,7 +115,7 @@ class Tensor {
     MISHKIT_CALL(aoti_torch_clone(handle_, &handle));
     return Tensor(handle);
   }
-  // Uninitialised, with this one's (dense) layout: a result.
+  // An uninitialised result with this tensor's (dense) layout.
   Tensor empty_like() const {
     Tensor t = empty(dim, sizes, strides, dtype);
     advise_huge_pages(t.mutable_data(), numel * element_size(dtype));
@@ -153,7 +153,7 @@ class Tensor {
     return slot;
   }
 
-  // Its elements fill one run of memory without gaps, in whichever order of the dimensions.
+  // Whether its elements fill one run of memory without gaps, in any order of dimensions.
   bool dense() const {
     int64_t run = 1;
     int i = (int)dim - 1;
@@ -168,7 +168,7 @@ class Tensor {
   bool same_sizes(const Tensor& other) const {
     return dim == other.dim && memcmp(sizes, other.sizes, dim * sizeof *sizes) == 0;
   }
-  // Two of its elements share memory for certain: an expanded dimension.
+  // Whether two of its elements certainly share memory: an expanded dimension.
   bool overlaps_itself() const {
     if (numel < 2) return false;
     for (int64_t i = 0; i < dim; i++)
@@ -202,8 +202,8 @@ class Tensor {
   AtenTensorHandle handle_ = nullptr;
 };
 
-// The tensors that an operator is given, which come first among its arguments. They are owned from
-// the beginning: whatever is refused, and whenever, all of them are freed.
+// The tensors among an operator's arguments, which come first. They are owned from the start, so
+// all of them are freed whatever is rejected, and whenever.
 class Inputs {
  public:
   Inputs(const char* name, const StableIValue* stack, int count) : name_(name), count_(count) {

@@ -1,5 +1,5 @@
-// Calls with trained parameters: checks, the split of the work, and the sums. Included once a program,
-// by bind.cpp.
+// Calls with trained parameters: checks, splitting the work, and the sums. Included once per
+// program, by bind.cpp.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -9,8 +9,8 @@
 namespace mishkit {
 namespace {
 
-// Parts of the work with trained parameters: by sizes alone, so that the order of the sums is the
-// same for any number of threads.
+// How many parts the work with trained parameters has. Depends only on the sizes, so that the order
+// of summation is the same for any number of threads.
 int64_t parts_of(const TrainedArguments& a, int64_t parameters) {
   constexpr int64_t most = 64, most_sums = 1 << 17;
   int64_t by_work = (a.outer * a.channels * a.inner + thread_grain - 1) / thread_grain;
@@ -19,7 +19,7 @@ int64_t parts_of(const TrainedArguments& a, int64_t parameters) {
   return parts < most ? parts : most;
 }
 
-// Elements of scratch that a parameter takes: its pattern, and sums of the same shape.
+// Scratch elements per parameter: its pattern, and sums of the same shape.
 int64_t pattern_elements(const TrainedArguments& a) {
   if (a.channels == 1 || a.inner >= long_run) return 0;
   int64_t row = a.channels * a.inner;
@@ -41,13 +41,13 @@ void run(TrainedKernel kernel, const TrainedArguments& arguments, int64_t scratc
   MISHKIT_CALL(torch_parallel_for(0, arguments.parts, 1, part, &context));
 }
 
-// One call of an operator whose parameters come in a tensor.
+// One call of an operator whose parameters are passed as a tensor.
 class TrainedCall : public Call {
  public:
   TrainedCall(int function, StableIValue* stack, int tensors)
       : Call(function, Bodies::forward, stack, tensors, Unread{}) {}
 
-  // The trained parameters: a row each of one number, or of one for each channel of x.
+  // The trained parameters: one row each, of one number or one per channel of x.
   Tensor trained(int place, const Tensor& x) {
     Tensor p = take(place);
     const int32_t wide = x.dtype == double_code() ? x.dtype : codes().dtype[(int)Dtypes::float32];
@@ -67,7 +67,7 @@ class TrainedCall : public Call {
     trained_.parameters = p.data();
     return p;
   }
-  // With one number a parameter the forward pass is that of fixed parameters.
+  // With one number per parameter, the forward pass is the same as for fixed parameters.
   bool is_fixed() const { return trained_.channels == 1; }
   void fix() {
     for (int i = 0; i < function_.parameter_count; i++)
@@ -81,7 +81,7 @@ class TrainedCall : public Call {
                  pattern_elements(trained_) * function_.parameter_count *
                      (dtype_ == (int)Dtypes::float64 ? 8 : 4));
   }
-  // The gradients of the parameters; the sums of all parts, in their order.
+  // The gradients of the parameters: the sums of all parts, added in order.
   Tensor run_trained_backward(const Tensor& parameters) {
     trained_.parts = parts_of(trained_, function_.parameter_count);
     const int64_t count = parameters.numel, size = trained_.parts * count, one = 1;

@@ -1,14 +1,14 @@
-// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha + 1)·e + (alpha − 1))/(e + 1) with
-// e = exp(2·beta·x), which keeps every digit in both tails. For alpha < 0 that is written in 1/e:
-// then the smaller of the two limits is the one at e = 0, to which e goes on falling, and not the one
-// at large e, which stops at exp(near).
+// APTx: (alpha + tanh(beta·x))·gamma·x = x·gamma·((alpha + 1)·e + (alpha − 1))/(e + 1) with e =
+// exp(2·beta·x), which keeps every digit in both tails. For alpha < 0 it is written in 1/e: then
+// the smaller of the two limits is at e = 0, which e approaches all the way, and not at large e,
+// which stops at exp(near).
 #pragma once
 #include "silu.h"
 
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// Of g(u) = u·(alpha + tanh u): the u of its minimum, for |alpha| < 1. There g' rises through 0.
+// For g(u) = u·(alpha + tanh u): the u of its minimum, for |alpha| < 1. g' rises through 0 there.
 static inline double aptx_turn(double alpha) {
   double low = -1.2, high = 1.2;
   for (;;) {
@@ -23,15 +23,15 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   using T = typename V::Scalar;
   static constexpr bool has_turn = true;
   static constexpr int parameter_count = 3;
-  static constexpr double near = 40.0;  // above it σ rounds to 1, in double too
+  static constexpr double near = 40.0;  // above this σ rounds to 1, in double too
   static constexpr double largest =
       sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
 
   V gamma, from, to;     // alpha ∓ 1: the weight of gamma·x at e = 0, and at the other end
   Factor<T> sharpness;   // ±2·beta
-  V base, height, top;   // the weight of x is base + height·σ, which ends at top
-  V low, high;                 // where x is clamped for the exponential
-  V least, most;               // where x is clamped for itself: inf·0 would be a NaN
+  V base, height, top;   // the weight of x is base + height·σ, and its limit is top
+  V low, high;                 // bounds that x is clamped to for the exponential
+  V least, most;               // bounds that x is clamped to for its own use: inf·0 would be a NaN
   double alpha, beta, gamma_exact;  // for the minimum
 
   explicit APTx(const double* p)
@@ -121,15 +121,15 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     MISHKIT_INLINE_MEMBER V df(typename Base::Stage s) const { return Base::df(s) * height; }
   };
 
-  // alpha < 1: no table, so g is inverted. Newton's method for v = u − turn, between brackets that
-  // close by bisection where it strays. g − g_min = v·d + turn·(d − s·v), with d = tanh u −
-  // tanh turn and s = tanh' turn, keeps its digits beside the minimum, where it is a parabola: its
-  // root is what is nearly linear in v.
+  // alpha < 1: there is no table, so g is inverted. Newton's method for v = u − turn, between
+  // brackets that close by bisection where a step leaves them. g − g_min = v·d + turn·(d − s·v),
+  // with d = tanh u − tanh turn and s = tanh' turn, keeps its digits near the minimum, where it is
+  // a parabola. The iteration uses the square root of g − g_min, which is nearly linear in v.
   static bool iterates(const double* p) { return p[0] != 1; }
   template <class S> struct Iterated : Iterating {
-    static constexpr double end = 25;  // |u| from which the slope is its limit
+    static constexpr double end = 25;  // the |u| beyond which the slope equals its limit
     static constexpr int most_steps = 80;
-    // Newton's method squares a step this small into one below the last place.
+    // After a step this small, Newton's next step would be below the last place.
     static constexpr double settled = sizeof(T) == 4 ? 0x1p-11 : 0x1p-26;
     V scale, scale_low, gamma;
     Mask<T> mirrored;
@@ -153,7 +153,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       V above, rise;  // g − g_min and g'
     };
     MISHKIT_INLINE_MEMBER At at(V v) const {
-      // tanh v = e/(e + 2) with e = exp(2v) − 1, in one fraction with what it is divided by.
+      // tanh v = e/(e + 2) with e = exp(2v) − 1, combined with its divisor into one fraction.
       V e = expm1<accuracy>(v + v);
       V r = V(1.0) / fma(t0, e, e + V(2.0));
       V d = s0 * e * r;
@@ -174,13 +174,14 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       V above = sum_of_product(y, scale, y * scale, depth_high);
       above = min(limit, max(lowest, fma(y, scale_low, above) + depth_low));
       V root = sqrt(above);
-      // Between the parabola of the minimum and the straight line far out, whose slope is 1 ± alpha.
+      // Between the parabola of the minimum and the straight line far out, whose slope is 1 ±
+      // alpha.
       V line = (above - depth_high) * select(right, per_slope_right, per_slope_left);
       V v = max(root * per_root, select(right, line - bottom, line + bottom));
       v = min(abs(far), v);
       return {root, select(right, v, -v), V(0.0), far, less(V(0.0), root)};
     }
-    // Moves once; says whether it is done.
+    // Takes one step; returns whether the iteration is finished.
     MISHKIT_INLINE_MEMBER bool settle(Stage& s) const {
       At here = at(s.v);
       V size = sqrt(max(V(0.0), here.above));
@@ -191,7 +192,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
       Mask<T> inside = less_equal((newton - s.low) * (newton - s.far), V(0.0));
       V next = select(inside, newton, (s.low + s.far) * V(0.5));
       Mask<T> moves = less(abs(s.v) * V(settled), abs(next - s.v)) & s.unsettled;
-      // A lane that has settled stays, so that no result depends on its neighbours.
+      // A lane that has settled stays unchanged, so that no result depends on its neighbours.
       s.v = select(s.unsettled, next, s.v);
       s.unsettled = moves;
       return !to_bits(moves);
@@ -208,7 +209,7 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
     return select(less(alpha, V(0.0)), V(-1.0), V(1.0));
   }
   MISHKIT_INLINE_MEMBER void set_bounds() {
-    // Where beta is next to nothing, numbers that a product without rounding can still split.
+    // If beta is nearly 0: numbers that can still be split for an exact product.
     const V end = largest / (sizeof(T) == 4 ? 0x1p14 : 0x1p28);
     V a = V(exp_floor<T>) / sharpness.high, b = V(near) / sharpness.high;
     low = max(-end, min(a, b)), high = min(end, max(a, b));
@@ -220,8 +221,8 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   }
 };
 
-// The same where some alpha is so near 0 that the weight is small beside its limits at x = 0. There
-// it is computed by tanh itself; other lanes stay as they are.
+// The same if some alpha is so near 0 that near x = 0 the weight is small compared with its limits.
+// There it is computed from tanh itself; other lanes are left unchanged.
 template <class V, Accuracy accuracy>
 struct APTx<V, accuracy>::Balanced : APTx<V, accuracy> {
   using Base = APTx<V, accuracy>;

@@ -1,20 +1,20 @@
-// What every function class has. A class `Name` of Name.h is a template on the vector V that it
-// computes in, and says
+// What every function class has. A class `Name` in Name.h is a template on the vector type V that
+// it computes in, and defines
 //
 //   has_turn, minimum()     whether it falls to a minimum, and what that is
 //   parameter_count         how many doubles its constructor reads (0: derive from Parameterless)
-//   Stage, start(x)         the part with the exponential, in one place for f, f' and f''; stage.x
-//                             is x itself beside a minimum
+//   Stage, start(x)         the part with the exponential, shared by f, f' and f''; stage.x is x
+//                             itself near a minimum
 //   f, df, d2f (stage)      the function and its derivatives
 //   Output<S>               the derivative from the output, which was stored as S:
 //                             Stage, start(y, right), df(stage)
 //
-// and, where its parameters can be trained (derive from Trainable),
+// and, if its parameters can be trained (derive from Trainable),
 //
 //   a constructor from an array of V   parameters that differ from lane to lane
-//   dp(stage, V*)                      the derivatives towards the parameters
+//   dp(stage, V*)                      the derivatives with respect to the parameters
 //
-// No finite x gives a NaN, ±inf gives the limit, NaN gives NaN.
+// No finite x gives a NaN, ±inf gives the limit, and NaN gives NaN.
 #pragma once
 #include "../math.h"
 
@@ -28,13 +28,13 @@ struct Parameterless {
 struct Monotone {
   static constexpr bool has_turn = false;
 };
-// Where some parameters ask for a formula of its own, Variant is the class that has it, and
-// `varies` says whether any of an array of first parameters does.
+// If some parameters need a formula of their own, Variant is the class that has it, and `varies`
+// tells whether any of an array of first parameters needs it.
 struct Trainable {
   using Variant = void;
 };
-// Where f has its minimum, as a parabola there: y + (bend·(x − turn))², as exactly as float can tell
-// up to `reach` above y.
+// The minimum of f, as the parabola y + (bend·(x − turn))², which float can't distinguish from f up
+// to `reach` above y.
 struct Minimum {
   double turn, y, bend, reach;
   constexpr Minimum(double turn, double y, double bend)
@@ -43,10 +43,10 @@ struct Minimum {
       : turn(turn), y(y), bend(bend), reach(reach) {}
 };
 template <class Fit> constexpr Minimum minimum_of{Fit::turn, Fit::y_min, Fit::bend};
-// f' is 0 on a whole side. There no gradient passes, not even an infinite one, as in torch's own.
+// f' is 0 on one whole side. No gradient passes there, not even an infinite one, as in torch's own.
 struct Dead {};
-// A decoder of outputs that takes steps, all vectors of a block together: settle(stage) takes one
-// and says whether it was the last.
+// A decoder of outputs that iterates, with all vectors of a block in lockstep: settle(stage) takes
+// one step and returns whether it was the last.
 struct Iterating {};
 template <class Class> constexpr bool iterates = __is_base_of(Iterating, Class);
 template <class Base, class Class> constexpr bool is_base_of = __is_base_of(Base, Class);

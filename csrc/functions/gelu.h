@@ -1,4 +1,4 @@
-// GELU, exact: x·Φ(x).
+// Exact GELU: x·Φ(x).
 #pragma once
 #include "inverse.h"
 
@@ -12,7 +12,7 @@ template <class V, Accuracy accuracy> struct GELU : Parameterless {
   static constexpr Minimum minimum() { return minimum_of<df_y::GELUFloat32>; }
 
   struct Stage {
-    V x, size;    // size: |x|, or where its tail is 0
+    V x, size;    // size: |x|, clamped where its tail is 0
     Normal<T> n;  // of size
   };
   MISHKIT_INLINE_MEMBER Stage start(V x) const {

@@ -1,4 +1,4 @@
-// GELU, tanh form: x·σ(w), w = 2√(2/π)·(x + 0.044715·x³).
+// Tanh form of GELU: x·σ(w), w = 2√(2/π)·(x + 0.044715·x³).
 #pragma once
 #include "inverse.h"
 
@@ -12,11 +12,11 @@ template <class V, Accuracy accuracy> struct GELUTanh : Parameterless {
   static constexpr Minimum minimum() { return minimum_of<df_y::GELUTanhFloat32>; }
   static constexpr double linear = 1.5957691216057307118;
   static constexpr double cubic = linear * 0.044715;
-  static constexpr double near = 7.5;  // above it σ(w) rounds to 1
+  static constexpr double near = 7.5;  // above this σ(w) rounds to 1
   static constexpr double far = 24.0;  // below −far w is below exp_floor
 
   struct Stage {
-    V x, c, e;  // c: x within [−far, near], e = exp(w(c))
+    V x, c, e;  // c: x clamped to [−far, near]; e = exp(w(c))
   };
   MISHKIT_INLINE_MEMBER Stage start(V x) const {
     V at_least = max(V(-far), x);
@@ -29,12 +29,12 @@ template <class V, Accuracy accuracy> struct GELUTanh : Parameterless {
     if constexpr (accuracy == Accuracy::half) {
       e = exp<accuracy>(max(V(exp_floor<T>), w));
     } else {
-      // w in two parts: its rounding would be magnified up to 87 times by the exponential.
+      // w in two parts, because the exponential would magnify its rounding error up to 87 times.
       V carried = slope - bow;
       V slope_rest = (bow - (slope - carried)) + (V(linear) - carried);
       slope_rest = slope_rest + product_rest(square, V(cubic), bow);
       slope_rest = fma(product_rest(c, c, square), V(cubic), slope_rest);
-      if constexpr (sizeof(T) == 4)  // what float32 lacks of the two constants
+      if constexpr (sizeof(T) == 4)  // the rounding errors of the two constants in float32
         slope_rest = slope_rest + fma(square, V(cubic - (float)cubic), V(linear - (float)linear));
       e = exp<accuracy>(max(V(exp_floor<T>), w), fma(c, slope_rest, product_rest(c, slope, w)));
     }

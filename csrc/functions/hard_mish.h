@@ -10,7 +10,7 @@ template <class V, Accuracy accuracy> struct HardMish : Dead {
   static constexpr bool has_turn = true;
   static constexpr int parameter_count = 1;
   double k;
-  V slope, joint;  // 1/k; where the quadratic part ends
+  V slope, joint;  // 1/k, and where the quadratic part ends
   explicit HardMish(const double* p)
       : k(p[0]), slope(1 / p[0]), joint(p[0] - 3) {}
   Minimum minimum() const {
@@ -20,7 +20,7 @@ template <class V, Accuracy accuracy> struct HardMish : Dead {
     if (to_joint < m.reach) m.reach = to_joint;
     return m;
   }
-  // Below k = 3/2 the joint is the minimum: right of it everything is straight.
+  // If k < 3/2 the minimum is at the joint, and f is straight to the right of it.
   static bool is_kinked(double k) { return k < 1.5; }
 
   struct Stage {

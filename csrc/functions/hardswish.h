@@ -1,4 +1,4 @@
-// Hard-swish: hard_mish(6).
+// Hard-swish: hard_mish with k = 6.
 #pragma once
 #include "hard_mish.h"
 

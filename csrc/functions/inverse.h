@@ -1,7 +1,7 @@
-// The derivative from the output, for functions whose inverse has no closed form.
+// The derivative from the output, for functions without a closed-form inverse.
 //
-// float, BFloat16 and Float16 outputs meet the polynomials of df_y_tables.h, which says how they
-// are made up; tools/fit_df_y.py makes them. double outputs are inverted by Newton's method.
+// float, BFloat16 and Float16 outputs use the polynomials of df_y_tables.h, which describes their
+// form; tools/fit_df_y.py generates them. double outputs are inverted by Newton's method.
 #pragma once
 #include "df_y_tables.h"
 #include "function.h"
@@ -9,22 +9,23 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-// What centres the gradients that share one output, for outputs stored as S beside a minimum of
-// −depth. Where f is a parabola the gradient is a root of y − y_min, and the middle of those between
-// the roots of a − h and a + h is the root of (a + √(a² − h²))/2, or of a quarter of the most in the
-// lowest interval, which begins with 0. So y − y_min is shifted, and raised to `least`.
+// How to centre the gradients that share one output, for outputs stored as S near a minimum of
+// −depth. Where f is a parabola, the gradient is the root of y − y_min. The gradients sharing an
+// output lie between the roots of a − h and a + h, and their midpoint is the root of (a + √(a² −
+// h²))/2. In the lowest interval, which begins with 0, it is the root of a quarter of the upper
+// end. So y − y_min is shifted, and raised to at least `least`.
 struct Centring {
   double shift = 0, least = 0;
 };
 template <class S> static inline Centring centring(double depth) {
-  // double is inverted as it is, and beside a minimum of 0 no digit of y is lost.
+  // double is inverted as it is, and near a minimum of 0 no digit of y is lost.
   if (sizeof(S) == 8 || depth == 0) return {};
   constexpr int precision = sizeof(S) == 4 ? 24 : __is_same(S, BFloat16) ? 8 : 11;
   int exponent;
   __builtin_frexp(depth, &exponent);
   double unit = __builtin_ldexp(1.0, exponent - precision);
   double rounded = __builtin_rint(depth / unit) * unit;
-  // Towards 0 a power of two has its neighbour at half the distance.
+  // Below a power of two the spacing of numbers is halved.
   if (__builtin_frexp(rounded, &exponent) == 0.5) unit /= 2;
   double lowest = depth - rounded, next = lowest + unit;
   double least = (lowest + unit / 2) / 4;
@@ -36,7 +37,7 @@ template <class Fit> struct Fitted : Parameterless {
   using Parameterless::Parameterless;
   using V = Vec<float>;
   struct Stage {
-    V t;  // less the centre of its piece
+    V t;  // minus the centre of its piece
     V::Ints piece;
   };
 
@@ -56,7 +57,7 @@ template <class Fit> struct Fitted : Parameterless {
   MISHKIT_INLINE_MEMBER static Stage staged(V y, V above, Mask<float> right) {
     const Mask<float> tail = and_not(less(V(Fit::y_tail), y), right);
     V root = sqrt(select(tail, abs(y), above));
-    // The piece is chosen by y: choosing it by t would put the root before the tables.
+    // The piece is chosen by y: choosing it by t would delay the tables until the root is known.
     V::Ints piece = plus_where(V::Ints{} + 1, tail, -1);
     piece = plus_where(piece, right & less(V(Fit::break1), y), 1);
     piece = plus_where(piece, right & less(V(Fit::break2), y), 1);
@@ -64,28 +65,28 @@ template <class Fit> struct Fitted : Parameterless {
   }
 };
 
-// The same table for outputs stored as S that are not those of the function but scale·y is.
+// The same table for outputs stored as S where scale·y, and not y, is the output of its function.
 template <class Fit, class S> struct ScaledFit : Fitted<Fit> {
   using Base = Fitted<Fit>;
   using typename Base::Stage;
   using V = Vec<float>;
   V high, low;  // the scale, to more digits than float has
-  V most;       // an output beyond the table, so that inf·low stays a number
-  V offset, rest, least;  // offset + rest: the depth of the minimum, and what centres
+  V most;       // an output beyond the table, so that inf·low doesn't become NaN
+  V offset, rest, least;  // offset + rest: the depth of the minimum, and the centring
 
   explicit ScaledFit(double scale)
       : Base(nullptr),
         high(scale),
         low(scale - (double)(float)scale),
         most(2 * Fit::y_max / scale) {
-    // These outputs are rounded otherwise than those that the table was centred for.
+    // These outputs round differently from those that the table was centred for.
     Centring centring = MISHKIT_ISA::centring<S>(-Fit::y_min / scale);
     double depth = -Fit::y_min + scale * centring.shift;
     offset = depth, rest = depth - (double)(float)depth;
     least = scale * centring.least;
   }
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<float> right) const {
-    // The very number that y_max leads to.
+    // Exactly the number that y_max leads to.
     constexpr float end = (Fit::y_max + Fit::y_min_hi) + Fit::y_min_lo;
     y = min(most, y);
     V scaled = y * high;
@@ -95,7 +96,7 @@ template <class Fit, class S> struct ScaledFit : Fitted<Fit> {
   }
 };
 
-// Newton's method between brackets that close by bisection where it strays.
+// Newton's method between brackets that close by bisection where a step leaves them.
 template <class Function> struct Inverted {
   using V = Vec<double>;
   Function function;
@@ -106,7 +107,7 @@ template <class Function> struct Inverted {
 
   MISHKIT_INLINE_MEMBER Stage start(V y, Mask<double> right) const {
     const V turn = function.minimum().turn;
-    // Every function of this family is at least x − 1, and on the right past 1 before x = 3.
+    // Functions of this family are at least x − 1, and on the right exceed 1 before x = 3.
     V low = select(right, turn, V(-800.0));
     V high = select(right, max(V(0.0), y) + V(3.0), turn);
     V x = select(right, max(turn + V(1.0), y), turn - V(1.0));
@@ -122,7 +123,7 @@ template <class Function> struct Inverted {
       Mask<double> above_low = less(low, newton), below_high = less(newton, high);
       V middle = (low + high) * V(0.5);
       V next = select(above_low, select(below_high, newton, middle), middle);
-      // A lane that has settled stays, so that no result depends on its neighbours.
+      // A lane that has settled stays unchanged, so that no result depends on its neighbours.
       Mask<double> moves = less(abs(x) * V(0x1p-52), abs(next - x)) & unsettled;
       x = select(moves, next, x);
       unsettled = moves;
@@ -143,8 +144,8 @@ template <class Function> struct ScaledInverse : Inverted<Function> {
   }
 };
 
-// The decoder for outputs that were stored as S, and for those that must be scaled: bfloat16 may
-// round these finer than the function's own, which its table is made for.
+// The decoder for outputs stored as S, and for those that must be scaled. bfloat16 may round scaled
+// outputs more finely than the function's own, which its table is made for.
 template <class Function, class ForFloat, class ForBFloat16, class ForFloat16, class S>
 struct Decoder;
 template <class Function, class F, class B, class H> struct Decoder<Function, F, B, H, double> {

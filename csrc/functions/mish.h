@@ -10,7 +10,8 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
   static constexpr Minimum minimum() { return minimum_of<df_y::MishFloat32>; }
-  // Above it n/(n + 2) rounds to 1, in double too; e is a power of two there, so that n·(1/n) is 1.
+  // Above this n/(n + 2) rounds to 1, in double too. e is a power of two here, so that n·(1/n) is
+  // 1.
   static constexpr double near = 19.40812110900879;
 
   struct Stage {
@@ -23,11 +24,12 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
   // e(e + 2) with one rounding.
   MISHKIT_INLINE_MEMBER V n_of(Stage s) const { return fma(s.e, s.e, s.e + s.e); }
 
-  // The quotient first: x·n overflows where x is large.
+  // Divide first: x·n overflows for large x.
   MISHKIT_INLINE_MEMBER V f(Stage s) const {
     if constexpr (accuracy == Accuracy::full && sizeof(T) == 4) {
-      // n/(n + 2) is e − e·(e² + e)/(n + 2), and 1 − 2/(n + 2). Each has small roundings where it is
-      // taken, left of 0 and right of it, and with a = min(e, 1) they are the same.
+      // n/(n + 2) equals e − e·(e² + e)/(n + 2), and 1 − 2/(n + 2). Each has small rounding errors
+      // where it is used, left of 0 and right of it, and with a = min(e, 1) they are the same
+      // formula.
       V a = min(V(1.0), s.e);
       V d = fma(s.e, s.e + V(2.0), V(2.0));
       return s.x * fnma(a, fma(a, a, a) / d, a);

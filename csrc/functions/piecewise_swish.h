@@ -13,7 +13,7 @@ template <class V, Accuracy accuracy> struct PiecewiseSwish : Parameterless {
   explicit PiecewiseSwish(const double* p) : Parameterless(p) {}
   static constexpr Minimum minimum() { return Of::minimum(); }
 
-  // With z = x or 2x, whichever is more, f is x·σ(z), and its slope is silu's at z.
+  // With z = max(x, 2x), f is x·σ(z), and its slope is that of silu at z.
   struct Stage {
     V x;
     typename Of::Stage at;

@@ -15,7 +15,7 @@ template <class V, Accuracy accuracy> struct ReLU : Parameterless, Monotone, Dea
   MISHKIT_INLINE_MEMBER V f(Stage s) const { return max(V(0.0), s.x); }
   MISHKIT_INLINE_MEMBER V df(Stage s) const { return step(s.x); }
   MISHKIT_INLINE_MEMBER V d2f(Stage) const { return V(0.0); }
-  // As torch does: 0 at 0, and a NaN lets the gradient through.
+  // Like torch: 0 at 0, and NaN inputs let the gradient through.
   MISHKIT_INLINE_MEMBER static V step(V x) {
     return select(less_equal(x, V(0.0)), V(0.0), V(1.0));
   }

@@ -10,7 +10,7 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
   static constexpr Minimum minimum() { return minimum_of<df_y::SiLUFloat32>; }
-  static constexpr double near = 40.0;  // above it σ rounds to 1, in double too
+  static constexpr double near = 40.0;  // above this σ rounds to 1, in double too
 
   struct Stage {
     V x, e;

@@ -1,4 +1,4 @@
-// Swish: x·σ(beta·x), which is aptx(1, beta/2, 1/2).
+// Swish: x·σ(beta·x), which is aptx with alpha 1, beta/2 and gamma 1/2.
 #pragma once
 #include "aptx.h"
 
@@ -18,7 +18,7 @@ template <class V, Accuracy accuracy> struct Swish : APTx<V, accuracy> {
   explicit Swish(const V* p) : Base(As<V>(p).of_aptx) {}
 
   MISHKIT_INLINE_MEMBER V f(typename Base::Stage s) const {
-    return s.x * logistic<accuracy>(s.e);  // the weight less what is 0 and 1 of it
+    return s.x * logistic<accuracy>(s.e);  // aptx's f without the terms that are 0 or 1 here
   }
   MISHKIT_INLINE_MEMBER void dp(typename Base::Stage s, V* d) const {
     V all[3];

@@ -1,5 +1,5 @@
-// The table of functions: a header and a line each, in the order of src/mishkit/functions.
-// The name and the class: `mish` is the operator mishkit::mish, `Mish` the class of mish.h.
+// The table of functions: a header and a line for each, in the order of src/mishkit/functions. Each
+// line has name and class: `mish` is the operator mishkit::mish, `Mish` the class in mish.h.
 #pragma once
 #if defined(MISHKIT_ISA)
 #include "aptx.h"

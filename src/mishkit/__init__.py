@@ -1,10 +1,10 @@
 """mishkit: smooth activation functions at ReLU's price, for PyTorch.
 
     import mishkit as mk
-    y = mk.mish(x)                          # as torch.nn.functional.mish, many times faster
-    act = mk.Mish(save="output")            # as torch.nn.Mish, in ReLU's training memory
+    y = mk.mish(x)                          # like torch.nn.functional.mish, many times faster
+    act = mk.Mish(save="output")            # like torch.nn.Mish, with ReLU's training memory
 
-`mishkit.functional` says what every function takes.
+See `mishkit.functional` for the arguments that every function takes.
 """
 
 from typing import TYPE_CHECKING
@@ -21,14 +21,14 @@ from .neuron import APTxLayer, APTxNeuron, aptx_layer
 from .recompute import recompute
 from .registry import get, names, register
 
-if TYPE_CHECKING:  # what `__getattr__` brings
+if TYPE_CHECKING:  # provided by `__getattr__`
     from .surgery import Anneal, audit, lean, lean_functional, prune, swap, unswap
 
 _SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unswap")
 
 
 def __getattr__(name: str) -> object:
-    """What works on whole models is imported when it is first asked for."""
+    """Import what works on whole models only when it is first used."""
     if name not in _SURGERY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import surgery

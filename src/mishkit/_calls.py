@@ -1,4 +1,4 @@
-"""How the public functions are called: what all of them share, but the plainest case."""
+"""How the public functions are called: the code they share, except for the simplest case."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SAVE = get_args(Save)
 _NO_AUTOGRAD_WITH_OUT = "{}: out= doesn't support autograd; use torch.no_grad()"
 
 MOST_CHECKED = 1000
-"""Sets of parameters that are remembered to be right."""
+"""How many sets of valid parameters are remembered, so that they aren't checked again."""
 
 REFUSALS = (RuntimeError, TypeError)
-"""How operators refuse tensors; TypeError is how those of other libraries' subclasses do."""
+"""How operators reject tensors; subclasses from other libraries raise TypeError."""
 
 
 class Call:
-    """How one function is called: everything but the plainest case, which `functional` has."""
+    """How one function is called, except for the simplest case, which `functional` handles."""
 
     public: Callable[..., Tensor]
     """The function of `mishkit.functional`."""
@@ -58,17 +58,19 @@ class Call:
     def traced(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
-        """Under torch.compile, torch.export or torch.jit.trace: plain torch, for the compiler to
-        fuse, or torch's own operators."""
+        """Under torch.compile, torch.export or torch.jit.trace: use plain torch, which the compiler
+        can fuse, or torch's own operators.
+        """
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
-        # Another dtype is refused by the formula: how compiled code fails for it depends on torch.
+        # The formula rejects other dtypes; how compiled code then fails depends on the torch
+        # version.
         if wants_standard() or (x.dtype in DTYPES and (unsuited(x) or _is_distributed(x))):
             return self.standard(x, parameters, inplace, out)
         if self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced(x, *parameters)
         else:
-            # In place, autograd needs what x was.
+            # In place, autograd still needs the original x.
             kept = x.clone() if inplace or save == "copy" else x
             y = plain.forward(self.a, kept, *parameters)
         target = x if inplace else out
@@ -77,8 +79,9 @@ class Call:
     def keeps_output(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str
     ) -> bool:
-        """Whether compiled code works from the output: not where inverting f step by step, as in
-        float64, would unroll into thousands of operations."""
+        """Whether compiled code works from the output. It doesn't where f is inverted iteratively,
+        as in float64, because that would unroll into thousands of operations.
+        """
         wanted = save == "output" or (inplace and save != "copy")
         unrolls = x.dtype == torch.float64 or self.a.iterates(*parameters)
         return wanted and not unrolls and x.requires_grad and torch.is_grad_enabled()
@@ -86,7 +89,7 @@ class Call:
     def standard(
         self, x: Tensor, parameters: Sequence[Any], inplace: bool, out: Tensor | None
     ) -> Tensor:
-        """By torch's own operators."""
+        """Compute with torch's own operators."""
         y = self.a.portable(x.clone() if inplace else x, *parameters)
         target = x if inplace else out
         return y if target is None else target.copy_(y)
@@ -100,7 +103,7 @@ class Call:
         save: str = "input",
         out: Tensor | None = None,
     ) -> Tensor:
-        """What our operators refused: torch's own may take it."""
+        """Handle a tensor that our operators rejected: torch's own operators may accept it."""
         kind = unsuited(x)
         if not kind and _is_distributed(x):
             if not inplace and out is None:
@@ -108,7 +111,7 @@ class Call:
             kind = "a DTensor"
         if not kind:
             raise error
-        # That its operations take another dtype does not define a formula for it.
+        # That torch's operations accept another dtype does not mean the formula is defined for it.
         if x.dtype in DTYPES or self.a.torch_function is not None:
             try:
                 return self.standard(x, parameters, inplace, out)
@@ -119,8 +122,8 @@ class Call:
         ) from error
 
     def on_parts(self, x: Any, parameters: Sequence[Any], save: str) -> Tensor:
-        """Of a DTensor: each process computes its own part, as no element needs another one."""
-        # f of a sum is no sum of f: sums over processes that are left open are made first.
+        """Compute a DTensor: each process computes its own part, as the function is elementwise."""
+        # f of a sum is not the sum of f, so pending sums over processes are reduced first.
         distributed = sys.modules["torch.distributed.tensor"]
         placements = [distributed.Replicate() if p.is_partial() else p for p in x.placements]
         x = x.redistribute(placements=placements)
@@ -132,7 +135,7 @@ class Call:
     def special(
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
-        """Eager calls with `inplace`, `out` or `save="output"`, or of what is no tensor."""
+        """Eager calls with `inplace`, `out` or `save="output"`, or whose input isn't a Tensor."""
         if not isinstance(x, Tensor) and has_torch_function_unary(x):  # a proxy of torch.fx
             options = {"inplace": inplace, "save": save, "out": out}
             given = {name: v for name, v in options.items() if v not in (False, "input", None)}
@@ -145,7 +148,7 @@ class Call:
                 f"{self.name}: can't write over a lazily negated tensor; resolve_neg() it"
             )
         if is_transformed():
-            # Transforms may ask for any derivative, in any mode: only the input answers that.
+            # Transforms may ask for any derivative in any mode, which requires keeping the input.
             y = self.rules.saving_input.apply(x.clone() if inplace else x, *parameters)
             return y if target is None else target.copy_(y)
         try:
@@ -160,7 +163,8 @@ class Call:
             self.rules.forward_out(x, target, *parameters)
         except REFUSALS as error:
             return self.refused(error, x, parameters, inplace, save, out)
-        # Autograd must know that what it may have saved is gone; inference tensors are never saved.
+        # Tell autograd that a tensor it may have saved is overwritten; inference tensors are never
+        # saved.
         if not target.is_inference():
             increment_version(target)
         return target
@@ -181,7 +185,8 @@ class Call:
             )
         if out is not None and needs_grad:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
-        # Of distributed tensors torch knows how to sum the gradients of what is plain beside them.
+        # For distributed tensors, torch knows how to sum the gradients of the plain tensors used
+        # with them.
         standard = standard or _is_distributed(x)
         rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
         kept = x.clone() if needs_grad and save == "copy" else x
@@ -200,7 +205,7 @@ class Call:
         return y if target is None else target.copy_(y)
 
     def stack(self, x: Tensor, values: tuple[Any, ...]) -> Tensor:
-        """The parameters as the operators take them."""
+        """The parameters as one tensor, in the form the operators take."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         rows = [torch.as_tensor(v, dtype=dtype, device=x.device).reshape(-1) for v in values]
         channels = max(row.numel() for row in rows)
@@ -218,18 +223,19 @@ class Call:
         return torch.stack([row.expand(channels) for row in rows])
 
     def check_turn(self, parameters: tuple[float, ...], loses_input: bool, save: str) -> None:
-        """Refuse to work from the output where that and a bit don't determine the gradient."""
+        """Reject working from the output if the output and one bit don't determine the gradient."""
         if save == "output" or (loses_input and save != "copy"):
             try:
                 self.a.turn_at(*parameters)
             except ValueError as error:
-                # Added, and not formatted: Dynamo of torch 2.10 would lose the first half.
+                # Concatenated rather than formatted: Dynamo in torch 2.10 would lose the first
+                # half.
                 raise ValueError(
                     error.args[0] + '; save="output" and inplace=True need that'
                 ) from None
 
     def check(self, x: Tensor, inplace: bool, save: str, out: Tensor | None) -> bool:
-        """Refuse what goes wrong whatever the parameters; whether x needs a gradient."""
+        """Reject calls that are wrong for any parameters; returns whether x needs a gradient."""
         name = self.name
         if save not in SAVE:
             raise ValueError(f'{name}: save must be "input", "output" or "copy", not {save!r}')
@@ -255,7 +261,7 @@ class Call:
 
 
 def unsuited(x: Tensor) -> str:
-    """What kind of tensor it is, where no operator of ours is meant for it; else empty."""
+    """A description of the kind of tensor if none of our operators supports it, otherwise ""."""
     if x.dtype in DTYPES and x.layout is torch.strided and not x.is_nested:
         return ""
     kinds = [str(x.dtype)]
@@ -272,7 +278,7 @@ def _is_distributed(x: Tensor) -> bool:
 
 
 def with_parameters(call: Call) -> Callable[..., Tensor]:
-    """The call of a function whose parameters come as a tuple."""
+    """The public call of a function whose parameters arrive as a tuple."""
     a, forward, saving_input = call.a, call.forward, call.saving_input
     checked = {a.defaults}
 

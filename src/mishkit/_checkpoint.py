@@ -1,4 +1,4 @@
-"""Whether `torch.utils.checkpoint` is at work, for what must then stay away from what is kept."""
+"""Detects `torch.utils.checkpoint`, within which we must not change what is saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch.utils.checkpoint
 
 
 def in_checkpoint() -> bool:
-    """Whether this runs within torch's checkpoint, reentrant or not, in the forward pass or again
-    in backward, where it must find that as many tensors are kept.
+    """Whether this runs within torch's checkpoint, reentrant or not, in the forward pass or in its
+    rerun in backward, which must find that as many tensors are saved.
 
-    The stack tells both kinds: only one has hooks on saved tensors, and others may hide these.
+    The stack shows both kinds. Only one of them uses saved-tensor hooks, and other hooks may hide
+    it.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

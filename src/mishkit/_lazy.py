@@ -1,4 +1,4 @@
-"""Public functions of the laboratory, which import what they need when they are called."""
+"""Public functions of the laboratory; they import what they need when called."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _NEEDED = ("sympy", "mpmath", "rich")
 def analyze(
     name: str, /, *, against: str | None = None, cost: bool = False, **parameters: float
 ) -> Analysis:
-    """What follows from a function's definition: calculus to 30 digits, and what it costs.
+    """Analyse a function from its definition: calculus to 30 digits, and what it costs.
 
     ``mishkit.analyze("hard_mish", k=3, against="mish").minima[0].x``. Everything is computed from
-    the symbolic definition with the parameters put in, in about a second; `mishkit explain` prints
-    it. Needs the packages of the extra ``lab``.
+    the symbolic definition, with the parameters substituted, in about a second; `mishkit explain`
+    prints it. Needs the packages of the extra ``lab``.
 
     Parameters
     ----------
     name : str
-        the function's name (``"hard_mish"``, see `names`) or the module's; parameters may stand
-        behind it: ``"hard_mish:k=3"``
+        the name of the function (``"hard_mish"``, see `names`) or of the module; parameters may be
+        appended: ``"hard_mish:k=3"``
     against : str, optional
-        another function, whose distance is measured
+        another function, to which the distance is measured
     cost : bool, default False
-        also count the instructions of the kernels and time them, on this machine, for about three
+        also count the kernels' instructions and time the kernels on this machine, for about three
         seconds
     **parameters : float
-        the function's parameters; those not given have their defaults
+        the function's parameters; those not given have their default values
 
     Returns
     -------
@@ -41,9 +41,9 @@ def analyze(
     Raises
     ------
     ValueError
-        if there is no such function or parameter, or it can't take the value
+        if there is no such function or parameter, or the parameter can't take the value
     ModuleNotFoundError
-        without the extra ``lab``
+        if the extra ``lab`` is not installed
     """
     from ._missing import install
 

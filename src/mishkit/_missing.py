@@ -1,4 +1,4 @@
-"""What to install where a package is missing, said in one way by everything that needs one."""
+"""What to install if a package is missing, worded the same everywhere."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from importlib import metadata
 import torch
 
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-"""Where the name to install is not the name to import."""
+"""Packages whose install name differs from their import name."""
 _NEED_TORCHVISION = frozenset(("timm", "torchvision"))
 
 
 def install(module: str, extra: str | None = None) -> str:
-    """The command that installs a module which is missing, and what else of an extra is missing.
+    """The command that installs a missing module, and whatever else of an extra is missing.
 
-    It names packages, never mishkit, which may be on no index. Every release of torchvision needs
-    one release of torch: for what needs it, the torch that is installed is named beside it, or pip
-    might replace a build for CPUs by gigabytes for GPUs.
+    It names packages, never mishkit, which may not be on any index. Each release of torchvision
+    needs one particular release of torch. For modules that need torchvision, the installed torch is
+    named as well, or pip might replace a CPU build by gigabytes of GPU build.
     """
     name = module.partition(".")[0]
     distribution = _DISTRIBUTIONS.get(name, name.replace("_", "-"))
@@ -32,10 +32,10 @@ def install(module: str, extra: str | None = None) -> str:
 
 
 def _requirements(extra: str) -> list[str]:
-    """What mishkit's metadata names for the extra, without markers."""
+    """What mishkit's metadata lists for the extra, without markers."""
     try:
         found = metadata.requires("mishkit") or []
-    except metadata.PackageNotFoundError:  # used from where it was unpacked
+    except metadata.PackageNotFoundError:  # used without being installed
         return []
     requirements = []
     for text in found:

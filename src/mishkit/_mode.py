@@ -1,6 +1,6 @@
-"""In which mode of torch a call is made: compiled, exported, traced, transformed.
+"""Which mode of torch a call runs in: compiled, exported, traced, transformed.
 
-The public functions ask some of these questions in place, since a call costs 50 ns.
+The public functions inline some of these checks, since a function call costs 50 ns.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ is_grad_enabled = torch.is_grad_enabled
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward mode is at work, and may ask for anything."""
+    """Whether a torch.func transform or forward mode is active and may ask for any derivative."""
     return are_transforms_active() or forward_ad._current_level >= 0
 
 
 def wants_standard() -> bool:
-    """Whether a program is made of what is called, by torch.export or torch.jit.trace.
+    """Whether torch.export or torch.jit.trace is recording the calls as a program.
 
-    It runs elsewhere too, so it has torch's own operators alone.
+    That program may also run elsewhere, so it may contain only torch's own operators.
     """
     return is_exporting() or (not torch.compiler.is_compiling() and is_tracing())

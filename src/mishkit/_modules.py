@@ -1,4 +1,4 @@
-"""What the modules of `mishkit.modules` have in common."""
+"""What the modules of `mishkit.modules` share."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ._calls import SAVE, Save
 from .activation import Activation
 
 OPTIONS = ("inplace", "save", "trainable", "num_parameters")
-"""Arguments that a module's repr shows only where they are set."""
+"""Arguments that a module's repr shows only if they differ from the default."""
 
 
 class Unscriptable(nn.Module):
-    """A module of ours, which torch.jit.script can't compile."""
+    """Base of our modules, which torch.jit.script can't compile."""
 
     way_out: ClassVar[str] = "torch.jit.trace the model"
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """torch.jit.script asks for this, and compiles no function of arguments by keyword."""
+        """Called by torch.jit.script, which can't compile functions with keyword arguments."""
         raise RuntimeError(
             f"{type(self).__name__}: torch.jit.script can't compile mishkit's modules; "
             f"{self.way_out}"
@@ -30,19 +30,20 @@ class Unscriptable(nn.Module):
 
 
 class ActivationModule(Unscriptable):
-    """An activation function as a module: its arguments are attributes, passed at each call.
+    """An activation function as a module. Its arguments are attributes, passed on at each call.
 
-    Input and output: any shape. There are no parameters and no state, unless the class says so.
+    Input and output can have any shape. There are no parameters and no state unless the class says
+    so.
     """
 
     activation: ClassVar[Activation]
-    """What the function says about itself."""
+    """The definition of the function."""
     function: ClassVar[Callable[..., Tensor]]
     """The function of `mishkit.functional`."""
     arguments: ClassVar[Mapping[str, Any]]
     """The arguments of the constructor, with their defaults."""
     parameter_names: ClassVar[tuple[str, ...]]
-    """Which of the arguments are the function's parameters."""
+    """Which of the arguments are parameters of the function."""
 
     way_out = "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
 
@@ -89,7 +90,7 @@ class ActivationModule(Unscriptable):
         return type(self).function(input, **options)
 
     def extra_repr(self) -> str:
-        """What was given, in the style of torch.nn: parameters always, options where set."""
+        """The arguments in the style of torch.nn: parameters always, options only where set."""
         shown = []
         for name, default in self.arguments.items():
             value = getattr(self, name)
@@ -100,13 +101,13 @@ class ActivationModule(Unscriptable):
 
 
 class TrainableModule(ActivationModule):
-    """An activation function whose parameters are numbers, or are trained.
+    """An activation function whose parameters are either plain numbers or trained.
 
-    Input and output: any shape; with `num_parameters` above 1, that many channels in dimension 1,
-    as in `torch.nn.PReLU`. Trained parameters are `torch.nn.Parameter`s, of shape () or
-    (num_parameters,). Fixed ones are Python's numbers: no conversion rounds them, and a state_dict
-    has no keys for them. Where a checkpoint has such keys, as that of a trained module or of the
-    package that published `APTx`, its numbers are taken over.
+    Input and output can have any shape. If `num_parameters` is more than 1, dimension 1 must have
+    that many channels, as in `torch.nn.PReLU`. Trained parameters are `torch.nn.Parameter`s of
+    shape () or (num_parameters,). Fixed ones are Python numbers: converting the module's dtype does
+    not round them, and they have no keys in the state_dict. If a checkpoint has such keys, because
+    it comes from a trained module or from the package that published `APTx`, its values are loaded.
     """
 
     trainable: bool
@@ -140,7 +141,7 @@ class TrainableModule(ActivationModule):
     def take_numbers(
         self, state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]
     ) -> Mapping[str, Any]:
-        """Take over the fixed parameters that a state_dict has; the state_dict without them."""
+        """Load the fixed parameters found in a state_dict; returns the state_dict without them."""
         own = {} if self.trainable else {prefix + name: name for name in self.parameter_names}
         found = state_dict.keys() & own.keys()
         if not found:
@@ -163,7 +164,7 @@ class TrainableModule(ActivationModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         vars(self).pop("_numbers", None)
-        if not self.trainable:  # older pickles have the numbers in buffers
+        if not self.trainable:  # older pickles keep the numbers in buffers
             for name in self._buffers.keys() & {*self.parameter_names}:
                 number: Any = self._buffers.pop(name)
                 vars(self)[name] = float(number)

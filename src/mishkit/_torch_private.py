@@ -1,8 +1,8 @@
-"""Names of torch that are not public, each with what serves where a release has no such name.
+"""Private names of torch, each with a fallback for releases that don't have it.
 
-No other file of the library names them, `mishkit.lab.code.inductor` excepted. What stands in for a
-name may be slower or do less; it is never wrong. `tests/core/test_torch_private.py` fails where a
-name is gone, so that a new release of torch is noticed.
+No other file of the library uses them, except `mishkit.lab.code.inductor`. A fallback may be slower
+or do less, but it is never wrong. `tests/core/test_torch_private.py` fails if a name has disappeared,
+so changes in a new torch release are noticed.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ except ImportError:  # pragma: no cover
 is_tracing: Callable[[], bool] = (
     getattr(torch._C, "_is_tracing", None) or torch.jit.is_tracing  # type: ignore[attr-defined]
 )
-"""Whether torch.jit.trace is at work; the public function costs three times as much."""
+"""Whether torch.jit.trace is running; the public function takes three times as long."""
 
 are_transforms_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: True
 )
-"""Whether a transform of torch.func is at work. If nobody can tell, every call goes the way that
-transforms understand, which costs 30 µs more."""
+"""Whether a torch.func transform is active. If there is no way to tell, every call takes the path
+that transforms understand, which costs 30 µs more.
+"""
 
 if hasattr(torch.compiler, "_is_exporting_flag"):
 
     def is_exporting() -> bool:
-        """Whether torch.export is at work.
+        """Whether torch.export is running.
 
-        Up to torch 2.11 Dynamo takes `torch.compiler.is_exporting()` for True in all compiled code;
-        this is the flag behind it.
+        Up to torch 2.11 Dynamo takes `torch.compiler.is_exporting()` to be True in all compiled
+        code. This is the flag behind it.
         """
         return torch.compiler._is_exporting_flag
 
@@ -57,19 +58,19 @@ else:  # pragma: no cover
     is_exporting = torch.compiler.is_exporting
 
 DisableTorchDispatch: Callable[[], Any] = getattr(torch._C, "_DisableTorchDispatch", nullcontext)
-"""Within it, operators don't reach `__torch_dispatch__`."""
+"""Within this context, operators don't reach `__torch_dispatch__`."""
 
 top_saved_tensor_hooks: Callable[[bool], Any] = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", lambda _: None
 )
-"""The hooks on saved tensors that are active, as a pair, or None."""
+"""The active saved-tensor hooks, as a pair, or None."""
 
 DropoutNd: type[nn.Module] | tuple[type[nn.Module], ...] = getattr(
     nn.modules.dropout,
     "_DropoutNd",
     (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
-"""The class of all dropouts."""
+"""The common class of all dropouts."""
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -92,7 +93,7 @@ def _prelu(x: Tensor, weight: Tensor) -> Tensor:
 
 
 prelu_kernel: Callable[[Tensor, Tensor], Tensor] = getattr(torch, "_prelu_kernel", _prelu)
-"""max(0, x) + weight·min(0, x), the weight having a dimension for each of x's."""
+"""max(0, x) + weight·min(0, x), where weight has as many dimensions as x."""
 
 
 def _next_number() -> int:
@@ -102,4 +103,4 @@ def _next_number() -> int:
 
 
 sequence_number: Callable[[], int] = getattr(torch.autograd, "_get_sequence_nr", _next_number)
-"""The number that autograd gives to the next node of this thread."""
+"""The sequence number that autograd will give to the next node on this thread."""

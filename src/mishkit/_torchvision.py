@@ -1,4 +1,4 @@
-"""torchvision beside a torch that its library was not built for."""
+"""Make torchvision importable next to a torch that its library was not built for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 
-@functools.cache  # the operators last as long as what defines them
+@functools.cache  # the operators last as long as the library object
 def mend_torchvision() -> torch.library.Library | None:
-    """Give torchvision the two operators without which it can't be imported, where its library does
-    not load: PyPI's is built for CUDA, and does not go with a torch for CPUs. Call it before what
-    imports torchvision: timm, transformers and Lightning do. None where there is nothing to mend.
+    """Define the two operators without which torchvision can't be imported, if its library does not
+    load. PyPI's build is for CUDA and does not work with a torch for CPUs. Call this before
+    anything that imports torchvision, as timm, transformers and Lightning do. Returns None if there
+    is nothing to fix.
     """
     if "torchvision" in sys.modules:
         return None
@@ -24,7 +25,7 @@ def mend_torchvision() -> torch.library.Library | None:
             torch.ops.load_library(library)
     except OSError:
         if hasattr(torch.ops.torchvision, "nms"):
-            return None  # someone else mended it
+            return None  # someone else has fixed it
         mended = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             mended.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

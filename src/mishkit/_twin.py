@@ -1,7 +1,7 @@
-"""The same formulas in Triton, for GPUs: written beside the others, compiled when they are needed.
+"""The formulas in Triton, for GPUs: written next to the others, and compiled when needed.
 
-Triton takes long to import, and is not there on every machine. So what is marked with `device` is
-an ordinary Python function, which nobody calls, until `compiled` gives Triton its source.
+Triton is slow to import and not installed everywhere. So functions marked with `device` are
+ordinary Python functions that nobody calls, until `compiled` passes their source to Triton.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _devices: list[FunctionType] = []
 
 
 def device(function: Formula) -> Formula:
-    """Mark a function in Triton's language.
+    """Mark a function as written in Triton's language.
 
-    It sees `tl` (triton.language), `libdevice` and `interpreted` (whether Triton's interpreter
-    runs it), and of its own module other such functions and what is made of numbers alone, as
-    constants. Parameters annotated `constexpr` are known when it is compiled.
+    The function can use `tl` (triton.language), `libdevice` and `interpreted` (whether Triton's
+    interpreter runs it). From its own module it can use other such functions, and values made only
+    of numbers, as constants. Parameters annotated `constexpr` are known at compile time.
     """
     assert isinstance(function, FunctionType)
     _devices.append(function)
@@ -33,24 +33,24 @@ def device(function: Formula) -> Formula:
 
 @functools.cache
 def compiled() -> dict[Formula, Any]:
-    """What Triton makes of each of these functions."""
+    """The Triton version of each of these functions."""
     import triton
     import triton.language as tl
     from triton.language.extra import libdevice
 
     interpreted = bool(triton.knobs.runtime.interpret)
-    # The interpreter has no constants: it computes with numbers as they are.
+    # The interpreter has no constants; it computes with plain numbers.
     constant = (lambda value: value) if interpreted else tl.constexpr
     triton_itself = {
         "tl": tl,
         "libdevice": libdevice,
         "interpreted": constant(interpreted),
-        # The compiler looks annotations up, and does no more with these.
+        # The compiler looks up annotations, but does nothing else with them.
         "constexpr": tl.constexpr,
         "Any": constant(None),
     }
-    # Each module's functions get a namespace of their own: theirs are the compiled functions and
-    # constants, and the module keeps its own.
+    # The functions of each module get a separate namespace with the compiled functions and
+    # constants, so the module itself is unchanged.
     spaces: dict[str, dict[str, Any]] = {}
     made: dict[Formula, Any] = {}
     for function in _devices:
@@ -79,22 +79,22 @@ def _is_numeric(value: object) -> bool:
 
 
 def no_numbers(*_: float) -> tuple[float, ...]:
-    """The constants of a function that has no parameters."""
+    """The constants of a function without parameters."""
     return ()
 
 
 def no_output_numbers(saved: torch.dtype, *_: float) -> tuple[float, ...]:
-    """The constants of the derivative from the output, where it needs none."""
+    """The constants of the derivative from the output, if it needs none."""
     return ()
 
 
 def no_table(saved: torch.dtype, *_: float) -> tuple[float, ...] | None:
-    """The table of the derivative from the output, where it has a closed form."""
+    """The table of the derivative from the output, if that has a closed form."""
     return None
 
 
 def never(*_: float) -> bool:
-    """No parameters ask for a variant."""
+    """No parameters need a variant."""
     return False
 
 
@@ -102,9 +102,9 @@ def never(*_: float) -> bool:
 class Twin:
     """An activation's formulas in Triton: functions marked with `device`.
 
-    They take float32 blocks, `c`, a tuple of float32 numbers made of the parameters on the host,
-    and `half`: whether the result is rounded to 16 bits, so that a relative error of 2⁻¹⁷ does.
-    No finite x gives a NaN, ±inf gives the limit, NaN gives NaN.
+    They take float32 blocks; `c`, a tuple of float32 numbers computed from the parameters on the
+    host; and `half`, which is whether the result is rounded to 16 bits, so that a relative error of
+    2⁻¹⁷ is good enough. No finite x gives a NaN, ±inf gives the limit, and NaN gives NaN.
     """
 
     f: Formula
@@ -114,27 +114,29 @@ class Twin:
     d2f: Formula
     """f''(x): d2f(x, c, half)"""
     df_y: Formula
-    """f' from the output: df_y(y, right, c, table, half); `right` is not read by the monotone."""
+    """f' from the output: df_y(y, right, c, table, half); monotone functions do not read `right`.
+    """
     numbers: Callable[..., Sequence[float]] = no_numbers
-    """The c of f, df and d2f, from the parameters."""
+    """The `c` of f, df and d2f, computed from the parameters."""
     output_numbers: Callable[..., Sequence[float]] = no_output_numbers
-    """The c of df_y, from the dtype of y and the parameters."""
+    """The `c` of df_y, computed from the dtype of y and the parameters."""
     table: Callable[..., tuple[float, ...] | None] = no_table
-    """What df_y reads as constants, from the dtype of y and the parameters."""
+    """The constants that df_y reads, from the dtype of y and the parameters."""
     trained_numbers: Formula | None = None
-    """The c of f, df and dp from parameters that are blocks: trained_numbers(parameters)."""
+    """The `c` of f, df and dp from blocks of parameters: trained_numbers(parameters)."""
     dp: Formula | None = None
-    """The derivatives towards the parameters, as a tuple: dp(x, c, half)."""
+    """The derivatives with respect to the parameters, as a tuple: dp(x, c, half)."""
     varies: Callable[..., bool] = never
-    """Whether these parameters ask for the variant."""
+    """Whether these parameters need the variant."""
     variant: Twin | None = None
-    """Formulas that are right for all parameters, but slower: for those, and for trained ones."""
+    """Formulas that are right for all parameters but slower: used where `varies`, and in training.
+    """
 
     def at(self, *parameters: float) -> Twin:
-        """What computes with these parameters."""
+        """The formulas to use with these parameters."""
         return self.variant if self.variant and self.varies(*parameters) else self
 
     @property
     def of_trained(self) -> Twin:
-        """What computes with parameters that the host does not know."""
+        """The formulas to use with parameters whose values the host does not know."""
         return self.variant or self

@@ -1,7 +1,7 @@
-"""The bodies: what a kernel of one function computes, and the tensors that it reads and writes.
+"""The kernel bodies: what each kernel computes for a function, and the tensors it reads and writes.
 
-Triton's kernels, the benchmarks and the cost model read them here; csrc/kernels.h and the operators
-of `mishkit.ops.functions` have the same ones.
+Triton's kernels, the benchmarks and the cost model use this table; csrc/kernels.h and the operators
+of `mishkit.ops.functions` define the same bodies.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ DOUBLE_BACKWARD = "double_backward"
 
 @dataclass(frozen=True)
 class Body:
-    """A kernel of one function, whatever the function, dtype and backend."""
+    """One kind of kernel, independent of the function, dtype and backend."""
 
     ending: str
-    """Of the operator, after the function's name."""
+    """Suffix of the operator's name, after the function's name."""
     tensors: tuple[str, ...]
-    """What it reads, then what it writes; "side" is the row of bits."""
+    """The tensors it reads, then those it writes; "side" is the array of side bits."""
     formulas: tuple[str, ...]
     """Which of the function's formulas it needs."""
 
     @property
     def has_side(self) -> bool:
-        """Whether it reads or writes a bit an element."""
+        """Whether it reads or writes one bit per element."""
         return "side" in self.tensors
 
     @property
     def traffic(self) -> int:
-        """Elements read or written for each, the side not counted."""
+        """Values read or written per element, not counting the side."""
         return len(self.tensors) - self.has_side
 
 
@@ -44,4 +44,4 @@ BODIES = {
         "_double_backward", ("grad_grad", "grad", "x", "to_grad", "to_x"), ("df", "d2f")
     ),
 }
-"""In the order of csrc/kernels.h."""
+"""In the same order as in csrc/kernels.h."""

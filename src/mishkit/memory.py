@@ -1,4 +1,4 @@
-"""Counting what autograd keeps between the forward and the backward pass."""
+"""Count the bytes that autograd keeps between the forward and the backward pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ._torch_private import DisableTorchDispatch, is_traceable_wrapper_subclass
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
-    """The tensors in which its numbers lie, its values first: itself, if it is an ordinary one.
+    """The tensors that hold a tensor's data, values first; an ordinary tensor is its own part.
 
-    Nested, sparse and distributed tensors have no storage of their own. For those that show no
-    parts, as opaque ones, there are none.
+    Nested, sparse and distributed tensors have no storage of their own. Opaque tensors expose no
+    parts, so the list is empty for them.
     """
     if is_traceable_wrapper_subclass(tensor):
         inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
@@ -42,19 +42,20 @@ _PARTS = {
 
 
 def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
-    """The storages in which its numbers lie, that of its values first."""
+    """The storages that hold a tensor's data; the storage of the values comes first."""
     try:
         return [part.untyped_storage() for part in parts_of(tensor)]
-    except (NotImplementedError, RuntimeError):  # as within transforms
+    except (NotImplementedError, RuntimeError):  # for example inside transforms
         return []
 
 
 class KeptBytes:
-    """Counts the bytes that autograd keeps for backward, by distinct storage.
+    """Counts the bytes that autograd keeps for the backward pass, by distinct storage.
 
-    A storage that several operators save counts once, whole, however small the part that is used.
-    Of nested, sparse and distributed tensors the parts count; opaque ones (`to_mkldnn`) show none.
-    ``exclude`` names tensors that exist anyway (parameters, buffers, the input):
+    A storage saved by several operators counts once, and in full even if only a part is used.
+    Nested, sparse and distributed tensors are counted by their parts; opaque tensors (`to_mkldnn`)
+    expose none and so count as nothing. ``exclude`` lists tensors that exist anyway (parameters,
+    buffers, the input):
 
         with KeptBytes(exclude=[*model.parameters(), x]) as kept:
             y = model(x)
@@ -63,8 +64,8 @@ class KeptBytes:
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
         self._excluded = [one for tensor in exclude for one in storages_of(tensor)]
-        # By identity, as fake tensors and those on meta have no address. The storages are held, so
-        # that none is reused while counting.
+        # Keyed by identity because fake and meta tensors have no address. Holding the storages
+        # keeps their identities from being reused while we count.
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
@@ -77,12 +78,12 @@ class KeptBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         self._storages.update({storage._cdata: storage for storage in storages_of(tensor)})
-        # Detached, or an output that its own node keeps, as ReLU's, would never be freed.
+        # Detach: an output saved by its own node, as ReLU does, would otherwise never be freed.
         return tensor.detach()
 
     @property
     def storages(self) -> list[torch.UntypedStorage]:
-        """The distinct storages kept, without the excluded ones and the empty ones."""
+        """The distinct storages kept, excluding empty ones and those in ``exclude``."""
         excluded = {storage._cdata for storage in self._excluded}
         return [
             storage

@@ -1,10 +1,10 @@
-"""The APTx neuron: a neuron whose weights bend, in place of a linear layer and its activation.
+"""The APTx neuron, which replaces a linear layer and its activation; each weight is nonlinear.
 
-    layer = mk.APTxLayer(784, 128)          # as torch.nn.Linear(784, 128)
+    layer = mk.APTxLayer(784, 128)          # like torch.nn.Linear(784, 128)
     y = layer(x)                            # (..., 784) -> (..., 128)
 
-Source: Kumar 2025, APTx Neuron (arXiv:2507.14270). Parameters have the names, shapes and random
-numbers of the published package (aptx_neuron 0.0.10), so its checkpoints load.
+Source: Kumar 2025, APTx Neuron (arXiv:2507.14270). Parameter names, shapes and random
+initialization match the published package (aptx_neuron 0.0.10), so its checkpoints load.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _kernels: dict[str, tuple[torch.dtype, ...]] = {
     "cpu": DTYPES if cpu.isas() else (),
     "cuda": triton.DTYPES if triton.available() else (),
 }
-"""By kind of device, what kernels compute: the compiler then calls them. Elsewhere it fuses."""
+"""The dtypes that our kernels support on each device type. Compiled code calls the kernels for
+these dtypes and lets the compiler fuse the formula otherwise.
+"""
 
 
 def aptx_layer(
@@ -38,19 +40,20 @@ def aptx_layer(
 ) -> Tensor:
     """y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o.
 
-    Shapes: input (..., in), α, β, γ (out, in), δ (out,) or None; output (..., out). All are of one
-    dtype, float32, float64, bfloat16 or float16, and of any strides; 16-bit types are computed in
-    float32. Autocast casts them as it does for `torch.nn.functional.linear`.
+    Shapes: input (..., in), α, β, γ (out, in), δ (out,) or None; output (..., out). All tensors
+    must have the same dtype, which is float32, float64, bfloat16 or float16; any strides are
+    accepted. 16-bit types are computed in float32. Autocast casts the arguments as it does for
+    `torch.nn.functional.linear`.
 
-    On a CPU each tanh is exact to 2e-7 (float64: 5e-16; 16-bit types: 6e-7), and no finite βx
-    overflows; NaN gives NaN. Results depend neither on the number of threads nor on the rest of
-    the batch. Nothing of batch × out × in elements is ever held, forward or backward, but for
-    derivatives beyond the first, forward mode and torch.func.
+    On a CPU each tanh is accurate to 2e-7 (float64: 5e-16; 16-bit types: 6e-7), no finite βx
+    overflows, and NaN gives NaN. Results do not depend on the number of threads or on the rest of
+    the batch. No tensor of batch × out × in elements is ever held in the forward or backward pass;
+    the exceptions are derivatives beyond the first, forward mode and torch.func.
 
-    On a GPU, Triton's kernels are built for the same, with float64 left to plain torch. They have
-    been interpreted and compiled, but not yet run on one.
+    On a GPU, Triton kernels are built to do the same; float64 is left to plain torch. The kernels
+    have been interpreted and compiled, but not yet run on a GPU.
 
-    Raises ValueError for shapes that don't fit and RuntimeError for dtypes that don't.
+    Raises ValueError if the shapes don't match and RuntimeError if the dtypes don't.
 
     Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
     """
@@ -121,7 +124,7 @@ BENT = 0.522056
 
 
 class _Neurons(Unscriptable):
-    """What a neuron and a layer of them share: parameters of a shape (..., in)."""
+    """Common base of a single neuron and a layer: parameters of shape (..., in)."""
 
     alpha: Tensor
     beta: Tensor
@@ -154,7 +157,7 @@ class _Neurons(Unscriptable):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the parameters anew, in the published order: α unless it is fixed, β, γ."""
+        """Redraw the parameters in the published order: α (unless it is fixed), β, γ."""
         if self.is_alpha_trainable:
             self.alpha.normal_()
         else:
@@ -167,7 +170,7 @@ class _Neurons(Unscriptable):
             self.delta.zero_()
 
     def extra_repr(self) -> str:
-        """What was given, in the style of torch.nn.Linear."""
+        """The constructor arguments, in the style of torch.nn.Linear."""
         names = ("input_dim", "output_dim", "is_alpha_trainable", "use_delta")
         shown = [f"{name}={getattr(self, name)}" for name in names if hasattr(self, name)]
         if self.init != "published":
@@ -186,18 +189,19 @@ class APTxLayer(_Neurons):
     Parameters
     ----------
     is_alpha_trainable : bool, default True
-        Whether α is a parameter; if not, it is a buffer of ones.
+        Whether α is a parameter; otherwise it is a buffer of ones.
     use_delta : bool, default True
-        Whether there is a δ; it starts at 0.
+        Whether there is a δ, which starts at 0.
     init : "published" or "scaled", default "published"
-        Published: α, β and γ from N(0, 1), drawn in this order. Inputs from N(0, 1) then give
-        outputs of standard deviation √(1.522·input_dim), 35 for 784 inputs.
-        Scaled: the same, but γ divided by that. α, β, γ and x being independent and γ of mean 0,
-        the terms of a sum are uncorrelated and each has the variance Var(γ)·E[(α + tanh(βx))²·x²],
-        where the square is E[α²] + E[(tanh(βx)·x)²] = 1 + 0.522 for trained and fixed α alike: the
-        product of both vanishes, since β is symmetric. So outputs have variance 1, a third of it
-        from what bends. Gradients towards the input are multiplied by 1.05·output_dim/input_dim
-        in variance, as by a linear layer with weights from N(0, 1/input_dim).
+        Published: α, β and γ are drawn from N(0, 1), in this order. Inputs from N(0, 1) then give
+        outputs with standard deviation √(1.522·input_dim), which is 35 for 784 inputs. Scaled: the
+        same, but γ is divided by that number. Since α, β, γ and x are independent and γ has mean 0,
+        the terms of the sum are uncorrelated. Each term has variance Var(γ)·E[(α + tanh(βx))²·x²].
+        The expectation is E[α²] + E[(tanh(βx)·x)²] = 1 + 0.522 whether α is trained or fixed: the
+        cross term vanishes because β is symmetric. So the outputs have variance 1, a third of which
+        comes from the nonlinear part. The variance of the gradient with respect to the input is
+        multiplied by 1.05·output_dim/input_dim, as by a linear layer with weights from N(0,
+        1/input_dim).
     """
 
     def __init__(
@@ -222,8 +226,8 @@ class APTxLayer(_Neurons):
 class APTxNeuron(_Neurons):
     """One APTx neuron: y = Σ_i (α_i + tanh(β_i·x_i))·γ_i·x_i + δ.
 
-    Shapes: input (..., input_dim), output (..., 1); α, β, γ (input_dim,), δ (1,). The arguments are
-    those of `APTxLayer`.
+    Shapes: input (..., input_dim), output (..., 1); α, β, γ (input_dim,), δ (1,). Takes the same
+    arguments as `APTxLayer`, without ``output_dim``.
 
     Source: Kumar 2025, APTx Neuron (arXiv:2507.14270).
     """

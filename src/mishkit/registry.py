@@ -1,4 +1,4 @@
-"""Activations by name: for configurations, and in the tables of timm and transformers."""
+"""Activations by name: for use in configurations, and registered with timm and transformers."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _FUNCTION_NAMES = {name: name for name in ACTIVATIONS} | {
 
 
 def names() -> list[str]:
-    """The names of all activations, in the order of the table: those of the functions."""
+    """The names of all activation functions, in table order."""
     return list(ACTIVATIONS)
 
 
 def get(name: str, **arguments: Any) -> nn.Module:
-    """A new module by its name, so that a configuration can name an activation by a string.
+    """Build a module from its name, so that a configuration can name an activation by a string.
 
     Parameters
     ----------
     name : str
-        the function's name (``"h_mish"``, see `names`) or the module's (``"HMish"``)
+        the name of the function (``"h_mish"``, see `names`) or of the module (``"HMish"``)
     **arguments
-        what the module takes: ``get("softplus", beta=2)``, ``get("mish", save="output")``
+        arguments of the module: ``get("softplus", beta=2)``, ``get("mish", save="output")``
 
     Raises
     ------
     ValueError
-        if there is no such activation, or it can't take these values
+        if there is no such activation, or if it does not accept these values
     TypeError
-        if the module takes no such argument, or the name is no string
+        if the module has no such argument, or the name is not a string
     """
     return _module(_function_name(name, "mishkit.get"))(**arguments)
 
@@ -52,46 +52,46 @@ def register(
     named: Mapping[str, str | tuple[str, Mapping[str, Any]]] | None = None,
     libraries: Iterable[str] = ("timm", "transformers"),
 ) -> dict[str, list[str]]:
-    """Make the activations known by name to timm and transformers, where these are installed.
+    """Register the activations by name with timm and transformers, if these are installed.
 
     After ``mishkit.register()``, ``timm.create_model("resnet18", act_layer="mishkit_mish")`` and a
     transformers configuration with ``hidden_act="mishkit_mish"`` use `mishkit.Mish`. The names last
-    as long as the process: call it again before a model that uses them is loaded elsewhere. Calling
-    it twice is fine; what was registered last under a name counts, for models built from then on.
+    as long as the process: call it again before loading a model that uses them in another process.
+    Calling it twice is fine; models built afterwards use what was registered last under a name.
 
-    timm passes ``inplace=True`` in most convolutional networks, and backward then works from the
-    output (see `mishkit.functional`); it is not obeyed where arguments in `named` exclude that, as
-    ``trainable=True`` does. What `named` says itself wins over the library:
-    ``named={"mishkit_mish": ("mish", {"inplace": False})}``. With arguments that only the module
-    takes, a name is known to timm's `get_act_layer`, not to its `get_act_fn`.
+    timm passes ``inplace=True`` in most convolutional networks, and the backward pass then works
+    from the output (see `mishkit.functional`). That request is ignored if the arguments in `named`
+    exclude it, as ``trainable=True`` does. Arguments given in `named` override those that the
+    library passes: ``named={"mishkit_mish": ("mish", {"inplace": False})}``. A name whose arguments
+    only the module takes is available from timm's `get_act_layer`, but not from its `get_act_fn`.
 
     Parameters
     ----------
     prefix : str, default "mishkit_"
-        what each of `names` is registered under begins with. With the empty prefix, ours replace
-        those that the libraries have under the same names, for every model built afterwards. One
-        stays theirs: timm's ``hard_mish`` is another function than ours, namely our `h_mish`.
+        prefix put before each of `names`. With an empty prefix, our activations replace those that
+        the libraries have under the same names, in every model built afterwards. The exception is
+        timm's ``hard_mish``, which stays theirs because it is a different function: our `h_mish`.
     named : mapping, optional
-        further names, taken as they are, each for an activation or a pair of one and its arguments:
-        ``{"softplus2": ("softplus", {"beta": 2})}``
+        further names, used without the prefix, each for an activation or for a pair of an
+        activation and its arguments: ``{"softplus2": ("softplus", {"beta": 2})}``
     libraries : iterable of str, default ("timm", "transformers")
-        which of these libraries to register with. Those that are installed are imported, also where
-        a torchvision that is built for CUDA stands beside a torch for CPUs; an import that fails
-        raises what it raises.
+        which libraries to register with. Those that are installed are imported, even if a CUDA
+        build of torchvision is installed next to a CPU build of torch; an error raised by the
+        import is passed on.
 
     Returns
     -------
     dict
-        The names that each library now has, for the libraries that are installed.
+        The names now registered with each library, for the libraries that are installed.
 
     Raises
     ------
     ValueError
-        if a library is unknown, a name is not in lower case (timm looks no other up) or, unless
-        the prefix is empty, the library's own; and for what `get` refuses. Nothing is registered
-        then.
+        if a library is unknown, if a name is not in lower case (timm looks up no other), if a name
+        is already the library's own and the prefix is not empty, or for what `get` rejects. Nothing
+        is registered in these cases.
     TypeError
-        if an activation takes no such argument; nothing is registered then
+        if an activation has no such argument; nothing is registered then
     """
     entries: dict[str, tuple[str, dict[str, Any]]] = {prefix + name: (name, {}) for name in names()}
     entries |= {name: _named(name, given) for name, given in (named or {}).items()}
@@ -129,7 +129,7 @@ def _module(name: str) -> type[nn.Module]:
 
 
 def _function_name(name: str, caller: str) -> str:
-    """The function's name, from either name."""
+    """The function's name, given the name of the function or of the module."""
     if not isinstance(name, str):
         raise TypeError(f"{caller}: the name must be a string, not {type(name).__name__}")
     if name in _FUNCTION_NAMES:
@@ -142,7 +142,7 @@ def _function_name(name: str, caller: str) -> str:
 
 
 def _named(name: str, given: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """An activation and its arguments, after building it once to see that they fit."""
+    """An activation and its arguments. Builds the module once to check that the arguments fit."""
     try:
         activation, arguments = (given, {}) if isinstance(given, str) else given
         arguments = dict(arguments)
@@ -156,13 +156,13 @@ def _named(name: str, given: str | tuple[str, Mapping[str, Any]]) -> tuple[str, 
     module(**arguments)
     try:
         module(**{**arguments, "save": "output"})
-    except ValueError:  # backward needs the input, so that `inplace` is not for a library to say
+    except ValueError:  # backward needs the input, so the library must not set `inplace`
         arguments.setdefault("inplace", False)
     return activation, arguments
 
 
-# What the libraries find in their tables: partials of these two, which can be pickled, as models
-# may keep them. timm takes no other callable objects than partials everywhere, and some of its
+# The libraries' tables hold partials of the two functions below. Models may keep them, and partials
+# can be pickled. Some code in timm accepts no callable objects other than partials, and some of its
 # networks pass `inplace` by position.
 
 
@@ -183,13 +183,13 @@ def _apply(
 
 
 class _Tables(NamedTuple):
-    """The tables of a library, by which it finds activations."""
+    """The tables in which a library looks up activations."""
 
     layers: Sequence[dict[str, Any]]
     functions: Sequence[dict[str, Any]] = ()
 
     def has_its_own(self, name: str) -> bool:
-        # Not table[name]: in one of transformers' tables that builds a module.
+        # Not table[name]: in one of transformers' tables that would build a module.
         found = [dict.get(table, name) for table in (*self.layers, *self.functions)]
         makers = [getattr(one, "func", one) for one in found if one is not None]
         return any(getattr(maker, "__module__", None) != __name__ for maker in makers)
@@ -207,17 +207,18 @@ class _Tables(NamedTuple):
 def _timm() -> _Tables:
     from timm.layers import create_act
 
-    # All of them: which one is asked first depends on timm's settings for export and scripting.
+    # Write to all of them: timm's settings for export and scripting decide which is searched first.
     return _Tables(create_act._ACT_LAYERS, create_act._ACT_FNS)
 
 
 def _transformers() -> _Tables:
     from transformers import activations
 
-    # Most models use ACT2FN, a copy of ACT2CLS that builds what it finds; some use ACT2CLS.
+    # Most models use ACT2FN, a copy of ACT2CLS that instantiates what it looks up; some use
+    # ACT2CLS.
     return _Tables((activations.ACT2CLS, activations.ACT2FN))
 
 
 _LIBRARIES = {"timm": _timm, "transformers": _transformers}
 _DIFFERENT: dict[str, tuple[str, ...]] = {"timm": ("hard_mish",), "transformers": ()}
-"""Names under which a library has another function than ours."""
+"""Names that stand for a different function in the library than in mishkit."""

@@ -1,1 +1,1 @@
-"""Where an operator is computed: plain torch on any device, and kernels that replace it."""
+"""What computes an operator: plain torch on any device, and kernels that replace it."""

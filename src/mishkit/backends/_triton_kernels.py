@@ -1,11 +1,11 @@
-"""The bodies in Triton, each written once for every function of the family.
+"""The kernel bodies in Triton, each written once for all functions of the family.
 
-A program works on BLOCK elements that are neighbours in memory, in float32. All but the last are
-whole: their loads and stores have no mask, so that a thread moves 16 bytes at a time. Offsets of
-programs are 64 bits wide.
+A program computes BLOCK elements that are adjacent in memory, in float32. All blocks except the
+last are full, so their loads and stores have no mask and each thread moves 16 bytes at a time.
+Program offsets are 64-bit.
 
-The side has a bit an element, eight neighbours to a byte: the bodies that pack or read it take a
-block as rows of eight, so that a byte is made within a thread or two.
+The side has one bit per element, eight adjacent elements to a byte. The bodies that pack or read it
+treat a block as rows of eight, so that each byte is made within one thread or two.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -50,7 +50,7 @@ def forward(x, y, count, c, f: constexpr, BLOCK: constexpr):
 
 @triton.jit
 def passed(slope, grad, dead: constexpr):
-    """What passes of a gradient: nothing where a function is dead, were it infinite."""
+    """The gradient that passes: none where a dead function's slope is 0, even if grad is inf."""
     if dead:
         return tl.where(slope == 0, slope, slope * grad)
     else:
@@ -180,8 +180,9 @@ def _forward_packed(
     of_x = load(x, at, mask)
     of_y = f(of_x, c, half)
     if not half:
-        # One output stands for a whole range of gradients beside the minimum, and every rounding on
-        # the way to it would make that wider: as the parabola that it is there, f is rounded once.
+        # Near the minimum, one output stands for a whole range of gradients, and every rounding on
+        # the way to it would widen that range. Computed as the parabola it is there, f is rounded
+        # only once.
         root = tl.fma(of_x, minimum[1], minimum[2])
         above = tl.fma(root, root, minimum[4])
         of_y = tl.where(above < minimum[5], minimum[3] + above, of_y)
@@ -228,7 +229,7 @@ def backward_packed(
     grad, y, side, result, count, c,
     df_y: constexpr, table: constexpr, dead: constexpr, sided: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
-    """result = grad·f'(x), x being known by y and its side"""
+    """result = grad·f'(x), with x known by y and its side"""
     half: tl.constexpr = y.dtype.element_ty != tl.float32
     start = tl.program_id(0).to(tl.int64) * BLOCK
     bytes_at = tl.arange(0, BLOCK // 8)
@@ -247,14 +248,14 @@ def backward_packed(
 
 
 # ---- trained parameters --------------------------------------------------------------------------
-# x in the order of memory is (outer, channels, inner); a program takes tiles of OUTER × CHANNELS ×
-# INNER, at most as many as the tensor has there. `parameters` has a row each, and a column each
+# In memory order x is (outer, channels, inner). A program takes tiles of OUTER × CHANNELS × INNER,
+# no larger than the tensor needs. `parameters` has one row per parameter and one column per
 # channel.
 
 
 @triton.jit
 def _parameters(parameters, channel, channels, numbers: constexpr, count: constexpr):
-    """The numbers of a block of channels."""
+    """The numbers for a block of channels."""
     mask = channel < channels
     if count == 1:
         return numbers((tl.load(parameters + channel, mask=mask),))
@@ -270,7 +271,7 @@ def _parameters(parameters, channel, channels, numbers: constexpr, count: conste
 
 @triton.jit
 def _tile(number, outer, inner, OUTER: constexpr, INNER: constexpr):
-    """The places of a tile along the outer and the inner dimension."""
+    """The indices of a tile along the outer and the inner dimension."""
     tiles = tl.cdiv(inner, INNER)
     row = (number // tiles).to(tl.int64) * OUTER + tl.arange(0, OUTER)[:, None, None]
     place = (number % tiles).to(tl.int64) * INNER + tl.arange(0, INNER)[None, None, :]
@@ -300,8 +301,9 @@ def trained_backward(
     numbers: constexpr, df: constexpr, dp: constexpr, count: constexpr,
     OUTER: constexpr, CHANNELS: constexpr, INNER: constexpr,
 ):  # fmt: skip
-    """result = grad·f'(x), and of the tiles of this program the sums of grad times the derivatives
-    towards the parameters, in sums[parameter, part, channel]"""
+    """result = grad·f'(x), and for this program's tiles, the sums of grad times the derivatives
+    with respect to the parameters, in sums[parameter, part, channel]
+    """
     half: tl.constexpr = x.dtype.element_ty != tl.float32
     program = tl.program_id(0)
     channel = (program // parts) * CHANNELS + tl.arange(0, CHANNELS)[None, :, None]

@@ -4,32 +4,34 @@
     layer_backward(grad, input, alpha, beta, gamma, with_input)
         -> (grad_input, grad_alpha, grad_beta, grad_gamma)
 
-Shapes are those of `mishkit.ops.neuron`. All is computed in float32. With e = 2^−|z|, z =
+Shapes are those of `mishkit.ops.neuron`. Everything is computed in float32. With e = 2^−|z|, z =
 2·log₂e·βx, and r = 1/(1 + e),
 
     |tanh(βx)| = (1 − e)·r,    1 − tanh²(βx) = 4·e·r²
 
-so that nothing overflows: e is at most 1, and 0 where βx is large. A tanh is exact to 2e-7, given
-an exp2 exact to 2^−22.5 of its result and a reciprocal exact to a unit in the last place; its
-derivative has the relative accuracy of e, however small it is. A β or x beyond 8e37 is taken for
-up to four times less where it is scaled: finite numbers must not become infinite.
+so nothing overflows: e is at most 1, and 0 where βx is large. A tanh is accurate to 2e-7, given an
+exp2 with a relative error of 2^−22.5 and a reciprocal accurate to one unit in the last place. Its
+derivative has the relative accuracy of e, however small it is. Where scaling a β or x beyond 8e37
+would overflow, it is left unscaled and so counts up to four times less: finite numbers must not
+become infinite.
 
-What binds is the unit for exp2 and reciprocals, two of them a term; the kernels hold the other
-instructions below what it leaves, and each number that they load serves many terms.
+The bottleneck is the unit for exp2 and reciprocals, of which each term needs two. The kernels keep
+the other instructions within the time this leaves, and use each loaded number for many terms.
 
-Sizes other than the batch's are below 2³¹; products of them may be larger.
+Sizes other than the batch's are below 2³¹; products of sizes may be larger.
 
-Nothing of batch × out × in elements is held. Each sum is made in an order that depends on the sizes
-alone, by one program, without atomics: sums of up to BLOCK terms a lane, and then sums of those.
-A row's results do not depend on the other rows. Beyond the results, backward takes 12 bytes a
-parameter and chunk of the batch, at most 12 MiB, and nothing where there is but one chunk.
+No tensor of batch × out × in elements is held. Each sum is computed by one program, without
+atomics, in an order that depends only on the sizes: sums of up to BLOCK terms per lane, and then
+sums of those. A row's results do not depend on the other rows. Besides the results, backward takes
+12 bytes per parameter and chunk of the batch, at most 12 MiB, and nothing if there is only one
+chunk.
 
-α's gradient is γ·(gradᵀ·input). It is made with the others, not by torch.mm: the terms' grad and
-input are at hand, it costs one FMA of about a dozen instructions while the exponential unit is
-waited for, and no setting for TF32 reaches it.
+α's gradient is γ·(gradᵀ·input). It is computed along with the others instead of by torch.mm: grad
+and input are already loaded, it costs one FMA out of about a dozen instructions while waiting for
+the exponential unit, and it is unaffected by TF32 settings.
 """
 
-# Kernels have no types of Python's.
+# Kernels can't have Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
@@ -47,29 +49,31 @@ from ..functions._triton_math import divide
 from .triton import WARPS, on_device
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-"""What the kernels take, and Triton's names."""
+"""The dtypes that the kernels support, with Triton's names."""
 
-# The tiles were chosen by the compiled code: no spills for sm_75 to sm_100, and in the inner loops
-# of the largest, with float32, at most the 16 instructions a term that fit beside two special ones.
+# The tiles were chosen by inspecting the compiled code: no spills from sm_75 to sm_100, and in the
+# inner loops of the largest tiles, with float32, at most the 16 instructions per term that fit
+# beside two special-function ones.
 ROWS, OUTS, COLUMNS = (8, 4, 2, 1), 16, 32
-"""Of a program of forward: rows (the first that fits), outputs, and columns at a time. A lane has
-one column and ROWS·OUTS/WARPS sums, so that parameters are read as they lie."""
+"""For a forward program: rows (the first choice that fits), outputs, and columns at a time. A lane
+handles one column and ROWS·OUTS/WARPS sums, so that parameters are read in memory order.
+"""
 INPUT_ROWS, INPUT_COLUMNS = (32, 16, 8), 64
-"""Of a program for the input's gradient, which takes one output at a time."""
+"""For a program computing the input's gradient, which takes one output at a time."""
 PARAMETER_OUTS, PARAMETER_COLUMNS = 16, 64
-"""Of a program for the parameters' gradients, which takes one row at a time."""
+"""For a program computing the parameters' gradients, which takes one row at a time."""
 FORWARD_BLOCK, INPUT_BLOCK, PARAMETER_BLOCK = 32 * COLUMNS, 128, 128
-"""Columns, outputs and rows whose sum is made before it is added to the others."""
+"""How many columns, outputs or rows are summed before the sum is added to the others."""
 UNROLL = 2
-"""Turns of the loops over single outputs and rows made at once."""
+"""How far the loops over single outputs and rows are unrolled."""
 COMBINED = 512
-"""Parameters of a program that adds up the chunks of the batch."""
+"""Parameters per program when adding up the chunks of the batch."""
 ENOUGH_PROGRAMS = 1024
-"""The batch is cut into chunks up to so many programs: several for each processor of a GPU."""
+"""The batch is split into chunks up to this many programs: several for each processor of a GPU."""
 FEW_PROGRAMS = 256
-"""With fewer, some processors of a large GPU would have none."""
+"""With fewer programs, some processors of a large GPU would be idle."""
 LEAST_ROWS = 64
-"""Of a chunk of the batch: with fewer, adding up the chunks would take a share of the time."""
+"""Rows per chunk of the batch: with fewer, adding up the chunks would take noticeable time."""
 
 # ---- formulas ----------------------------------------------------------------------------------
 
@@ -83,13 +87,13 @@ _divide = compiled()[divide]
 
 @triton.jit
 def _scaled(x, factor: tl.constexpr):
-    """factor·x, but x where that would overflow: inf times 0 must not come of finite numbers."""
+    """factor·x, or x if that would overflow: finite numbers must not lead to inf times 0."""
     return tl.where(tl.abs(x) > LARGEST / factor, x, x * factor)
 
 
 @triton.jit
 def _with_sign_of(x, y):
-    """x·sign(y), in one instruction and for NaN too."""
+    """x·sign(y), in one instruction, and correct for NaN too."""
     sign = y.to(tl.int32, bitcast=True) & SIGN
     return (x.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
 
@@ -116,23 +120,24 @@ def _store(pointers, values, mask):
 
 @triton.jit
 def _places(tile, size, SIZE: tl.constexpr):
-    """The indices of a tile, which of them there are, and indices that may be loaded from in
-    their place: those beyond the end begin anew. They are computed with and never stored; a
-    remainder, unlike a minimum, leaves neighbours neighbours, to be loaded together."""
+    """The indices of a tile, which of them exist, and indices that are safe to load from: those
+    beyond the end wrap around. Wrapped values are computed with but never stored. Unlike a minimum,
+    a remainder keeps neighbours adjacent, so they are loaded together.
+    """
     at = tile * SIZE + tl.arange(0, SIZE)
     return at.to(tl.int64), at < size, (at % size).to(tl.int64)
 
 
 @triton.jit
 def _rows(tile, batch, ROWS: tl.constexpr):
-    """The same for rows, of which there may be more than 2³¹: the last stands in for others."""
+    """The same for rows, which may be more than 2³¹; rows beyond the end use the last row."""
     at = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     return at, at < batch, tl.minimum(at, batch - 1)
 
 
 @triton.jit
 def _wide(size):
-    """In 64 bits, for products; a size of 1 is a constant in a kernel and has no `to`."""
+    """As 64 bits, for products; a size of 1 is a constant in a kernel and has no `to`."""
     return tl.full((), size, tl.int64)
 
 
@@ -156,7 +161,7 @@ def _forward_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # Rows vary fastest: programs that run at the same time share parameters.
+    # Rows vary fastest, so programs that run at the same time share parameters.
     down = tl.cdiv(batch, ROWS)
     rows, is_row, row = _rows(tl.program_id(0) % down, batch, ROWS)
     outs, is_out, out = _places(tl.program_id(0) // down, dims_out, OUTS)
@@ -262,8 +267,9 @@ def _parameters_kernel(
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The sums of `_finish` over a chunk of the batch, in (chunk, 3, out, in), or what it makes of
-    them."""
+    """The sums that `_finish` takes, over a chunk of the batch, stored as (chunk, 3, out, in); or
+    the finished gradients if there is one chunk.
+    """
     across = tl.cdiv(dims_out, OUTS)
     tiles = across * tl.cdiv(dims_in, COLUMNS)
     chunk, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -273,7 +279,7 @@ def _parameters_kernel(
     scale = -tl.abs(_scaled(b, TWO_LOG2_E))
     first = chunk.to(tl.int64) * chunk_rows
     last = tl.minimum(first + chunk_rows, batch)
-    # Zeros, but in the layout of β for the compiler, which would load all twice for another.
+    # Zeros in the layout of β: with another layout the compiler would load everything twice.
     none = tl.where(tl.abs(b) < 0.0, 1.0, 0.0)
     s0 = none
     s1 = tl.zeros((OUTS, COLUMNS), tl.float32)
@@ -322,7 +328,7 @@ def _combine_kernel(
     chunks,
     COMBINED: tl.constexpr,
 ):
-    """Adds up the chunks' sums, in their order. (Of few parameters: others have one chunk.)"""
+    """Adds up the chunks' sums, in order. (Only for few parameters; others have one chunk.)"""
     at, mask, place = _places(tl.program_id(0), numel, COMBINED)
     s0 = tl.zeros((COMBINED,), tl.float32)
     s1 = tl.zeros((COMBINED,), tl.float32)
@@ -341,7 +347,7 @@ def _combine_kernel(
 def layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
     """y_o = Σ_i (α_oi + tanh(β_oi·x_i))·γ_oi·x_i + δ_o; see `mishkit.ops.neuron` for the shapes.
 
-    Raises RuntimeError for shapes and dtypes that don't fit.
+    Raises RuntimeError if shapes or dtypes don't match.
     """
     _check(input, alpha, beta, gamma)
     batch, dims_in, dims_out = *input.shape, gamma.shape[0]
@@ -371,7 +377,7 @@ def layer_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of input (empty unless with_input), alpha, beta and gamma.
 
-    Raises RuntimeError for shapes and dtypes that don't fit.
+    Raises RuntimeError if shapes or dtypes don't match.
     """
     _check(input, alpha, beta, gamma)
     batch, dims_in, dims_out = *input.shape, gamma.shape[0]
@@ -431,8 +437,9 @@ def layer_backward(
 
 
 def _rows_for(choice: tuple[int, ...], batch: int, across: int) -> int:
-    """Rows of a tile: fewer where the batch has no more, or where there would be few programs. No
-    sum changes its order."""
+    """Rows of a tile: fewer if the batch has no more, or if there would be too few programs. This
+    does not change the order of any sum.
+    """
     for rows in choice:
         if rows < 2 * batch and triton.cdiv(batch, rows) * across >= FEW_PROGRAMS:
             return rows
@@ -481,21 +488,22 @@ def _refuse(why: str) -> NoReturn:
 
 
 class Build(NamedTuple):
-    """A kernel as it is launched, for compilers without a GPU."""
+    """A kernel as it is launched, for compiling without a GPU."""
 
     name: str
     kernel: Any  # a triton.JITFunction
     signature: dict[str, str]
-    """The types of all arguments in their order; those of `constants` are "constexpr"."""
+    """The types of all arguments, in order; those of `constants` are "constexpr"."""
     constants: dict[str, Any]
     warps: int
     terms: int
-    """Terms of the layer's sum that a program computes in a turn of its innermost loop; 0 where
-    it computes no tanh."""
+    """How many terms of the layer's sum a program computes per iteration of its innermost loop; 0
+    if it computes no tanh.
+    """
 
 
 def builds(dtype: torch.dtype) -> Iterator[Build]:
-    """Every kernel with each of its tiles."""
+    """Every kernel, with each of its tile sizes."""
     for rows in ROWS:
         for has_delta in (True, False):
             name = f"forward_{rows}" + ("" if has_delta else "_without_delta")
@@ -520,6 +528,6 @@ def _build(
 ) -> Build:
     pointer = f"*{DTYPES[dtype]}"
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(SIZES, "i32")
-    kinds["sums"] = pointer if constants.get("IS_ONE_CHUNK") else "*fp32"  # if one, not used
+    kinds["sums"] = pointer if constants.get("IS_ONE_CHUNK") else "*fp32"  # if one, unused
     signature = {argument: kinds.get(argument, pointer) for argument in kernel.arg_names}
     return Build(name, kernel, signature, constants, WARPS, terms)

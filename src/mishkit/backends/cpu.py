@@ -1,4 +1,4 @@
-"""The CPU kernels: finds the compiled library and loads it over the plain-torch operators."""
+"""The CPU kernels: find the compiled library and load it over the plain-torch operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 LIBRARY = Path(__file__).parent.parent / "_kernels.so"
 OLDEST_TORCH = (2, 10)
-"""The first release with every entry point of the stable C ABI that the library uses."""
+"""The first release that has every entry point of the stable C ABI that the library uses."""
 VARIABLE = "MISHKIT_CPU_ISA"
 """The environment variable that forces an instruction set, or "none" for plain torch."""
 
@@ -21,7 +21,7 @@ _handle: ctypes.CDLL | None = None
 
 
 def load() -> None:
-    """Load the library and choose its instruction set; warn once where plain torch must do."""
+    """Load the library and choose its instruction set; warn once if plain torch has to be used."""
     wanted = os.environ.get(VARIABLE)
     if wanted == "none":
         return
@@ -35,7 +35,7 @@ def load() -> None:
 
 
 def _register() -> str | None:
-    """Load the library, which registers its kernels; say what went wrong, if anything did."""
+    """Load the library, which registers its kernels; returns what went wrong, if anything."""
     global _handle
     try:
         torch.ops.load_library(LIBRARY)
@@ -62,22 +62,22 @@ def _unavailable() -> str | None:
 
 
 def isas() -> list[str]:
-    """The instruction sets that this library has and this CPU runs, the best one last."""
+    """The instruction sets that both this library and this CPU support, the best one last."""
     return _handle.mishkit_isas().decode().split() if _handle else []
 
 
 def isa() -> str:
-    """The instruction set in use; "none" where plain torch does the work."""
+    """The instruction set in use; "none" if plain torch is used."""
     return _handle.mishkit_isa().decode() if _handle else "none"
 
 
 def compiler() -> str:
-    """What compiled the library; "none" where plain torch does the work."""
+    """The compiler that built the library; "none" if plain torch is used."""
     return _handle.mishkit_compiler().decode() if _handle else "none"
 
 
 def library() -> ctypes.CDLL:
-    """The loaded library, for what it offers beside operators."""
+    """The loaded library, for its functions other than operators."""
     if _handle is None:
         raise RuntimeError("mishkit's kernels are not loaded")
     return _handle

@@ -1,8 +1,8 @@
-"""The operators in plain torch: every device, every dtype, no kernels.
+"""The operators in plain torch: for every device and dtype, without kernels.
 
-It serves where nothing faster is registered, and it is what torch.compile fuses. The functions
-here are named as the operators, with `forward` for the bare name. Products begin with the
-derivative, so that results are laid out as the input and not as the gradient.
+They are used where nothing faster is registered, and they are what torch.compile fuses. The
+functions here have the names of the operators, with `forward` for the bare name. Products start
+with the derivative, so that results have the layout of the input and not of the gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def backward(a: Formulas, grad: Tensor, x: Tensor, *parameters: float) -> Tensor
 def double_backward(
     a: Formulas, grad_grad: Tensor, grad: Tensor, x: Tensor, *parameters: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
+    """The gradients of `backward` for grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     wide, gg = _wide(a, x), _wide(a, grad_grad)
     to_grad = _passed(a, parameters, a.df(wide, *parameters), gg)
     to_x = _passed(a, parameters, a.d2f(wide, *parameters), gg * _wide(a, grad))
@@ -48,10 +48,11 @@ def forward_packed(a: Activation, x: Tensor, *parameters: float) -> tuple[Tensor
 
 
 def forward_kept(a: Activation, x: Tensor, *parameters: float) -> Tensor:
-    """f(x), to give the gradient too.
+    """f(x), computed so that it also gives the gradient.
 
-    One float32 output stands for a whole range of gradients beside the minimum, and every rounding
-    on the way to it would make that wider: as the parabola that it is there, f is rounded once.
+    Near the minimum, one float32 output stands for a whole range of gradients, and every rounding
+    on the way to it would widen that range. Computed as the parabola it is there, f is rounded
+    once.
     """
     y = forward(a, x, *parameters)
     minimum = a.minimum_at(*parameters) if x.dtype == torch.float32 else None
@@ -73,7 +74,7 @@ def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float
 def backward_packed(
     a: Activation, grad: Tensor, y: Tensor, side: Tensor, *parameters: float
 ) -> Tensor:
-    """grad·f'(x), x being known by y and its packed side."""
+    """grad·f'(x), with x known by y and its packed side."""
     right = y if a.turn is None else from_memory_order(unpack(side, y.numel()), y)
     return backward_sided(a, grad, y, right, *parameters)
 
@@ -81,13 +82,13 @@ def backward_packed(
 def backward_sided(
     a: Activation, grad: Tensor, y: Tensor, right: Tensor, *parameters: float
 ) -> Tensor:
-    """grad·f'(x), x being known by y and its side (any tensor for a monotone function)."""
+    """grad·f'(x), with x known by y and its side (any tensor for a monotone function)."""
     slope = a.df_y(_wide(a, y), right, y.dtype, *parameters)
     return _as(_passed(a, parameters, slope, _wide(a, grad)), y)
 
 
 def _passed(a: Formulas, parameters: Sequence[Any], slope: Tensor, grad: Tensor) -> Tensor:
-    """What passes of a gradient."""
+    """The gradient that passes, given the slope."""
     product = slope * grad
     is_dead = a.is_dead if isinstance(a.is_dead, bool) else a.is_dead(*parameters)
     return torch.where(slope == 0, slope, product) if is_dead else product
@@ -97,14 +98,14 @@ def right_of_turn(a: Activation, x: Tensor, *parameters: float) -> Tensor:
     """The side of each element, for a function that has a turn."""
     turn = a.turn_at(*parameters)
     assert turn is not None
-    # Compared in the wide type: rounded to 16 bits, the turn may be an input's own value.
+    # Compared in the wide dtype: rounded to 16 bits, the turn could equal an input.
     return _wide(a, x) > turn
 
 
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
-    """f(x) with parameters in a tensor, a row each: one column, or one a channel of x.
+    """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel.
 
-    Differentiable by autograd towards both, to any order.
+    Differentiable by autograd with respect to both, to any order.
     """
     return _as(a.f(_wide(a, x), *by_channel(parameters, x)), x)
 
@@ -112,7 +113,7 @@ def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
 def trained_backward(
     a: Activation, grad: Tensor, x: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `trained` towards x and the parameters."""
+    """The gradients of `trained` for x and the parameters."""
     assert a.dp is not None
     wide, values, g = _wide(a, x), by_channel(parameters, x), _wide(a, grad)
     others = [dim for dim in range(x.dim()) if dim != 1 or parameters.shape[1] == 1]
@@ -121,7 +122,7 @@ def trained_backward(
 
 
 def by_channel(parameters: Tensor, x: Tensor) -> list[Tensor]:
-    """The parameters, a row each, in shapes that broadcast with x."""
+    """The parameters, from one row each, in shapes that broadcast with x."""
     if parameters.shape[1] == 1:
         return list(parameters[:, 0].unbind())
     shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
@@ -129,7 +130,7 @@ def by_channel(parameters: Tensor, x: Tensor) -> list[Tensor]:
 
 
 def pack(bits: Tensor) -> Tensor:
-    """Eight bits to a byte, the first in the lowest bit; the last byte is filled up with zeros."""
+    """Eight bits to a byte, the first in the lowest bit; the last byte is padded with zeros."""
     padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.numel() % 8))
     return (padded.view(-1, 8) << _places(bits)).sum(1, dtype=torch.uint8)
 
@@ -140,12 +141,12 @@ def unpack(packed: Tensor, count: int) -> Tensor:
 
 
 def in_memory_order(x: Tensor) -> Tensor:
-    """x's elements as one row, in the order of its strides."""
+    """x's elements as a 1-D tensor, in the order of its strides."""
     return x.permute(_order(x)).reshape(-1)
 
 
 def from_memory_order(row: Tensor, like: Tensor) -> Tensor:
-    """`row`, which is in the memory order of `like`, in the shape of `like`."""
+    """`row`, given in the memory order of `like`, in the shape of `like`."""
     order = _order(like)
     inverse = [order.index(dim) for dim in range(like.dim())]
     return row.view([like.shape[dim] for dim in order]).permute(inverse)

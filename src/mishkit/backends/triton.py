@@ -1,9 +1,9 @@
-"""The GPU kernels: Triton, where torch has a GPU and Triton is installed.
+"""The GPU kernels, in Triton; used if torch is built for GPUs and Triton is installed.
 
 The functions here are the operators, as in `backends.torch`, for dense tensors of any layout. What
-Triton does not serve goes there: float64. Kernels run on the current stream of the tensors' device,
-ask nothing of the host and need no more memory than their results; the first call with a dtype
-compiles for some tenths of a second, so a CUDA graph wants one call before it is captured.
+Triton does not support, float64, is passed on to that module. Kernels run on the current stream of
+the tensors' device, never wait for the host and need no memory beyond their results. The first call
+with a dtype compiles for some tenths of a second, so call once before capturing a CUDA graph.
 """
 
 from __future__ import annotations
@@ -26,48 +26,50 @@ from ..functions._branch_fit import leading
 from . import torch as plain
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels take."""
+"""The dtypes that the kernels support."""
 WARPS = 4
 LANES = 64 if torch.version.hip else 32
-"""Threads a warp."""
+"""Threads per warp."""
 STEPS = 8
-"""Tiles a program, where it sums over them."""
+"""Tiles per program, where programs sum over them."""
 SMALL = 1 << 18
-"""Below so many elements a program gets half a block: enough of them to go round count for more
-than two loads in flight."""
+"""With fewer elements than this, a program gets half a block: having enough programs for all
+processors matters more than having two loads in flight.
+"""
 
 
 @functools.cache
 def available() -> bool:
-    """Whether torch is built for GPUs and Triton is there; neither is imported to find out."""
+    """Whether torch is built for GPUs and Triton is installed; neither is imported to find out."""
     has_gpu = torch.version.cuda is not None or torch.version.hip is not None
     return has_gpu and importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel as it is launched: for a dtype and parameters, all but tensors and their size."""
+    """A kernel to launch for a dtype and parameters; only the tensors and their size are open."""
 
     kernel: Any
     tensors: tuple[str, ...]
-    """The kernel's pointers, in order: "side" to bytes, all others to elements."""
+    """The kernel's pointers, in order: "side" points to bytes, all others to elements."""
     numbers: tuple[float, ...]
-    """The kernel's c."""
+    """The kernel's argument `c`."""
     minimum: tuple[float, ...] | None
-    """The kernel's minimum, if it has one."""
+    """The kernel's argument `minimum`, if it has one."""
     constants: dict[str, Any]
-    """Its constants by name, but for BLOCK."""
+    """The kernel's constants by name, except BLOCK."""
     traffic: int
-    """Elements that it reads or writes for each, the side not counted."""
+    """Values read or written per element, not counting the side."""
 
     @property
     def has_side(self) -> bool:
-        """Whether it writes or reads bits."""
+        """Whether it reads or writes side bits."""
         return "side" in self.tensors and self.constants.get("sided", True)
 
     def block(self, dtype: torch.dtype, count: int, lanes: int = 0) -> int:
-        """Elements a program: two loads of 16 bytes a thread, or one where warps are wide or there
-        are few elements or five tensors, which would need too many registers."""
+        """Elements per program: two 16-byte loads per thread. One load if warps are wide, if there
+        are few elements, or if there are five tensors, which would need too many registers.
+        """
         lanes = lanes or LANES
         loads = 2 if lanes == 32 and count >= SMALL and self.traffic <= 3 else 1
         return loads * WARPS * lanes * 16 // dtype.itemsize
@@ -85,7 +87,7 @@ class Launch:
 
 @functools.lru_cache(maxsize=1024)
 def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> Launch:
-    """The kernel of a body, one of `mishkit.bodies.BODIES`."""
+    """The kernel for a body, which is one of `mishkit.bodies.BODIES`."""
     if body not in BODIES:
         raise ValueError(f"there is no kernel {body!r}")
     twin, tensors, formulas = a.twin.at(*parameters), BODIES[body].tensors, BODIES[body].formulas
@@ -116,7 +118,7 @@ def _blend_launch(
     of_b: tuple[float, ...],
     is_backward: bool,
 ) -> tuple[Launch, tuple[float, ...]]:
-    """The kernel of two functions, and the numbers of the second."""
+    """The kernel for two functions, and the numbers of the second."""
     first, second = a.twin.at(*of_a), b.twin.at(*of_b)
     f, g = (twin.df if is_backward else twin.f for twin in (first, second))
     names = ("df", "dg") if is_backward else ("f", "g")
@@ -137,8 +139,10 @@ def _blend_launch(
 def _minimum(
     a: Activation, dtype: torch.dtype, parameters: tuple[float, ...]
 ) -> tuple[float, ...] | None:
-    """As `forward_packed` takes it: the turn, and in float32 the parabola beside it, whose root is
-    bend·x + shift: bend, shift, y in two parts and how far it reaches above the first."""
+    """The `minimum` that `forward_packed` takes: the turn, and in float32 also the parabola near
+    it, whose root is bend·x + shift: bend, shift, y in two parts, and how far above the first part
+    the parabola is used.
+    """
     turn = a.turn_at(*parameters)
     if turn is None or dtype != torch.float32:
         return None if turn is None else (turn,)
@@ -151,8 +155,9 @@ def _minimum(
 
 
 def _given(numbers: Sequence[float]) -> tuple[float, ...]:
-    """As a launcher takes them: where a formula reads none one, for empty tuples are not what
-    launchers are used to."""
+    """Numbers in the form that a launcher takes: a single 0 if the formula reads none, because
+    launchers can't be relied on to accept empty tuples.
+    """
     return tuple(map(float, numbers)) or (0.0,)
 
 
@@ -163,7 +168,7 @@ def _kernels() -> Any:
 
 
 def _formulas(twin: Twin, *names: str) -> list[Any]:
-    """Those of a twin, compiled."""
+    """Some of a twin's formulas, compiled."""
     return [compiled()[getattr(twin, name)] for name in names]
 
 
@@ -203,7 +208,7 @@ def backward(a: Activation, grad: Tensor, x: Tensor, *parameters: float) -> Tens
 def double_backward(
     a: Activation, grad_grad: Tensor, grad: Tensor, x: Tensor, *parameters: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `backward` towards grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
+    """The gradients of `backward` for grad and x: grad_grad·f'(x), grad_grad·grad·f''(x)."""
     if x.dtype not in DTYPES:
         return plain.double_backward(a, grad_grad, grad, x, *parameters)
     _check(a.name, x, grad_grad, grad)
@@ -235,7 +240,7 @@ def forward_packed_out(a: Activation, x: Tensor, out: Tensor, *parameters: float
 def backward_packed(
     a: Activation, grad: Tensor, y: Tensor, side: Tensor, *parameters: float
 ) -> Tensor:
-    """grad·f'(x), x being known by y and its packed side."""
+    """grad·f'(x), with x known by y and its packed side."""
     if y.dtype not in DTYPES:
         return plain.backward_packed(a, grad, y, side, *parameters)
     _check(a.name, y, grad)
@@ -244,7 +249,7 @@ def backward_packed(
         raise RuntimeError(
             f"mishkit.{a.name}: the side must be a row of one bit an element, packed in uint8"
         )
-    # A side belongs to a dense output; of another layout its order is not known.
+    # A side belongs to a dense output; for other layouts its order is not defined.
     y = _dense(y)
     result = torch.empty_like(y)
     # A monotone function's side has no bytes, and no kernel reads it.
@@ -269,7 +274,7 @@ def blend_backward(
     a: Activation, of_a: tuple[float, ...], b: Activation, of_b: tuple[float, ...],
     grad: Tensor, x: Tensor, t: float,
 ) -> Tensor:  # fmt: skip
-    """grad·((1 − t)·a'(x) + t·b'(x)), likewise."""
+    """grad·((1 − t)·a'(x) + t·b'(x)), for the same t and dtypes."""
     _check("blend", x, grad)
     x = _dense(x)
     result = torch.empty_like(x)
@@ -279,7 +284,7 @@ def blend_backward(
 
 
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
-    """f(x) with parameters in a tensor, a row each: one column, or one a channel of x."""
+    """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel."""
     if x.dtype not in DTYPES:
         return plain.trained(a, x, parameters)
     x, parameters = _dense(x), parameters.contiguous()
@@ -302,10 +307,10 @@ def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
 def trained_backward(
     a: Activation, grad: Tensor, x: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `trained` towards x and the parameters.
+    """The gradients of `trained` for x and the parameters.
 
-    Each program sums up to STEPS tiles, and torch the programs' sums: what is added to what
-    depends on sizes alone.
+    Each program sums up to STEPS tiles, and torch adds the programs' sums. The order of summation
+    depends only on the sizes.
     """
     if x.dtype not in DTYPES:
         return plain.trained_backward(a, grad, x, parameters)
@@ -330,33 +335,34 @@ def trained_backward(
 
 @dataclass(frozen=True)
 class Tiling:
-    """A dense tensor as (outer, channels, inner) in the order of its memory, and tiles of it."""
+    """A dense tensor as (outer, channels, inner) in memory order, and its tiles."""
 
     shape: tuple[int, int, int]
     tile: tuple[int, int, int]
-    """Powers of two."""
+    """The tile's sizes, which are powers of two."""
 
     @classmethod
     def of(cls, x: Tensor, channels: int) -> Tiling:
-        """Of a tensor whose dimension 1 has so many channels; with 1, of any tensor."""
+        """The tiling of a tensor with this many channels in dimension 1; with 1, of any tensor."""
         inner = x.numel() if channels == 1 else x.stride(1)
         shape = (x.numel() // (channels * inner), channels, inner)
         return cls(shape, tile_of(shape, x.dtype))
 
     @property
     def tiles(self) -> int:
-        """How many a block of channels has."""
+        """The number of tiles per block of channels."""
         return _blocks(self.shape[0], self.tile[0]) * _blocks(self.shape[2], self.tile[2])
 
     @property
     def channel_blocks(self) -> int:
-        """How many blocks of channels there are."""
+        """The number of blocks of channels."""
         return _blocks(self.shape[1], self.tile[1])
 
 
 def tile_of(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[int, int, int]:
-    """The tile for a tensor: neighbours in memory first, as many as one or two loads of 16 bytes a
-    thread take."""
+    """The tile for a tensor: neighbours in memory first, as many as one or two 16-byte loads per
+    thread can fetch.
+    """
     free = WARPS * 64 * 16 // dtype.itemsize
     sizes = []
     for size in reversed(shape):
@@ -392,12 +398,12 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x, or a copy of it, with the strides that results have."""
+    """x, or a copy of x with the strides that results have."""
     return x if _is_dense(x) else torch.empty_like(x).copy_(x)
 
 
 def _check(name: str, x: Tensor, *others: Tensor) -> None:
-    """Refuse tensors of other dtypes or shapes than x, as the CPU's kernels do."""
+    """Reject tensors whose dtype or shape differs from x's, as the CPU kernels do."""
     if any(other.dtype != x.dtype or other.shape != x.shape for other in others):
         raise RuntimeError(f"mishkit.{name}: the tensors differ in dtype or shape")
 
@@ -419,11 +425,12 @@ def _can_write(x: Tensor, out: Tensor) -> bool:
     )
     if not alike:
         return False
-    # Elements that begin elsewhere in the same storage might be overwritten before they are read.
+    # With a different offset in the same storage, elements might be overwritten before they are
+    # read.
     same_storage = x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
     return x.data_ptr() == out.data_ptr() or not same_storage
 
 
 def on_device(x: Tensor) -> Any:
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Triton launches on the current device, which may not be the tensors' device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

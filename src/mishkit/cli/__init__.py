@@ -1,4 +1,4 @@
-"""The command line: thin commands, each of which calls its part of the laboratory."""
+"""The command line: thin commands that each call their part of the laboratory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mishkit._missing import install
 try:
     import typer  # noqa: F401
 except ModuleNotFoundError:
-    # The command is installed with the library, the packages that it needs with an extra.
+    # The command is installed with the library, but the packages it needs come with an extra.
     def main() -> None:
-        """Says what is missing."""
+        """Print what is missing."""
         sys.exit(f"mishkit: the command line needs more packages: {install('typer', 'cli')}")
 
 else:
     from .app import app as app
 
-    # `mishkit --help` lists their commands in this order.
+    # `mishkit --help` lists the commands in this order.
     for _commands in ("surgery", "compare", "bench", "accuracy", "calculus"):
         import_module(f".{_commands}", __package__)
 
     def main() -> None:
-        """Runs the command line."""
+        """Run the command line."""
         app(prog_name="mishkit")

@@ -1,4 +1,4 @@
-"""Options that several commands have, and options from the fields of a settings class."""
+"""Options shared by several commands, and options made from the fields of a settings class."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Function = Annotated[
         "--function", "-f", help="A function; repeat the option for more.", show_default="all"
     ),
 ]
-"""The option that names functions."""
+"""The option that takes function names."""
 
 
 def takes(settings: type) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
-    """Give a command of such settings an option for each of their fields.
+    """Give a command that takes these settings one option per field.
 
-    A field says in its metadata what its option is, see `mishkit.lab.study.settings.option`.
+    A field describes its option in its metadata; see `mishkit.lab.study.settings.option`.
     """
     types = typing.get_type_hints(settings)
     of = {field.name: field for field in fields(settings)}

@@ -1,4 +1,4 @@
-"""`mishkit accuracy`: the errors of the kernels, measured."""
+"""`mishkit accuracy`: measure the errors of the kernels."""
 
 from __future__ import annotations
 

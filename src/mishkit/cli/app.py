@@ -1,4 +1,4 @@
-"""The command line itself: its errors, its version, and the commands' common ground."""
+"""The command line itself: its errors, its version, and what the commands share."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ LAB_PACKAGES = frozenset(
 
 
 class _Commands(TyperGroup):
-    """The commands, whose errors are lines and whose output no terminal refuses."""
+    """The commands. Errors are printed as one line, and output is encodable on any terminal."""
 
     def main(self, *args: Any, **keywords: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # whatever it can't encode is a ?
+            if isinstance(stream, io.TextIOWrapper):  # characters that can't be encoded become ?
                 stream.reconfigure(errors="replace")
         return super().main(*args, **keywords)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if TRACEBACK in args:  # it may stand behind the command as well
+        if TRACEBACK in args:  # the option may also follow the command
             args = [TRACEBACK, *(argument for argument in args if argument != TRACEBACK)]
         return super().parse_args(ctx, args)
 
@@ -57,9 +57,9 @@ class _Commands(TyperGroup):
 
 @contextmanager
 def one_line_errors(*, whole: bool = False) -> Iterator[None]:
-    """Turns every error into one line on stderr and an exit status: 130 for Ctrl-C, else 1.
+    """Turn every error into one line on stderr and an exit status: 130 for Ctrl-C, otherwise 1.
 
-    With `whole`, the traceback stands before it.
+    With `whole`, the traceback is printed first.
     """
     from mishkit.lab import INTERRUPTED, LabError
 
@@ -71,16 +71,16 @@ def one_line_errors(*, whole: bool = False) -> Iterator[None]:
     except LabError as error:
         caught = error
         message, status, for_all = str(error), error.status, False
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         raise
     except Exception as error:
-        if hasattr(error, "exit_code"):  # Typer's own: an exit, or its words on the usage
+        if hasattr(error, "exit_code"):  # one of Typer's own: an exit, or a usage error
             raise
         caught = error
         message, status, for_all = _described(error), 1, True
     else:
         return
-    # Of several processes that meet the same mistake one speaks.
+    # If several processes meet the same error, only one reports it.
     if whole or for_all or os.environ.get("LOCAL_RANK", "0") == "0":
         if whole:
             _show_everything(caught)
@@ -101,7 +101,7 @@ def _described(error: Exception) -> str:
 
 
 def _show_everything(error: BaseException) -> None:
-    """The traceback, with the causes that a LabError hides."""
+    """Print the traceback, including the causes that a LabError hides."""
     link: BaseException | None = error
     while link is not None:
         link.__suppress_context__ = link.__cause__ is not None
@@ -115,7 +115,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    # Typer's boxes break and cut words where there is no room for them.
+    # In narrow terminals Typer's boxes would break and cut words.
     rich_markup_mode="markdown" if get_terminal_size().columns >= ROOM_FOR_BOXES else None,
     help="Smooth activation functions for PyTorch at ReLU's price, and tools to measure that.",
 )

@@ -1,4 +1,4 @@
-"""`mishkit bench`: the kernels, timed."""
+"""`mishkit bench`: time the kernels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Time every function, in turns with torch's ReLU and torch's own version of the function.
+    """Time every function, alternating with torch's ReLU and torch's own version of the function.
 
     Prints nanoseconds per element (minimum/median), the ratios, and whether one thread, or a
     GPU, reaches the promised speed. Timings are noisy, so a missed bar is an error only with

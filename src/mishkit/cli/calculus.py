@@ -28,11 +28,11 @@ def explain(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with 30 digits.")] = False,
 ) -> None:
-    """Derive from a function's definition what it is, and measure what it costs.
+    """Derive a function's properties from its definition, and measure what it costs.
 
-    Prints its derivatives, range, minima, inflections, limits, joints, Lipschitz constants,
-    gains, shape, and its distance to another function; vector instructions an element, and
-    whether memory or arithmetic bounds it here.
+    Prints its derivatives, range, minima, inflections, limits, joints, Lipschitz constants, gains,
+    shape, and its distance to another function; also the vector instructions per element, and
+    whether memory or arithmetic is the limit on this machine.
     """
     from mishkit.lab.calculus import explain as lab
     from mishkit.lab.common.named import find, options
@@ -122,8 +122,8 @@ def fit(
 ) -> None:
     """Find the parameters that bring a cheap family of functions closest to a target.
 
-    Prints them, the error and where it is largest, and how the published choices rank. The same
-    question always gets the same answer.
+    Prints them, the error and where it is largest, and how the published choices rank. The result
+    is deterministic.
     """
     from mishkit.lab.calculus import fit as lab
     from mishkit.lab.common.named import find, pairs

@@ -1,4 +1,4 @@
-"""`mishkit compare`: networks trained with several activations."""
+"""`mishkit compare`: train networks with several activations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .app import app
 def compare(settings: Settings) -> None:
     """Train a network on real data with each activation, and report costs and results.
 
-    Searches the best learning rate of each activation, then trains with several seeds. Prints the
-    time per step, the bytes kept for the backward pass, the epochs and seconds to a target
+    Searches for the best learning rate of each activation, then trains with several seeds. Prints
+    the time per step, the bytes kept for the backward pass, the epochs and seconds to a target
     accuracy, and the final accuracy with its difference to the baseline, all with 95 % intervals.
-    Writes report.html, trials.csv, epochs.csv and summary.csv. Ctrl-C keeps the trials that are
-    done, and the same command goes on from there.
+    Writes report.html, trials.csv, epochs.csv and summary.csv. After Ctrl-C the finished trials are
+    kept, and the same command continues from there.
     """
     from mishkit.lab.study import compare as lab
 

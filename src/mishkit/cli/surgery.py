@@ -53,9 +53,9 @@ def audit(
 ) -> None:
     """Show every activation of a model and the memory that training keeps because of it.
 
-    Says for each activation whether it pays to keep the output and one bit per element instead of
-    the input. Then prints what the whole model keeps now, what it would keep, and what it keeps
-    with torch.utils.checkpoint.
+    Says for each activation whether it saves memory to keep the output and one bit per element
+    instead of the input. Then prints what the whole model keeps now, what it would keep, and what
+    it keeps with torch.utils.checkpoint.
     """
     from mishkit.lab import surgery as lab
     from mishkit.lab.common.files import check_writable
@@ -81,9 +81,9 @@ def lean(
 ) -> None:
     """Follow the audit's advice, and show one training step before and after.
 
-    Prints the bytes that the backward pass keeps, as promised and as counted, the loss and the
-    gradient. On Linux it also prints how much resident memory a step adds, measured in processes
-    of their own.
+    Prints the bytes kept for the backward pass, as predicted and as counted, the loss and the
+    gradient. On Linux it also prints how much resident memory a step adds, measured in separate
+    processes.
     """
     from mishkit.lab import surgery as lab
 

@@ -1,4 +1,4 @@
-"""f' from the rounded output and one bit, for functions without a closed inverse.
+"""f' from the rounded output and one bit, for functions without a closed-form inverse.
 
 float32 and the 16-bit types use the fitted polynomials of `_df_y_tables`; float64 inverts f.
 """
@@ -15,9 +15,9 @@ from ._branch_fit import BranchFit, leading
 from ._df_y_tables import MINIMA, TABLES
 
 PRECISION = {torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}
-"""Bits of the significand, of the types whose outputs are decoded without a search."""
+"""Bits of the significand, for the dtypes whose outputs are decoded without a search."""
 STEPS = 64
-"""Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
+"""Safeguarded Newton steps: bisection alone would need about as many for float64's resolution."""
 
 
 def df_from_output(
@@ -29,7 +29,7 @@ def df_from_output(
     saved: torch.dtype,
     scale: float = 1.0,
 ) -> Tensor:
-    """f' at the x on the given side with f(x) = scale·y, y having been rounded to `saved`."""
+    """f' at the x on the given side with f(x) = scale·y, where y was rounded to `saved`."""
     if y.dtype == torch.float64:
         return df(_invert(f, df, scale * y, right, MINIMA[name].turn))
     tables, dtype = TABLES[name], str(saved).removeprefix("torch.")
@@ -37,10 +37,11 @@ def df_from_output(
         fit = tables[dtype]
         above = ((y.clamp_max(fit.y_max) + fit.y_min_hi) + fit.y_min_lo).clamp_min(fit.least)
         return _evaluate(fit, y, above, right)
-    # Scaled outputs may be rounded finer than the function's own in bfloat16: another table serves.
+    # In bfloat16, scaled outputs may be rounded more finely than the function's own, so they need
+    # another table.
     fit = tables["float32" if saved == torch.float32 else "float16"]
-    y = y.clamp_max(2 * fit.y_max / scale)  # inf has no parts
-    # They are rounded otherwise than those that the table was centred for.
+    y = y.clamp_max(2 * fit.y_max / scale)  # inf can't be split into parts
+    # These outputs round differently from those that the table was centred for.
     depth = -MINIMA[name].y
     shift, least = (scale * value for value in centring(depth / scale, saved))
     high = leading(depth + shift, 24)
@@ -49,17 +50,19 @@ def df_from_output(
 
 
 def centring(depth: float, saved: torch.dtype) -> tuple[float, float]:
-    """What centres the gradients that share one output rounded to `saved`: a shift of y − y_min,
-    and what that is raised to at least, where y_min is −depth."""
+    """How to centre the gradients that share one output rounded to `saved`, where y_min is −depth:
+    a shift of y − y_min, and the lower bound that the sum is raised to.
+    """
     if saved not in PRECISION:
         return 0.0, 0.0
     return _branch_fit.centring(depth, PRECISION[saved])
 
 
 def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tensor:
-    """scale·y + (high + low) without rounding the product, which beside −high would cost most of
-    the digits of the sum."""
-    # Dekker's product: halves of 12 bits multiply without an error.
+    """scale·y + (high + low) without rounding the product. Rounding it would cost most of the
+    digits of the sum when the product is near −high.
+    """
+    # Dekker's product: halves of 12 bits multiply exactly.
     scale_high = leading(scale, 12)
     scale_low = scale - scale_high
     y_high = 4097 * y
@@ -94,8 +97,8 @@ def _invert(
     right: Tensor,
     turn: float,
 ) -> Tensor:
-    """Newton's method between brackets that close by bisection where it strays."""
-    # A function of this family is at least x − 1 and rises past 1 well before x = 3.
+    """Newton's method between brackets that close by bisection where a step leaves them."""
+    # Functions of this family are at least x − 1, and exceed 1 well before x = 3.
     low = torch.where(right, turn, torch.full_like(y, -800.0))
     high = torch.where(right, y.clamp_min(0) + 3, torch.full_like(y, turn))
     x = torch.where(right, y.clamp_min(turn + 1), turn - 1.0)

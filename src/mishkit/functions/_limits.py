@@ -1,7 +1,9 @@
-"""Where an input is far enough out that a function equals its limit in every dtype."""
+"""How far out an input must be for a function to equal its limit in every dtype."""
 
 SMALLEST, LARGEST = 1e-15, 1e10
-"""The sizes of parameters for which nothing in float32 overflows or is lost on the way: 2·LARGEST²
-times exp(40), the most that a formula multiplies it by, is a float32, and LARGEST/SMALLEST too."""
+"""Parameter magnitudes for which no float32 computation overflows or loses its value on the way:
+2·LARGEST² times exp(40), the largest factor in any formula, fits a float32, and so does
+LARGEST/SMALLEST.
+"""
 FAR = 1000.0
 """exp(−FAR) is 0 in float64. Clamping to ±FAR turns inf·0 into the limit and changes no digit."""

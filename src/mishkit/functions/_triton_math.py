@@ -1,8 +1,8 @@
 """Elementary functions in Triton, for blocks of float32.
 
-The hardware's exp2, reciprocal and square root cost as much as four products and are good to an
-ULP or two. Its minimum and maximum drop a NaN unless they are told not to, and a constant below
-1.2e-38 would be taken for a float64.
+The hardware's exp2, reciprocal and square root each cost as much as four products and are accurate
+to one or two ULP. Its minimum and maximum drop NaNs unless told otherwise, and Triton would take a
+constant below 1.2e-38 for a float64.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ if TYPE_CHECKING:
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094172e-06
-"""ln 2 in two parts, a multiple of the first by a float32's exponent being exact."""
+"""ln 2 in two parts. The product of the first and a float32's exponent is exact."""
 ROUNDER = 12582912.0
 """1.5·2²³: adding it to a float32 rounds that to an integer."""
 
 FLOOR = -104.0
-"""Where exp is 0. (Below −87.34, where results are subnormal, GPUs return 0 already.)"""
+"""Below this exp is 0. (Below −87.34, where results are subnormal, GPUs already return 0.)"""
 NEAR = 19.40812110900879
-"""28·ln 2. Above it 1/(1 + exp(−x)) rounds to 1, and here exp is a power of two, whose reciprocal
-has no error: that quotient is 1 itself."""
+"""28·ln 2. Above this, 1/(1 + exp(−x)) rounds to 1. At this point exp is a power of two, so its
+reciprocal is exact and the quotient is exactly 1.
+"""
 NEARER = 15.9
-"""Beyond it NEARER·exp(−x) is as good as x·exp(−x) beside 1, and at NEAR it no longer counts."""
+"""Beyond this, NEARER·exp(−x) can replace x·exp(−x) beside 1; at NEAR it no longer counts."""
 FAR_RIGHT = 80.0
-"""Here x·exp(−x) is 0 for all purposes, and exp(x) not yet infinite."""
+"""Here x·exp(−x) is effectively 0, and exp(x) is still finite."""
 EXPM1_SERIES = (1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)
 """(eˣ − 1)/x for |x| ≤ 0.35: error 2e-8."""
 NORMAL_END = 14.46
-"""Where the tail of the normal law is 0."""
+"""From here on the tail of the normal distribution is 0."""
 
 
 @device
@@ -67,7 +68,7 @@ def at_most(x: Any, high: Any) -> Any:
 @device
 def divide(a: Any, b: Any) -> Any:
     """a/b for |b| below 2¹²⁶; 2 ULP."""
-    # Triton's own division is twice as exact and costs six instructions more.
+    # Triton's own division is twice as accurate and costs six more instructions.
     if interpreted:
         return a / b
     else:
@@ -94,7 +95,7 @@ def exp_reduced(k: Any, r: Any) -> Any:
 def exp(x: Any, half: constexpr) -> Any:
     """eˣ for FLOOR ≤ x ≤ 88."""
     if half:
-        # Rounding the product magnifies to |x|·2⁻²⁴.
+        # Rounding the product is magnified to |x|·2⁻²⁴.
         return tl.exp2(x * LOG2E)
     else:
         k = (x * LOG2E + ROUNDER) - ROUNDER
@@ -103,7 +104,7 @@ def exp(x: Any, half: constexpr) -> Any:
 
 @device
 def exp_sum(x: Any, low: Any, half: constexpr) -> Any:
-    """exp(x + low): x to more digits than float32 has. `low` is not read where half."""
+    """exp(x + low), where `low` extends x beyond float32's digits. Not read if `half`."""
     if half:
         return tl.exp2(x * LOG2E)
     else:
@@ -113,14 +114,14 @@ def exp_sum(x: Any, low: Any, half: constexpr) -> Any:
 
 @device
 def exp2_sum(x: Any, low: Any) -> Any:
-    """2^(x + low), x to more digits than float32 has."""
+    """2^(x + low), where `low` extends x beyond float32's digits."""
     k = (x + ROUNDER) - ROUNDER
     return tl.exp2((x - k) + low) * tl.exp2(k)
 
 
 @device
 def exp_product(x: Any, high: Any, binary: Any, ln2_low: Any, half: constexpr) -> Any:
-    """exp(x·factor), the product not rounded, for the numbers of `factor`."""
+    """exp(x·factor) without rounding the product; takes the numbers from `factor`."""
     if half:
         return tl.exp2(x * binary)
     else:
@@ -129,8 +130,10 @@ def exp_product(x: Any, high: Any, binary: Any, ln2_low: Any, half: constexpr) -
 
 
 def factor(value: float) -> tuple[float, float, float]:
-    """A factor for `exp_product`: itself, its product with log₂ e, and a low part of ln 2 that
-    makes good what float32 takes from the factor, since k is nearly proportional to the product."""
+    """A factor for `exp_product`: the factor, its product with log₂ e, and a low part of ln 2. The
+    low part also corrects for rounding the factor to float32, since k is nearly proportional to the
+    product.
+    """
     rest = value - leading(value, 24)
     return value, value * LOG2E, LN2_LOW - (rest / value / LOG2E if value else 0)
 
@@ -159,7 +162,7 @@ def normal(t: Any, half: constexpr) -> Any:
     else:
         halved = t * -0.5
         square = halved * t
-        # What rounding took from the square would be magnified 90 times.
+        # The rounding error of the square would be magnified 90 times.
         e = exp_sum(square, tl.fma(halved, t, -square), half)
         return e, e * divide(polynomial(t, MILLS_OVER), polynomial(t, MILLS_UNDER))
 
@@ -167,21 +170,21 @@ def normal(t: Any, half: constexpr) -> Any:
 # ---- the derivative from the output --------------------------------------------------------------
 
 
-# A table is one row of numbers: the ends of the tail and of two pieces, y_max, y_min_hi, y_min_lo,
-# least and end of the `BranchFit`; then by fours, one for each piece, the centres (0 for none) and
-# the coefficients, from degree 0 up.
+# A table is one flat row of numbers: the ends of the tail and of two pieces, then y_max, y_min_hi,
+# y_min_lo, least and end of the `BranchFit`. Groups of four follow, one number per piece: the
+# centres (0 for none) and the coefficients, starting at degree 0.
 CENTERS, ROWS = 8, 12
 
 
 @device
 def lookup(second: Any, third: Any, table: constexpr, row: constexpr) -> Any:
-    """The number of each element's piece, but for the tail's, of the four that begin at `row`."""
+    """Of the four numbers at `row`, the one for each element's piece (the tail is separate)."""
     return tl.where(third, table[row + 3], tl.where(second, table[row + 2], table[row + 1]))
 
 
 @device
 def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
-    """f' of an output, which exceeds the minimum by `above`."""
+    """f' from an output that exceeds the minimum by `above`."""
     tail = (y > table[0]) & ~right
     second = (y > table[1]) & right
     third = (y > table[2]) & right
@@ -190,7 +193,7 @@ def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
     centered = t
     if table[CENTERS + 3] != 0:
         centered -= lookup(second, third, table, CENTERS)
-    # The tail has a polynomial to itself: choices and products keep different units busy.
+    # The tail's polynomial is evaluated separately: selects and products use different units.
     last: tl.constexpr = len(table) - 4
     p = lookup(second, third, table, last)
     q = t * table[last] + table[last - 4]
@@ -203,7 +206,7 @@ def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
 
 @device
 def from_output(y: Any, right: Any, table: constexpr) -> Any:
-    """f' of an output of the function that the table is made for."""
+    """f' from an output of the function that the table was made for."""
     above = at_most(y, table[3]) + table[4]
     if table[5] != 0:
         above += table[5]
@@ -212,7 +215,7 @@ def from_output(y: Any, right: Any, table: constexpr) -> Any:
 
 @device
 def from_scaled_output(y: Any, right: Any, c: Any, table: constexpr) -> Any:
-    """f' where scale·y is the output of the table's function; c begins with `scaled_numbers`."""
+    """f' where scale·y is an output of the table's function; c begins with `scaled_numbers`."""
     y = at_most(y, c[0])
     scaled = y * c[1]
     above = tl.fma(y, c[2], tl.fma(y, c[1], c[3]))
@@ -222,11 +225,11 @@ def from_scaled_output(y: Any, right: Any, c: Any, table: constexpr) -> Any:
 
 
 def branch_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
-    """The table of `_df_y_tables` as `from_table` reads it."""
+    """The table of `_df_y_tables` in the layout that `from_table` reads."""
     fit = TABLES[name][str(saved).removeprefix("torch.")]
     rows: Any = fit.coefficients
     centers: Any = fit.centers
-    # A choice costs three instructions: that of the centres pays for float32's digits alone.
+    # A select costs three instructions, so selecting centres is worth it only for float32's digits.
     if saved != torch.float32:
         columns = zip(*rows, strict=True)
         rows = zip(*map(_about_zero, centers, columns), strict=True)
@@ -248,17 +251,18 @@ def _about_zero(center: float, coefficients: tuple[float, ...]) -> list[float]:
 
 
 def scaled_table(name: str, saved: torch.dtype) -> tuple[float, ...]:
-    """The table for outputs that must be scaled: bfloat16 may round these finer than the function's
-    own, which its table is made for."""
+    """The table for scaled outputs. bfloat16 may round them more finely than the function's own
+    outputs, which its table is made for.
+    """
     return branch_table(name, torch.float32 if saved == torch.float32 else torch.float16)
 
 
 def scaled_numbers(name: str, scale: float, saved: torch.dtype) -> tuple[float, ...]:
-    """What `from_scaled_output` reads of its c."""
+    """The numbers that `from_scaled_output` expects at the start of c."""
     fit = TABLES[name]["float32" if saved == torch.float32 else "float16"]
-    # These outputs are rounded otherwise than those that the table was centred for.
+    # These outputs round differently from those that the table was centred for.
     shift, least = (scale * value for value in centring(-MINIMA[name].y / scale, saved))
     depth = shift - MINIMA[name].y
-    # An output beyond the table, so that inf·low stays a number.
+    # An output beyond the table, so that inf·low doesn't become NaN.
     most = 2 * fit.y_max / scale
     return most, scale, scale - leading(scale, 24), depth, least, depth - leading(depth, 24)

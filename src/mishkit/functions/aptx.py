@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 Value = float | Tensor
 
 END = 25.0
-"""|beta·x| from which the slope is its limit in every dtype."""
+"""The |beta·x| beyond which the slope equals its limit in every dtype."""
 BALANCED = 0.25
-"""Below this size of alpha, alpha + tanh(u) is computed by tanh itself."""
+"""If |alpha| is below this, alpha + tanh(u) is computed with tanh itself."""
 MOST_TURNS = 1000
-"""Of how many values of alpha the turn is remembered."""
+"""How many values of alpha the turn is cached for."""
 STEPS = 60
-"""Safeguarded Newton steps: bisection alone would reach float64's resolution in about as many."""
+"""Safeguarded Newton steps: bisection alone would need about as many for float64's resolution."""
 
 
-# alpha + tanh(u) is (alpha + 1)·σ(2u) + (alpha − 1)·σ(−2u), which keeps every digit in both tails,
-# but where alpha is near 0, not beside 0.
+# alpha + tanh(u) is (alpha + 1)·σ(2u) + (alpha − 1)·σ(−2u). This keeps every digit in both tails,
+# but near u = 0 it loses digits if alpha is near 0.
 def f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
     weight = gamma * _sum(x, alpha, beta)
-    # Where the weight is 0, infinity counts as a large number.
+    # Where the weight is 0, infinity is treated as a large number.
     return torch.where(weight == 0, _finite(x), x) * weight
 
 
@@ -71,7 +71,7 @@ def d2f(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
 def dp(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> tuple[Tensor, Tensor, Tensor]:
     z, total = _z(x, beta), _sum(x, alpha, beta)
     finite = _finite(x)
-    # In an order in which nothing overflows on the way to 0.
+    # Multiplied in an order in which nothing overflows on the way to 0.
     to_beta = (finite * torch.sigmoid(z)) * (finite * torch.sigmoid(-z)) * (4 * gamma)
     return gamma * x, to_beta, torch.where(total == 0, finite, x) * total
 
@@ -79,7 +79,7 @@ def dp(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> tuple[Tensor, Tens
 def df_y(
     y: Tensor, right: Tensor, saved: torch.dtype, alpha: float, beta: float, gamma: float
 ) -> Tensor:
-    if beta < 0:  # the side of u = beta·x
+    if beta < 0:  # `right` is now the side of u = beta·x
         right = ~right
     if alpha == 1:  # y = gamma/beta·silu(2·beta·x)
         slope = df_from_output("silu", silu.f, silu.df, y, right, saved, beta / gamma)
@@ -125,17 +125,17 @@ def _in_tails(z: Tensor, alpha: Value) -> Tensor:
     return (alpha + 1) * torch.sigmoid(z) + (alpha - 1) * torch.sigmoid(-z)
 
 
-# ---- alpha < 1: of g(u) = u·(alpha + tanh u), u = beta·x, there is no table ----
+# ---- alpha < 1: there is no table for g(u) = u·(alpha + tanh u), u = beta·x ----
 
 
 _turns: dict[float, float] = {}
 
 
 def _turn(alpha: float) -> float:
-    """The u at which g has its minimum; found once for each alpha."""
+    """The u at which g has its minimum; cached for each alpha."""
     if torch.compiler.is_compiling():
-        # Only whether there is a turn matters then, as compiled code keeps the input; a search
-        # would be traced, and what is remembered would be watched.
+        # Compiled code keeps the input, so it matters only whether there is a turn. The search
+        # would be traced, and the cache would be guarded.
         return math.nan
     if alpha not in _turns:
         if len(_turns) >= MOST_TURNS:
@@ -155,7 +155,7 @@ def _find_turn(alpha: float) -> float:
 
 
 class _Bottom:
-    """The minimum of g for one alpha: the turn, tanh and its slope there, depth, √(g''/2)."""
+    """The minimum of g for one alpha: the turn, tanh and its slope there, the depth, √(g''/2)."""
 
     def __init__(self, alpha: float) -> None:
         self.turn = _turn(alpha)
@@ -168,9 +168,10 @@ class _Bottom:
 def _slope(y: Tensor, right: Tensor, saved: torch.dtype, alpha: float, scale: float) -> Tensor:
     """g' at the u on the given side with g(u) = scale·y.
 
-    Newton's method for v = u − turn, between brackets that close by bisection where it strays.
-    g − g_min = v·d + turn·(d − s·v), with d = tanh u − tanh turn and s = tanh' turn, keeps its
-    digits beside the minimum, where it is a parabola: its root is what is nearly linear in v.
+    Newton's method for v = u − turn, between brackets that close by bisection where a step leaves
+    them. g − g_min = v·d + turn·(d − s·v), with d = tanh u − tanh turn and s = tanh' turn, keeps
+    its digits near the minimum, where it is a parabola. The iteration uses the square root of g −
+    g_min, which is nearly linear in v.
     """
     g = _Bottom(alpha)
     bottom, t0, s0 = g.turn, g.t, g.s
@@ -213,15 +214,16 @@ def _portable(x: Tensor, alpha: Value, beta: Value, gamma: Value) -> Tensor:
 
 LARGEST_X = 3.4028234663852886e38
 LARGEST_SPLIT = LARGEST_X / 2.0**14
-"""Where beta is next to nothing: a number that `exp_product` can still take."""
+"""If |beta| is nearly 0: a number that `exp_product` can still take."""
 STEPS_ON_GPU = 12
-"""Safeguarded Newton steps for float32; they settle in 4 to 8."""
+"""Safeguarded Newton steps for float32; they converge in 4 to 8."""
 
-# The c of the functions below. For alpha < 0 they are written in 1/e (see csrc/functions/aptx.h),
-# with a side of −1. 0 to 2 the `factor` of side·2·beta; 3, 4 where x is clamped for the
-# exponential; 5, 6 where it is clamped for itself, since inf·0 would be a NaN; 7, 8 the limits of
-# the weight of x, gamma·(alpha ± side), and 9 their difference. For `gpu_dp` and where alpha is
-# near 0 also 10 gamma, 11 alpha + side, 12 alpha − side, 13 alpha, 14 the side.
+# The `c` that the functions below take. For alpha < 0 they are written in 1/e (see
+# csrc/functions/aptx.h), with side = −1. 0 to 2 are the `factor` of side·2·beta; 3, 4 the bounds
+# that x is clamped to for the exponential; 5, 6 those it is clamped to for its own use, since inf·0
+# would be a NaN; 7, 8 the limits of the weight of x, gamma·(alpha ± side), and 9 their difference.
+# For `gpu_dp` and where alpha is near 0, also 10 gamma, 11 alpha + side, 12 alpha − side, 13 alpha,
+# 14 the side.
 
 
 def gpu_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
@@ -248,7 +250,7 @@ def gpu_all_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...
 
 @device
 def gpu_trained_numbers(p: Any) -> Any:
-    """The same of blocks."""
+    """The same for blocks of parameters."""
     return gpu_block_numbers(p[0], p[1], p[2], tl.where(p[0] < 0, -1.0, 1.0))
 
 
@@ -284,7 +286,7 @@ def gpu_block_numbers(alpha: Any, beta: Any, gamma: Any, side: Any) -> Any:
 
 @device
 def gpu_parts(x: Any, c: Any, half: constexpr) -> Any:
-    """x for itself and for the exponential, e = exp(2·beta·x)."""
+    """x clamped for its own use and for the exponential, and e = exp(2·beta·x)."""
     within = at_most(at_least(x, c[3]), c[4])
     x = at_most(at_least(x, c[5]), c[6])
     return x, within, exp_product(within, c[0], c[1], c[2], half)
@@ -322,13 +324,13 @@ def gpu_dp(x: Any, c: Any, half: constexpr) -> Any:
     return c[10] * x, tl.where(sigma == 1.0, 0.0, to_beta), x * (tl.fma(e, c[11], c[12]) * r)
 
 
-# Where alpha is near 0, the weight of x is small beside its limits: there it is computed by tanh
-# itself. Other lanes stay as they are.
+# If alpha is near 0, the weight of x near x = 0 is small compared with its limits; there it is
+# computed from tanh itself. Other lanes are left unchanged.
 
 
 @device
 def gpu_sum(within: Any, e: Any, r: Any, c: Any, half: constexpr) -> Any:
-    """alpha + tanh(beta·x), of e and r = 1/(e + 1)."""
+    """alpha + tanh(beta·x) from e and r = 1/(e + 1)."""
     less_one = expm1(within * c[0], half)
     near = c[13] + c[14] * divide(less_one, less_one + 2.0)
     return tl.where(tl.abs(c[13]) < BALANCED, near, tl.fma(e, c[11], c[12]) * r)
@@ -365,7 +367,7 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
 
 @device
 def gpu_at(v: Any, c: Any) -> Any:
-    """g − g_min and g' at turn + v, without cancellation beside the minimum; see `_slope`."""
+    """g − g_min and g' at turn + v, without cancellation near the minimum; see `_slope`."""
     e = expm1(v + v, False)
     r = divide(1.0, c[3] * e + (e + 2.0))
     d = c[4] * e * r
@@ -375,7 +377,7 @@ def gpu_at(v: Any, c: Any) -> Any:
 
 @device
 def gpu_iterated(y: Any, right: Any, c: Any) -> Any:
-    """As `_slope`, in as many steps as float32 needs."""
+    """Like `_slope`, with as many steps as float32 needs."""
     right = right == (c[13] == 0)
     far = tl.where(right, c[11], c[12])
     limit = tl.where(right, c[9], c[10])
@@ -383,7 +385,7 @@ def gpu_iterated(y: Any, right: Any, c: Any) -> Any:
     above = tl.fma(y, c[1], tl.fma(y, c[0], c[5])) + c[6]
     above = at_most(at_least(above, c[16]), limit)
     root = tl.sqrt(above)
-    # Between the parabola of the minimum and the straight line far out.
+    # Start between the parabola at the minimum and the straight line far out.
     line = (above - c[5]) * tl.where(right, c[7], c[8])
     v = at_least(root * c[14], tl.where(right, line - c[2], line + c[2]))
     v = at_most(v, tl.abs(far))

@@ -1,4 +1,4 @@
-"""GELU in its exact form: x·Φ(x), Φ the normal distribution function."""
+"""Exact GELU: x·Φ(x), where Φ is the normal distribution function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAR = 50.0
 
 
 def f(x: Tensor) -> Tensor:
-    # F.gelu loses the left tail, overflows from 1.7e38 on and gives NaN at +inf.
+    # F.gelu loses the left tail, overflows above 1.7e38 and gives NaN at +inf.
     return x.clamp_min(-FAR) * _cdf(x)
 
 
@@ -57,7 +57,7 @@ def _pdf(x: Tensor) -> Tensor:
 
 @device
 def gpu_parts(x: Any, half: constexpr) -> Any:
-    """|x|, or where its tail is 0, with exp(−x²/2) and Φ(−|x|)."""
+    """x|, clamped where the tail is 0, with exp(−x²/2) and Φ(−|x|)."""
     size = at_most(tl.abs(x), NORMAL_END)
     e, tail = normal(size, half)
     return size, e, tail
@@ -68,7 +68,7 @@ def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
     size, _e, tail = gpu_parts(x, half)
     # x·Φ(x) is x − x·Φ(−x) on the right and −|x|·Φ(−|x|) on the left.
     rest = size * tail
-    # Triton's minus sign subtracts from 0, which makes a 0 positive.
+    # Triton's unary minus subtracts from 0, which makes −0 positive.
     return tl.where(x < 0, rest * -1.0, x - rest)
 
 
@@ -91,7 +91,7 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
 
 
 def to_onnx(write: OnnxWriter) -> Any:
-    """Gelu, or x·(1 + Erf(x/√2))/2 where the opset has none."""
+    """Gelu, or x·(1 + Erf(x/√2))/2 if the opset doesn't have it."""
     if write.opset >= 20:
         return write("Gelu", write.x)
     both = write("Add", write("Erf", write("Mul", write.x, math.sqrt(0.5))), 1.0)

@@ -1,4 +1,4 @@
-"""GELU in its tanh form: x·σ(2u), u = √(2/π)·(x + 0.044715·x³)."""
+"""Tanh form of GELU: x·σ(2u), u = √(2/π)·(x + 0.044715·x³)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CUBIC = 0.044715
 def f(x: Tensor) -> Tensor:
     x = x.clamp_min(-FAR)
     c = x.clamp_max(FAR)
-    # x·σ(2u) is x/2·(1 + tanh u) without its cancellation for negative x.
+    # x·σ(2u) equals x/2·(1 + tanh u), but without its cancellation for negative x.
     return x * torch.sigmoid(_twice_u(c))
 
 
@@ -76,19 +76,19 @@ def _portable(x: Tensor) -> Tensor:
 # ---- in Triton -----------------------------------------------------------------------------------
 
 
-# w in powers of two: w·log₂ e = x·(LINEAR + WEIGHT·x²), LINEAR in two parts, WEIGHT in float32 and
-# what that lacks.
+# w in powers of two: w·log₂ e = x·(LINEAR + WEIGHT·x²). LINEAR is split into two parts, and WEIGHT
+# into its float32 value and the rest.
 LINEAR_HIGH = leading(SCALE * LOG2E, 12)
 LINEAR_LOW = SCALE * LOG2E - LINEAR_HIGH
 WEIGHT = SCALE * CUBIC * LOG2E
 WEIGHT_REST = WEIGHT - leading(WEIGHT, 24)
 GPU_NEAR, GPU_FAR = 7.5, 26.0
-"""Above the first σ(w) rounds to 1; below −GPU_FAR exp(w) is 0."""
+"""Above GPU_NEAR, σ(w) rounds to 1; below −GPU_FAR, exp(w) is 0."""
 
 
 @device
 def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x where it is not too far left, c = x where it is not too far right, exp(w(c)) and w'(c)."""
+    """x clamped on the far left, c = x clamped on the far right, exp(w(c)) and w'(c)."""
     x = at_least(x, -GPU_FAR)
     c = at_most(x, GPU_NEAR)
     square = c * c
@@ -97,8 +97,8 @@ def gpu_parts(x: Any, half: constexpr) -> Any:
     if half:
         return x, c, tl.exp2(c * (bow + (LINEAR_HIGH + LINEAR_LOW))), slope
     else:
-        # w in two parts: its rounding would be magnified up to 87 times by the exponential. The
-        # high one is no longer than that the difference of a sum and it is exact.
+        # w in two parts, because the exponential would magnify its rounding error up to 87 times.
+        # The high part is short enough for the difference between the sum and it to be exact.
         total = bow + LINEAR_HIGH
         w = c * total
         rest = (bow - (total - LINEAR_HIGH)) + tl.fma(square, WEIGHT, -bow)
@@ -137,7 +137,7 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
 
 
 def to_onnx(write: OnnxWriter) -> Any:
-    """Gelu with its tanh, or the formula where the opset has none."""
+    """Gelu in its tanh form, or the formula if the opset doesn't have it."""
     if write.opset >= 20:
         return write("Gelu", write.x, approximate="tanh")
     root = math.sqrt(2 / math.pi)

@@ -57,7 +57,7 @@ def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
 
 @device
 def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    # At −2 the sum is the 0 that the gradient is there, and a NaN for a NaN.
+    # At −2 the sum is 0, which is the gradient there, and it is NaN for NaN.
     x = at_least(x, -2.0)
     return tl.where(x > -2.0, at_most(x, 0.0) + 1.0, x + 2.0)
 
@@ -80,7 +80,7 @@ def gpu_output_numbers(saved: torch.dtype) -> tuple[float, ...]:
 
 
 def to_onnx(write: OnnxWriter) -> Any:
-    """x·HardSigmoid(x) of slope 1/2."""
+    """x·HardSigmoid(x) with slope 1/2."""
     return write.hard(0.5, 1.0)
 
 

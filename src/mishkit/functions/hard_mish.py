@@ -37,8 +37,8 @@ def d2f(x: Tensor, k: float) -> Tensor:
 
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype, k: float) -> Tensor:
-    # y = ((x + 3/2)² − 9/4)/k on the quadratic part, so |f'| is 2·√((y − y_min)/k). Below k = 3/2
-    # the joint is the minimum, and there is no quadratic part right of it.
+    # y = ((x + 3/2)² − 9/4)/k on the quadratic part, so |f'| is 2·√((y − y_min)/k). If k < 3/2 the
+    # minimum is at the joint, and there is no quadratic part to its right.
     kinked = k < 1.5
     shift, least = (0.0, 0.0) if kinked else centring(9 / (4 * k), saved)
     depth = 9 / (4 * k) + shift
@@ -57,7 +57,7 @@ def turn(k: float) -> float:
 def minimum(k: float) -> Minimum | None:
     if k <= 1.5:
         return None
-    # Left of the joint alone it is the parabola.
+    # f is the parabola only left of the joint.
     to_joint = (k - 1.5) ** 2 / k
     parabola = Minimum(-1.5, -9 / (4 * k), math.sqrt(1 / k))
     return replace(parabola, reach=min(parabola.reach, to_joint))
@@ -66,7 +66,7 @@ def minimum(k: float) -> Minimum | None:
 def _portable(x: Tensor, k: float) -> Tensor:
     if k == 6:
         return F.hardswish(x)
-    # Divided first, or large x overflow; both bounds of one type, or the ONNX exporter fails.
+    # Divide first, or large x overflow. Both bounds must have one type, or the ONNX exporter fails.
     return x * ((x + 3).clamp(0.0, k) / k)
 
 
@@ -81,7 +81,7 @@ def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
 
 @device
 def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    # At −3 the sum is the 0 that the gradient is there, and a NaN for a NaN.
+    # At −3 the sum is 0, which is the gradient there, and it is NaN for NaN.
     x = at_least(x, -3.0)
     inside = tl.where(x > -3.0, (x * 2.0 + 3.0) * c[0], x + 3.0)
     return tl.where(x > c[1], 1.0, inside)
@@ -102,12 +102,12 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
 
 
 def gpu_numbers(k: float) -> tuple[float, ...]:
-    """The slope of the weight, and where it becomes 1."""
+    """The slope of the weight, and the x at which the weight becomes 1."""
     return 1 / k, k - 3
 
 
 def gpu_output_numbers(saved: torch.dtype, k: float) -> tuple[float, ...]:
-    """The depth in two parts, what y exceeds it by at least, 4/k, and the joint's y."""
+    """The depth in two parts, the lower bound for y − y_min, 4/k, and y at the joint."""
     kinked = k < 1.5
     shift, least = (0.0, 0.0) if kinked else centring(9 / (4 * k), saved)
     depth = 9 / (4 * k) + shift
@@ -115,7 +115,7 @@ def gpu_output_numbers(saved: torch.dtype, k: float) -> tuple[float, ...]:
 
 
 def to_onnx(write: OnnxWriter, k: float) -> Any:
-    """x·HardSigmoid(x) of slope 1/k, which is HardSwish for k = 6."""
+    """x·HardSigmoid(x) with slope 1/k, which is HardSwish for k = 6."""
     return write.hard(1 / k, 3 / k)
 
 

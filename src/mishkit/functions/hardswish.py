@@ -1,4 +1,4 @@
-"""Hard-swish, which is hard_mish(6): x·min(6, max(0, x + 3))/6."""
+"""Hard-swish, which is hard_mish with k = 6: x·min(6, max(0, x + 3))/6."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ SHARPNESS = factor(BETA)
 
 @device
 def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x where its exponential is not 0, and left of 0 z = BETA·x and exp(z)."""
+    """x clamped where its exponential is 0, then z = BETA·x and exp(z) for x left of 0."""
     x = at_least(x, FLOOR / BETA)
     left = at_most(x, 0.0)
     return x, left * BETA, exp_product(left, SHARPNESS[0], SHARPNESS[1], SHARPNESS[2], half)

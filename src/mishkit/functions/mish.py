@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from triton.language import constexpr
 
 NEAR = 20.0
-"""Above it n/(n + 2) rounds to 1 in float64; clamping there keeps n finite in float32."""
+"""Above this, n/(n + 2) rounds to 1 in float64; clamping here keeps n finite in float32."""
 
 
 def f(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
 
 @device
 def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x where its exponential is not 0, e and n."""
+    """x clamped where its exponential is 0, then e and n."""
     x = at_least(x, FLOOR)
     e = exp(at_most(x, GPU_NEAR), half)
     return x, e, e * e + (e + e)
@@ -92,7 +92,7 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
 
 
 def to_onnx(write: OnnxWriter) -> Any:
-    """Mish, or x·Tanh(Softplus(x)) where the opset has none."""
+    """Mish, or x·Tanh(Softplus(x)) if the opset doesn't have it."""
     if write.opset >= 18:
         return write("Mish", write.x)
     return write("Mul", write.x, write("Tanh", write("Softplus", write.x)))

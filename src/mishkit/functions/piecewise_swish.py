@@ -37,7 +37,7 @@ def f(x: Tensor) -> Tensor:
     return x * torch.sigmoid(_steepened(x))
 
 
-# With z = c·x, c = 1 or 2, f is silu(z)/c: its slope is silu's at z.
+# With z = c·x, c = 1 or 2, f is silu(z)/c, so its slope is that of silu at z.
 def df(x: Tensor) -> Tensor:
     return silu.df(_steepened(x))
 
@@ -63,7 +63,7 @@ def _portable(x: Tensor) -> Tensor:
 
 @device
 def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x where its exponential is not 0, z = x or 2x, whichever is more, and exp(z)."""
+    """x clamped where its exponential is 0, z = max(x, 2x), and exp(z)."""
     x = at_least(x, FLOOR)
     z = at_least(x + x, x)
     return x, z, exp(at_most(z, NEAR), half)

@@ -20,7 +20,7 @@ def f(x: Tensor) -> Tensor:
 
 
 def df(x: Tensor) -> Tensor:
-    # As torch does: 0 at 0, and a NaN lets the gradient through.
+    # Like torch: 0 at 0, and NaN inputs let the gradient through.
     return torch.where(x <= 0, 0.0, 1.0).to(x.dtype)
 
 

@@ -56,7 +56,7 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
 
 @device
 def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x where its exponential is not 0, and that of what is at most NEAR."""
+    """x clamped where its exponential is 0, and exp(min(x, NEAR))."""
     x = at_least(x, FLOOR)
     return x, exp(at_most(x, NEAR), half)
 
@@ -69,7 +69,7 @@ def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
 
 @device
 def gpu_rise(x: Any, e: Any) -> Any:
-    """f' of x and its exponential."""
+    """f' from x and its exponential."""
     r = divide(1.0, e + 1.0)
     sigma = e * r
     return sigma + sigma * (at_most(x, NEARER) * r)
@@ -77,7 +77,7 @@ def gpu_rise(x: Any, e: Any) -> Any:
 
 @device
 def gpu_bend(x: Any, e: Any) -> Any:
-    """f'' of x and its exponential."""
+    """f'' from x and its exponential."""
     r = divide(1.0, e + 1.0)
     sigma = e * r
     return sigma * r * (2.0 + x * (r - sigma))
@@ -101,7 +101,7 @@ def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> A
 
 
 def to_onnx(write: OnnxWriter) -> Any:
-    """Swish of beta 1."""
+    """Swish with beta = 1."""
     return write.swish(1.0)
 
 

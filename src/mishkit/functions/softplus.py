@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 LINEAR = 60.0
-"""z from which ln(1 + exp(z)) is z in every dtype; its exponential is far from overflowing."""
+"""The z above which ln(1 + exp(z)) equals z in every dtype; exp(z) is far from overflowing."""
 LEAST_THRESHOLD = 14.0
-"""The threshold from which the output gives the gradient: see `check_output`."""
+"""The smallest threshold for which the output determines the gradient: see `check_output`."""
 
 
 def f(x: Tensor, beta: float, threshold: float) -> Tensor:
@@ -39,8 +39,10 @@ def d2f(x: Tensor, beta: float, threshold: float) -> Tensor:
 
 
 def check_output(beta: float, threshold: float) -> None:
-    """At its threshold t beta·f falls from ln(1 + exp(t)) to t: outputs between belong to two
-    inputs, whose slopes differ by exp(−t) at most. That is 9e-7 for the least that is taken."""
+    """At its threshold t, beta·f drops from ln(1 + exp(t)) to t. Outputs in between belong to two
+    inputs, whose slopes differ by at most exp(−t). That is 9e-7 for the smallest threshold
+    accepted.
+    """
     if threshold < LEAST_THRESHOLD:
         raise ValueError(
             f"mishkit.softplus: its output gives its gradient where threshold >= "
@@ -50,7 +52,7 @@ def check_output(beta: float, threshold: float) -> None:
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype, beta: float, threshold: float) -> Tensor:
     z = beta * y
-    # σ = 1 − exp(−softplus) loses its sign in the tail; expm1 keeps every digit of it.
+    # σ = 1 − exp(−softplus) loses all its digits in the tail; expm1 keeps every one.
     return torch.where(z > threshold, 1.0, -torch.expm1(-z))
 
 
@@ -59,7 +61,7 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype, beta: float, threshold: f
 
 @device
 def gpu_parts(x: Any, c: Any, half: constexpr) -> Any:
-    """z = beta·x and exp(−|z|), for c = (beta, threshold, 1/beta)."""
+    """z = beta·x and exp(−|z|), with c = (beta, threshold, 1/beta)."""
     z = c[0] * x
     return z, exp(at_least(-tl.abs(z), FLOOR), half)
 
@@ -99,8 +101,8 @@ def gpu_output_numbers(saved: torch.dtype, beta: float, threshold: float) -> tup
 
 
 def to_onnx(write: OnnxWriter, beta: float, threshold: float) -> Any:
-    """Softplus, scaled on either side."""
-    # Beyond the threshold ln(1 + exp(beta·x))/beta is x anyway, but for 2e-9.
+    """Softplus, with scaled input and output."""
+    # Beyond the threshold ln(1 + exp(beta·x))/beta is x anyway, to within 2e-9.
     return write.scaled(write("Softplus", write.scaled(write.x, beta)), 1 / beta)
 
 

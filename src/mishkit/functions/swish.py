@@ -1,4 +1,4 @@
-"""Swish: x·σ(beta·x), which is aptx(1, beta/2, 1/2)."""
+"""Swish: x·σ(beta·x), which is aptx with alpha 1, beta/2 and gamma 1/2."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _portable(x: Tensor, beta: Value) -> Tensor:
 @device
 def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
     x, _within, e = gpu_parts(x, c, half)
-    return x * divide(e, e + 1.0)  # the weight less what is 0 and 1 of it
+    return x * divide(e, e + 1.0)  # gpu_sum without the terms that are 0 or 1 here
 
 
 @device

@@ -1,6 +1,6 @@
-"""The laboratory behind `mishkit …`: what is claimed is measured here.
+"""The laboratory behind the `mishkit …` commands: it measures what mishkit claims.
 
-It uses mishkit's public API only, and needs the packages of the extra ``lab``.
+It uses only mishkit's public API, and needs the packages of the extra ``lab``.
 """
 
 INTERRUPTED = 130
@@ -8,13 +8,13 @@ INTERRUPTED = 130
 
 
 class LabError(Exception):
-    """A mistake in what was asked for, told in one line that says what to do."""
+    """A user's mistake, reported in one line that says what to do."""
 
     status = 1
     """The exit status of the command."""
 
 
 class Interrupted(LabError):
-    """Ctrl-C ended what was going on, and some of it was kept or shown."""
+    """Ctrl-C ended the work, but some of it was kept or shown."""
 
     status = INTERRUPTED

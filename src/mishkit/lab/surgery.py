@@ -1,4 +1,4 @@
-"""`mishkit audit` and `mishkit lean`: what a model's activations cost, and what leaning changes."""
+"""`mishkit audit` and `mishkit lean`: what a model's activations cost, and what `lean` changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AUTOCASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Settings:
-    """What is looked at."""
+    """Which model to look at, and how."""
 
     name: str
     shapes: tuple[str, ...] = ()
@@ -43,18 +43,18 @@ class Settings:
     autocast: str | None = None
     """A 16-bit dtype."""
     evaluation: bool = False
-    """Evaluation instead of training mode."""
+    """Use eval mode instead of training mode."""
 
     def __post_init__(self) -> None:
         if self.autocast is not None and self.autocast not in AUTOCASTS:
             raise LabError(f"--autocast takes {' or '.join(AUTOCASTS)}, not {self.autocast}")
 
     def load(self) -> Example:
-        """The model and its inputs, the same each time."""
+        """The model and its inputs, the same on every call."""
         return load(self.name, self.shapes, self.options, train=not self.evaluation)
 
     def casting(self, model: nn.Module) -> Any:
-        """The context of its forward passes."""
+        """The context manager for the model's forward passes."""
         if self.autocast is None:
             return nullcontext()
         weight = next(model.parameters(), torch.empty(0))
@@ -63,52 +63,52 @@ class Settings:
 
 @dataclass(frozen=True)
 class Effect:
-    """A training step before and after leaning."""
+    """A training step before and after `lean`."""
 
     name: str
     sites: int
     leaned: int
-    """How many of them `lean` changes."""
+    """How many of the sites `lean` changes."""
     kept: int
-    """Bytes kept for backward before, as `KeptBytes` counts them."""
+    """Bytes kept for the backward pass before, as counted by `KeptBytes`."""
     audited: int
-    """The same, as the audit says."""
+    """The same according to the audit."""
     promised: int
-    """What the audit said would be kept after `lean`."""
+    """The bytes kept after `lean`, as predicted by the audit."""
     after: int
-    """What is kept, as `KeptBytes` counts it."""
+    """The bytes kept after `lean`, as counted by `KeptBytes`."""
     sites_before: int
-    """Bytes that nobody but the sites that pay kept before."""
+    """Bytes kept before only because of the sites that `lean` changes."""
     sites_saving: int
-    """Of these, what the audit said would be saved."""
+    """How many of these bytes the audit predicted to be saved."""
     loss: float
     loss_error: float
-    """|loss after − loss before| over the loss."""
+    """loss after − loss before|, divided by the loss."""
     gradient_error: float
-    """‖gradient after − before‖ over ‖gradient before‖, all parameters together."""
+    """‖gradient after − before‖ divided by ‖gradient before‖, over all parameters together."""
     peak: int | None = None
-    """Bytes by which a training step raises the resident memory, before; None where unknown."""
+    """Bytes by which a training step raises the resident memory, before; None if unknown."""
     peak_after: int | None = None
 
 
 def audit(settings: Settings) -> Report:
-    """The audit of a model by name."""
+    """Audit a model given by name."""
     example = settings.load()
     with _calling(example), settings.casting(example.model):
         return mk.audit(example.model, *example.inputs)
 
 
 def _calling(example: Example) -> AbstractContextManager[None]:
-    """Errors of the model's passes are told with what it was given."""
+    """Reports errors in the model's forward and backward passes along with its inputs."""
     shapes = (f"{'×'.join(map(str, t.shape))} {t.dtype}" for t in tensors_of(example.inputs))
     return telling(f"{example.name} with inputs {' and '.join(shapes)}".replace("torch.", ""))
 
 
 def effect(settings: Settings, *, inplace: bool = False, peaks: bool = True) -> Effect:
-    """Lean a model by name and measure what that changes, for one training step.
+    """Apply `lean` to a model given by name, and measure what changes for one training step.
 
-    Both steps begin with the same parameters and the same random numbers. The resident memory is
-    measured in a process of its own for each.
+    Both steps start with the same parameters and random numbers. Resident memory is measured in a
+    separate process for each.
     """
     example = settings.load()
     with _calling(example):
@@ -142,14 +142,15 @@ def effect(settings: Settings, *, inplace: bool = False, peaks: bool = True) -> 
 
 
 def _relative(error: float, of: float) -> float:
-    if not of:  # as the loss of a model that returns zeros
+    if not of:  # for example if a model returns zeros
         return math.inf if error else 0.0
     return error / of
 
 
 def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tensor]:
-    """The bytes that a step keeps, its loss, and all gradients in one row; the model is left as it
-    was."""
+    """The bytes that a step keeps, its loss, and all gradients in one vector; the model is left
+    unchanged.
+    """
     model = example.model
     given = [*model.parameters(), *model.buffers(), *tensors_of(example.inputs)]
     with undisturbed(model, example.inputs):
@@ -170,14 +171,15 @@ def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tenso
 
 
 def peak_in_process(settings: Settings, lean: bool, inplace: bool) -> int | None:
-    """`_peak`, in a process of its own."""
+    """`_peak` in a separate process."""
     found: int | None = in_process(_peak, settings, lean, inplace)
     return found
 
 
 def _peak(settings: Settings, lean: bool, inplace: bool) -> int | None:
-    """Bytes by which one training step raises the resident memory above what it begins with: the
-    model, its gradients, the optimizer's state and what is cached after a first step."""
+    """Bytes by which one training step raises the resident memory above its starting level: the
+    model, its gradients, the optimizer's state and what is cached after a first step.
+    """
     return_freed_memory()
     example = settings.load()
     model = example.model
@@ -191,8 +193,9 @@ def _peak(settings: Settings, lean: bool, inplace: bool) -> int | None:
 
 
 def training_step(example: Example, casting: Callable[[], Any] = nullcontext) -> Callable[[], None]:
-    """One step of SGD with momentum, its forward pass and loss within what `casting` makes; the
-    weights stay, for a learning rate of 0."""
+    """One step of SGD with momentum, with the forward pass and loss inside the `casting` context.
+    The weights do not change, since the learning rate is 0.
+    """
     model = example.model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
@@ -212,7 +215,7 @@ _console = Console(highlight=False)
 
 
 def show(report: Report) -> None:
-    """Print an audit: sites that pay in bold."""
+    """Print an audit, with the sites to change in bold."""
     pays = {site.where for site in report.sites if site.advice == "output"}
     for line in str(report).splitlines():
         bold = line.partition("  ")[0] in pays
@@ -221,7 +224,7 @@ def show(report: Report) -> None:
 
 
 def show_effects(effects: Sequence[Effect]) -> None:
-    """Print what leaning changed."""
+    """Print what `lean` changed."""
     kept = table(
         "Bytes kept for backward", ("model", "sites", "lean", "before", "promised", "after", "×")
     )
@@ -256,7 +259,7 @@ def show_effects(effects: Sequence[Effect]) -> None:
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """A row a site."""
+    """One row per site."""
     with whole_file(path) as file:
         names = (
             [field.name for field in dataclasses.fields(report.sites[0])] if report.sites else []

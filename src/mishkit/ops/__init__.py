@@ -1,1 +1,1 @@
-"""The operators, with their schemas, fakes and autograd: functions, blends and the APTx neuron."""
+"""The operators, with schemas, fakes and autograd: functions, blends and the APTx neuron."""

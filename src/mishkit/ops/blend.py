@@ -3,14 +3,14 @@
     mishkit::blend(input, f, f_0, ..., g, g_0, ..., t) -> output
     mishkit::blend_backward(grad, input, f, f_0, ..., g, g_0, ..., t) -> grad_input
 
-f and g are places in the table, each followed by as many numbers as the function with the most
-parameters has; those that a function does not have are not read. (Plain numbers, because lists
-and strings are not as plainly read through the stable C ABI.) t is from 0 to 1; at 0 the result is
-that of f alone, to the bit, and at 1 that of g. Results have the strides of
-`torch.empty_like(input)`. Where one of the two tends to +inf and the other to −inf, as only negated
-forms of `aptx` do, an infinite input gives NaN.
+f and g are positions in the table. Each is followed by as many numbers as the function with the
+most parameters needs; surplus numbers are not read. (They are plain numbers because lists and
+strings are harder to read through the stable C ABI.) t is from 0 to 1. At 0 the result is that of f
+alone, to the bit, and at 1 that of g. Results have the strides of `torch.empty_like(input)`. If one
+of the functions tends to +inf and the other to −inf, as only negated forms of `aptx` do, an
+infinite input gives NaN.
 
-The operators know nothing of autograd: `call` does.
+The operators are not differentiable by themselves; `call` adds autograd.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SCHEMAS = {
 
 
 def function(name: str, *parameters: Any) -> tuple[Any, ...]:
-    """A function with its parameters, as the operators take it."""
+    """A function with its parameters, in the form that the operator takes."""
     return _PLACES[name], *parameters, *(0.0,) * (NUMBERS - len(parameters))
 
 
@@ -55,9 +55,9 @@ def function(name: str, *parameters: Any) -> tuple[Any, ...]:
 
 
 def mix(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
-    """(1 − t)·a + t·b, for t a number above 0 and below 1, or a tensor () from 0 to 1.
+    """(1 − t)·a + t·b, where t is a number strictly between 0 and 1, or a 0-dim tensor from 0 to 1.
 
-    A difference of infinities never arises, as it does in torch.lerp.
+    Unlike torch.lerp, this never computes a difference of infinities.
     """
     if not isinstance(t, Tensor):
         return (1 - t) * a + t * b
@@ -84,7 +84,7 @@ def _split(both: Any) -> Iterator[tuple[Activation, Any]]:
 
 
 class _Blend(NamedTuple):
-    """Two functions of the table as one: see `Formulas`."""
+    """Two functions of the table combined into one: see `Formulas`."""
 
     name: str
     f: Callable[..., Tensor]
@@ -94,7 +94,7 @@ class _Blend(NamedTuple):
 
 
 def _is_dead(*arguments: Any) -> bool:
-    """Whether no gradient passes where the derivative is 0: both functions must be so."""
+    """Whether no gradient passes where the derivative is 0; both functions must be like that."""
     *both, t = arguments
     (a, _), (b, _) = _split(both)
     if not isinstance(t, Tensor) and (t <= 0 or t >= 1):
@@ -106,7 +106,7 @@ BLEND = _Blend("blend", _mixed("f"), _mixed("df"), _mixed("d2f"), _is_dead)
 
 
 _expression: Callable[..., Tensor] = functools.partial(plain.forward, BLEND)
-"""With t in a tensor."""
+"""With t as a tensor."""
 
 
 def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
@@ -120,7 +120,7 @@ def _exported(x: Tensor, both: tuple[Any, ...], t: float) -> Tensor:
 
 
 def on_gpu(name: str, *arguments: Any) -> Tensor:
-    """The operators by Triton, in dtypes that it serves."""
+    """The Triton version of the operators, for the dtypes that Triton supports."""
     *tensors, x = (argument for argument in arguments if isinstance(argument, Tensor))
     *both, t = arguments[len(tensors) + 1 :]
     body = "backward" if tensors else "forward"
@@ -160,11 +160,11 @@ _apply = fast_apply(_SavingInput)
 class Fraction:
     """t, a number from 0 to 1 that changes between calls; several sites may share one.
 
-    A deep copy is the same one, so that a copied model, as the average of one in training, goes
-    along; one from a pickle is another.
+    A deep copy is the same object, so that a copied model, such as the average of one in training,
+    follows along. An unpickled one is independent.
 
-    Eager code reads the number, compiled code a tensor () on the device of its input, so that it
-    need not be compiled again for every t. The number is one that float32 has, for both to agree.
+    Eager code reads the number. Compiled code reads a 0-dim tensor on the device of its input, so
+    that it is not recompiled for every t. The number is rounded to float32 so that both agree.
     """
 
     value: float
@@ -176,19 +176,19 @@ class Fraction:
         self.set(value)
 
     def set(self, value: float) -> None:
-        """Change it for every call from now on; backward passes of earlier ones keep theirs."""
+        """Change it for all later calls; backward passes of earlier calls keep the old value."""
         (self.value,) = struct.unpack("f", struct.pack("f", value))
         for device in self._tensors:
             self._place(device)
 
     def place(self, device: torch.device) -> None:
-        """Be there too, for compiled code on that device."""
+        """Also provide a tensor on that device, for compiled code."""
         if device.type != "meta" and device not in self._tensors:
             self._place(device)
 
     def _place(self, device: torch.device) -> None:
-        # A new tensor: compiled backward passes may still want the old one. Not one of inference
-        # mode, which autograd refuses.
+        # A new tensor, because pending compiled backward passes may still need the old one. Not an
+        # inference tensor, because autograd rejects those.
         with torch.inference_mode(False):
             self._tensors[device] = torch.full((), self.value, device=device)
 
@@ -199,7 +199,7 @@ class Fraction:
         return next(iter(self._tensors.values())).to(device)
 
     def another(self) -> Fraction:
-        """One with this number, on these devices, that changes by itself."""
+        """An independent copy with this number, on these devices."""
         return Fraction(self.value, self._tensors)
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Fraction:
@@ -212,15 +212,15 @@ class Fraction:
         self._tensors = {}
         self.set(state["value"])
         for device in ["cpu", *state["devices"]]:
-            with suppress(RuntimeError, AssertionError):  # it may not be there any more
+            with suppress(RuntimeError, AssertionError):  # the device may be gone
                 self.place(torch.device(device))
 
 
 def call(x: Tensor, both: tuple[Any, ...], t: Fraction) -> Tensor:
-    """The blend of two functions, `function` + `function`, which keeps its input.
+    """The blend of two functions, given as `function` + `function`; keeps its input.
 
-    It takes what a function of `mishkit.functional` takes, is differentiable to any order and in
-    any mode, and is laid out as x. Exported code has the number t in it.
+    Accepts what the functions of `mishkit.functional` accept, is differentiable to any order and in
+    any mode, and returns x's layout. Exported code contains t as a number.
     """
     if wants_standard() or (not isinstance(x, Tensor) and has_torch_function_unary(x)):
         return _exported(x, both, t.value)

@@ -1,4 +1,4 @@
-"""The operators and their autograd, for every function of the table in one loop.
+"""The operators and their autograd, made in one loop for every function of the table.
 
 Operators of a function `name` (shown without its parameters, which follow as floats):
 
@@ -10,20 +10,22 @@ Operators of a function `name` (shown without its parameters, which follow as fl
     mishkit::name_packed_out(input, out!) -> side
     mishkit::name_backward_packed(grad, output, side) -> grad_input
 
-and, where the parameters can be trained, with these in one tensor of float32 (float64 for float64),
-a row each and one column, or one a channel (dimension 1 of the input):
+If the parameters can be trained, there are also operators that take them as one tensor of float32
+(float64 for float64 input). It has one row per parameter, and either one column or one per channel
+(dimension 1 of the input):
 
     mishkit::name_trained(input, parameters) -> output
     mishkit::name_trained_backward(grad, input, parameters) -> (grad_input, grad_parameters)
 
-For torch.compile there is one that keeps the output and the side; it is made of torch's operators,
-which the compiler finds within, and of an autograd rule:
+torch.compile gets an operator that keeps the output and the side. It consists of torch operators,
+which the compiler can see, and an autograd rule:
 
     mishkit::name_traced(input) -> output
 
-Results have the strides of `torch.empty_like(input)`. `side` is a row of ceil(n/8) bytes in the
-memory order of the output, element 0 in the lowest bit; it is empty for a monotone function. The
-operators know nothing of autograd: the classes made by `_rules` do.
+Results have the strides of `torch.empty_like(input)`. `side` is an array of ceil(n/8) bytes in the
+memory order of the output, with element 0 in the lowest bit; it is empty for a monotone function.
+These operators are not differentiable by themselves, except for `name_traced`; the classes made by
+`_rules` add autograd.
 """
 
 from __future__ import annotations
@@ -52,12 +54,12 @@ SCHEMAS = {
     "_packed_out": "(Tensor input, Tensor(a!) out{}) -> Tensor",
     "_backward_packed": "(Tensor grad, Tensor output, Tensor side{}) -> Tensor",
 }
-"""The operators of a function: the ending of the name, and the schema."""
+"""The operators of every function: suffix of the name, and schema."""
 TRAINED_SCHEMAS = {
     "_trained": "(Tensor input, Tensor parameters) -> Tensor",
     "_trained_backward": "(Tensor grad, Tensor input, Tensor parameters) -> (Tensor, Tensor)",
 }
-"""Those of a function whose parameters can be trained."""
+"""The additional operators of functions whose parameters can be trained."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,22 @@ class Rules:
     forward_out: Callable[..., None]
     forward_packed_out: Callable[..., Tensor]
     saving_input: type[Function]
-    """apply(input, *parameters), keeping the input: differentiable to any order and in any mode."""
+    """apply(input, *parameters); keeps the input; differentiable to any order, in any mode."""
     saving_output: type[Function]
-    """apply(input, *parameters), keeping the output and the side: differentiable once."""
+    """apply(input, *parameters); keeps the output and the side, and is differentiable once."""
     in_place: type[Function]
-    """As `saving_output`, writing over the input."""
+    """Like `saving_output`, but overwrites the input."""
     copying: type[Function]
-    """apply(input, copy of it, *parameters), writing over the input, keeping the copy:
-    differentiable to any order."""
+    """apply(input, copy of it, *parameters); overwrites the input, keeps the copy, and is
+    differentiable to any order.
+    """
     traced: Callable[..., Tensor]
-    """As `saving_output.apply`, in plain torch operations for torch.compile."""
+    """Like `saving_output.apply`, in plain torch operations for torch.compile."""
     trained_forward: Callable[..., Tensor] | None
     trained: type[Function] | None
-    """apply(input, parameters), differentiable towards both, to any order; None where the
-    parameters are fixed."""
+    """apply(input, parameters), differentiable with respect to both, to any order; None if the
+    parameters are fixed.
+    """
 
 
 def fast_apply(function: type[Function]) -> Callable[..., Tensor]:
@@ -90,17 +94,17 @@ def fast_apply(function: type[Function]) -> Callable[..., Tensor]:
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """An operator without the Python wrapper of `OpOverload`, which costs 0.2 µs a call."""
+    """An operator without the Python wrapper of `OpOverload`, which costs 0.2 µs per call."""
     overload = getattr(torch.ops.mishkit, name).default
     return getattr(overload, "_op", overload)
 
 
 def define_traced(library: torch.library.Library, schema: str, function: type[Function]) -> None:
-    """An operator for compiled code that is `function.apply`.
+    """Define an operator for compiled code that runs `function.apply`.
 
-    Dynamo takes an operator as it is and leaves its autograd to torch, which knows when something
-    that was kept is written over. Of an autograd function it makes a graph of its own, where what
-    was kept follows what is written later, and nothing is checked.
+    Dynamo treats an operator as opaque and leaves its autograd to torch, which notices when a saved
+    tensor is modified in place. From an autograd.Function, Dynamo would make a graph of its own, in
+    which saved tensors change with later writes and nothing is checked.
     """
     library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     library.impl(schema.partition("(")[0], function.apply, "CompositeImplicitAutograd")
@@ -119,8 +123,9 @@ def _define(library: torch.library.Library, a: Activation) -> None:
 
 
 def register_fake(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
-    """Register what an operator gives for fake and meta tensors, among which others may be: where
-    tensors are on different devices, it refuses them as the kernels do."""
+    """Register what an operator returns for fake and meta tensors, possibly mixed with real ones.
+    If the tensors are on different devices, it raises, as the kernels do.
+    """
 
     def on_one_device(*arguments: Any) -> Any:
         if len({one.device for one in arguments if isinstance(one, Tensor)}) > 1:
@@ -135,7 +140,7 @@ def _arguments(a: Activation) -> str:
 
 
 def schemas(a: Activation) -> dict[str, str]:
-    """The operators of this function."""
+    """The schemas of this function's operators, by suffix."""
     return {**SCHEMAS, **TRAINED_SCHEMAS} if a.trainable else SCHEMAS
 
 
@@ -173,10 +178,10 @@ def saving_input(
     double_backward: Callable[..., tuple[Tensor, Tensor]],
     count: int,
 ) -> type[Function]:
-    """The autograd function around the operators that keeps the input.
+    """Make the autograd.Function around the operators that keeps the input.
 
-    `count` arguments follow the input, without gradients; plain torch computes what is asked for
-    beyond the operators.
+    `count` arguments without gradients follow the input. Plain torch computes any derivatives that
+    the operators don't.
     """
     no_gradients = (None,) * count
 
@@ -261,7 +266,7 @@ def saving_input(
 
 
 def _copying(keeping_input: type[Function], forward_out: Callable[..., None]) -> type[Function]:
-    """The autograd function that writes over its input and keeps a copy, which it is given."""
+    """The autograd.Function that overwrites its input and keeps a copy, which is passed to it."""
 
     class Copying(Function):
         @staticmethod
@@ -305,7 +310,7 @@ def _rules(a: Activation) -> Rules:
 
 
 def _saving_output(a: Activation) -> tuple[type[Function], type[Function]]:
-    """The autograd functions that keep the output and the side, out of place and in place."""
+    """The autograd.Functions that keep the output and the side, out of place and in place."""
     forward_packed = operator(a.name + "_packed")
     forward_packed_out = operator(a.name + "_packed_out")
     backward_packed = _once(a, operator(a.name + "_backward_packed"))
@@ -368,7 +373,7 @@ def _define_traced(a: Activation) -> None:
             right = y
             if a.turn is not None:
                 logical = plain.unpack(side, y.numel()).view(y.shape)
-                # In y's layout, which the gradient then has too.
+                # In y's layout, which the gradient then has as well.
                 right = torch.empty_like(y, dtype=torch.bool).copy_(logical)
             return backward_sided(grad, y, right, *ctx.parameters), *no_gradients
 
@@ -376,7 +381,7 @@ def _define_traced(a: Activation) -> None:
 
 
 def _once(a: Activation, gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A gradient from the output, whose own gradient is refused when it is asked for."""
+    """A gradient computed from the output; asking for its own gradient raises."""
 
     class Once(Function):
         @staticmethod
@@ -399,7 +404,7 @@ def _once(a: Activation, gradient: Callable[..., Tensor]) -> Callable[..., Tenso
 
 
 def _trained(a: Activation) -> type[Function]:
-    """The autograd function of a function whose parameters are trained."""
+    """The autograd.Function for trained parameters."""
     trained_forward = operator(a.name + "_trained")
     trained_backward: Any = operator(a.name + "_trained_backward")
 

@@ -6,12 +6,13 @@
     mishkit::aptx_layer_traced(input, alpha, beta, gamma, delta) -> output
 
 Shapes: input (batch, in), parameters (out, in), delta (out,) or (0,) for none, output and grad
-(batch, out); all of one dtype. Results are contiguous; grad_input is empty, (0,), unless
-with_input. These two know nothing of autograd: `Layer` and `TracedLayer` do. The third is
-`TracedLayer` as an operator (see `ops.define_traced`), for inputs of any leading dimensions.
+(batch, out); all of the same dtype. Results are contiguous; grad_input is empty, (0,), unless
+with_input. The first two operators are not differentiable by themselves; `Layer` and `TracedLayer`
+add autograd. The third is `TracedLayer` as an operator (see `ops.define_traced`), for inputs with
+any leading dimensions.
 
-Neither the kernels nor the plain forms hold batch × out × in elements, but for derivatives beyond
-the first, which autograd takes of the plain forms.
+Neither the kernels nor the plain forms hold batch × out × in elements. The exception is derivatives
+beyond the first, for which autograd differentiates the plain forms.
 """
 
 from __future__ import annotations
@@ -35,17 +36,18 @@ SCHEMAS = {
 }
 
 BLOCK = {"cpu": 1 << 18}
-"""Elements of batch × out × in that the plain forms hold at a time, by kind of device: what stays
-in a core's cache."""
+"""How many elements of batch × out × in the plain forms hold at a time, by device type: as many as
+fit a core's cache.
+"""
 OTHER_BLOCK = 1 << 24
-"""The same for devices where starting an operation costs more than memory does."""
+"""The same for devices where launching an operation costs more than the memory."""
 
 
 # ---- plain torch -------------------------------------------------------------------------------
 
 
 def expression(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
-    """The layer in one expression, for compilers: input (..., in)."""
+    """The layer in one expression, for compilers; input (..., in)."""
     x, alpha, beta, gamma, delta = map(_wide, (input.unsqueeze(-2), alpha, beta, gamma, delta))
     y = ((alpha + torch.tanh(beta * x)) * gamma * x).sum(-1)
     y = y + delta if delta.numel() else y
@@ -53,7 +55,7 @@ def expression(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta:
 
 
 def forward(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
-    """The layer, some outputs at a time; differentiable by autograd to any order."""
+    """The layer, a block of outputs at a time; differentiable by autograd to any order."""
     parts = [
         expression(input, alpha[some], beta[some], gamma[some], delta[some])
         for some in _blocks(input, gamma)
@@ -64,7 +66,7 @@ def forward(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Te
 def backward(
     grad: Tensor, input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, with_input: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients, some outputs at a time; differentiable by autograd."""
+    """The gradients, a block of outputs at a time; differentiable by autograd."""
     x = _wide(input).unsqueeze(1)
     grad_input = x.new_zeros(input.shape if with_input else 0)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -91,7 +93,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _blocks(input: Tensor, gamma: Tensor) -> Iterator[slice]:
-    """Slices of the outputs, at least one."""
+    """Slices of the outputs, at least one output each."""
     most = BLOCK.get(input.device.type, OTHER_BLOCK)
     size = max(1, most // max(1, input.numel()))
     for begin in range(0, max(1, gamma.shape[0]), size):
@@ -122,8 +124,8 @@ for _name, _plain, _shapes in (
     register_fake(_library, _name, _shapes)
 
 
-# On GPUs. The module is imported at the first call: it brings Triton with it. Dtypes that it
-# doesn't take are computed by the plain forms.
+# On GPUs. The module is imported at the first call because it imports Triton. The plain forms
+# compute dtypes that it doesn't support.
 
 
 def _gpu_layer(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
@@ -150,11 +152,11 @@ def _register_gpu(key: str) -> None:
 
 
 if triton.available():
-    _register_gpu("CUDA")  # which is ROCm's name too
+    _register_gpu("CUDA")  # this is also ROCm's name
 
 _layer = operator("aptx_layer")
 _layer_backward = operator("aptx_layer_backward")
-# The compiler wants them with their wrappers.
+# The compiler needs the operators with their wrappers.
 _traced_layer = torch.ops.mishkit.aptx_layer.default
 _traced_layer_backward = torch.ops.mishkit.aptx_layer_backward.default
 
@@ -163,7 +165,7 @@ _traced_layer_backward = torch.ops.mishkit.aptx_layer_backward.default
 
 
 def call(input: Tensor, *parameters: Tensor) -> Tensor:
-    """The operator for an input of any leading dimensions; without autograd."""
+    """The operator for inputs with any leading dimensions; without autograd."""
     return _call(_layer, input, *parameters)
 
 
@@ -176,7 +178,7 @@ def _call(operator: Callable[..., Tensor], input: Tensor, *parameters: Tensor) -
 def _gradients(
     ctx: Any, grad: Tensor, formula: Callable[..., tuple[Tensor, ...]]
 ) -> tuple[Tensor | None, ...]:
-    """In the order and the shapes of the arguments, by the operator or its plain form."""
+    """In the order and shapes of the arguments; `formula` is the operator or its plain form."""
     input, alpha, beta, gamma = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     grad = _rows(grad)
@@ -194,7 +196,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class Layer(Function):
-    """apply(input, alpha, beta, gamma, delta), eagerly; it keeps its inputs."""
+    """apply(input, alpha, beta, gamma, delta) for eager code; keeps its inputs."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
@@ -203,13 +205,13 @@ class Layer(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # A second derivative, or a batch of gradients: torch has rules for the plain form.
+        # For a second derivative or a batch of gradients, torch differentiates the plain form.
         by_torch = torch.is_grad_enabled() or are_transforms_active()
         return _gradients(ctx, grad, backward if by_torch else _layer_backward)
 
 
 class TracedLayer(Function):
-    """The same for torch.compile, whose graphs then hold the two operators."""
+    """The same for torch.compile, whose graphs then contain the two operators."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:

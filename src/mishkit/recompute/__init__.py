@@ -1,4 +1,4 @@
-"""Keeping nothing for the backward pass that can be made again: `mishkit.recompute`."""
+"""Keep nothing for the backward pass that can be recomputed cheaply: `mishkit.recompute`."""
 
 from .context import recompute
 

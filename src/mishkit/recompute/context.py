@@ -1,4 +1,4 @@
-"""Where nothing is kept that can be made again."""
+"""The context manager that drops saved tensors which can be recomputed."""
 
 from __future__ import annotations
 
@@ -16,42 +16,45 @@ from .handles import Handle, Hooks, Kept, Made, Source, unpack
 from .recipes import Node, find
 
 MOST_SUMS = 2
-"""How many sums in a row may have to be made again for one tensor. Where each is made from the sum
-before it, all of a residual network would hang on its first."""
+"""How many sums in a row may have to be recomputed for one tensor. If each could be made from the
+sum before it, a whole residual network would depend on its first sum.
+"""
 LEAST_BYTES = 1024
-"""What is smaller is kept: a handle takes memory too."""
+"""Smaller tensors are kept: a handle takes memory too."""
 
 _NOTES = "mishkit"
-"""Where a node's metadata say, by the number of the output, who keeps or makes it."""
+"""Key in a node's metadata; maps an output's number to the object that keeps or makes it."""
 
 
 @contextmanager
 def recompute() -> Iterator[None]:
-    """Within it, forward passes keep nothing for the backward pass that can be made again cheaply.
+    """Within this context, forward passes save nothing that can be recomputed cheaply in backward.
 
-    Between the forward and the backward pass, autograd keeps what operations ask for: a BatchNorm
-    its input, an activation its input, the next convolution its input again. Three tensors are kept
-    where one is enough, since the other two can be made from it in one pass over memory each::
+    Between the forward and the backward pass, autograd keeps whatever operations ask for: a
+    BatchNorm saves its input, an activation saves its input, and so does the next convolution. That
+    is three tensors where one would do, since the other two can be computed from it in one pass
+    over memory each::
 
         with mishkit.recompute():
             loss = criterion(model(images), labels)
         loss.backward()
 
-    Outputs of normalisations, activations, products, sums, casts, dropouts, concatenations and
-    views are dropped where what their node keeps is enough to make them again. Nothing else is run
-    again: no convolution, no matrix product, no random number, no statistics. Gradients are the
-    same, bit by bit. The model is not changed, and the backward pass may come later, elsewhere.
+    The outputs of normalisations, activations, products, sums, casts, dropouts, concatenations and
+    views are dropped if what their node keeps is enough to compute them again. Nothing else is
+    rerun: no convolution, no matrix product, no random numbers, no statistics. Gradients are
+    bitwise identical. The model is not changed, and the backward pass may run later and outside the
+    context.
 
-    Each thread has it for itself. Within `torch.utils.checkpoint`, which must see what is kept, it
-    does nothing; the transforms of `torch.func` refuse to run within it. Other hooks on saved
-    tensors that are active outside (`torch.autograd.graph.save_on_cpu`, `mishkit.KeptBytes`) get
-    what is really kept.
+    The setting is per thread. It does nothing inside `torch.utils.checkpoint`, which must see what
+    is saved, and the transforms of `torch.func` refuse to run inside it. Other saved-tensor hooks
+    that are active outside (`torch.autograd.graph.save_on_cpu`, `mishkit.KeptBytes`) receive the
+    tensors that are really kept.
 
     Notes
     -----
-    A bias that is written over between the forward and the backward pass raises RuntimeError, as a
-    weight does. A tensor is only freed if nobody else holds it; what `inplace=True` activations of
-    torch write over can't be made again.
+    Overwriting a bias between the forward and the backward pass raises RuntimeError, as overwriting
+    a weight does. A tensor is freed only if nobody else holds it. A tensor that one of torch's
+    ``inplace=True`` activations overwrites can't be recomputed.
     """
     if in_checkpoint() or is_recomputing():
         yield
@@ -68,7 +71,7 @@ def is_recomputing() -> bool:
 
 
 def _hooks_outside() -> Hooks | None:
-    """The saved-tensor hooks that are active already, which ours hide."""
+    """The saved-tensor hooks that are already active, which ours hide."""
     return top_saved_tensor_hooks(True)  # type: ignore[no-any-return]
 
 
@@ -77,7 +80,7 @@ class _Packer:
         self.outside = outside
 
     def pack(self, tensor: Tensor) -> Any:
-        """What a node keeps instead of a tensor."""
+        """What a node keeps in place of a tensor."""
         node = tensor.grad_fn
         if node is None or type(tensor) is not Tensor:
             return Kept(tensor, self.outside)
@@ -90,14 +93,14 @@ class _Packer:
         _note(node, number, kept)
         base = tensor._base
         if base is not None and base.grad_fn is not None and self.outside is None:
-            # All of its memory is kept anyway.
+            # Keeping the view keeps all memory of its base anyway.
             kept.base = Kept(base)
             _note(base.grad_fn, base.output_nr, kept.base)
         return kept
 
 
 def _source(node: Node, number: int) -> Source | None:
-    """Who can give this output of a node; None if nobody can."""
+    """The object that can provide this output of a node; None if there is none."""
     known = _noted(node, number)
     if known is not None:
         return known
@@ -122,7 +125,7 @@ def _source(node: Node, number: int) -> Source | None:
 
 
 def _behind(node: Node) -> Iterator[Source]:
-    """What may have to be made so that the node has what it keeps."""
+    """What may have to be recomputed to get the tensors that this node itself keeps."""
     for before, output in node.next_functions:
         source = None if before is None else _noted(before, output)
         if source is not None:
@@ -130,7 +133,7 @@ def _behind(node: Node) -> Iterator[Source]:
 
 
 def _note(node: Node, number: int, source: Source) -> None:
-    # Weak: what is kept must not outlive the nodes that keep it.
+    # A weak reference: what is kept must not outlive the nodes that keep it.
     node.metadata.setdefault(_NOTES, {})[number] = weakref.ref(source)
 
 

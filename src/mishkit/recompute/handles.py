@@ -1,7 +1,8 @@
-"""What autograd keeps in a tensor's stead.
+"""What autograd keeps in place of a tensor.
 
-A node of autograd's graph keeps a `Kept` (the tensor itself) or a `Handle` (how to make it). The
-nodes that need one tensor share one `Made`; what it makes is held until the last of them has run.
+A node of the autograd graph keeps either a `Kept` (the tensor itself) or a `Handle` (how to
+recompute it). All nodes that need the same tensor share one `Made`, and the tensor it computes is
+held until the last of them has run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from .recipes import Node, Recipe
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
-"""Of other saved-tensor hooks: what packs and what unpacks."""
+"""Another context's saved-tensor hooks: the pack and the unpack function."""
 
 _CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace "
@@ -24,19 +25,19 @@ _CHANGED = (
 
 
 class Kept:
-    """A tensor that is kept, through the hooks that were active outside."""
+    """A tensor that is kept, packed by the hooks that were active outside."""
 
     sums = 0
 
     def __init__(self, tensor: Tensor, outside: Hooks | None = None) -> None:
         self._version, self._outside = tensor._version, outside
-        # Detached, as an output that its own node keeps would never be freed.
+        # Detach: an output saved by its own node would otherwise never be freed.
         self._packed = tensor.detach() if outside is None else outside[0](tensor)
         self.base: Kept | None = None
-        """The tensor that this one is a view of, where it is kept by being kept here."""
+        """The base of this view, if keeping the view also keeps the base."""
 
     def value(self) -> Tensor:
-        """The tensor; RuntimeError if something was written over it."""
+        """The tensor; raises RuntimeError if it was modified in place."""
         if self._outside is not None:
             return self._outside[1](self._packed)
         tensor: Tensor = self._packed
@@ -48,7 +49,7 @@ class Kept:
 
 
 class Made:
-    """The output of a node, which its recipe makes."""
+    """A node's output that its recipe can recompute."""
 
     def __init__(
         self, node: Node, number: int, recipe: Recipe, inputs: Sequence[Source], sums: int
@@ -58,7 +59,7 @@ class Made:
         self._value: Tensor | None = None
 
     def value(self) -> Tensor:
-        """The tensor; made once, and held as long as a node is still to come that needs it."""
+        """The tensor, computed once and held while any node that needs it has yet to run."""
         value = self._value
         if value is None:
             inputs = [source.value() for source in self.inputs]
@@ -70,7 +71,7 @@ Source = Kept | Made
 
 
 class Handle:
-    """A tensor that is to be made, in the layout that it had."""
+    """A tensor to be recomputed, in its original layout."""
 
     def __init__(self, made: Made, tensor: Tensor) -> None:
         self._made = made
@@ -78,8 +79,9 @@ class Handle:
         self._device = tensor.device.type
 
     def tensor(self) -> Tensor:
-        """As it was."""
-        # Recipes call the kernels that ran, with the dtypes that they ran in.
+        """The tensor as it was."""
+        # Recipes call the same kernels as the forward pass, with the same dtypes, so autocast is
+        # off.
         with torch.no_grad(), torch.autocast(self._device, enabled=False):
             value = self._made.value()
             if value.stride() == self._strides and value.shape == self._shape:
@@ -91,5 +93,5 @@ class Handle:
 
 
 def unpack(packed: Kept | Handle) -> Tensor:
-    """The tensor behind what a node keeps."""
+    """The tensor that a node's packed value stands for."""
     return packed.tensor() if isinstance(packed, Handle) else packed.value()

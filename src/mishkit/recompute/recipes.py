@@ -1,12 +1,12 @@
-"""How the output of an operation is made again from what its node in autograd's graph keeps.
+"""How an operation's output is recomputed from what its autograd node keeps.
 
-A recipe is a line of a table, by the name of the node. The outputs of nodes without a recipe are
-kept as ever, so the table may be incomplete. It must never be wrong: a recipe calls the very kernel
-of the forward pass, which gives the same bits for the same numbers, or a formula that has been
-compared with that kernel, bit by bit, in this process.
+A recipe is an entry in a table, under the name of the node. The outputs of nodes without a recipe
+are kept as usual, so the table may be incomplete. It must never be wrong. A recipe therefore calls
+the very kernel of the forward pass, which gives the same bits for the same numbers, or a formula
+that has been compared with that kernel, bit by bit, in this process.
 
-A node that keeps its own output (ReLU, sigmoid, tanh, exp) makes the output from its input, where
-the input can be made again; never from itself.
+A node that keeps its own output (ReLU, sigmoid, tanh, exp) has the output recomputed from its input,
+if the input can be recomputed. The output is never recomputed from itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .._torch_private import prelu_kernel, suggest_memory_format
 from ..ops.functions import RULES
 
 Node = Any
-"""A node of autograd's graph."""
+"""A node of the autograd graph."""
 
 
 def _none(node: Node) -> Sequence[int]:
@@ -38,22 +38,22 @@ def _always(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the output of a node is made again."""
+    """How to recompute the output of a node."""
 
     make: Callable[[Node, Sequence[Tensor], int], Tensor]
-    """make(node, inputs, number of the output), without gradients."""
+    """make(node, inputs, output number); called without gradients."""
     inputs: Callable[[Node], Sequence[int]] = _none
-    """The numbers of those inputs that the node does not keep and `make` needs."""
+    """The numbers of the inputs that `make` needs but the node does not keep."""
     applies: Callable[[Node], bool] = _always
-    """Whether this node keeps enough."""
+    """Whether this node keeps enough for the recipe."""
     sums: int = 0
-    """How many sums this adds to a chain: x + f(x) needs the sum before it, and so on."""
+    """How many sums this adds to a chain: x + f(x) needs the previous sum, and so on."""
     outputs: bool = False
-    """Whether every output is made, and not only the first."""
+    """Whether it can make every output, not only the first."""
 
 
 def find(node: Node) -> Recipe | None:
-    """The recipe for a node, where there is one and the node keeps enough."""
+    """The recipe for a node, if there is one and the node keeps enough."""
     recipe = _RECIPES.get(node.name()) or _of_ours(node)
     return recipe if recipe is not None and recipe.applies(node) else None
 
@@ -76,7 +76,7 @@ def _all(node: Node) -> Sequence[int]:
 
 
 def _signed(number: int) -> int:
-    """Autograd's nodes give negative numbers modulo 2⁶⁴."""
+    """Autograd nodes report negative numbers modulo 2⁶⁴."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
@@ -88,7 +88,7 @@ def _shape(node: Node) -> torch.Size:
 
 
 def _kept(function: Callable[[Node], Tensor]) -> Recipe:
-    """From the node alone."""
+    """A recipe that needs only the node."""
     return Recipe(lambda node, inputs, number: function(node))
 
 
@@ -97,7 +97,7 @@ def _needs_gradient(node: Node, number: int) -> bool:
 
 
 def _unkept_factors(node: Node) -> Sequence[int]:
-    """A product keeps a factor only where the other one needs a gradient."""
+    """A product keeps a factor only if the other factor needs a gradient."""
     return [number for number in (0, 1) if not _needs_gradient(node, 1 - number)]
 
 
@@ -142,8 +142,9 @@ def _cast(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
 
 # ---- normalisation, dropout -------------------------------------------------------------------
 
-# Torch's kernels can't be called again: the nodes keep neither ε nor, in part, the shift, and no
-# generator's state. These formulas round as the kernels do, where `_rounds_alike` has seen it.
+# Torch's kernels can't be called again: the nodes do not keep ε, some of them do not keep the
+# shift, and none keep a generator's state. The formulas below round as the kernels do, which
+# `_rounds_alike` verifies.
 
 
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
@@ -179,8 +180,9 @@ def _group_norm_by_shift(
 
 @functools.cache
 def _shift_rounds_once(dtype: torch.dtype, device: str, by_channels: bool) -> bool:
-    """Whether the kernel of group norms rounds bias − mean·scale once, or the product first, as
-    that of torch 2.14 does for `channels_last`. If it does neither `_rounds_alike` will see it."""
+    """Whether the group-norm kernel rounds bias − mean·scale once, as torch 2.14 does for
+    `channels_last`, or rounds the product first. If it does neither, `_rounds_alike` will notice.
+    """
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
@@ -193,12 +195,12 @@ def _shift_rounds_once(dtype: torch.dtype, device: str, by_channels: bool) -> bo
 
 
 def _shift_of(node: Node) -> Tensor:
-    """The bias, which the node of a batch norm or a group norm does not keep: it is a leaf."""
+    """The bias of a batch norm or group norm: a leaf, which the node itself does not keep."""
     return node.next_functions[2][0].variable
 
 
 def _has_shift(node: Node) -> bool:
-    """Whether scale and shift can be had. Where the shift needs no gradient nobody knows it."""
+    """Whether scale and shift are available. A shift that needs no gradient can't be found."""
     shift = node.next_functions[2][0]
     return _needs_gradient(node, 1) and hasattr(shift, "variable")
 
@@ -240,7 +242,7 @@ def _again_dropout(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 def _rounds_alike(
     again: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype, device: str
 ) -> bool:
-    """Whether a formula gives the bits of torch's kernel for this dtype, in this process."""
+    """Whether the formula matches torch's kernel bit for bit for this dtype, in this process."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -293,7 +295,7 @@ def _norm(
 
 
 def _view(function: Callable[[Node, Tensor, int], Any]) -> Recipe:
-    """Another look at the only input."""
+    """A recipe that makes a different view of the node's only input."""
     return Recipe(lambda node, inputs, number: function(node, inputs[0], number), _first)
 
 
@@ -353,7 +355,7 @@ _RECIPES: dict[str, Recipe] = {
     "NativeBatchNormBackward0": _norm(_batch_norm, _batch_norm_applies),
     "NativeLayerNormBackward0": _norm(_layer_norm, _layer_norm_applies, _none),
     "NativeGroupNormBackward0": _norm(_group_norm, _group_norm_applies),
-    # views, and copies of which the values are those of their input
+    # views, and copies that have the values of their input
     "AliasBackward0": _view(lambda node, x, number: x),
     "CloneBackward0": _view(lambda node, x, number: x),
     "ViewBackward0": _RESHAPED,
@@ -383,7 +385,7 @@ _RECIPES: dict[str, Recipe] = {
     ),
     "UnbindBackward0": _views(lambda n, x: x.unbind(_signed(n._saved_dim))),
 }
-"""A line a node."""
+"""One entry per node type."""
 
 
 def _ours(forward: Callable[..., Tensor]) -> Recipe:
@@ -399,4 +401,4 @@ _OURS: dict[Any, Recipe] = {
         if rules.trained is not None and rules.trained_forward is not None
     },
 }
-"""Our own functions keep their input, and the parameters where these are trained."""
+"""Our own functions keep their input, and the parameters if these are trained."""

@@ -1,4 +1,4 @@
-"""What a user does to the activations of a model that exists: audit, lean, swap, anneal, prune."""
+"""What you can do to the activations of an existing model: audit, lean, swap, anneal, prune."""
 
 from .anneal import Anneal
 from .audit import audit

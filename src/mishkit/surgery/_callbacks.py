@@ -1,4 +1,4 @@
-"""What the callbacks of training libraries share."""
+"""What the training callbacks share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .anneal import Anneal
 
 
 def checked_share(steps: int | float) -> int | float:
-    """A number of steps, or the share of all steps of the training, as a float up to 1."""
+    """Validate `steps`: a number of steps, or a fraction of all steps as a float up to 1."""
     share = isinstance(steps, float) and 0 < steps <= 1
     count = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
     if not (share or count):
@@ -21,7 +21,7 @@ def checked_share(steps: int | float) -> int | float:
 
 
 def total(steps: int | float, all_steps: float) -> int:
-    """How many steps that is, of all steps of a training."""
+    """The number of steps, given how many a training has in all."""
     if isinstance(steps, int):
         return steps
     if not 0 < all_steps < float("inf"):
@@ -33,13 +33,13 @@ def total(steps: int | float, all_steps: float) -> int:
 
 
 def restart(anneal: Anneal, steps: int, count: int = 0) -> None:
-    """Let there be so many steps, of which so many were taken."""
+    """Set the total number of steps and how many of them were taken."""
     state: dict[str, Any] = {**anneal.state_dict(), "steps": steps, "count": min(count, steps)}
     anneal.load_state_dict(state)
 
 
 def end(anneal: Anneal) -> None:
-    """At the end of a training: the new activations alone, if it came to that."""
+    """At the end of a training: leave only the new activations if all steps were taken."""
     if anneal.done:
         anneal.finish()
         return

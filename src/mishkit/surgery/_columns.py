@@ -1,4 +1,4 @@
-"""Tables in plain text, for what the parts of surgery report."""
+"""Plain-text tables for the reports of the surgery functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
-    """A line a row, its columns beside each other; those of `numbers` are flush right."""
+    """One line per row, with aligned columns; the columns in `numbers` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""Putting a model back as it was, whatever a run of it changed."""
+"""Restore a model to what it was, whatever running it has changed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .._torch_private import TorchDispatchMode
 from ..memory import parts_of, storages_of
 
 Storage = int
-"""The address of a storage that is alive, by which it is told from the others."""
+"""The address of a live storage, used to identify it."""
 
 
 def storage_of(tensor: Tensor) -> Storage:
-    """Which storage a tensor's values lie in; 0 for those that show none, as opaque ones."""
+    """The storage of a tensor's values; 0 for tensors that expose none, such as opaque ones."""
     storages = storages_of(tensor)
     return storages[0]._cdata if storages else 0
 
 
 Region = tuple[Any, ...]
-"""Which numbers a tensor is: storage, offset, sizes, strides and dtype of its values."""
+"""Which numbers a tensor refers to: storage, offset, sizes, strides and dtype of its values."""
 
 
 def region_of(tensor: Tensor) -> Region:
-    """Which numbers a tensor is; an opaque one equals no other."""
+    """Which numbers a tensor refers to; an opaque tensor equals no other."""
     storage = storage_of(tensor)
     if not storage:
         return storage, object()
@@ -42,7 +42,7 @@ def region_of(tensor: Tensor) -> Region:
 
 
 def written_by(operator: Any) -> set[str]:
-    """The names of the arguments that an operator writes over."""
+    """The names of the arguments that an operator writes to."""
     arguments = operator._schema.arguments
     written = {a.name for a in arguments if a.alias_info and a.alias_info.is_write}
     # Batch norm does not declare that it writes its statistics.
@@ -50,19 +50,19 @@ def written_by(operator: Any) -> set[str]:
 
 
 def arguments_of(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of an operator's call by name."""
+    """The arguments of an operator's call, by name."""
     names = (argument.name for argument in operator._schema.arguments)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 @contextmanager
 def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
-    """Put back afterwards what a run of the model changes in it and in what it is given.
+    """Undo at exit whatever running the model changes in it or in its inputs.
 
-    These are the values of parameters, buffers and other tensors that the modules hold, which
-    tensors these are, attributes of modules and what is in them, and the generators of random
-    numbers of torch, Python and numpy. What other threads' objects, trainers and loggers hold is no
-    state of the model.
+    Restored are the values of parameters, buffers and other tensors that the modules hold, which
+    tensors these are, module attributes and their contents, and the random number generators of
+    torch, Python and numpy. The contents of threads, trainers and loggers do not count as state of
+    the model.
     """
     held = _Held(model, given)
     with torch.random.fork_rng(devices=held.devices), _random_numbers(), held.copies:
@@ -75,7 +75,7 @@ def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
 
 @contextmanager
 def _random_numbers() -> Iterator[None]:
-    """Put the generators of Python and numpy back afterwards."""
+    """Restore the generators of Python and numpy at exit."""
     state = random.getstate()
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy else None
@@ -88,24 +88,24 @@ def _random_numbers() -> Iterator[None]:
 
 
 class _Copies(TorchDispatchMode):
-    """Copies tensors before anything is written over them: copying all would double a model."""
+    """Copies tensors just before they are written to: copying them all would double the memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.watched: dict[Storage, list[Tensor]] = {}
         self.made: list[tuple[Tensor, Tensor]] = []
-        """Tensors, and what was in them."""
+        """Pairs of a tensor and a copy of its values."""
 
     def watch(self, tensor: Tensor) -> None:
-        """Copy it before the first write."""
+        """Copy this tensor before it is first written to."""
         self.watched.setdefault(storage_of(tensor), []).append(tensor)
 
     def copy(self, tensors: list[Tensor]) -> None:
-        """Copy these now."""
+        """Copy these tensors now."""
         self.made += [(tensor, tensor.clone()) for tensor in tensors]
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self.watched.clear()
 
     def __torch_dispatch__(
@@ -124,7 +124,7 @@ class _Copies(TorchDispatchMode):
 
 
 class _Held:
-    """All that hangs on a model, as it is now."""
+    """Everything that a model holds, as it is now."""
 
     def __init__(self, model: nn.Module, given: Any) -> None:
         self.copies = _Copies()
@@ -132,7 +132,7 @@ class _Held:
         cuda: set[int] = set()
         met: dict[int, Any] = {}
         todo: list[Any] = [model, given]
-        # Custom kernels may write to buffers without a word.
+        # Custom kernels may write to buffers without declaring it.
         buffers = {id(buffer) for buffer in model.buffers()}
         while todo:
             value = todo.pop()
@@ -150,7 +150,7 @@ class _Held:
         self.devices = sorted(cuda)
 
     def put_back(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         for undo in reversed(self.undo):
             undo()
         for tensor, was in self.copies.made:
@@ -159,7 +159,7 @@ class _Held:
                     tensor.copy_(was)
 
     def _note_tensor(self, tensor: Tensor, now: bool) -> None:
-        alias = tensor.detach()  # which stays where it is if `tensor` is given other data
+        alias = tensor.detach()  # the alias stays where it is if `tensor.data` is replaced
         for part in parts_of(alias) if storage_of(alias) else ():
             if part.is_meta:
                 continue
@@ -185,7 +185,7 @@ class _Held:
         self.undo.append(undo)
 
     def _note(self, value: Any) -> list[Any]:
-        """Note what this holds; returns that."""
+        """Record what this value holds; returns the values inside that remain to be visited."""
         if isinstance(value, dict):
             items = dict(value)
             self.undo.append(lambda: _refill_mapping(value, items))
@@ -200,7 +200,7 @@ class _Held:
             return list(members)
         if isinstance(value, (tuple, frozenset)):
             return list(value)
-        if isinstance(value, FunctionType):  # as hooks are
+        if isinstance(value, FunctionType):  # for example a hook
             return self._note_closure(value)
         if isinstance(value, MethodType):
             return [value.__self__]
@@ -227,7 +227,7 @@ class _Held:
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
-            except ValueError:  # it is empty so far
+            except ValueError:  # the cell is still empty
                 continue
             found.append(content)
 
@@ -257,11 +257,11 @@ _SURROUNDINGS = frozenset(
         *("lightning", "lightning_fabric", "pytorch_lightning", "torch", "unittest"),
     )
 )
-"""Packages whose objects are no state of a model, though its modules may refer to them."""
+"""Packages whose objects are not state of a model, although its modules may refer to them."""
 
 
 def _refill_mapping(mapping: dict[Any, Any], items: dict[Any, Any]) -> None:
-    # By identity: tensors and arrays have no plain equality.
+    # Compared by identity: tensors and arrays have no plain equality.
     same = len(mapping) == len(items) and all(
         a is b and mapping[a] is items[b] for a, b in zip(mapping, items, strict=True)
     )

@@ -1,7 +1,7 @@
-"""Going over from one activation to another little by little, while a model is trained.
+"""Move a model gradually from one activation to another during training.
 
-`Anneal` puts a `Blend`, or where there are functions a `BlendedFunction`, in the place of each
-activation that its rules name: (1 − t)·old(x) + t·new(x), with one t for all of them.
+`Anneal` replaces each activation that its rules match by a `Blend`, or by a `BlendedFunction` for a
+function attribute: (1 − t)·old(x) + t·new(x), with the same t everywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _cosine(progress: float) -> float:
 
 
 SCHEDULES: dict[str, Schedule] = {"linear": _linear, "cosine": _cosine}
-"""What t is by progress, from 0 to 1."""
+"""t as a function of progress; both go from 0 to 1."""
 
 
 # ---- sites -------------------------------------------------------------------------------------
@@ -45,12 +45,12 @@ SCHEDULES: dict[str, Schedule] = {"linear": _linear, "cosine": _cosine}
 class Blend(Unscriptable):
     """(1 − t)·old(x) + t·new(x), in the place of the module `old`.
 
-    Where mishkit has both functions, with parameters that are not trained, one kernel computes
-    both, which keeps its input; otherwise both modules are called. Never in place, whatever `old`
-    and `new` say. Input: what both take.
+    If mishkit has both functions and their parameters are not trained, one kernel computes both and
+    keeps its input; otherwise both modules are called. Never works in place, whatever `old` and
+    `new` say. Accepts any input that both accept.
 
-    The parameters, buffers and submodules of `old` are this module's own, under their own names, so
-    that a state_dict keeps its keys; those of `new`, if it has any, are below `new`.
+    The parameters, buffers and submodules of `old` are also this module's, under the same names, so
+    the keys of a state_dict stay the same. Those of `new`, if it has any, are under `new`.
     """
 
     way_out = "torch.jit.trace the model once the annealing is finished"
@@ -59,15 +59,16 @@ class Blend(Unscriptable):
 
     def __init__(self, old: nn.Module, new: nn.Module, t: Fraction) -> None:
         super().__init__()
-        # The very dictionaries of `old`, so that what moves or replaces a tensor here does there.
+        # Share the dictionaries of `old`, so that moving or replacing a tensor here does so there
+        # too.
         for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             vars(self)[name] = vars(old)[name]
         vars(self)["_modules"] = dict(old._modules)
-        self._both = (old, new)  # in a tuple, or they would be submodules
+        self._both = (old, new)  # a tuple, so that they don't become submodules
         self._t = t
         if [*new.parameters(), *new.buffers()]:
             self.add_module("new", new)
-        # And not train(), which would tell the submodules: these have modes of their own.
+        # Set directly: train() would also change the submodules, which have modes of their own.
         self.training = old.training
         if new.training != old.training:
             new.train(old.training)
@@ -78,18 +79,18 @@ class Blend(Unscriptable):
 
     @property
     def fraction(self) -> float:
-        """t: how far on the way from old to new."""
+        """t: how far the module has moved from old to new."""
         return self._t.value
 
     def forward(self, input: Tensor) -> Tensor:
         if self._fused:
             return call(input, self._numbers or self._read(), self._t)
         old, new = self._both
-        # Hooks of the old module are this one's as long as it is here.
+        # While this module is in place, it has the hooks of the old one, so call forward directly.
         return _both_called(input, old.forward, new, self._both, self._t)
 
     def _read(self) -> tuple[Any, ...]:
-        """Both functions, with what their parameters are now."""
+        """Both functions, with the current values of their parameters."""
         old, new = self._both
         return (*_function(identify(old)), *_function(identify(new)))
 
@@ -100,10 +101,10 @@ class Blend(Unscriptable):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> Blend:
-        """As any module; `old` and `new` follow."""
+        """As for any module; `old` and `new` follow."""
         super().train(mode)
         old, new = self._both
-        old.training = mode  # its submodules are this one's
+        old.training = mode  # its submodules are also this module's
         new.train(mode)
         return self
 
@@ -113,7 +114,7 @@ class Blend(Unscriptable):
         return self
 
     def extra_repr(self) -> str:
-        """t, and what goes over into what."""
+        """t, the old and the new activation."""
         old, new = map(describe, self._both)
         return f"t={self.fraction:g}, {old} -> {new}"
 
@@ -139,7 +140,7 @@ class BlendedFunction:
 
 
 def _blends(model: nn.Module) -> list[tuple[Slot, Blend | BlendedFunction]]:
-    """Every blend in a model, and where it is."""
+    """Every blend in a model, with its slot."""
     found: list[tuple[Slot, Blend | BlendedFunction]] = []
     for path, owner in model.named_modules():
         for attribute, value in {**vars(owner), **owner._modules}.items():
@@ -154,7 +155,7 @@ def _are_fused(known: Sequence[Known | None]) -> bool:
 
 
 def _function(known: Known | None) -> tuple[Any, ...]:
-    """As the kernel takes it."""
+    """A function in the form that the kernel takes."""
     assert known is not None
     values = known.values
     ACTIVATIONS[known.function].check(*values)
@@ -168,7 +169,7 @@ def _both_called(
     owners: tuple[Any, Any],
     t: Fraction,
 ) -> Tensor:
-    """The blend of any two functions; `owners` know whether they work in place."""
+    """The blend of any two functions; `owners` tell whether they work in place."""
 
     def of(which: int) -> Tensor:
         writes = _works_in_place(owners[which])
@@ -202,55 +203,55 @@ def _is_trained(owner: Any) -> bool:
 
 
 class Anneal:
-    """Take a model from one activation to another little by little, while it is trained.
+    """Move a model gradually from one activation to another during training.
 
-    Each site that the rules name computes (1 − t)·old(x) + t·new(x), with one t for all: 0 at
-    first, and 1 after `steps` calls of `step`. `finish` leaves the new activations alone, as
-    `mishkit.swap` would have put them. `mishkit.unswap` takes the model back to what it was, from
-    there or on the way.
+    Each site that the rules match computes (1 − t)·old(x) + t·new(x), with the same t everywhere: 0
+    at first, and 1 after `steps` calls of `step`. `finish` leaves only the new activations, as
+    `mishkit.swap` would have put them in. `mishkit.unswap` restores the original model, after that
+    or at any time before.
 
-    Copies by `copy.deepcopy`, as the averages that `torch.optim.swa_utils.AveragedModel` and others
-    keep, go along with the model: t is the same in them, always. ``finish(copy)`` puts the new
-    activations in them. What is to stay as it is now is copied with this,
-    ``copy.deepcopy((model, anneal))``, or pickled.
+    Copies made with `copy.deepcopy`, such as the averages that
+    `torch.optim.swa_utils.AveragedModel` and others keep, follow the model: they always have the
+    same t. ``finish(copy)`` puts the new activations into them. To copy a model so that its t no
+    longer follows, copy both, ``copy.deepcopy((model, anneal))``, or pickle them.
 
-    Where mishkit has both functions a site is one kernel, which computes in float32 (float64 for
-    float64), keeps its input for backward and is differentiable to any order. torch.compile
-    compiles a model once for all t; torch.export exports it with the t of the moment.
+    If mishkit has both functions, a site is one kernel. It computes in float32 (float64 for
+    float64), keeps its input for the backward pass and is differentiable to any order.
+    torch.compile compiles a model once for all t; torch.export exports it with the current t.
 
-    A model's parameters stay what and where they are, and so do the keys of its state_dict. New
-    activations that have parameters or buffers have them below the site's name and ``new`` until
-    `finish`; make the optimizer after this.
+    A model's parameters and the keys of its state_dict stay the same. New activations with
+    parameters or buffers have these under the site's name and ``new`` until `finish`; create the
+    optimizer after the `Anneal`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        the model, whose modules and attributes are replaced; not an activation itself
+        the model, whose modules and attributes are replaced; not itself an activation
     rules : mapping
-        what becomes of what, as for `mishkit.swap`
+        what to replace by what, as for `mishkit.swap`
     steps : int
-        how many steps there are from the old activations to the new
+        how many steps it takes from the old activations to the new
     schedule : "linear", "cosine" or callable, default "linear"
-        t by progress p, which is the share of the steps that is done: p, (1 − cos πp)/2, or a
-        function that gives a number from 0 to 1 for it, and 1 for 1
+        t as a function of progress p, the share of the steps that are done: p, (1 − cos πp)/2, or a
+        function that returns a number from 0 to 1 for p, and 1 for 1
 
     Attributes
     ----------
     sites : list of str
-        the names of the places that are annealed
+        the names of the sites being annealed
     left : dict
-        the names of places that the rules are for by their class, but that do something else, and
-        why: see `mishkit.swap`
+        sites that a rule matches by class but that do something else, by name, with the reasons:
+        see `mishkit.swap`
     steps, count : int
-        how many steps there are, and how many were taken
+        the total number of steps, and the number taken
 
     Raises
     ------
     ValueError
-        if the rules name no site, or one that is being annealed already, or `steps` or `schedule`
-        is none; and for what `mishkit.swap` refuses. The model is untouched then.
+        if the rules match no site or a site that is already being annealed, if `steps` or
+        `schedule` is invalid, and for what `mishkit.swap` rejects. The model is then unchanged.
     TypeError
-        if `model` is no module, or as `mishkit.swap`
+        if `model` is not a module, or as for `mishkit.swap`
     """
 
     def __init__(
@@ -280,7 +281,7 @@ class Anneal:
             old = slot.value
             blend: Any
             if isinstance(old, nn.Module):
-                # What several places share they go on sharing.
+                # What several sites share stays shared.
                 blend = blends.get(id(old)) or blends.setdefault(id(old), Blend(old, new, self._t))
             else:
                 blend = BlendedFunction(old, new, self._t)
@@ -290,7 +291,7 @@ class Anneal:
 
     @property
     def sites(self) -> list[str]:
-        """The names of the places that are annealed."""
+        """The names of the sites being annealed."""
         return [slot.name for slot, _, _ in self._sites]
 
     @property
@@ -300,34 +301,35 @@ class Anneal:
 
     @property
     def done(self) -> bool:
-        """Whether all steps were taken."""
+        """Whether all steps have been taken."""
         return self.count >= self.steps
 
     def step(self) -> None:
-        """Go on by one step, after each of the optimizer's; once `done`, nothing happens."""
+        """Advance by one step; call it after each optimizer step. Does nothing once `done`."""
         if not self.done:
             self._go_to(self.count + 1, self.steps, self._schedule)
 
     def finish(self, *copies: nn.Module) -> list[str]:
-        """Put the new activations alone in their places, at once; the names of these places.
+        """Put only the new activations in place, at once; returns the names of the sites.
 
-        Hooks and mode go over. What was put in a place since, or taken back by `mishkit.unswap`, is
-        left as it is. Calling it twice is fine.
+        Hooks and training mode are carried over. A site that was replaced since, or restored by
+        `mishkit.unswap`, is left as it is. Calling it twice is fine.
 
         Parameters
         ----------
         *copies : torch.nn.Module
-            deep copies of the model, or what holds such, in which the same is done: averages of it.
-            They compute the new activations anyway from now on, with the old ones beside them.
+            deep copies of the model, such as averages of it, or modules that contain such copies;
+            the same is done in them. They compute the new activations from now on anyway, but would
+            still hold the old ones.
 
         Raises
         ------
         TypeError
-            if a copy is no module
+            if a copy is not a module
         ValueError
-            if the `forward` of a place was replaced
+            if the `forward` of a site was replaced
 
-        Whatever is raised, nothing has changed.
+        If anything is raised, nothing has changed.
         """
         found = [
             (slot, new)
@@ -345,10 +347,10 @@ class Anneal:
         return [slot.name for slot, _ in found]
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here: plain numbers and a string.
+        """What `load_state_dict` needs to continue from here: plain numbers and a string.
 
-        "count", "steps" and "schedule"; the last is None for a schedule that is a function. The
-        model's own state_dict is the model's affair.
+        The keys are "count", "steps" and "schedule", which is None if the schedule is a function.
+        The model's own state is not included; save it with the model's state_dict.
         """
         names = {function: name for name, function in SCHEDULES.items()}
         return {
@@ -358,9 +360,9 @@ class Anneal:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was called, with its steps and its schedule.
+        """Continue from the point at which `state_dict` was called, with its steps and schedule.
 
-        Raises ValueError, and changes nothing, for what `state_dict` did not give.
+        Raises ValueError and changes nothing if `state` did not come from `state_dict`.
         """
         wanted = {"count", "steps", "schedule"}
         if not isinstance(state, Mapping) or set(state) != wanted:
@@ -379,7 +381,7 @@ class Anneal:
         self.count, self.steps, self._schedule = count, steps, schedule
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Anneal:
-        """Of its own: the copies of its blends, made with it, go by this copy from now on."""
+        """An independent copy: blends copied along with it follow this copy from now on."""
         copied = memo[id(self)] = object.__new__(type(self))
         vars(copied).update(copy.deepcopy(vars(self), memo))
         copied._t = self._t.another()
@@ -416,5 +418,5 @@ def _at(schedule: Schedule, progress: float) -> float:
         raise ValueError(
             f"{_ANNEAL}: the schedule must give a number from 0 to 1, not {t!r} for {progress}"
         )
-    # 1 − 2⁻²⁴ is the last number before 1 that counts.
+    # Anything closer to 1 than 1 − 2⁻²⁴, the last float32 before 1, counts as 1.
     return 0.0 if t < 0 else 1.0 if t > 1 - 1e-7 else t

@@ -1,4 +1,4 @@
-"""What the activations of a model cost in memory, and where keeping the output instead pays."""
+"""How much memory the activations of a model cost, and where keeping the output saves some."""
 
 from __future__ import annotations
 
@@ -25,53 +25,58 @@ from .slots import Slot, slots
 from .watch import BY_HAND, FUNCTION, SCRIPTED, Call, Trace, Use, tensors_of, watch
 
 LEAN, LEAN_FUNCTIONAL, CODE = "lean", "lean_functional", "code"
-"""By what an activation comes to keep its output."""
+"""The means by which an activation can be made to keep its output."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place in a model where an activation is applied, once or several times in a pass."""
+    """One place in a model where an activation is applied, once or several times per pass."""
 
     name: str
-    """The path of the module, or of the attribute that is a function; for a call of a function, of
-    the module around it."""
+    """The path of the module, or of the attribute that holds a function; for a function call, the
+    path of the enclosing module.
+    """
     line: str
-    """For a call of a function: the file and the line."""
+    """For a function call: the file and the line."""
     function: str
-    """Our name for it, or torch's."""
+    """mishkit's name for the function, or torch's."""
     how: str
-    """The module's class; "call" for a function; "by hand" where it is put together from others;
-    "autograd.Function" for somebody's that has an activation in it; "scripted" in TorchScript."""
+    """The module's class; "call" for a function; "by hand" if it is composed of other operations;
+    "autograd.Function" for a custom one that contains an activation; "scripted" in TorchScript.
+    """
     calls: int
     shape: tuple[int, ...]
-    """Of the first call's output; -1 is a size that differs from item to item, as in nested
-    tensors."""
+    """The shape of the first call's output. -1 marks a size that differs between items, as in
+    nested tensors.
+    """
     dtype: torch.dtype
     kept: int
     """Bytes that autograd keeps because this site asks for them, by distinct storage."""
     alone: int
-    """Those of them that nobody else keeps."""
+    """The part of them that nothing else keeps."""
     output_kept_by: tuple[str, ...]
-    """Who else keeps the output: operator and module."""
+    """What else keeps the output: operator and module."""
     input_kept_by: tuple[str, ...]
-    """Who else keeps what this site keeps."""
+    """What else keeps the tensors that this site keeps."""
     advice: str
-    """"output": keep the output and the side instead; or "leave"."""
+    """"output": keep the output and the side instead; otherwise "leave"."""
     reason: str
-    """Why."""
+    """The reason for the advice."""
     saving: int
-    """Bytes that following the advice saves, beside the other sites of which the same is said."""
+    """Bytes saved by following the advice, given that it is followed at the other sites too."""
     inplace: bool
-    """Whether the result is written over the input: it is already, or ``lean(inplace=True)`` has
-    seen that nobody can miss the input."""
+    """Whether the result overwrites the input: either it already does, or ``lean(inplace=True)``
+    found that nothing else needs the input.
+    """
     by: str
-    """What follows the advice: "lean" for a module or a function held as an attribute,
-    "lean_functional" for a call of torch's function, "code" for a call of ours, to be given
-    ``save="output"`` by hand; empty where there is no advice."""
+    """What can follow the advice: "lean" for a module or a function held as an attribute;
+    "lean_functional" for a call of a torch function; "code" for a call of a mishkit function, where
+    you have to write ``save="output"`` yourself. Empty if there is no advice.
+    """
 
     @property
     def where(self) -> str:
-        """The name, and the line of a call."""
+        """The name; for a call, also the line."""
         if not self.line:
             return self.name
         path, _, number = self.line.rpartition(":")
@@ -79,7 +84,7 @@ class Site:
 
     @property
     def verdict(self) -> str:
-        """What it is, the advice and the reason, in a line."""
+        """What the site is, the advice and the reason, in one line."""
         advice = "output, in place" if self.advice == "output" and self.inplace else self.advice
         shape = "×".join("?" if size < 0 else str(size) for size in self.shape)
         dtype = str(self.dtype).removeprefix("torch.")
@@ -88,37 +93,39 @@ class Site:
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit found: print it, or read its parts."""
+    """The result of an audit: print it, or read its attributes."""
 
     sites: tuple[Site, ...]
-    """In the order of the first call."""
+    """In order of first call."""
     kept: int
-    """Bytes that autograd keeps between forward and backward, by distinct storage, without
-    parameters, buffers and inputs."""
+    """Bytes that autograd keeps between the forward and the backward pass, by distinct storage,
+    without parameters, buffers and inputs.
+    """
     lean: int
-    """The same once all the advice is followed."""
+    """The same after all the advice is followed."""
     checkpointed: int | None
-    """The same with `torch.utils.checkpoint` around each block, as things are; None if there are
-    no blocks, or one of them can't be checkpointed."""
+    """The same with `torch.utils.checkpoint` around each block and no other changes. None if there
+    are no blocks, or if one of them can't be checkpointed.
+    """
     blocks: tuple[str, ...]
-    """The blocks: modules within containers that hold activations."""
+    """The blocks: items of containers that hold activations."""
     after_lean: int
-    """Bytes kept after `lean`, which changes no calls of functions."""
+    """Bytes kept after `lean`, which does not change function calls."""
     changed: tuple[str, ...] | None = None
-    """The names of the sites that `lean` has changed; None for an audit alone."""
+    """The names of the sites that `lean` has changed; None if this was only an audit."""
     recomputes: bool = False
-    """Whether `lean` made the model recompute; `after_lean` and `lean` are then what it keeps."""
+    """Whether `lean` made the model recompute. If so, `after_lean` and `lean` are what it keeps."""
     advised: AdvisedCalls = field(default_factory=lambda: AdvisedCalls(()), repr=False)
-    """The calls that are for `lean_functional`."""
+    """The calls that `lean_functional` should change."""
 
     @property
     def ratio(self) -> float:
-        """Bytes kept once the advice is followed, over those kept now."""
+        """Bytes kept once the advice is followed, divided by those kept now."""
         return self.lean / self.kept if self.kept else 1.0
 
     @property
     def lines(self) -> frozenset[str]:
-        """The lines of code whose calls should keep the output, as file:number."""
+        """The lines of code whose calls should keep the output, as file:line."""
         return frozenset(s.line for s in self.sites if s.line and s.advice == "output")
 
     def __str__(self) -> str:
@@ -136,7 +143,7 @@ class Report:
         return "\n".join([*done, head, *texts, "", *self.summary()])
 
     def _done(self) -> str:
-        """What `lean` has changed, and what it has not."""
+        """What `lean` has changed and what it has not."""
         changed = len(self.changed or ())
         count = f"changed {changed or 'none'} of {_sites(len(self.sites))}"
         if self.recomputes:
@@ -158,7 +165,7 @@ class Report:
         return sum(site.by == by for site in self.sites)
 
     def summary(self) -> list[str]:
-        """The totals, a line each."""
+        """The totals, one per line."""
         pays = sum(site.advice == "output" for site in self.sites)
         head = f"{_sites(len(self.sites))}, {pays} of which {'pays' if pays == 1 else 'pay'}"
         if pays > self._by(LEAN):
@@ -198,9 +205,10 @@ def _calls(count: int) -> str:
 
 
 class AdvisedCalls:
-    """Calls of functions: in which module, from which line, and which function.
+    """Function calls, identified by the enclosing module, the line of code and the function.
 
-    Modules are held weakly, for as long as the model lives; pickled, a report loses them.
+    Modules are referenced weakly, so they are known as long as the model lives. Pickling a report
+    loses them.
     """
 
     def __init__(self, calls: Iterable[tuple[nn.Module | None, str, str]]) -> None:
@@ -211,7 +219,7 @@ class AdvisedCalls:
         self.is_lost = False
 
     def has(self, module: nn.Module | None, line: str, function: str) -> bool:
-        """Whether it is one of these."""
+        """Whether this call is one of them."""
         key = None if module is None else id(module), line, function
         if key not in self._calls:
             return False
@@ -232,60 +240,63 @@ class AdvisedCalls:
 
 
 def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
-    """Find every activation in a model and what autograd keeps because of it.
+    """Find every activation in a model, and what autograd keeps because of it.
 
-    Runs one forward pass with gradients, ``model(*inputs, **kwargs)``, in the model's present mode
-    and under the autocast around the call, and a second one with `torch.utils.checkpoint` for
-    comparison. Nothing is changed: parameters, buffers and attributes of modules are put back, and
-    so are the inputs and the generators of random numbers of torch, numpy and Python.
+    Runs one forward pass with gradients, ``model(*inputs, **kwargs)``, in the model's current mode
+    and under any autocast active around the call. A second pass with `torch.utils.checkpoint` is
+    run for comparison. Nothing is changed: parameters, buffers and module attributes are restored,
+    and so are the inputs and the random number generators of torch, numpy and Python.
 
-    An activation that keeps its input pays twice where the next operation keeps its output anyway,
-    as Linear, Conv, normalisation, pooling and products do. There, keeping the output and one bit
-    an element (``save="output"``) saves the input. It does not pay before dropout, a residual
-    addition, a frozen layer or a cast, or where someone else keeps the input. The audit goes by
-    what is really kept in this pass, storage by storage, not by such rules.
+    An activation that keeps its input costs memory twice if the next operation keeps the
+    activation's output anyway, as Linear, Conv, normalisation, pooling and products do. There,
+    keeping the output and one bit per element (``save="output"``) saves the input. It does not pay
+    off before dropout, a residual addition, a frozen layer or a cast, or if something else keeps
+    the input. The audit does not rely on such rules: it looks at what this pass really keeps,
+    storage by storage.
 
     Parameters
     ----------
     model : torch.nn.Module
-        in training mode if training is meant; a compiled one is looked at as it was before
+        in training mode, if you want to know about training; a compiled model is audited in its
+        uncompiled form
     *inputs, **kwargs
-        what it takes. Sizes matter where the control flow depends on them.
+        arguments of the model. Sizes matter if the control flow depends on them.
 
     Returns
     -------
     Report
-        `sites` with the advice for each, `kept` now, `after_lean` for `lean` alone, `lean` when all
-        the advice is followed, `checkpointed`; ``print`` shows a table
+        `sites` with the advice for each, and the bytes kept: `kept` now, `after_lean` with `lean`
+        alone, `lean` with all the advice followed, `checkpointed`; ``print`` shows a table
 
     Raises
     ------
     TypeError
-        if `model` is no module
+        if `model` is not a module
     ValueError
-        if its parameters are not initialized yet, as those of lazy modules
+        if its parameters are not initialized yet, as in lazy modules
     """
     return plan(model, inputs, kwargs).report
 
 
 @dataclass(eq=False)
 class Unit:
-    """Calls that can only be changed together: of one module, or of one function from one line of
-    code in one module."""
+    """Calls that can only be changed together: all calls of one module, or all calls of one
+    function from one line of code in one module.
+    """
 
     calls: list[Call]
     slots: list[Slot] = field(default_factory=list)
     lean: bool = False
     saving: int = 0
-    """Bytes saved by the change."""
+    """Bytes that the change saves."""
     possible: int = 0
-    """Bytes that it would save if something of ours were there."""
+    """Bytes that the change would save if the call were one of ours."""
     inplace: bool = False
-    """Whether the result is, or may be, written over the input."""
+    """Whether the result overwrites the input, or may do so."""
 
     @property
     def by(self) -> str:
-        """What can change it: LEAN, LEAN_FUNCTIONAL or CODE; empty for nothing."""
+        """What can change it: LEAN, LEAN_FUNCTIONAL or CODE; empty if nothing can."""
         if self.slots:
             return LEAN
         if any(call.module is not None or call.kind for call in self.calls):
@@ -297,7 +308,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A report, and what it means for the model."""
+    """A report, and the units that `lean` would change."""
 
     report: Report
     units: list[Unit]
@@ -306,7 +317,7 @@ class Plan:
 def plan(
     model: nn.Module, inputs: Iterable[Any], kwargs: dict[str, Any], *, inplace: bool = False
 ) -> Plan:
-    """The audit, with what `lean` needs to follow it."""
+    """The audit, with what `lean` needs to follow the advice."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"mishkit.audit: the model must be a Module, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)
@@ -365,18 +376,19 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
 def _allow_inplace(
     units: list[Unit], trace: Trace, model: nn.Module, inputs: tuple[Any, ...], kwargs: Any
 ) -> None:
-    """Let units that change write over their inputs where nobody can miss these, neither as things
-    are nor when the whole model trains or is evaluated."""
+    """Let changed units overwrite their inputs where nothing else needs these: neither in the
+    model's current mode nor when the whole model is in training or in eval mode.
+    """
     calls = list(trace.calls)
     modes = {module.training for module in model.modules()}
     for training in (True, False):
         if modes == {training}:
-            continue  # as it was watched already
+            continue  # already watched
         with undisturbed(model):
             model.train(training)
             try:
                 trace = watch(model, inputs, kwargs, inplace=True)
-            except Exception:  # as batch norm refuses to train with one number a channel
+            except Exception:  # e.g. batch norm refuses to train with one value per channel
                 return
         calls += trace.calls
     missed = {_holder(call) for call in calls if not call.alone}
@@ -386,13 +398,13 @@ def _allow_inplace(
 
 
 def _holder(call: Call) -> Any:
-    """What tells the module or the attribute of a call, in every pass."""
+    """A key for the module or attribute behind a call, the same in every pass."""
     slot = call.module
     return (id(slot.owner), slot.attribute) if isinstance(slot, Slot) else id(slot)
 
 
 class _Ledger:
-    """Who keeps which storage, and what changes if some keep their outputs instead."""
+    """What keeps which storage, and what changes if some calls keep their outputs instead."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -400,7 +412,8 @@ class _Ledger:
         self.sides = 0
         node_of = {node: call for call in trace.calls for node in call.nodes}
         self.own: dict[int, set[Storage]] = {id(call): set() for call in trace.calls}
-        # How many keep it: a call counts once, and so does everything else together.
+        # How many holders each storage has. Each call counts as one, and everything else together
+        # as one.
         self.holders: Counter[Storage] = Counter()
         others = set()
         for one in trace.saved:
@@ -412,7 +425,7 @@ class _Ledger:
         for storages in self.own.values():
             self.holders.update(storages)
         for call in trace.calls:
-            # An output that nobody keeps is as large as its elements.
+            # The size of an output that nothing keeps is that of its elements.
             self.size.setdefault(call.output, call.elements * call.dtype.itemsize)
 
     def total(self) -> int:
@@ -420,10 +433,10 @@ class _Ledger:
         return sum(self.size[storage] for storage in kept) + self.sides
 
     def decide(self, units: list[Unit]) -> tuple[int, int]:
-        """Choose the units that pay; returns what is kept after `lean`, and with all of them.
+        """Choose the units worth changing; returns the bytes kept after `lean`, and with all.
 
-        What `lean` changes is chosen first, so that it pays without the calls of functions; these
-        are chosen on top of it.
+        The units that `lean` changes are chosen first, so that they pay off without changes to
+        function calls. Those are chosen on top.
         """
         totals = []
         for by in (LEAN, LEAN_FUNCTIONAL, CODE):
@@ -435,7 +448,7 @@ class _Ledger:
         return totals[0], totals[-1]
 
     def _choose(self, units: list[Unit]) -> None:
-        """One by one, then those that pay together as they share what they keep."""
+        """Try units one by one, then groups that share what they keep and only pay off together."""
         while True:
             undecided = [unit for unit in units if not unit.lean]
             sharing: dict[Storage, list[Unit]] = {}
@@ -449,7 +462,7 @@ class _Ledger:
                 return
 
     def _take(self, units: list[Unit]) -> bool:
-        """Let these keep their outputs if that saves something, of which each has its share."""
+        """Change these units if that saves anything; each is credited with an equal share."""
         if any(unit.lean for unit in units):
             return False
         saving = self._try(units)
@@ -462,7 +475,7 @@ class _Ledger:
         return True
 
     def _try(self, units: list[Unit]) -> int:
-        """Bytes that it saves if these keep their outputs."""
+        """Bytes saved if these units keep their outputs."""
         calls = _with_gradient(units)
         before = self._bytes_of(calls)
         for call in calls:
@@ -477,7 +490,7 @@ class _Ledger:
         return sum(self.size[s] for s in touched if self.holders[s] > 0) + self.sides
 
     def _swap(self, call: Call, sign: int) -> None:
-        """Keep the output and the side for what was kept, or back."""
+        """Replace what the call keeps by its output and side, or undo that."""
         for storage in self.own[id(call)]:
             self.holders[storage] -= sign
         if call.output not in self.trace.given:
@@ -490,14 +503,14 @@ def _with_gradient(units: list[Unit]) -> list[Call]:
 
 
 def side_bytes(call: Call) -> int:
-    """What the sides of a call take: nothing where the function is monotone."""
+    """The size of a call's side bits: 0 if the function is monotone."""
     known = ACTIVATIONS.get(call.known.function)
     monotone = known is not None and known.turn is None
     return 0 if monotone else (call.elements + 7) // 8
 
 
 def can_keep_output(unit: Unit) -> bool:
-    """Whether ours can stand in for every call and work from the output."""
+    """Whether our function can replace every call and work from the output."""
     return not any(call.overwritten or _obstacle(unit, call) for call in unit.calls)
 
 
@@ -529,7 +542,7 @@ def _obstacle(unit: Unit, call: Call) -> str:
         return f"it is {what}: call mishkit's function for {ours} there"
     if not known.ours:
         return "mishkit has no such function"
-    if known.state and not known.parameters:  # they are trained
+    if known.state and not known.parameters:  # the parameters are trained
         return "the gradients of its parameters need the input"
     try:
         ACTIVATIONS[known.function].turn_at(*known.values)
@@ -542,7 +555,7 @@ def _obstacle(unit: Unit, call: Call) -> str:
     return ""
 
 
-# ---- what is said of it ----
+# ---- what the report says ----
 
 
 def _site(unit: Unit, trace: Trace) -> Site:
@@ -590,7 +603,7 @@ def _reason(
     output_kept_by: tuple[str, ...],
     input_kept_by: tuple[str, ...],
 ) -> str:
-    """Why, in a few words."""
+    """The reason for the advice, in a few words."""
     calls = unit.calls
     if unit.lean:
         why = f"as {output_kept_by[0]} keeps it" if output_kept_by else "as it takes less"
@@ -614,7 +627,7 @@ def _reason(
     if input_kept_by:
         return f"as {input_kept_by[0]} keeps its input"
     readers = [use for call in calls for use in call.y_uses if use.operator not in _LOOKS]
-    # Rather one that has a gradient, which might have kept it.
+    # Prefer a reader that has a gradient, since that one might have kept it.
     readers.sort(key=lambda use: use.node is None)
     who = f"{_who(readers[0], trace)} does not keep" if readers else "nobody keeps"
     return f"as {who} its output"
@@ -637,7 +650,7 @@ _LOOKS = frozenset(
         "_unsafe_view",
     )
 )
-"""Operators that only look at a tensor in another way."""
+"""Operators that only return a different view of a tensor."""
 
 _WORDS = {
     "_to_copy": "a cast",
@@ -654,7 +667,7 @@ _WORDS = {
 
 
 def _who(use: Use, trace: Trace) -> str:
-    """The module that does it, if it does nothing else, or the operator and where it is."""
+    """The name of the module, if it does nothing else; otherwise the operator and its place."""
     kind = trace.kinds.get(use.module)
     if kind is not None:
         return f"{kind} {use.module}".rstrip()
@@ -663,11 +676,11 @@ def _who(use: Use, trace: Trace) -> str:
     return f"{what} in {use.module}" if use.module else what
 
 
-# ---- beside it: recomputing ----
+# ---- for comparison: recomputing ----
 
 
 def _blocks(model: nn.Module, places: set[str]) -> tuple[str, ...]:
-    """Modules that are items of containers, are none themselves, and hold activations."""
+    """Items of containers that hold activations and are not containers themselves."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     modules = dict(model.named_modules())
     found: list[str] = []
@@ -695,7 +708,7 @@ def _checkpointed(
         stack.enter_context(torch.enable_grad())
         try:
             output = model(*inputs, **kwargs)
-        except Exception:  # whatever a model does that can't be done twice
+        except Exception:  # a model may do anything that can't be done twice
             return None
     del output
     return kept.total
@@ -715,7 +728,7 @@ def _checkpoint(module: nn.Module) -> Iterator[None]:
 
 
 def readable(count: int) -> str:
-    """Bytes with a unit."""
+    """A byte count with a unit."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.4g} {unit}"

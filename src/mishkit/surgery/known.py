@@ -1,6 +1,6 @@
-"""Which activation a module or a function is: ours, torch's, or those of other libraries.
+"""Recognise the activation that a module or function computes: ours, torch's or others'.
 
-Modules are known by their exact class: a subclass may do anything.
+Modules are recognised by their exact class, since a subclass may do anything.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Known:
     """An activation function, and the values of its parameters."""
 
     function: str
-    """Our name for it, or torch's in `torch.nn.functional` where we have no such function."""
+    """Our name for it, or the name in `torch.nn.functional` if we have no such function."""
     parameters: Mapping[str, float] = field(default_factory=dict)
     inplace: bool = False
     save: str | None = None
-    """What is kept for backward, for our own; None for the others."""
+    """What our own modules and functions keep for the backward pass; None for others."""
     state: bool = False
-    """Whether there are parameters to be trained, or buffers, which a replacement would lose."""
+    """Whether there are trainable parameters or buffers, which a replacement would lose."""
 
     @property
     def ours(self) -> bool:
@@ -41,15 +41,16 @@ class Known:
 
     @property
     def copies(self) -> bool:
-        """Whether it keeps a copy of the input where it writes over it, as torch does where the
-        gradient is not computed from the output: what follows may write over the output too."""
+        """Whether it copies its input when it overwrites it. Torch does so unless it computes the
+        gradient from the output. The next operation may then overwrite the output too.
+        """
         if self.save is not None:
             return self.save == "copy"
         return self.function not in _FROM_OUTPUT
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The parameters of a function of ours in order, those not given with their defaults."""
+        """The parameter values of one of our functions, in order; defaults for those not given."""
         parameters = ACTIVATIONS[self.function].parameters
         return tuple(float(self.parameters.get(p.name, p.default)) for p in parameters)
 
@@ -59,16 +60,16 @@ class Known:
         return made(**self.parameters, inplace=inplace, save=save)
 
     def call(self, *, inplace: bool = False, save: str = "input") -> Callable[..., Tensor]:
-        """Our function for it, which can be pickled."""
+        """Our function for it, in a form that can be pickled."""
         options = {**self.parameters, "inplace": inplace, "save": save}
         return functools.partial(FUNCTIONS[self.function], **options)
 
 
 def identify(module: nn.Module) -> Known | None:
-    """The activation that this module is; None where it is none, or may be more than its class.
+    """The activation that this module computes; None if it computes none or may have been altered.
 
-    A module whose `forward` was replaced is not what its class says. Attributes that modules from
-    old pickles lack count as torch's defaults.
+    A module whose `forward` was replaced is not identified by its class. Attributes missing in
+    modules from old pickles are taken to have torch's defaults.
     """
     if "forward" in vars(module):
         return None
@@ -83,7 +84,7 @@ def identify(module: nn.Module) -> Known | None:
 
 
 def function_of_class(kind: type[nn.Module], module: Any) -> str:
-    """The function that a module of this class, which is known, computes unless it is altered."""
+    """The function that a module of this known class computes unless it is altered."""
     if kind in _OUR_CLASSES:
         return _our_function(module)
     found = _read(kind, module)
@@ -92,14 +93,14 @@ def function_of_class(kind: type[nn.Module], module: Any) -> str:
 
 
 def _read(kind: type[nn.Module], module: nn.Module) -> Known | None:
-    """What a class of others says that a module computes."""
+    """What a module computes, according to its class, which isn't ours."""
     reader = _CLASSES.get(_full_name(kind))
     found = reader(module) if callable(reader) else reader
     return Known(found) if isinstance(found, str) else found
 
 
 def altered(module: nn.Module) -> tuple[type[nn.Module], str] | None:
-    """The class of a known activation, and what was done to the module so that it is not that."""
+    """The class of a known activation, and how the module was altered so that it isn't one."""
     parametrized = "parametrizations" in module._modules and is_parametrized(module)
     kind = type_before_parametrizations(module) if parametrized else type(module)
     if not is_known_class(kind):
@@ -110,14 +111,14 @@ def altered(module: nn.Module) -> tuple[type[nn.Module], str] | None:
 
 
 def is_known_class(kind: type[nn.Module]) -> bool:
-    """Whether modules of this class are activations that `identify` knows."""
+    """Whether modules of this class are activations that `identify` recognises."""
     return kind in _OUR_CLASSES or _full_name(kind) in _CLASSES
 
 
 def names_of_class(kind: type[nn.Module]) -> frozenset[str]:
     """What a known class gives its modules: attributes, parameters, buffers and submodules.
 
-    Whatever else a module has was put there later, by its user or by a tool.
+    Anything else that a module has was added later by its user or a tool.
     """
     if kind not in _NAMES:
         _NAMES[kind] = _names_of(kind)
@@ -135,9 +136,9 @@ def _names_of(kind: type[nn.Module]) -> frozenset[str]:
 
 
 def contents(module: nn.Module) -> dict[str, tuple[str, Any]]:
-    """All that a module holds, beyond what every module does: by name, the registry and the value.
+    """Everything a module holds beyond what every module has: by name, the registry and the value.
 
-    The registry of plain attributes is "".
+    Plain attributes have the registry "".
     """
     found = {name: ("", value) for name, value in vars(module).items() if name not in _EVERY_MODULE}
     for registry in REGISTRIES:
@@ -155,13 +156,13 @@ def _full_name(kind: type) -> str:
 
 
 def _has_state(module: nn.Module) -> bool:
-    """Whether there are parameters or buffers that its class, which is known, gives it."""
+    """Whether the module has parameters or buffers that its known class defines."""
     held = {*module._parameters, *module._buffers}
     return bool(held) and not held.isdisjoint(names_of_class(type(module)))
 
 
 def identify_function(function: Callable[..., Any]) -> Known | None:
-    """The activation that this function is, if it is one of torch's or ours."""
+    """The activation that this function computes, if it is one of torch's or ours."""
     given: Mapping[str, Any] = {}
     called: Any = function
     if isinstance(function, functools.partial):
@@ -170,7 +171,7 @@ def identify_function(function: Callable[..., Any]) -> Known | None:
         called, given = function.func, function.keywords
     try:
         name = _FUNCTIONS.get(called)
-    except TypeError:  # it can't be hashed
+    except TypeError:  # not hashable
         return None
     if name is None:
         return None
@@ -202,7 +203,7 @@ def _our_function(module: Any) -> str:
 
 
 Reader = str | Known | Callable[[Any], str | Known]
-"""What a class computes: the function's name, with parameters, or found out from the module."""
+"""What a class computes: a function's name, with parameters, or a callable that asks the module."""
 
 
 def _prefixed(module: str, classes: Mapping[str, Reader]) -> dict[str, Reader]:
@@ -229,7 +230,7 @@ _CLASSES: dict[str, Reader] = {
             "Hardswish": "hardswish",
             "GELU": _gelu,
             "Softplus": _softplus,
-            # We have none of these; they can be swapped for what we have.
+            # We have none of these, but they can be swapped for functions that we do have.
             "CELU": "celu",
             "ELU": "elu",
             "Hardshrink": "hardshrink",
@@ -289,7 +290,7 @@ _CLASSES: dict[str, Reader] = {
     ),
     "mish_cuda.MishCuda": "mish",
 }
-"""What a class computes, by its full name, so that none of these libraries is imported."""
+"""What each class computes, by its full name, so that no such library has to be imported."""
 
 _OUR_CLASSES = frozenset(MODULES.values())
 _OURS = {function: name for name, function in FUNCTIONS.items()}
@@ -307,16 +308,16 @@ _FUNCTIONS: dict[Any, str] = {
     torch.tanh: "tanh",
     **_OURS,
 }
-"""What a function computes."""
+"""What each function computes."""
 
 _FROM_OUTPUT = frozenset(
     ("celu", "elu", "hardtanh", "leaky_relu", "relu", "relu6", "rrelu", "selu", "sigmoid", "tanh")
 )
-"""Whose gradient torch computes from the output, when they write over the input."""
+"""Functions whose gradient torch computes from the output when they work in place."""
 
 FUNCTION_NAMES = (
     frozenset(_FUNCTIONS.values())
     | {reader for reader in _CLASSES.values() if isinstance(reader, str)}
     | ACTIVATIONS.keys()
 )
-"""The names of functions that a slot may have."""
+"""All function names that a slot can have."""

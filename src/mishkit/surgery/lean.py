@@ -1,4 +1,4 @@
-"""Keeping outputs instead of inputs, where an audit says that it pays."""
+"""Keep outputs instead of inputs where an audit says that this saves memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def lean(
     inplace: bool = False,
     **kwargs: Any,
 ) -> Report:
-    """Let a model's activations keep their outputs wherever that saves memory, and only there.
+    """Make a model's activations keep their outputs where that saves memory, and only there.
 
-    Audits the model (see `audit`) and follows the advice for modules: torch's, timm's and
-    transformers' ReLU, SiLU, GELU, Mish, Hardswish and Softplus, and mishkit's own, become
-    mishkit's with ``save="output"``. Names of modules, state_dict, hooks and mode stay, and so do
-    the outputs, to rounding. Gradients are those of the rounded output: see `mishkit.functional`.
-    `mishkit.unswap` takes everything back. For calls of functions there is `lean_functional`.
+    Audits the model (see `audit`) and follows the advice for modules. ReLU, SiLU, GELU, Mish,
+    Hardswish and Softplus from torch, timm and transformers, and mishkit's own modules, become
+    mishkit's with ``save="output"``. Module names, state_dict, hooks and training mode stay the
+    same. So do the outputs, to rounding. Gradients are those of the rounded output: see
+    `mishkit.functional`. `mishkit.unswap` undoes everything. For function calls, use
+    `lean_functional`.
 
     With ``recompute=True`` the model keeps less: the backward pass recomputes whatever it can from
     the tensors that are saved anyway, as within `mishkit.recompute`. Gradients are then exact, as
@@ -43,44 +44,44 @@ def lean(
     Parameters
     ----------
     model : torch.nn.Module
-        is changed
+        changed in place
     *inputs, **kwargs
-        what it takes, as in training
+        arguments of the model, as in training
     recompute : bool, default False
         Run the model's own forward pass under `mishkit.recompute` from now on, in every thread, by
-        hooks on the model: copies, pickles and the state_dict are as before. Activations for which
-        mishkit has a faster kernel get it, with ``save="input"``, or ``save="copy"`` where they
-        write over their input. Under torch.compile, torch.export and the transforms of torch.func,
-        without gradients and within `torch.utils.checkpoint`, the model runs as before.
+        hooks on the model. Copies, pickles and the state_dict work as before. Activations for which
+        mishkit has a faster kernel get it, with ``save="input"``, or with ``save="copy"`` if they
+        work in place. Under torch.compile, torch.export and the transforms of torch.func, without
+        gradients, and within `torch.utils.checkpoint`, the model runs as before.
     inplace : bool, default False
-        Also write over the input where nobody can miss it, which saves no more of what is kept but
-        allocates less. Torch's Linear, Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm must have
-        made it, and the activation must take that very tensor, whole, in the same ``forward``.
-        Nobody else may look at it, hold it after the pass or have a hook there, in training and in
-        evaluation alike: the model is run in both modes. What other inputs or options would do, and
-        hooks and checkpoints that come later, are not seen: leave it off where that matters.
-        Modules that work in place already go on to.
+        Also overwrite an activation's input where nothing else needs it. This saves no more of what
+        is kept between the passes, but allocates less. The input must come from torch's Linear,
+        Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm, and the activation must take that very
+        tensor, whole, in the same ``forward``. Nothing else may read it, hold it after the pass or
+        have a hook on it, in training and in eval mode alike; the model is run in both modes to
+        check. Other inputs or options, and hooks and checkpoints added later, are not seen: leave
+        this off if they matter. Modules that already work in place keep doing so.
 
     Returns
     -------
     Report
-        The audit before the change; `changed` names the sites that have changed, and the first line
-        that ``print`` shows says how many, and which need more than `lean`.
+        The audit before the change. `changed` lists the sites that were changed. The first line
+        that ``print`` shows says how many there are, and how many sites need more than `lean`.
 
     Raises
     ------
     TypeError
-        if `model` is no module
+        if `model` is not a module
     ValueError
-        if its parameters are not initialized yet, as those of lazy modules, or if `inplace` and
-        `recompute` are both given
+        if its parameters are not initialized yet, as in lazy modules, or if both `inplace` and
+        `recompute` are given
 
     Warns
     -----
     UserWarning
         if recomputing saves nothing here; the model is then left as it was
 
-    Whatever is raised, nothing has been changed.
+    If anything is raised, nothing has been changed.
     """
     if recompute and inplace:
         raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
@@ -138,29 +139,29 @@ def _replacement(unit: Unit) -> nn.Module | Callable[..., Tensor]:
 
 @contextmanager
 def lean_functional(report: Report | None = None) -> Iterator[None]:
-    """Within it, torch's activation functions keep their outputs: for models that call them.
+    """Make torch's activation functions keep their outputs; for models that call them.
 
-    ``with mishkit.lean_functional(): loss = model(x).sum()`` turns `torch.nn.functional.silu`,
-    gelu, mish, hardswish and softplus, however they are imported, into mishkit's with
-    ``save="output"``, in the forward pass of everything within, modules included. The backward
-    pass may come later. Threads have it each for themselves. Calls of mishkit's own functions take
-    ``save="output"`` themselves. What `torch.utils.checkpoint` runs is left alone: it is run again
-    in backward, where this is over.
+    ``with mishkit.lean_functional(): loss = model(x).sum()`` replaces `torch.nn.functional.silu`,
+    gelu, mish, hardswish and softplus, however they are imported, by mishkit's with
+    ``save="output"``. This affects everything computed forward inside the block, including in
+    modules. The backward pass may come later. The setting is per thread. For calls of mishkit's own
+    functions, pass ``save="output"`` yourself. Whatever `torch.utils.checkpoint` runs is left
+    alone, because it runs again in the backward pass, outside this context.
 
     Parameters
     ----------
     report : Report, optional
-        Of an audit: only calls for which it advises to, told by module, line of code and function,
-        in the model that was audited or in parts of it. Without it, all calls, which costs memory
-        where it does not pay: one bit an element, or the whole output where the input is kept by
-        someone else.
+        From an audit. Only the calls for which the report advises it are changed; they are
+        identified by module, line of code and function, in the audited model or in parts of it.
+        Without a report all calls are changed, which costs memory where it does not pay off: one
+        bit per element, or the whole output if something else keeps the input.
 
     Raises
     ------
     TypeError
-        if `report` is none
+        if `report` is not a Report
     ValueError
-        if `report` was pickled, and no longer knows the modules of its model
+        if `report` was pickled and so no longer knows the modules of its model
     """
     if report is not None and not isinstance(report, Report):
         raise TypeError(
@@ -182,7 +183,7 @@ def lean_functional(report: Report | None = None) -> Iterator[None]:
 
 
 class _Lean(TorchFunctionMode):
-    """Ours in place of all of torch's functions that ours can stand in for."""
+    """Replaces all of torch's functions that ours can stand in for."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -194,12 +195,12 @@ class _Lean(TorchFunctionMode):
         return FUNCTIONS[name](*args, **kwargs, save="output")
 
     def takes(self, function: str) -> bool:
-        """Whether this call is to be changed."""
+        """Whether to change this call."""
         return True
 
 
 class _Advised(_Lean):
-    """The same for the calls of a report."""
+    """The same, but only for the calls that a report advises to change."""
 
     def __init__(self, calls: AdvisedCalls) -> None:
         super().__init__()
@@ -207,16 +208,16 @@ class _Advised(_Lean):
         self.modules: list[nn.Module] = []
 
     def before(self, module: nn.Module, args: Any) -> None:
-        """When a module is called."""
+        """Called before a module's forward."""
         if get_ident() == self.thread:
             self.modules.append(module)
 
     def after(self, module: nn.Module, *rest: Any) -> None:
-        """When it returns or raises."""
+        """Called when the module's forward returns or raises."""
         if get_ident() == self.thread and self.modules and self.modules[-1] is module:
             self.modules.pop()
 
     def takes(self, function: str) -> bool:
-        """Whether the report advises it for this function, called here in this module."""
+        """Whether the report advises the change for this function on this line in this module."""
         module = self.modules[-1] if self.modules else None
         return self.calls.has(module, line_of_model(), function)

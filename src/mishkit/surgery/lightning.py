@@ -1,4 +1,4 @@
-"""Annealing activations in a training by Lightning (`lightning` or `pytorch_lightning`)."""
+"""Anneal activations during training with Lightning (`lightning` or `pytorch_lightning`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _bases() -> tuple[type, ...]:
-    """The callbacks' class of the package that is in use, or of both, which are two."""
+    """The callback base class of the package in use, or both classes if both packages are."""
     mend_torchvision()
     imported = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name)]
     for name in _PACKAGES:
@@ -37,35 +37,35 @@ def _bases() -> tuple[type, ...]:
 
 
 class AnnealCallback(*_bases()):  # type: ignore[misc]
-    """`mishkit.Anneal` as a callback: a step after each step of the optimizer.
+    """`mishkit.Anneal` as a callback: takes a step after each optimizer step.
 
-    The activations are replaced when `fit` sets up, before the optimizers are made, so that
-    parameters of new activations are trained; what `configure_model` makes comes too late. The
-    state is in the checkpoints, and a training that is resumed goes on from there. At the end the
-    new activations remain alone; a training that stops before t is 1 leaves them blended, with a
-    warning.
+    The activations are replaced when `fit` sets up, before the optimizers are created, so that
+    parameters of new activations are trained. Anything created in `configure_model` comes too late.
+    The state is saved in the checkpoints, and a resumed training continues from there. At the end
+    only the new activations remain. If training stops before t is 1, they stay blended and a
+    warning is issued.
 
     Parameters
     ----------
     rules : mapping
-        as for `mishkit.Anneal`, of the LightningModule as a whole: patterns begin with its own
+        as for `mishkit.Anneal`, applied to the whole LightningModule: patterns begin with its own
         attribute, as in ``"net.blocks.*.act"``
     steps : int or float
-        how many steps of the optimizer it takes, or, as a float up to 1, which share of
-        ``trainer.estimated_stepping_batches``. A resumed training keeps what it began with.
+        how many optimizer steps it takes; or, as a float up to 1, a fraction of
+        ``trainer.estimated_stepping_batches``. A resumed training keeps its original number.
     schedule : "linear", "cosine" or callable, default "linear"
         as for `mishkit.Anneal`
 
     Attributes
     ----------
     anneal : mishkit.Anneal or None
-        what it does; None before `fit`
+        the annealing; None before `fit`
 
     Raises
     ------
     ValueError
-        if `steps` is neither; and in `fit`, for what `mishkit.Anneal` refuses, or if `steps` is a
-        share of a training without end
+        if `steps` is neither; and in `fit`, for what `mishkit.Anneal` rejects, or if `steps` is a
+        fraction of a training without end
     """
 
     def __init__(
@@ -84,21 +84,22 @@ class AnnealCallback(*_bases()):  # type: ignore[misc]
 
     @property
     def state_key(self) -> str:
-        """What the state is found by in a checkpoint: the keys of the rules, so that there may be
-        several of these callbacks."""
+        """The key of the state in a checkpoint. It contains the keys of the rules, so that there
+        can be several of these callbacks.
+        """
         keys = (key if isinstance(key, str) else key.__qualname__ for key in self.rules)
         return f"AnnealCallback[{', '.join(keys)}]"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Replace the activations, unless this very module has been through that."""
+        """Replace the activations, unless this has been done to this very module."""
         if stage != "fit" or self._module is pl_module:
             return
-        # How many steps there are is known later.
+        # The number of steps is set later, when it is known.
         self.anneal = Anneal(pl_module, self.rules, 1, self.schedule)
         self._module, self._is_resumed = pl_module, False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Say how many steps there are."""
+        """Set the number of steps."""
         assert self.anneal is not None
         self._seen = trainer.global_step
         if not self._is_resumed:
@@ -109,23 +110,23 @@ class AnnealCallback(*_bases()):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A step, where the optimizer took one: not while gradients are accumulated."""
+        """Take a step if the optimizer did, so not while gradients are accumulated."""
         assert self.anneal is not None
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.anneal.step()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Leave the new activations alone."""
+        """Leave only the new activations."""
         assert self.anneal is not None
         _callbacks.end(self.anneal)
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoints keep: that of the `Anneal`."""
+        """What checkpoints keep: the state of the `Anneal`."""
         return {} if self.anneal is None else self.anneal.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         if self.anneal is not None and state_dict:
             self.anneal.load_state_dict(state_dict)
             self._is_resumed = True

@@ -11,10 +11,10 @@ from ._columns import aligned
 
 @dataclass(frozen=True)
 class Replacement:
-    """One activation in another's place."""
+    """One activation that replaced another."""
 
     name: str
-    """Where: the path of a submodule or attribute, or the name of an ONNX node."""
+    """The path of a submodule or attribute, or the name of an ONNX node."""
     old: str
     new: str
 
@@ -26,10 +26,11 @@ class Replacements(list[Replacement]):
     """What was replaced where, in the model's order; `print` shows it as a table."""
 
     unused: tuple[Any, ...]
-    """The keys of rules for which there was no site."""
+    """The keys of rules that matched no site."""
     left: dict[str, str]
-    """The sites that a rule is for by their class, but that do something else, and why: a module
-    that is parametrized, or whose `forward` was replaced."""
+    """The sites that a rule matches by class but that do something else, with the reasons: a module
+    that is parametrized, or whose `forward` was replaced.
+    """
 
     def __init__(
         self,

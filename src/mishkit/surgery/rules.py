@@ -1,6 +1,6 @@
-"""Rules of replacement: what a mapping from functions, classes and patterns to activations says.
+"""Replacement rules: a mapping from functions, classes and patterns to activations.
 
-A rule's key says which sites it is for, its value what comes there.
+A rule's key says which sites it matches, and its value what to put there.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ _NAMES = {a.module_name: name for name, a in ACTIVATIONS.items()} | {
 
 @dataclass(frozen=True)
 class Key:
-    """Which sites a rule is for."""
+    """Which sites a rule matches."""
 
     given: Any
-    """As it stands in the mapping."""
+    """The key as given in the mapping."""
     function: str | None = None
-    """The function that the site computes,"""
+    """The function that a site computes,"""
     kind: type[nn.Module] | None = None
-    """or the class of the module,"""
+    """or the class of its module,"""
     pattern: str | None = None
-    """or what its path looks like."""
+    """or a pattern for its path."""
 
     def matches(self, name: str) -> bool:
-        """Whether this is a pattern, and the path looks like it."""
+        """Whether this is a pattern and matches the path."""
         return self.pattern is not None and fnmatchcase(name, self.pattern)
 
     def leaves(self, slot: Slot) -> str:
-        """Why the slot is left although the rule is for it; empty if the rule isn't, or takes it.
+        """Why a slot that the rule matches is left alone; empty if there is no match, or no reason.
 
-        A module that is more than its class is no activation to be replaced; its class tells
-        whether the rule is for it.
+        A module that has been altered is not an activation that could be replaced. Its class still
+        tells whether the rule matches it.
         """
         found = altered(slot.value) if isinstance(slot.value, nn.Module) else None
         if found is None:
@@ -62,7 +62,7 @@ class Key:
         return reason if is_for else ""
 
     def takes(self, slot: Slot) -> bool:
-        """Whether the rule is for this slot, which it does not leave."""
+        """Whether the rule matches this slot and does not leave it alone."""
         if self.function is not None:
             return slot.known is not None and slot.known.function == self.function
         if self.kind is not None:
@@ -70,7 +70,7 @@ class Key:
         return self.matches(slot.name) and (slot.known is not None or self._names(slot.value))
 
     def _names(self, value: Any) -> bool:
-        """Whether an unknown module is meant: a leaf without state whose own name is spelt out."""
+        """Whether an unknown module is meant: a leaf without state whose name has no wildcard."""
         assert self.pattern is not None
         own_name = self.pattern.rpartition(".")[2]
         bare = not any((value._modules, value._parameters, value._buffers))
@@ -82,16 +82,16 @@ class Value:
     """What a rule puts in."""
 
     given: Any
-    """As it stands in the mapping."""
+    """The value as given in the mapping."""
     name: str | None = None
-    """One of our functions,"""
+    """The name of one of our functions,"""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """with what its module is called with;"""
+    """with the arguments for its module;"""
     make: Callable[[Any], Any] | None = None
-    """or what makes something new of the old module or function."""
+    """or a callable that makes a replacement from the old module or function."""
 
     def module(self, old: nn.Module, known: Known | None) -> nn.Module:
-        """The module that replaces one; `inplace` and `save` are kept where they can be."""
+        """A replacement for a module; `inplace` and `save` are carried over where possible."""
         if self.make is not None:
             made = self.make(old)
             if not isinstance(made, nn.Module):
@@ -101,7 +101,7 @@ class Value:
         return get(self.name, **{**self._kept(known), **self.arguments})
 
     def function(self, old: Callable[..., Any], known: Known | None) -> Callable[..., Any]:
-        """The function that replaces one."""
+        """A replacement for a function."""
         if self.make is not None:
             made = self.make(old)
             if not isinstance(made, nn.Module):
@@ -113,7 +113,7 @@ class Value:
         return _as_function(get(self.name, **{**self._kept(known), **self.arguments}))
 
     def _kept(self, known: Known | None) -> dict[str, Any]:
-        """Of the old activation's arguments, those that hold for the new one too."""
+        """The arguments of the old activation that also apply to the new one."""
         if known is None:
             return {}
         assert self.name is not None
@@ -135,9 +135,9 @@ class Value:
 
 
 def parse(rules: Mapping[Any, Any], caller: str) -> list[tuple[Key, Value]]:
-    """What the rules say; whether patterns match anything is for the model to tell.
+    """Parse the rules. Whether a pattern matches anything depends on the model.
 
-    Raises TypeError and ValueError, which begin with the caller's name.
+    Raises TypeError and ValueError, with messages that begin with the caller's name.
     """
     if not isinstance(rules, Mapping):
         raise TypeError(f"{caller}: rules must be a mapping, not {type(rules).__name__}")
@@ -145,7 +145,7 @@ def parse(rules: Mapping[Any, Any], caller: str) -> list[tuple[Key, Value]]:
 
 
 def unknown(given: str, paths: Iterable[str]) -> str:
-    """That a key names nothing, and what may have been meant."""
+    """An error message for a key that matches nothing, with suggestions."""
     near = difflib.get_close_matches(given, [*_NAMES, *paths], n=3)
     meant = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     return f'"{given}" is neither a function nor does any site have such a name{meant}'
@@ -199,7 +199,7 @@ def _named(given: Any, name: str, arguments: dict[str, Any], caller: str) -> Val
 
 
 def _split(text: str, caller: str) -> tuple[str, dict[str, float]]:
-    """``"hard_mish:k=5"`` is hard_mish and {"k": 5.0}."""
+    """For example, ``"hard_mish:k=5"`` gives hard_mish and {"k": 5.0}."""
     name, _, rest = text.partition(":")
     arguments = {}
     for pair in rest.split(",") if rest else ():
@@ -222,7 +222,7 @@ def _new(kind: type[nn.Module], _old: Any) -> nn.Module:
 
 
 def _as_function(module: nn.Module) -> Callable[..., Any]:
-    """What computes the same as a module, for a place where no module can be."""
+    """A function that computes the same as a module, for a slot that can't hold a module."""
     known = identify(module)
     if known is not None and known.save is not None and (known.parameters or not known.state):
         if known.parameters or known.inplace or known.save != "input":

@@ -1,7 +1,7 @@
-"""Where a model holds its activations, and putting others in their place.
+"""Find the places where a model holds its activations, and put others there.
 
-A slot is a place that holds an activation: a submodule, or an attribute that is a function, as the
-`activation` of `torch.nn.TransformerEncoderLayer`.
+A slot is a place that holds an activation: a submodule, or an attribute that is a function, such as
+the `activation` of `torch.nn.TransformerEncoderLayer`.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ class Slot:
     owner: nn.Module
     attribute: str
     value: nn.Module | Callable[..., Any]
-    """What was found in it. Several slots may share one module."""
+    """What it holds. Several slots may share one module."""
     known: Known | None
-    """What it computes; None for other modules."""
+    """The function that it computes; None for other modules."""
 
     def put(self, value: nn.Module | Callable[..., Any]) -> None:
-        """Put something here: see `put_all`."""
+        """Put something into this slot: see `put_all`."""
         put_all([(self, value)])
 
 
 class Refused(ValueError):
-    """A module can't be replaced, as its forward is not its class's any more."""
+    """A module can't be replaced because its forward is no longer that of its class."""
 
 
 def put_all(changes: Iterable[tuple[Slot, nn.Module | Callable[..., Any]]]) -> None:
-    """Put modules and functions in these places, which `restore` takes back: all of them or none.
+    """Put modules and functions into these slots, all or none; `restore` undoes it.
 
-    From a module to the one in its place go hooks, mode, and whatever its class does not give it:
-    submodules, buffers, parameters and attributes that users or tools put there, as the observers
-    of quantisation. So handles of hooks still remove them, and hooks find what they need. Raises
-    `Refused` where a forward was replaced, and whatever owners raise.
+    A module that replaces another gets its hooks, its training mode and whatever the old one's
+    class does not define: submodules, buffers, parameters and attributes added by users or tools,
+    such as the observers of quantisation. So handles of hooks still remove them, and hooks find
+    what they need. Raises `Refused` if a forward was replaced, and passes on whatever the owners
+    raise.
     """
     with _all_or_nothing() as touch:
         for slot, value in changes:
@@ -67,8 +68,8 @@ def put_all(changes: Iterable[tuple[Slot, nn.Module | Callable[..., Any]]]) -> N
 def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
     """Every submodule, and every attribute that is a known function, under each of its names.
 
-    What is below a known module, or a blend of two (`Anneal`), is its own affair. The model itself
-    is no slot: nothing holds it.
+    Does not descend into known modules and blends (`Anneal`). The model itself is not a slot, since
+    nothing holds it.
     """
     for attribute, value in list(vars(model).items()):
         if callable(value) and not isinstance(value, nn.Module):
@@ -84,9 +85,9 @@ def slots(model: nn.Module, prefix: str = "") -> Iterator[Slot]:
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Put back whatever `put_all` replaced anywhere in the model; the names of these places.
+    """Put back everything that `put_all` replaced anywhere in the model; returns the slots' names.
 
-    All of it or nothing. What goes over from a module goes back with it.
+    All or nothing. Whatever was carried over from a module is carried back.
     """
     restored = []
     with _all_or_nothing() as touch:
@@ -112,11 +113,12 @@ def restore(model: nn.Module) -> list[str]:
 
 _REPLACED = "_mishkit_replaced"
 _REPLACED_ATTRIBUTES = "_mishkit_replaced_attributes"
-"""Where a module keeps what it replaced, with the names of what is its own; and where one keeps
-what functions in it replaced."""
+"""Where a replacement keeps the module that it replaced, with the names of its own contents; and
+where an owner keeps the functions that were replaced in it.
+"""
 
 _OF_ONE_MODULE = (_REPLACED, _REPLACED_ATTRIBUTES, "_apply", "_compiled_call_impl")
-"""Attributes that mean nothing to the module in another's place."""
+"""Attributes that must not be carried over to another module."""
 
 _HOOKS = (
     *(name for name in vars(nn.Module()) if name.endswith("_hooks")),
@@ -141,22 +143,22 @@ def _put(owner: nn.Module, attribute: str, value: Any, touch: Callable[..., None
             extras = _extras(current)
             own = _own_beside(extras, value)
             _take_over(current, value, {name: extras[name] for name in extras if name not in own})
-            # In a tuple, or it would be a submodule. What moves and converts the new one is to do
-            # so to the original.
+            # In a tuple, so that it does not become a submodule. Whatever moves or converts the new
+            # module has to do the same to the original.
             vars(value)[_REPLACED] = (original, own)
             vars(value)["_apply"] = functools.partial(_apply_to_both, value)
     else:
         _remember(owner, attribute)
     is_encoder = isinstance(owner, nn.TransformerEncoderLayer) and attribute == "activation"
     if is_encoder and "activation_relu_or_gelu" in vars(owner):
-        # Its fused inference goes by a number, not by the activation.
+        # Its fused inference path goes by a number, not by the activation.
         _remember(owner, "activation_relu_or_gelu")
         vars(owner)["activation_relu_or_gelu"] = 0
     setattr(owner, attribute, value)
 
 
 def _own_beside(extras: dict[str, tuple[str, Any]], value: nn.Module) -> frozenset[str]:
-    """What a module holds as its own, and not because it is a copy of one that has these extras."""
+    """The contents that are a module's own, not copied from one that has these extras."""
     if is_known_class(type(value)):
         names = names_of_class(type(value))
         return frozenset(name for name in contents(value) if name in names or name not in extras)
@@ -168,14 +170,14 @@ def _own_beside(extras: dict[str, tuple[str, Any]], value: nn.Module) -> frozens
 
 
 def _extras(module: nn.Module) -> dict[str, tuple[str, Any]]:
-    """What a module holds that is not its own, but was put there by a user or a tool."""
+    """The contents of a module that were added by a user or a tool."""
     record = vars(module).get(_REPLACED, ())
     kind = type(module)
     if len(record) == 2:
         own = record[1]
     elif is_known_class(kind):
         own = names_of_class(kind)
-    else:  # who knows
+    else:  # unknown class
         return {}
     found = {name: held for name, held in contents(module).items() if name not in own}
     if "forward" in found:
@@ -184,7 +186,7 @@ def _extras(module: nn.Module) -> dict[str, tuple[str, Any]]:
 
 
 def _give_back(replacement: nn.Module, original: nn.Module) -> None:
-    """What `_put` gave to the replacement, or others did since, and not what they took away."""
+    """Give back what `_put` carried over and what was added since, but not what was removed."""
     extras = _extras(replacement)
     for name, (registry, _) in _extras(original).items():
         if name not in extras:
@@ -196,7 +198,7 @@ def _take_over(old: nn.Module, new: nn.Module, extras: dict[str, tuple[str, Any]
     for name in dict.fromkeys(_HOOKS):
         vars(new)[name] = vars(old)[name]
     if new.training != old.training:
-        new.train(old.training)  # and what is in it
+        new.train(old.training)  # with its submodules
     for name, (registry, value) in extras.items():
         for place in (vars(new), *(getattr(new, other) for other in REGISTRIES)):
             place.pop(name, None)
@@ -206,29 +208,30 @@ def _take_over(old: nn.Module, new: nn.Module, extras: dict[str, tuple[str, Any]
 
 
 def _apply_to_both(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-    """As `torch.nn.Module._apply`: to a module, and to the one that it replaced."""
+    """Like `torch.nn.Module._apply`, for a module and the one that it replaced."""
     type(module)._apply(module, fn, recurse)
     vars(module)[_REPLACED][0]._apply(fn, recurse)
     return module
 
 
 def _remember(owner: nn.Module, attribute: str) -> None:
-    """What the attribute was before anything was put there."""
+    """Record the attribute's value before anything was put there."""
     replaced = vars(owner).setdefault(_REPLACED_ATTRIBUTES, {})
     replaced.setdefault(attribute, getattr(owner, attribute))
 
 
 @contextmanager
 def _all_or_nothing() -> Iterator[Callable[..., None]]:
-    """Modules that are given to what this yields, before they change, are as they were if anything
-    is raised."""
+    """Yields a function to call on modules before changing them; if anything is raised, these
+    modules are restored.
+    """
     before: dict[int, list[tuple[Any, Any]]] = {}
 
     def touch(*modules: nn.Module) -> None:
         for module in modules:
             if id(module) not in before:
                 held = vars(module)
-                # These very dictionaries, as others may hold them too.
+                # Keep the dict objects, as others may refer to them.
                 parts = (held, *(held.get(name) for name in _CONTAINERS))
                 before[id(module)] = [(p, p.copy()) for p in parts if isinstance(p, (dict, set))]
 

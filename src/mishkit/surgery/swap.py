@@ -1,4 +1,4 @@
-"""Other activations in a model's places, by rules; and back again."""
+"""Replace the activations of a model by rules, and put the old ones back."""
 
 from __future__ import annotations
 
@@ -23,82 +23,83 @@ _SWAP, _UNSWAP = "mishkit.swap", "mishkit.unswap"
 def swap(
     model: Any, rules: Mapping[Any, Any], *, output: str | os.PathLike[str] | None = None
 ) -> Replacements:
-    """Put other activations in a model's places: ``swap(model, {"silu": "mish"})``.
+    """Replace the activations of a model: ``swap(model, {"silu": "mish"})``.
 
-    In a `torch.nn.Module` the modules and function attributes that hold activations are replaced;
-    what a `forward` calls by itself, as ``F.silu(x)``, is beyond reach. The names of submodules,
-    hooks and training mode stay, and so does what users and tools gave to a module beyond its
-    class, as the observers of quantisation; `unswap` undoes it all. A module that is parametrized,
-    or whose `forward` was replaced, is left, and the result says so. An ONNX model is rewritten in
-    standard operators (see below).
+    In a `torch.nn.Module`, the submodules and function attributes that hold activations are
+    replaced. Calls in a `forward`, such as ``F.silu(x)``, are out of reach. Submodule names, hooks
+    and training mode stay the same, and so does anything that users and tools attached to a module,
+    such as the observers of quantisation. `unswap` undoes it all. A module that is parametrized, or
+    whose `forward` was replaced, is left alone and listed in the result. An ONNX model is rewritten
+    in standard operators (see below).
 
     Parameters
     ----------
     model : torch.nn.Module, path, onnx.ModelProto, onnx_ir.Model or torch.onnx.ONNXProgram
-        what is changed, in place; a path names an ONNX file, which stays as it is
+        changed in place; a path names an ONNX file, which itself is not changed
     rules : mapping
-        which sites, to what; the first rule that is for a site counts. A key is
+        which sites to replace, and by what; the first rule that matches a site is used. A key is
 
-        - the name of a function, ``"silu"``: every site that computes it, be it a class of torch,
-          mishkit, timm or transformers, or a function of torch or mishkit. ``"gelu"`` and
-          ``"gelu_tanh"`` are two;
-        - a class of modules, ``torch.nn.GELU``: modules of exactly this class;
-        - a pattern of paths, ``"blocks.*.act"``, in which ``*`` is any text, dots too. It is for
-          known activations; where its last part is spelt out, also for modules of other classes
-          without submodules, parameters or buffers. It must be for one at least.
+        - the name of a function, ``"silu"``: matches every site that computes it, whether a class
+          from torch, mishkit, timm or transformers, or a function from torch or mishkit. ``"gelu"``
+          and ``"gelu_tanh"`` are different names;
+        - a module class, ``torch.nn.GELU``: matches modules of exactly this class;
+        - a pattern of paths, ``"blocks.*.act"``, in which ``*`` matches any text, dots too. It
+          matches known activations. If its last part has no wildcard, it also matches modules of
+          other classes without submodules, parameters or buffers. It must match at least one site.
 
         A value is
 
         - the name of one of mishkit's activations, ``"mish"``, with parameters as in
           ``"hard_mish:k=5"`` or ``("aptx", {"trainable": True})``, or its class. A module's
-          ``inplace=True`` is kept, with ``save="copy"`` where the old one keeps a copy of its
-          input, as torch's SiLU, Mish and Hardswish do, or the new one needs its input; mishkit's
-          ``save`` is kept where the new one allows it, and parameters where it is the same
-          function. Arguments that are given go before all of these;
-        - another class of modules, which is called without arguments;
+          ``inplace=True`` is carried over. It gets ``save="copy"`` if the old module keeps a copy
+          of its input, as torch's SiLU, Mish and Hardswish do, or if the new one needs its input.
+          mishkit's ``save`` is carried over if the new module allows it, and parameters are if it
+          computes the same function. Arguments that you give take precedence over all of these;
+        - another module class, which is called without arguments;
         - a module, of which each site gets a copy;
-        - a function of the old module that returns the new one.
+        - a function that takes the old module and returns the new one.
 
-        A module that is shared by several sites is replaced by one shared module; a function makes
-        a module for each module that it is given. What replaces a
-        function attribute is a function; a module with parameters can't.
+        A module shared by several sites is replaced by one shared module; a function is called once
+        for each old module. A function attribute is replaced by a function; a module with
+        parameters can't take its place.
     output : path, optional
-        where the rewritten ONNX model is saved: needed with a path, possible with an ONNX model
+        where to save the rewritten ONNX model: required with a path, optional with an ONNX model
 
     Returns
     -------
     Replacements
         a list of what was replaced where (`name`, `old`, `new`), which prints as a table; `unused`
-        has the keys for which there was no site, `left` the sites that were left and why
+        has the keys that matched no site, and `left` the sites that were left alone, with the
+        reasons
 
     Raises
     ------
-    ValueError
-        if a key is neither a function nor a pattern that is for anything, if there is no such
-        activation or it can't take the arguments, if a function makes one module for several, or if
-        the model itself is an activation
+    if a key is neither a function nor a pattern that matches anything, if there is no such
+    activation or it does not accept the arguments, if a function returns the same module for
+    several old ones, or if the model itself is an activation
     TypeError
-        if the model, a key or a value is none of these
+        if the model, a key or a value has none of the types above
     ModuleNotFoundError
-        for ONNX, without the extra ``onnx``
+        for ONNX, if the extra ``onnx`` is not installed
 
-    Whatever is raised, here, by what rules call or by the model, nothing has been replaced.
+    If anything is raised, by `swap`, by what the rules call or by the model, nothing was replaced.
 
     Notes
     -----
-    In ONNX, sites are nodes and groups of nodes that compute a known function, however it is
-    written: ``Softplus``, ``Tanh`` and ``Mul`` are ``"mish"``, ``Erf`` and its company ``"gelu"``.
-    Patterns are for the name of a site's last node. Values are mishkit's activations alone, with
-    numbers for parameters. What is written suits the model's opset, ``Mish`` from 18 on, ``Gelu``
-    from 20 on; where that is no shorter than what is there for the same function, it is left. So
-    ``{"mish": "mish", "gelu": "gelu"}`` joins what an exporter took apart.
+    In ONNX, a site is a node or a group of nodes that computes a known function, however it is
+    written: ``Softplus``, ``Tanh`` and ``Mul`` are ``"mish"``, and ``Erf`` with its usual
+    companions is ``"gelu"``. Patterns match the name of a site's last node. Values can only be
+    mishkit's activations, with numbers for parameters. The nodes written suit the model's opset:
+    ``Mish`` from 18 on, ``Gelu`` from 20 on. If a site already computes the same function and the
+    new nodes are no shorter, the site is left as it is. So ``{"mish": "mish", "gelu": "gelu"}``
+    joins what an exporter took apart.
     """
     if not isinstance(model, nn.Module):
         return _swap_onnx(model, rules, output)
     if output is not None:
         raise ValueError(f"{_SWAP}: output= is for ONNX models")
     changes, unused, left = resolve(model, rules, _SWAP)
-    # Described before any is put in place: a description shows what is inside.
+    # Describe them before any is put in place, since a description shows what is inside.
     done = [Replacement(slot.name, describe(slot.value), describe(new)) for slot, new in changes]
     with explained(_SWAP):
         put_all(changes)
@@ -106,32 +107,33 @@ def swap(
 
 
 def unswap(model: nn.Module) -> list[str]:
-    """Put back every activation that was replaced, here or by others of mishkit's surgery.
+    """Put back every activation that `swap` or other surgery functions of mishkit replaced.
 
     A model that `lean` made recompute goes back to keeping what it kept.
 
-    Works on copies too, by `copy.deepcopy` or pickle. Hooks, training mode and what users and tools
-    gave to modules stay, and parameters of what is put back have the device and the dtype that the
-    model was moved or converted to; those of what was put in (as of a trained `Swish`) are lost.
+    Also works on copies made by `copy.deepcopy` or pickle. Hooks, training mode and whatever users
+    and tools attached to modules are kept. Parameters of the restored activations have the device
+    and dtype that the model was moved or converted to; parameters of the removed ones (for example
+    of a trained `Swish`) are lost.
 
     Parameters
     ----------
     model : torch.nn.Module
-        what `swap` changed
+        a model changed by `swap`
 
     Returns
     -------
     list of str
-        the names of the sites that were put back
+        the names of the sites that were restored
 
     Raises
     ------
     TypeError
-        if the model is no module
+        if the model is not a module
     ValueError
-        if the `forward` of what was put in has been replaced since
+        if the `forward` of a replacement has itself been replaced since
 
-    Whatever is raised, nothing has been put back.
+    If anything is raised, nothing was put back.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_UNSWAP}: the model must be a module, not {type(model).__name__}")
@@ -143,11 +145,11 @@ def unswap(model: nn.Module) -> list[str]:
 
 
 def describe(value: Any) -> str:
-    """An activation in one line: a module as it prints itself, a function by its name."""
+    """An activation in one line: a module's repr, or a function's name."""
     if isinstance(value, nn.Module):
         try:
             text = repr(value)
-        except AttributeError:  # from an old pickle, without what its class shows now
+        except AttributeError:  # from an old pickle that lacks what its class now prints
             return f"{type(value).__name__}()"
         return text if "\n" not in text else f"{type(value).__name__}(...)"
     if isinstance(value, functools.partial):
@@ -163,10 +165,11 @@ def describe(value: Any) -> str:
 def resolve(
     model: nn.Module, rules: Mapping[Any, Any], caller: str
 ) -> tuple[list[tuple[Slot, Any]], list[Any], dict[str, str]]:
-    """What the rules put in which slots, made but not put there; the keys that found none; and the
-    names of slots that are left, with the reasons.
+    """The slots to be changed with their new values, which are made but not put in place; the keys
+    that matched no slot; and the names of slots that are left alone, with the reasons.
 
-    What is shared is replaced by one. Raises what `swap` does, beginning with the caller's name.
+    Shared modules are replaced by one shared module. Raises what `swap` raises, with messages that
+    begin with the caller's name.
     """
     parsed = _rules.parse(rules, caller)
     if identify(model) is not None:
@@ -190,8 +193,9 @@ def resolve(
 
 
 def _check_not_mixed(changes: list[tuple[Slot, Any]], caller: str) -> None:
-    """That no module takes the place of two: it could have the hooks and the children of one, and
-    stand for one when it is taken back."""
+    """Check that no module would replace two others: it could have the hooks and children of only
+    one of them, and could be turned back into only one.
+    """
     place_of: dict[int, Slot] = {}
     for slot, new in changes:
         if not isinstance(new, nn.Module):
@@ -207,14 +211,15 @@ def _check_not_mixed(changes: list[tuple[Slot, Any]], caller: str) -> None:
 def _taken(
     model: nn.Module, parsed: list[tuple[_rules.Key, _rules.Value]], caller: str
 ) -> tuple[list[tuple[Slot, int]], dict[str, str]]:
-    """The slots that are replaced, each with the first rule that is for it; and those that are
-    left, with the reasons."""
+    """The slots to be replaced, each with the first rule that matches it, and the slots that are
+    left alone, with the reasons.
+    """
     every = list(slots(model))
     taken: list[tuple[Slot, int]] = []
     left: dict[str, str] = {}
     for slot in every:
         if taken and slot.name.startswith(f"{taken[-1][0].name}."):
-            continue  # its surroundings go
+            continue  # lies inside a module that is replaced
         for i, (key, _) in enumerate(parsed):
             if reason := key.leaves(slot):
                 left[slot.name] = reason
@@ -237,7 +242,7 @@ def _taken(
 
 @contextmanager
 def explained(caller: str) -> Iterator[None]:
-    """What a place refuses, beginning with the caller's name."""
+    """Prefix errors raised by a slot with the caller's name."""
     try:
         yield
     except Refused as error:

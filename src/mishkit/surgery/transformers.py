@@ -1,4 +1,4 @@
-"""Annealing activations in a training by the `Trainer` of transformers."""
+"""Anneal activations during training with the `Trainer` of transformers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ except ModuleNotFoundError as error:
     ) from None
 
 _ANNEAL = "_mishkit_anneal"
-"""Where a model in training has its `Anneal`: a Trainer that resumes may make callbacks anew."""
+"""Where a model in training holds its `Anneal`: a Trainer that resumes may recreate callbacks."""
 
 
 class _Held:
-    """An `Anneal` as an attribute of its model, which deep copies of the model do not copy: they go
-    along with the model."""
+    """An `Anneal` as an attribute of its model. Deep copies of the model do not copy it, because
+    they follow the model.
+    """
 
     def __init__(self, anneal: Anneal) -> None:
         self.anneal = anneal
@@ -40,42 +41,42 @@ class _Held:
 
 
 class AnnealCallback(TrainerCallback, ExportableState):
-    """`mishkit.Anneal` as a callback: a step after each step of the optimizer.
+    """`mishkit.Anneal` as a callback: takes a step after each optimizer step.
 
-    The activations are replaced when the Trainer is made, if it is made with this callback, and so
-    before the optimizer, so that parameters of new activations are trained. The state is in the
-    checkpoints, and a training that is resumed goes on from there, with
-    ``restore_callback_states_from_checkpoint`` or without. At the end the new activations remain
-    alone; a training that stops before t is 1 leaves them blended, with a warning.
+    If the Trainer is created with this callback, the activations are replaced then and there. That
+    is before the optimizer is created, so parameters of new activations are trained. The state is
+    saved in the checkpoints, and a resumed training continues from there, with or without
+    ``restore_callback_states_from_checkpoint``. At the end only the new activations remain. If
+    training stops before t is 1, they stay blended and a warning is issued.
 
-    What is saved of a model are its parameters and its configuration, which knows nothing of this:
-    after ``from_pretrained``, `mishkit.swap` puts the new activations in.
+    What is saved of a model is its parameters and its configuration, which knows nothing of the
+    change: after ``from_pretrained``, use `mishkit.swap` to put the new activations in.
 
     Parameters
     ----------
     rules : mapping
         as for `mishkit.Anneal`
     steps : int or float
-        how many steps of the optimizer it takes, or, as a float up to 1, which share of all steps
-        of the training (``state.max_steps``). A resumed training keeps what it began with.
+        how many optimizer steps it takes; or, as a float up to 1, a fraction of all steps of the
+        training (``state.max_steps``). A resumed training keeps its original number.
     schedule : "linear", "cosine" or callable, default "linear"
         as for `mishkit.Anneal`
 
     Attributes
     ----------
     anneal : mishkit.Anneal or None
-        what it does; None before the activations are replaced
+        the annealing; None before the activations are replaced
 
     Raises
     ------
     ValueError
         if `steps` is neither; and when the activations are replaced, for what `mishkit.Anneal`
-        refuses, or if parameters of new activations come too late for the optimizer
+        rejects, or if parameters of new activations come too late for the optimizer
     """
 
     def __init__(
         self,
-        rules: Mapping[Any, Any] | None = None,  # None where the Trainer makes it anew
+        rules: Mapping[Any, Any] | None = None,  # None if the Trainer recreates it
         steps: int | float = 1.0,
         schedule: str | Schedule = "linear",
     ) -> None:
@@ -86,12 +87,12 @@ class AnnealCallback(TrainerCallback, ExportableState):
         self._model: nn.Module | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Replace the activations, where the Trainer has a model already."""
+        """Replace the activations, if the Trainer already has a model."""
         if kwargs.get("model") is not None:
             self._attach(kwargs["model"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find out how many steps there are, and where a resumed training is."""
+        """Determine how many steps there are, and at which step a resumed training is."""
         model, optimizer = kwargs["model"], kwargs.get("optimizer")
         came_late = self._attach(model)
         assert self.anneal is not None
@@ -113,27 +114,27 @@ class AnnealCallback(TrainerCallback, ExportableState):
             steps = _callbacks.total(self.steps, state.max_steps)
             _callbacks.restart(self.anneal, steps, state.global_step)
         self.saved = None
-        # A Trainer that resumes from where there was no such callback wants to find it.
+        # A Trainer that resumes from a checkpoint without this callback expects to find its state.
         state.stateful_callbacks.setdefault(name, self.state())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A step; while gradients are accumulated this is not called."""
+        """Take a step; this is not called while gradients are accumulated."""
         assert self.anneal is not None
         self.anneal.step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the new activations alone."""
+        """Leave only the new activations."""
         assert self.anneal is not None
         _callbacks.end(self.anneal)
         vars(kwargs["model"]).pop(_ANNEAL, None)
 
     def state(self) -> dict[str, Any]:
-        """What checkpoints keep, in plain numbers."""
+        """What checkpoints keep, as plain numbers."""
         saved = None if self.anneal is None else self.anneal.state_dict()
         return {"args": {}, "attributes": {"saved": saved}}
 
     def _attach(self, model: nn.Module) -> bool:
-        """Have an `Anneal` of this model; whether it was made now."""
+        """Make sure that this model has an `Anneal`; returns whether it was created now."""
         if self._model is model:
             return False
         if self.rules is None:
@@ -141,7 +142,7 @@ class AnnealCallback(TrainerCallback, ExportableState):
                 raise ValueError("AnnealCallback: there are no rules")
             self.anneal = vars(model)[_ANNEAL].anneal
         else:
-            # How many steps there are is known later.
+            # The number of steps is set later, when it is known.
             self.anneal = Anneal(model, self.rules, 1, self.schedule)
             vars(model)[_ANNEAL] = _Held(self.anneal)
         self._model = model

@@ -1,9 +1,9 @@
-"""One forward pass, observed: every activation in it, and every tensor that autograd keeps.
+"""Observe one forward pass: every activation in it, and every tensor that autograd keeps.
 
-A dispatch mode sees the operators, a function mode the functions that they come from, hooks on
-saved tensors see what is kept, hooks on modules say where. What belongs together is known by
-autograd's sequence numbers: an operator's node is made just before the operator runs, so that the
-latest number is its own, and that of what it keeps. What other threads do meanwhile is not seen.
+A dispatch mode sees the operators, and a function mode sees the functions that call them. Hooks on
+saved tensors see what is kept, and hooks on modules tell where. Autograd's sequence numbers connect
+these: an operator's node is created just before the operator runs, so the latest number is the
+operator's own and belongs to whatever it saves. Other threads are not observed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Place:
     module: str
     """The path of the innermost module."""
     line: str = ""
-    """The line of code, as file:number, for what is no module's affair."""
+    """The line of code, as file:line, for anything that isn't a module by itself."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Use:
     operator: str
     module: str
     node: int | None
-    """Its number in autograd's sequence; None without a gradient."""
+    """The operator's number in autograd's sequence; None if it has no gradient."""
 
 
 BY_HAND, FUNCTION, SCRIPTED = "by hand", "autograd.Function", "scripted"
@@ -66,19 +66,21 @@ class Call:
     """One application of an activation function."""
 
     known: Known
-    """For an autograd.Function of someone else's, its name."""
+    """For someone else's autograd.Function, its name."""
     place: Place
     owner: nn.Module | None
-    """The innermost module around it; None outside of all."""
+    """The innermost enclosing module; None outside all modules."""
     module: nn.Module | Slot | None
-    """The module that does nothing but this, or the place of a function held as an attribute."""
+    """The module that does nothing but this, or the slot of a function held as an attribute."""
     kind: str
-    """`BY_HAND` where it is put together from other functions; `FUNCTION` for somebody's
-    autograd.Function that has activations in it; `SCRIPTED` within TorchScript; else empty."""
+    """`BY_HAND` if it is composed of other functions, `FUNCTION` for someone else's
+    autograd.Function that contains activations, `SCRIPTED` inside TorchScript, otherwise empty.
+    """
     function: str
-    """The function of torch that is called, as `lean_functional` sees it; empty if it does not."""
+    """The torch function that is called, as `lean_functional` sees it; empty if it doesn't see it.
+    """
     shape: tuple[int, ...]
-    """A dimension whose size differs from item to item, as of nested tensors, is −1."""
+    """A dimension whose size varies between items, as in nested tensors, is −1."""
     elements: int
     dtype: torch.dtype
     x: Region
@@ -90,15 +92,15 @@ class Call:
     wants_grad: bool
     """Whether a gradient flows through it."""
     unsuited: str
-    """What its input is, where our kernels take none such; else empty."""
+    """The kind of input, if our kernels don't support it; otherwise empty."""
     only: bool = False
-    """Whether the module around it does nothing else, so that it can be swapped."""
+    """Whether the enclosing module does nothing else, so that it can be swapped."""
     y_uses: list[Use] = field(default_factory=list)
-    """What reads the output's storage later on."""
+    """Operators that later read the output's storage."""
     overwritten: Use | None = None
-    """What writes over the output."""
+    """The operator that overwrites the output."""
     alone: bool = False
-    """Whether nobody else can miss its input: see `_Fresh`."""
+    """Whether nothing else needs its input: see `_Fresh`."""
 
     @property
     def output(self) -> Storage:
@@ -114,17 +116,17 @@ class Saved:
     node: int
     storage: Storage
     nbytes: int
-    """Of the storage."""
+    """The size of the storage."""
     module: str
 
 
 @dataclass
 class Trace:
-    """What was seen. Nothing of what was made lives on."""
+    """What was observed. It holds no reference to any tensor of the pass."""
 
     calls: list[Call]
     saved: list[Saved]
-    """All that is kept after the pass, but for parameters, buffers and inputs."""
+    """All that is kept after the pass, except parameters, buffers and inputs."""
     given: set[Storage]
     """Storages of parameters, buffers and inputs."""
     operators: dict[int, str]
@@ -134,7 +136,7 @@ class Trace:
 
     @functools.cached_property
     def sizes(self) -> dict[Storage, int]:
-        """The bytes of each storage that is kept."""
+        """The size in bytes of each storage that is kept."""
         return {one.storage: one.nbytes for one in self.saved}
 
     @property
@@ -151,11 +153,11 @@ def watch(
     inplace: bool = False,
     recompute: bool = False,
 ) -> Trace:
-    """Run the model once, with gradients, and leave it as it was: see `undisturbed`.
+    """Run the model once with gradients, and leave it as it was: see `undisturbed`.
 
-    A model that recomputes runs as if it did not, unless `recompute` says otherwise.
-    With `inplace`, also find out which inputs nobody else can miss, which keeps the outputs of
-    layers alive for as long as the pass lasts.
+    A model that recomputes runs as if it did not, unless `recompute` is true.
+    With `inplace`, also find out which inputs nothing else needs. This keeps the outputs of layers
+    alive for the whole pass.
     """
     observer = _Observer(model, inplace)
     tensors = (*model.parameters(), *model.buffers(), *tensors_of((args, kwargs)))
@@ -172,7 +174,7 @@ def watch(
 
 @contextmanager
 def _only_young_garbage() -> Iterator[None]:
-    """Within it, a collection of the youngest finds all that was dropped since it began."""
+    """Disable automatic collection, so that collecting generation 0 finds all new garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -184,7 +186,7 @@ def _only_young_garbage() -> Iterator[None]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors within lists, mappings and objects with attributes, in order."""
+    """The tensors in lists, mappings and objects with attributes, in order."""
     found: list[Tensor] = []
     met: dict[int, Any] = {}
     todo = [value]
@@ -204,7 +206,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 class _Kept:
-    """What stands for a tensor in autograd's graph, and dies with it."""
+    """Stands for a saved tensor in the autograd graph, and dies with it."""
 
     def __init__(self, tensor: Tensor, node: int, module: str) -> None:
         self.tensor, self.node, self.module = tensor, node, module
@@ -212,40 +214,41 @@ class _Kept:
 
 @dataclass(eq=False)
 class _Frame:
-    """A call of a module that has not returned."""
+    """A module call that has not returned yet."""
 
     module: nn.Module
     name: str
     scripted: bool
     calls: list[Call] = field(default_factory=list)
-    """Activations right in its `forward`."""
+    """Activations called directly in its `forward`."""
 
 
 @dataclass(eq=False)
 class _Fresh:
-    """A tensor of which an activation may take the place.
+    """A tensor that an activation may be able to overwrite.
 
-    A layer has just made it, as that layer does in every mode, dtype and layout. Then one
-    activation, called by the same `forward`, must take this very tensor, and nobody else may so
-    much as look at it, as that may be an alias elsewhere; and it must be dead after the pass.
+    A layer has just made it, and makes a new tensor in every mode, dtype and layout. Then exactly
+    one activation, called by the same `forward`, must take this very tensor. Nothing else may even
+    look at it, since that could create an alias elsewhere, and the tensor must be dead after the
+    pass.
     """
 
     tensor: Tensor
     caller: _Frame | None
     taken: Call | None = None
     others: bool = False
-    """Whether anybody else has seen it."""
+    """Whether anything else has seen it."""
 
 
 @dataclass(eq=False)
 class _Running:
-    """A call of a known module, or of a function held as an attribute, that has not returned."""
+    """A call of a known module, or of a function held as an attribute, that is still running."""
 
     module: nn.Module | Slot
     known: Known
     place: Place
     first: int
-    """The latest sequence number when it began."""
+    """The latest sequence number when the call began."""
     input: Tensor
     region: Region
     version: int
@@ -271,17 +274,18 @@ class _Observer(TorchDispatchMode):
         self.kept: list[weakref.ref[_Kept]] = []
         self.operators: dict[int, str] = {}
         self.held: list[Any] = []
-        """What must live on for storages to keep their addresses."""
+        """Storages kept alive so that their addresses are not reused."""
         self.latest = _latest()
         self.called: tuple[str, str] = "", ""
-        """The function that is being called, as `lean_functional` sees it, and its line."""
+        """The function being called, as `lean_functional` sees it, and its line."""
         self.applied: tuple[int, int] = 0, 0
-        """The application of an autograd.Function that was noted last: its frame and its node."""
+        """The last application of an autograd.Function that was recorded: its frame and its node.
+        """
         self.unfinished: dict[int, Call] = {}
-        """Such applications whose outputs were not seen yet, by a node made in them."""
+        """Applications whose outputs have not been seen yet, by a node created in them."""
         self._stack = ExitStack()
 
-    # ---- what is switched on and off ----
+    # ---- switching it on and off ----
 
     def __enter__(self) -> _Observer:
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
@@ -300,7 +304,7 @@ class _Observer(TorchDispatchMode):
         super().__exit__(*exc)
         self._stack.close()
 
-    # ---- what is seen ----
+    # ---- what it sees ----
 
     def _pack(self, tensor: Tensor) -> _Kept:
         kept = _Kept(tensor, _latest(), self._module)
@@ -314,7 +318,7 @@ class _Observer(TorchDispatchMode):
         outer = self.stack[-1] if self.stack else None
         scripted = isinstance(module, torch.jit.ScriptModule) or bool(outer and outer.scripted)
         self.stack.append(_Frame(module, self._module if name is None else name, scripted))
-        self.latest = _latest()  # what began the call, as a reentrant checkpoint, is no operator
+        self.latest = _latest()  # whatever began the call, e.g. a checkpoint, is no operator
         if args and not module._modules and getattr(module, "inplace", False) is True:
             self.note_writer(args[0], type(module).__name__)
         known = identify(module) if name is not None else None
@@ -341,7 +345,7 @@ class _Observer(TorchDispatchMode):
             self.fresh.setdefault(storage_of(output), _Fresh(output, caller))
 
     def _marked(self, slot: Slot) -> Callable[..., Any]:
-        """The function of a slot, whose calls are known to be the slot's."""
+        """The function of a slot, wrapped so that its calls are attributed to the slot."""
         function: Any = slot.value
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -401,7 +405,7 @@ class _Observer(TorchDispatchMode):
         kwargs = kwargs or {}
         output = operator(*args, **kwargs)
         node, name = _latest(), operator._schema.name.partition("::")[2]
-        # Autograd may copy what an operator in place writes over, after the node was made.
+        # Autograd may copy what an in-place operator overwrites, after the node was created.
         written = args[0] if name.endswith("_") and args and isinstance(args[0], Tensor) else None
         has_node = node != self.latest or (written is not None and _wants_grad(written))
         if written is not None and has_node:
@@ -421,13 +425,13 @@ class _Observer(TorchDispatchMode):
         if application is not None:
             self._note_application(*application, node)
             return output
-        # In place and with out= the result is the argument that is written.
+        # For in-place operators and with out=, the result is the argument that is written.
         result = output if isinstance(output, Tensor) else None
         if result is None:
             results = [t for t in tensors_of(output) if t.dtype == args[0].dtype]
             targets = [a for a in args[1:2] if isinstance(a, Tensor)]
             result = (results or targets or [args[0]])[0]
-        # Ours run without gradient, as autograd's functions do; nobody else's do.
+        # Our operators run with gradients disabled, inside an autograd.Function; others' don't.
         has_node &= torch.is_grad_enabled() or known.save is not None
         scripted = bool(self.stack and self.stack[-1].scripted)
         function, line = self.called
@@ -445,8 +449,9 @@ class _Observer(TorchDispatchMode):
         return output
 
     def note_writer(self, tensor: Any, operator: str) -> None:
-        """Note what writes over a tensor in some mode, though perhaps not in this one, as a dropout
-        that works in place."""
+        """Record a writer that overwrites a tensor in some mode, though perhaps not in this one,
+        such as an in-place dropout.
+        """
         storage = storage_of(tensor) if isinstance(tensor, Tensor) else 0
         for call in self.by_output.get(storage, ()):
             if call.overwritten is None:
@@ -470,7 +475,7 @@ class _Observer(TorchDispatchMode):
                     fresh.others = True
 
     def _note_application(self, kind: type, forward: FrameType, node: int) -> None:
-        """Note somebody's autograd.Function that has an activation in it, once a call."""
+        """Record someone else's autograd.Function that contains an activation, once per call."""
         frame = id(forward)
         if self.applied[0] == frame and (torch.is_grad_enabled() or self.applied[1] == node):
             return
@@ -483,7 +488,7 @@ class _Observer(TorchDispatchMode):
             return
         if context is None:
             wants_grad = any(tensor.requires_grad for tensor in tensors)
-        else:  # by now the arguments may be others, and the `forward` that of a subclass
+        else:  # arguments may be rebound by now, and a subclass may inherit `forward`
             wants_grad, kind = any(context.needs_input_grad), context._forward_cls
         call = self._add(
             Known(kind.__name__),
@@ -498,7 +503,7 @@ class _Observer(TorchDispatchMode):
         self.unfinished[node] = call
 
     def _finish(self, tensor: Tensor, last: int) -> None:
-        """Note the output of an autograd.Function, and what was made in it up to a last node."""
+        """Record the output of an autograd.Function, and the nodes created in it up to `last`."""
         kind = getattr(type(tensor.grad_fn), "_forward_cls", None) if self.unfinished else None
         if kind is None:
             return
@@ -515,7 +520,7 @@ class _Observer(TorchDispatchMode):
         self.by_output.setdefault(call.output, []).append(call)
 
     def _put_together(self, factors: Sequence[Tensor], output: Tensor, node: int | None) -> None:
-        """Recognise x·σ(x) and x·tanh(softplus(x))."""
+        """Recognise x·σ(x) and x·tanh(softplus(x)) composed by hand."""
         for x, gate in (factors, factors[::-1]):
             chain = [self._part(region_of(gate))]
             if chain[0] is not None and chain[0].known == Known("tanh"):
@@ -528,7 +533,8 @@ class _Observer(TorchDispatchMode):
                 (("sigmoid", None),): "silu",
                 (("tanh", None), ("softplus", 1.0)): "mish",
             }.get(functions, "")
-            # The same numbers, not the same storage: in a·σ(b) both are often chunks of one tensor.
+            # The same region, not just the same storage: in a·σ(b), both are often chunks of one
+            # tensor.
             if not function or parts[-1].x != region_of(x) or parts[-1].version != _version(x):
                 continue
             for part in parts:
@@ -546,7 +552,7 @@ class _Observer(TorchDispatchMode):
             return
 
     def _part(self, region: Region) -> Call | None:
-        """The call of a function that has these numbers for its result, as they are now."""
+        """The function call whose result is exactly this region and was not overwritten since."""
         found = [
             call
             for call in self.by_output.get(region[0], ())
@@ -554,7 +560,7 @@ class _Observer(TorchDispatchMode):
         ]
         return found[-1] if found and found[-1].kind in ("", SCRIPTED) else None
 
-    # ---- keeping the books ----
+    # ---- bookkeeping ----
 
     @property
     def _module(self) -> str:
@@ -611,7 +617,7 @@ class _Observer(TorchDispatchMode):
         self.by_output[call.output].remove(call)
 
     def trace(self, given: set[Storage], output: Any) -> Trace:
-        """What was seen, once the model has returned."""
+        """What was observed, once the model has returned."""
         alive = [kept for kept in (reference() for reference in self.kept) if kept is not None]
         outputs = tensors_of(output)
         for tensor in outputs:
@@ -631,7 +637,7 @@ class _Observer(TorchDispatchMode):
         )
 
     def _judge(self, outputs: set[Storage], saved: list[Saved]) -> None:
-        """Whose input nobody can miss, as far as can be told while everything is alive."""
+        """Find the calls whose input nothing else needs, as far as it shows while all is alive."""
         keepers: dict[Storage, set[int]] = {}
         for one in saved:
             keepers.setdefault(one.storage, set()).add(one.node)
@@ -648,7 +654,7 @@ class _Observer(TorchDispatchMode):
                 )
 
     def release(self) -> None:
-        """Let go of all that was seen; an input that lives on then is somebody else's."""
+        """Release everything observed; an input that is still alive then is used elsewhere."""
         fresh = [
             (one.taken, StorageWeakRef(one.tensor.untyped_storage()))
             for one in self.fresh.values()
@@ -685,18 +691,19 @@ class _Functions(TorchFunctionMode):
             self.observer.called = "", ""
 
 
-# ---- what `lean_functional` shares ----
+# ---- shared with `lean_functional` ----
 
 
 def on_modules(before: Callable[..., None], after: Callable[..., None]) -> Iterator[Any]:
-    """Handles of hooks on all modules; `after` is called when one raises, too."""
+    """Handles of hooks on all modules; `after` is also called if a module raises."""
     yield torch_module.register_module_forward_pre_hook(before)
     yield torch_module.register_module_forward_hook(after, always_call=True)
 
 
 def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Our name for a function of torch that keeps its input, called so that ours can take its
-    place; empty for others."""
+    """Our name for a torch function that keeps its input and is called in a way that ours can
+    replace; empty for other functions and calls.
+    """
     known = identify_function(func)
     if known is None or known.function not in _WORTH or known.save is not None or "out" in kwargs:
         return ""
@@ -714,11 +721,11 @@ def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
 
 
 _WORTH = frozenset(("silu", "gelu", "mish", "hardswish", "softplus"))
-"""Those of torch that do not keep their outputs already."""
+"""Torch's functions that do not already keep their outputs."""
 
 
 def line_of_model(frame: FrameType | None = None) -> str:
-    """The line of the model's code that is being executed, or that led to this frame."""
+    """The line of the model's code that is running, or that led to this frame."""
     frame = frame or sys._getframe(1)
     while frame.f_back is not None and _is_library(frame):
         frame = frame.f_back
@@ -726,7 +733,7 @@ def line_of_model(frame: FrameType | None = None) -> str:
 
 
 def _is_library(frame: FrameType) -> bool:
-    # What is made by exec, as functions with parameters are, has the package alone.
+    # Code made by exec, such as functions with parameters, has only a package name.
     names = frame.f_globals
     return _is_of_library(names.get("__name__") or names.get("__package__") or "")
 
@@ -738,7 +745,7 @@ def _is_of_library(module: str) -> bool:
 _PACKAGE = __package__.partition(".")[0]
 
 
-# ---- what is known of operators and modules ----
+# ---- facts about operators and modules ----
 
 _MAKERS = frozenset(
     (
@@ -747,11 +754,11 @@ _MAKERS = frozenset(
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     )
 )
-"""Layers whose output is a new tensor that they do not keep, in every mode, dtype and layout."""
+"""Layers whose output, in every mode, dtype and layout, is a new tensor that they do not keep."""
 
 
 def makes_fresh(module: nn.Module) -> bool:
-    """Whether it is such a layer, and nobody can get hold of the output by a hook."""
+    """Whether the module is such a layer, and no hook can get hold of its output."""
     return type(module) in _MAKERS and "forward" not in vars(module) and not has_hooks(module)
 
 
@@ -767,8 +774,9 @@ def _has_global_hooks() -> bool:
 
 
 def _application() -> tuple[type, FrameType] | None:
-    """The innermost of somebody's autograd.Functions that is being computed, and the frame of its
-    `forward`: `apply` itself has none since torch 2.14."""
+    """The innermost of others' autograd.Functions that is running, and the frame of its `forward`.
+    (`apply` itself has had no frame since torch 2.14.)
+    """
     codes = {forward.__code__: kind for kind, forward in _forwards(Function)}
     frame: FrameType | None = sys._getframe(2) if codes else None
     while frame is not None:
@@ -779,7 +787,7 @@ def _application() -> tuple[type, FrameType] | None:
 
 
 def _forwards(base: type) -> Iterator[tuple[type, FunctionType]]:
-    """Others' subclasses with a `forward` of their own, and that function without decorators."""
+    """Others' subclasses that define `forward`, and that function without its decorators."""
     kind: type
     for kind in base.__subclasses__():
         yield from _forwards(kind)
@@ -791,7 +799,7 @@ def _forwards(base: type) -> Iterator[tuple[type, FunctionType]]:
 
 
 def _latest() -> int:
-    """The number of the newest node of autograd's graph, on this thread."""
+    """The sequence number of the newest autograd node on this thread."""
     return sequence_number() - 1
 
 
@@ -800,13 +808,13 @@ def _wants_grad(tensor: Tensor) -> bool:
 
 
 def _count(tensor: Tensor) -> int:
-    """How many values it has here, as a part of a distributed one."""
+    """The number of values held here; for a distributed tensor, those of the local part."""
     parts = parts_of(tensor)
     return parts[0].numel() if parts else tensor.numel()
 
 
 def _sizes(tensor: Tensor) -> tuple[int, ...]:
-    """Its shape; a dimension whose size differs from item to item is −1."""
+    """The tensor's shape; a dimension whose size varies between items is −1."""
     if not tensor.is_nested:
         return tuple(tensor.shape)
     sizes = []
@@ -820,7 +828,7 @@ def _sizes(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often it was written to; those of inference mode don't count."""
+    """How often the tensor was written to; inference tensors have no counter."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -831,7 +839,7 @@ _TORCHS = {
         *("leaky_relu", "mish", "relu", "sigmoid", "silu", "softplus", "softshrink", "tanh"),
     )
 } | {"log_sigmoid_forward": "logsigmoid", "_prelu_kernel": "prelu", "rrelu_with_noise": "rrelu"}
-"""Operators of torch, and the functions that they are."""
+"""Torch's operators, and the functions that they compute."""
 
 _OURS = {
     name + ending: name
@@ -841,7 +849,7 @@ _OURS = {
 
 
 def _called(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Known | None:
-    """The activation that an operator of torch's or ours is."""
+    """The activation that one of torch's or our operators computes, if any."""
     library, _, name = operator._schema.name.partition("::")
     if library == "mishkit" and name in _OURS:
         function = _OURS[name]

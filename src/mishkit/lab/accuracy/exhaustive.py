@@ -1,21 +1,22 @@
 """`mishkit accuracy --exhaustive`: the error of every float32 kernel, over every float32 there is.
 
-The figures are those of `mishkit.lab.accuracy.sampled`, against the same float64 references, and
+The figures are those of `mishkit.lab.accuracy.sampled`, with the same float64 references, and also:
 
-df in ULP   |g − f'(x)| in ULP of f'(x), where |f'| is 1/4 and more: away from its zeros, at the
+df in ULP   |g − f'(x)| in ULP of f'(x), where |f'| is at least 1/4, so away from its zeros at the
             turn and far out on the left. Not in the tail, |f'| < 1.7e−36 or |f'| < |x|·exp(−87).
-df_y        |d − f'(x)|, d being the gradient from the output and the side: beside the gradient of
-            the input. Beyond the rounding of y: as there, with f' at the exact inverse to the
-            second order about x; what is above the bar then is inverted by Newton's method.
-with sides  f beside its minimum is rounded once where its sides are kept: how many outputs are
-            other ones there, and how far those are from f(x), in ULP.
+df_y        |d − f'(x)|, where d is the gradient from the output and the side, to compare with the
+            gradient from the input. The error beyond the rounding of y is as in `sampled`, with f'
+            at the exact inverse expanded to second order about x; wherever that exceeds the bar, f
+            is inverted by Newton's method.
+with sides  near its minimum f is rounded only once if its sides are kept: how many outputs differ
+            there, and how far these are from f(x), in ULP.
 falls       how far f(x) and f of the next float32 are in the wrong order, in ULP.
-NaN         f of every one of them must be one.
-the others  where the instruction set that is compared gives other bits, and by how much.
+NaN         f of every NaN must be NaN.
+the others  where the other instruction set that is compared gives different bits, and by how much.
 
 The references are evaluated by torch and the errors counted in C++ (csrc/errors.h), in one process
-a core. Blocks of bit patterns are added up in order, so that an interrupted sweep goes on where it
-stopped and ends in the same figures.
+per core. Blocks of bit patterns are added up in order, so an interrupted sweep continues where it
+stopped and gives the same figures in the end.
 """
 
 from __future__ import annotations
@@ -72,29 +73,29 @@ from .sampled import (
 
 PROGRESS = Path("mishkit-exhaustive.json")
 CHUNK = 1 << 14
-"""Values at a time: few enough for the caches to hold all that is computed of them."""
+"""Values at a time: few enough for everything computed from them to fit the caches."""
 BLOCK = 1 << 24
-"""Bit patterns after which the progress is kept."""
+"""Bit patterns after which the progress is saved."""
 INFINITY, MINUS_ZERO, MINUS_INFINITY = 0x7F80_0000, 0x8000_0000, 0xFF80_0000
 FINITE = ((0, INFINITY), (MINUS_ZERO, MINUS_INFINITY))
 NANS = ((INFINITY + 1, MINUS_ZERO), (MINUS_INFINITY + 1, 1 << 32))
 
 SLOPES = 11
-"""Classes of |f'|: 1 and more, 1/2 and more, …, less than 2⁻⁹."""
+"""Classes of |f'|: at least 1, at least 1/2, …, less than 2⁻⁹."""
 DF_ROWS = tuple(f"df_ulp_{place}" for place in range(SLOPES))
-# As in csrc/errors.h; each is a maximum, where it is, a total and a count.
+# As in csrc/errors.h; each row is a maximum, where it is, a total and a count.
 ROWS = (
     *("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs"),
     *("df_y", "df_y_beyond", "df_far", *DF_ROWS),
 )
 COMPARED = ("f", "df", "df_y")
 DIFFERENCES = tuple(f"{what}_differs_{unit}" for what in COMPARED for unit in ("ulp", "abs"))
-# Outputs with sides that are others; NaNs that f lost.
+# Outputs that differ when sides are kept; NaNs for which f is not NaN.
 CHECKS = ("packed", "nan")
 ALL_ROWS = (*ROWS, *DIFFERENCES, *CHECKS)
 
 AWAY = 2
-"""The class of |f'| down to which it counts as away from its zeros: 1/4 and more."""
+"""The last class of |f'| that counts as away from its zeros: at least 1/4."""
 BAR_F = {a.name: a.ulp for a in ACTIVATIONS.values()}
 BAR_DF_ULP = 4.0
 BAR_FALLS = 1.0
@@ -109,18 +110,18 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Block:
-    """Bit patterns of one function, all of them finite or all NaN."""
+    """A range of bit patterns for one function, all of them finite or all NaN."""
 
     function: str
     isa: str
     versus: str
-    """Another instruction set, to compare with; the same one for none."""
+    """Another instruction set to compare with; the same one for no comparison."""
     start: int
     stop: int
 
 
 def blocks(spans: Sequence[Span], size: int = BLOCK) -> list[Span]:
-    """The spans in pieces of at most `size`."""
+    """The spans, cut into pieces of at most `size`."""
     return [
         (start, min(start + size, stop))
         for first, stop in spans
@@ -129,13 +130,13 @@ def blocks(spans: Sequence[Span], size: int = BLOCK) -> list[Span]:
 
 
 def sweep(block: Block) -> Rows:
-    """The rows of one block: a line for each name of `ALL_ROWS`."""
+    """The result rows of one block: one row for each name in `ALL_ROWS`."""
     rows = np.zeros((len(ALL_ROWS), 4))
     rows[:, 1] = math.nan
     activation = ACTIVATIONS[block.function]
     kernels = Kernels(activation, activation.defaults)
     reference = Reference(activation, activation.defaults)
-    # Chunks are too small to share.
+    # Chunks are too small to be worth several threads.
     with torch_threads(1), cpu.using(block.isa), np.errstate(invalid="ignore", over="ignore"):
         for start in range(block.start, block.stop, CHUNK):
             stop = min(start + CHUNK, block.stop)
@@ -147,7 +148,7 @@ def sweep(block: Block) -> Rows:
 
 
 def merged(rows: Rows, more: Rows) -> Rows:
-    """The rows of all blocks so far, and of one more."""
+    """The rows of all blocks so far, combined with those of one more."""
     total = rows + more
     is_worse = more[:, 0] > rows[:, 0]
     total[:, :2] = np.where(is_worse[:, None], more[:, :2], rows[:, :2])
@@ -160,7 +161,7 @@ def _values(start: int, stop: int) -> Tensor:
 
 
 def _add(rows: Rows, kernels: Kernels, reference: Reference, x: Tensor, versus: str) -> None:
-    """Count a chunk, the last value of which is there to be compared with alone."""
+    """Count a chunk; its last value is only there for comparison with the one before."""
     exactly = x.double()
     f, df, d2f = reference.f(exactly), reference.df(exactly), reference.d2f(exactly)
     y, gradient = kernels.forward(x), kernels.backward(x)
@@ -180,7 +181,7 @@ def _add(rows: Rows, kernels: Kernels, reference: Reference, x: Tensor, versus: 
 
 
 def _add_packed(row: Rows, x: Tensor, y: Tensor, packed: Tensor, f: Tensor) -> None:
-    """Count the outputs with sides that are not those without, by their distance from f."""
+    """Count the outputs that differ when sides are kept, and their distances from f."""
     differs = (y.view(torch.int32) != packed.view(torch.int32))[:-1].nonzero()[:, 0]
     row[2:] += differs.numel(), x.numel() - 1
     exactly = f[differs].numpy()
@@ -213,9 +214,9 @@ def _add_far(row: Rows, x: Tensor, y: Tensor, decoded: Tensor, reference: Refere
 
 
 def rules(reference: Reference) -> Rows:
-    """What C++ must know of the function: `Rules` of csrc/errors.h."""
+    """What C++ must know about the function: `Rules` in csrc/errors.h."""
     turn = reference.activation.turn_at(*reference.parameters)
-    # As the kernels see it: rounded.
+    # Rounded, as the kernels see it.
     turn = -math.inf if turn is None else float(np.float32(turn))
     return np.array([turn, TAIL_F, TAIL_WEIGHT, BAR_DF_Y])
 
@@ -232,14 +233,14 @@ def _counter(name: str) -> Callable[..., int]:
 
 
 def _check(tensors: Sequence[Tensor], rows: Rows) -> None:
-    """C++ reads what it is given."""
+    """Check the arguments, since C++ reads whatever it is given."""
     count = tensors[0].numel()
     assert all(t.is_contiguous() and t.numel() == count for t in tensors)
     assert rows.flags.c_contiguous and rows.dtype == np.float64 and count > 0
 
 
 def add_errors(rows: Rows, *tensors: Any) -> Tensor:
-    """Count the errors of a chunk; return the places whose df_y must be looked at more closely.
+    """Count the errors of a chunk; returns the places whose df_y must be examined more closely.
 
     The tensors are x, y, gradient and decoded in float32, f, df and d2f in float64, and `rules`.
     """
@@ -257,7 +258,7 @@ def add_errors(rows: Rows, *tensors: Any) -> Tensor:
 def add_differences(
     rows: Rows, x: Tensor, a: Tensor, b: Tensor, f: Tensor | None, rule: Rows
 ) -> None:
-    """Count where a and b differ, but for the last element."""
+    """Count where a and b differ, except in the last element."""
     _check([x, a, b, *([] if f is None else [f])], rows)
     assert rows.shape == (2, 4)
     unit = None if f is None else f.data_ptr()
@@ -272,19 +273,19 @@ def add_differences(
 
 @dataclass(frozen=True)
 class Settings:
-    """What to sweep, and where the progress and the report go."""
+    """What to sweep, and where the progress and the report are written."""
 
     functions: Sequence[str] = tuple(ACTIVATIONS)
     isa: str | None = None
     """The instruction set of the kernels; None for the one in use."""
     versus: str | None = None
-    """The instruction set that it is compared with; None for the best of the others."""
+    """The instruction set to compare with; None for the best of the others."""
     processes: int | None = None
-    """None for one a core."""
+    """None for one per core."""
     progress: Path = PROGRESS
     markdown: Path | None = None
     spans: Sequence[Span] = (*FINITE, *NANS)
-    """Bit patterns; all of them but in tests."""
+    """Bit patterns to sweep; all of them, except in tests."""
     block: int = BLOCK
 
     def __post_init__(self) -> None:
@@ -300,7 +301,7 @@ class Settings:
 
     @property
     def kernels(self) -> tuple[str, str]:
-        """The instruction set, and what it is compared with: itself, if there is no other."""
+        """The instruction set, and the one to compare with; the same one if there is no other."""
         isa = self.isa or cpu.isa()
         others = [other for other in cpu.isas() if other != isa]
         return isa, self.versus or (others[-1] if others else isa)
@@ -308,7 +309,7 @@ class Settings:
 
 @dataclass
 class Swept:
-    """One function, as far as it has been swept."""
+    """The results for one function, as far as it has been swept."""
 
     blocks: int
     seconds: float
@@ -316,13 +317,13 @@ class Swept:
 
     @classmethod
     def nothing(cls) -> Swept:
-        """Before the first block."""
+        """The state before the first block."""
         rows = np.zeros((len(ALL_ROWS), 4))
         rows[:, 1] = math.nan
         return cls(0, 0.0, rows)
 
     def row(self, name: str) -> Errors:
-        """One line of the rows."""
+        """The row with this name."""
         largest, at, total, count = self.rows[ALL_ROWS.index(name)].tolist()
         return Errors(largest, at, total, count)
 
@@ -335,7 +336,7 @@ class Swept:
 
 
 class Progress:
-    """What has been swept, in a file that is never half written."""
+    """What has been swept so far, saved in a file that is never left half written."""
 
     def __init__(self, settings: Settings) -> None:
         self.path = settings.progress
@@ -363,7 +364,7 @@ class Progress:
                 )
 
     def add(self, name: str, rows: Rows, seconds: float) -> None:
-        """Another block of a function, and write it down."""
+        """Add another block of a function, and save the progress."""
         swept = self.swept.setdefault(name, Swept.nothing())
         swept.rows = merged(swept.rows, rows)
         swept.blocks += 1
@@ -377,7 +378,7 @@ class Progress:
 
 
 def _what(settings: Settings) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Everything that the figures depend on."""
     isa, versus = settings.kernels
     return {
         "version": mishkit.__version__,
@@ -392,7 +393,7 @@ def _what(settings: Settings) -> dict[str, Any]:
 
 
 def run(settings: Settings, advance: Callable[[str, int], None]) -> dict[str, Swept]:
-    """Sweep what has not been yet; tells `advance` of every function's bit patterns."""
+    """Sweep whatever remains; calls `advance` with every function's finished bit patterns."""
     progress = Progress(settings)
     spans = blocks(settings.spans, settings.block)
     sizes = [stop - start for start, stop in spans]
@@ -415,11 +416,11 @@ def run(settings: Settings, advance: Callable[[str, int], None]) -> dict[str, Sw
 
 @contextmanager
 def _mapping(processes: int, tasks: int) -> Iterator[Callable[..., Any]]:
-    """`map`, in so many processes, its results in order."""
+    """`map` with this many processes, with results in order."""
     if min(processes, tasks) <= 1:
         yield map
         return
-    # Not forked: torch's threads would not be there.
+    # Not forked, since torch's threads would be missing.
     pool = ProcessPoolExecutor(min(processes, tasks), get_context("spawn"), initializer=_begin)
     try:
         yield pool.map
@@ -428,7 +429,7 @@ def _mapping(processes: int, tasks: int) -> Iterator[Callable[..., Any]]:
 
 
 def _begin() -> None:
-    """In a new process: Ctrl-C is for its parent to answer, without which it ends."""
+    """Set up a new process: the parent handles Ctrl-C, and this process ends if the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -483,7 +484,7 @@ def _broken_limits(name: str) -> list[str]:
 
 
 def verdicts(swept: dict[str, Swept], isa: str) -> list[Verdict]:
-    """A row a bar: every function that misses it, or the one that comes closest."""
+    """One row per bar: every function that misses it, or the one that comes closest."""
     with cpu.using(isa):
         by_bar: dict[tuple[str, str], list[tuple[Finding, str]]] = {}
         for name, found in swept.items():
@@ -493,7 +494,7 @@ def verdicts(swept: dict[str, Swept], isa: str) -> list[Verdict]:
 
 
 def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
-    """The errors, those of df by |f'|, and the other instruction set."""
+    """The errors, the errors of df by |f'|, and the comparison of instruction sets."""
     columns = (
         "function",
         "f, ULP",
@@ -542,7 +543,7 @@ def _slope(place: int) -> str:
 def report(
     swept: dict[str, Swept], settings: Settings
 ) -> tuple[list[Verdict], Callable[..., None]]:
-    """The verdicts, and what prints them with the tables."""
+    """The verdicts, and a function that prints them with the tables."""
     isa, versus = settings.kernels
     found = verdicts(swept, isa)
 
@@ -586,7 +587,7 @@ is in [accuracy.md](accuracy.md), and in the head of `src/mishkit/lab/accuracy/e
 
 
 def main(settings: Settings) -> int:
-    """Sweep, print the tables and the bars, write the page; 1 where a bar is missed."""
+    """Sweep, print tables and bars, write the page; returns 1 if a bar is missed."""
     out = console()
     total = sum(stop - start for start, stop in settings.spans) * len(settings.functions)
     columns = (

@@ -1,4 +1,4 @@
-"""Triton's interpreter, where it differs from every GPU, made to do as they do."""
+"""Make Triton's interpreter behave like a GPU where it differs from all of them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 import numpy as np
 
 
-@functools.cache  # once: it wraps what it finds
+@functools.cache  # only once, since it wraps what it finds
 def make_faithful() -> None:
-    """Fuse fma, have minimum and maximum drop a NaN unless told otherwise, convert bfloat16, keep
-    the sign of an argument −0, and count with arguments.
+    """Fuse fma, let minimum and maximum drop NaNs unless told otherwise, round on conversion to
+    bfloat16, keep the sign of an argument −0, and allow arguments as loop bounds.
 
-    The interpreter rounds the product within an fma, propagates every NaN, truncates bfloat16,
-    takes its smallest number for 0 and an argument −0 for 0: what depends on these would be called
-    wrong, and what forgets about NaN right. That of Triton 3.6 can't have an argument as the end of
-    a loop where NumPy is 2.4 or later.
+    The interpreter rounds the product inside an fma, propagates every NaN, truncates to bfloat16,
+    takes its smallest number for 0 and turns an argument −0 into 0. Code that depends on these
+    would be reported as wrong, and code that ignores NaN as right. In Triton 3.6 it also can't take
+    an argument as the end of a loop with NumPy 2.4 or later.
     """
     import triton.language as tl
     from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    np.seterr(divide="ignore", invalid="ignore", over="ignore")  # of which a GPU says nothing
+    np.seterr(divide="ignore", invalid="ignore", over="ignore")  # a GPU does not report these
 
     def fused(_: Any, x: Any, y: Any, z: Any) -> Any:
-        # A product of two float32 is exact in float64, so but one rounding counts.
+        # The product of two float32 is exact in float64, so there is only one rounding that
+        # matters.
         wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
         return TensorHandle(wide.astype(x.data.dtype), z.dtype.scalar)
 

@@ -1,6 +1,6 @@
-"""What the kernels are measured against: f, f' and the inverse in float64.
+"""What the kernels are compared with: f, f' and the inverse in float64.
 
-An activation's own formulas serve, in float64; the tests hold them against 50 digits of mpmath.
+These are an activation's own formulas in float64; the tests compare those with 50 digits of mpmath.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mishkit.activation import Activation
 STEPS = 200
 """Bisection alone closes the widest bracket in about 70 steps."""
 TOLERANCE = 1e-13
-"""Of x, relative."""
+"""Relative to x."""
 FARTHEST = 1000.0
-"""Beyond it every function of the table is its asymptote in float64."""
+"""Beyond this, every function of the table equals its asymptote in float64."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Reference:
         return self.activation.d2f(x, *self.parameters)
 
     def df_of_output(self, y: Tensor, near: Tensor) -> Tensor:
-        """f' at the x with f(x) = y on the side of the turn that `near` is on.
+        """f' at the x with f(x) = y, on the same side of the turn as `near`.
 
-        `near` is the x that y was rounded from. Where rounding took y below the minimum that is
-        the turn itself, and where it took y to the limit 0 of a branch it is infinite: f' is 0 at
-        both. A monotone function must rise from 0.
+        `near` is the x that y was rounded from. If rounding took y below the minimum, x is the turn
+        itself; if it took y to the limit 0 of a branch, x is infinite. f' is 0 at both. A monotone
+        function must rise from 0.
         """
         ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
         vanishes = self.f(ends) == 0
@@ -59,7 +59,7 @@ class Reference:
             right, edge = torch.ones_like(y, dtype=torch.bool), lowest
             vanished, under = y <= 0, torch.zeros_like(right)
         else:
-            # As kernels see it that compute in float32.
+            # Rounded, as kernels see it that compute in float32.
             right, edge = near > float(np.float32(turn)), torch.full_like(y, turn)
             vanished, under = (y >= 0) & vanishes[right.long()], y <= self.f(edge)
         low, high = torch.where(right, edge, lowest), torch.where(right, highest, edge)
@@ -70,7 +70,7 @@ class Reference:
         return gradient
 
     def _solve(self, y: Tensor, start: Tensor, low: Tensor, high: Tensor, rising: Tensor) -> Tensor:
-        """Newton's method between brackets that close by bisection where it strays."""
+        """Newton's method between brackets that close by bisection where a step leaves them."""
         solution = start.clone()
         open_ = torch.arange(y.numel())
         x = torch.minimum(torch.maximum(start, low), high)

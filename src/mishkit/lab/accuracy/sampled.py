@@ -1,26 +1,27 @@
 """`mishkit accuracy`: the error of every kernel, over all inputs of a dtype or a stride of them.
 
-Of float32 a stride is swept, and for the gradient from the output the numbers next to the minimum
-too: there it is off the furthest, and a stride would miss where.
+float32 is swept with a stride. For the gradient from the output, the numbers next to the minimum
+are swept too: the error is largest there, and a stride would miss where.
 
-For the operators of each function and dtype it measures, against float64,
+For the operators of each function and dtype, this measures against float64:
 
-f       |y − f(x)| in ULP, the spacing of the dtype at f(x), which is taken to be no finer than at
-        the smallest normal number; and as it is. Where |f(x)| < 1.7e−36 or |f(x)| < |x|·exp(−87)
-        (the tail: float32 is about to run out of exponents) the error as it is counts alone.
-df      |g − f'(x)|, g being the gradient of 1 from the input; in the 16-bit types it includes
+f       |y − f(x)| in ULP, which is the spacing of the dtype at f(x), but no finer than at the
+        smallest normal number; and the absolute error. Where |f(x)| < 1.7e−36 or
+        |f(x)| < |x|·exp(−87) (the tail: float32 is about to run out of exponents), only the
+        absolute error counts.
+df      |g − f'(x)|, where g is the gradient of 1 from the input; for the 16-bit types it includes
         the rounding of g.
-df_y    |d − f'(x')|, d being the gradient of 1 from the rounded output y and the side, and x' the
-        input that gives exactly y on that side: the error beyond the rounding of y. Where that is
-        above the bar, d may still lie amid the gradients of all inputs whose outputs round to y,
-        as a formula that is centred on them does beside the minimum; then the distance from
-        these counts. float32 only.
-decoder |d − f'(x)|, against the true gradient at the input: its maximum, and this and its root
-        mean square under N(0, 1) as multiples of those of |f'(x') − f'(x)|, the error of an exact
-        inverse of the rounded y. In the 16-bit types d is the kernel's gradient before it is
-        rounded itself, which its rounded products with many upstream gradients enclose.
-limits  f and the gradients at ±∞ are the limits, zeros of f with their sign; f from −1e30 on is
-        what it is at −∞ where that is 0; NaN is kept.
+df_y    |d − f'(x')|, where d is the gradient of 1 from the rounded output y and the side, and x'
+        is the input that gives exactly y on that side: the error beyond the rounding of y. Where
+        that exceeds the bar, d may still lie among the gradients of all inputs whose outputs
+        round to y, as it does for a formula that is centred on them near the minimum; then the
+        distance from these counts. float32 only.
+decoder |d − f'(x)|, against the true gradient at the input: the maximum, and this and the root
+        mean square under N(0, 1) relative to those of |f'(x') − f'(x)|, the error of an exact
+        inverse of the rounded y. For the 16-bit types d is the kernel's gradient before its own
+        rounding, which is enclosed using its rounded products with many upstream gradients.
+limits  f and the gradients at ±∞ are the limits, and zeros of f have the right sign; from −1e30
+        outwards f equals its value at −∞ where that is 0; NaN is kept.
 """
 
 from __future__ import annotations
@@ -54,16 +55,16 @@ from .references import Reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STRIDE = 509
-"""A prime, so that no bit of the mantissa stays the same; eight million values of float32."""
+"""A prime, so that no bit of the mantissa stays the same; gives eight million float32 values."""
 INTERPRETED_STRIDE = 65521
-"""The same for Triton's interpreter, which is slow; 65,000 values."""
+"""The same for Triton's interpreter, which is slow; gives 65,000 values."""
 NEAR = 60_000
-"""How many float32 on each side of a minimum are swept."""
+"""How many float32 values are swept on each side of a minimum."""
 CHUNK = 1 << 16
-"""Values at a time: few enough for the caches to hold what is computed of them."""
+"""Values at a time: few enough for everything computed from them to fit the caches."""
 
 UPSTREAM = 64
-"""Gradients that tell what a 16-bit gradient was before it was rounded."""
+"""How many upstream gradients are used to tell a 16-bit gradient before its rounding."""
 
 TAIL_F = 1.7e-36
 TAIL_WEIGHT = math.exp(-87.0)
@@ -74,19 +75,20 @@ BAR_DF = 2.5e-7
 BAR_DF_Y = 2e-6
 BAR_FROM_OUTPUT = 1e-4
 INTERPRETED_LANES = 1 << 12
-"""Threads a warp in Triton's interpreter, where blocks of a chunk's size take the least time and
-give the same results."""
+"""Threads per warp in Triton's interpreter, where blocks the size of a chunk take the least time
+and give the same results.
+"""
 BACKENDS = ("cpu", "torch", "triton")
 
 BAR_DECODER = 1.05
-"""The decoder's error over the exact inverse's."""
+"""The decoder's error divided by the exact inverse's."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass
 class Errors:
-    """Running statistics of an error that is collected in chunks."""
+    """Running statistics of an error, collected in chunks."""
 
     max: float = 0.0
     at: float = math.nan
@@ -95,7 +97,7 @@ class Errors:
     count: float = 0.0
 
     def add(self, error: Array, x: Array, weight: Array | float = 1.0) -> None:
-        """Collect the errors at x. A NaN is an infinite error, lest it hide in a comparison."""
+        """Add the errors at x. A NaN counts as an infinite error, or comparisons would miss it."""
         if not error.size:
             return
         error = np.where(np.isnan(error), np.inf, error)
@@ -142,7 +144,7 @@ class Accuracy:
 
     @property
     def decoder_max_ratio(self) -> float:
-        """The largest error of the decoded gradient over the exact inverse's."""
+        """The largest error of the decoded gradient divided by that of the exact inverse."""
         return _ratio(self.decoder.max, self.inverse.max)
 
     @property
@@ -159,7 +161,7 @@ def _ratio(ours: float, theirs: float) -> float:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The operators of one activation with its parameters, of one backend."""
+    """The operators of one activation with its parameters, on one backend."""
 
     activation: Activation
     parameters: tuple[float, ...]
@@ -193,12 +195,12 @@ class Kernels:
 
 
 def _gpu() -> str:
-    """Where Triton's kernels run: its interpreter takes a CPU's tensors."""
+    """Where Triton's kernels run: the interpreter takes CPU tensors."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def to_cpu(result: Any) -> Any:
-    """A tensor, or a tuple of them, in the CPU's memory."""
+    """A tensor or a tuple of tensors, moved to the CPU."""
     return tuple(map(to_cpu, result)) if isinstance(result, tuple) else result.cpu()
 
 
@@ -211,14 +213,15 @@ def measure(
 ) -> Accuracy:
     """Sweep one function in one dtype: all 16-bit inputs, or every `stride`-th float32.
 
-    Its parameters are the defaults unless others are given.
+    The function's parameters are the defaults unless others are given.
     """
     parameters = parameters or activation.defaults
     kernels = Kernels(activation, parameters, backend)
     reference = Reference(activation, parameters)
     turn = activation.turn_at(*parameters)
     result = Accuracy(activation.name, dtype)
-    # Chunks are too small to share. What is broken may be infinite: `Errors` takes that.
+    # Chunks are too small to be worth several threads. A broken kernel may give infinities, which
+    # `Errors` can handle.
     with torch_threads(1), np.errstate(invalid="ignore", over="ignore"):
         for x in inputs(dtype, stride):
             _add_forward(result, kernels, reference, x)
@@ -232,7 +235,7 @@ def measure(
 
 
 def inputs(dtype: str, stride: int) -> Iterator[Tensor]:
-    """The finite values of a dtype by their bit patterns, in chunks."""
+    """The finite values of a dtype, ordered by bit pattern, in chunks."""
     if dtype == "float32":
         for start in range(0, 1 << 32, CHUNK * stride):
             stop = min(start + CHUNK * stride, 1 << 32)
@@ -244,7 +247,7 @@ def inputs(dtype: str, stride: int) -> Iterator[Tensor]:
 
 
 def beside(turn: float, count: int) -> Tensor:
-    """So many float32 on each side of a number, and itself."""
+    """This many float32 on each side of a number, and the number itself."""
     size = torch.tensor(abs(turn), dtype=torch.float32).view(torch.int32)
     places = torch.arange(-count, count + 1, dtype=torch.int32) + size
     x = torch.where(places < 0, -places.abs().view(torch.float32), places.view(torch.float32))
@@ -252,7 +255,7 @@ def beside(turn: float, count: int) -> Tensor:
 
 
 def ulp(value: Array, dtype: str) -> Array:
-    """The spacing of the dtype at a value, and at the smallest normal number at least."""
+    """The spacing of the dtype at a value, but at least that at the smallest normal number."""
     info = torch.finfo(DTYPES[dtype])
     digits, smallest = round(-math.log2(info.eps)), round(math.log2(info.tiny))
     exponent = np.where(value == 0, smallest, np.frexp(value)[1] - 1)
@@ -261,12 +264,12 @@ def ulp(value: Array, dtype: str) -> Array:
 
 def _add_forward(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
     y, true, at = _array(kernels.forward(x)), _array(reference.f(x.double())), _array(x)
-    # Beyond the largest number lies infinity.
+    # Beyond the largest number comes infinity.
     overflows = np.abs(true) > torch.finfo(x.dtype).max
     error = np.where(overflows & (y == np.copysign(math.inf, true)), 0.0, np.abs(y - true))
     tail = np.abs(true) < np.maximum(TAIL_F, np.abs(at) * TAIL_WEIGHT)
     if result.dtype == "float16":
-        tail[:] = False  # its smallest number is far above
+        tail[:] = False  # its smallest number is far above the tail
     body = ~tail
     in_ulp = error[body] / ulp(true[body], result.dtype)
     result.f_ulp.add(in_ulp, at[body])
@@ -282,7 +285,7 @@ def _add_backward(result: Accuracy, kernels: Kernels, reference: Reference, x: T
 def _add_from_output(
     result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor, weighed: bool = True
 ) -> None:
-    """The mean square counts inputs that are `weighed` alone."""
+    """The mean square counts only inputs that are `weighed`."""
     y, side = kernels.packed(x)
     at, true = _array(x), _array(reference.df(x.double()))
     exact = _array(reference.df_of_output(y.double(), x.double()))
@@ -303,15 +306,16 @@ def _add_from_output(
 
 
 def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Array:
-    """The gradient of 1 from the output, by a kernel, before it is rounded to a 16-bit type.
+    """A kernel's gradient of 1 from the output, before it was rounded to a 16-bit type.
 
-    A rounded product with an upstream gradient encloses it within half a spacing, and products
-    with others within other bounds. Among what is left, a fraction of the spacing unless it is
-    beside a power of two, it is taken to be what the plain-torch formula gives, or next to that.
+    Its rounded product with an upstream gradient encloses it within half a spacing, and products
+    with other gradients give other bounds. What remains is a fraction of the spacing, except next
+    to a power of two. Within that, the value is taken to be the one of the plain-torch formula, or
+    the nearest to it.
     """
     a, info = kernels.activation, torch.finfo(y.dtype)
     low, high = np.full(y.numel(), -np.inf), np.full(y.numel(), np.inf)
-    for grad in 1 + np.arange(UPSTREAM) / UPSTREAM:  # every one exact in both types
+    for grad in 1 + np.arange(UPSTREAM) / UPSTREAM:  # each is exact in both types
         product = _array(kernels.backward_packed(y, side, float(grad)))
         half = np.maximum(np.abs(product), info.tiny) * (0.5 * info.eps)
         low = np.maximum(low, (product - half) / grad)
@@ -332,13 +336,13 @@ def _beyond(
 
 
 def beyond_rounding(gradient: Tensor, y: Tensor, x: Tensor, reference: Reference) -> Array:
-    """The error of a float32 gradient from the output that the rounding of y does not explain."""
+    """The part of a float32 gradient's error from the output that rounding y does not explain."""
     exact = _array(reference.df_of_output(y.double(), x.double()))
     return _beyond(_array(gradient), exact, y, x, reference, "float32")
 
 
 def _outside(gradient: Array, y: Tensor, x: Tensor, reference: Reference, dtype: str) -> Array:
-    """How far gradients lie from those of all inputs whose outputs round to y."""
+    """How far gradients lie from the range of those of all inputs whose outputs round to y."""
     half = torch.from_numpy(0.5 * ulp(_array(y), dtype))
     ends = [_array(reference.df_of_output(y.double() + d, x.double())) for d in (-half, half)]
     return np.maximum(np.minimum(*ends) - gradient, gradient - np.maximum(*ends))
@@ -350,12 +354,12 @@ def broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) ->
     for name, far in (("−inf", (-1e30, -3e38, -inf)), ("inf", (inf,))):
         end = torch.tensor([far[-1]], dtype=torch.float64)
         limit, slope = reference.f(end).to(dtype), reference.df(end).to(dtype)
-        # More than a vector of each, so that the main loop meets them too and not the tail alone.
+        # More than a vector of each, so that they go through the main loop and not only the tail.
         x = torch.tensor(far if limit == 0 else far[-1:], dtype=dtype).repeat(150 // len(far))
         y = kernels.forward(x)
         gradients = kernels.backward(x), kernels.backward_packed(*kernels.packed(x))
         is_exact = bool((y == limit).all() and (y.signbit() == limit.signbit()).all())
-        # A slope that is no whole number has been rounded on the way.
+        # A slope that is not a whole number has been rounded on the way.
         spacing = 0 if slope == slope.round() else 4 * torch.finfo(dtype).eps
         close = [bool(((g - slope).abs() <= spacing).all()) for g in gradients]
         checks = zip(("f", "df", "df_y"), (is_exact, *close), strict=True)
@@ -412,7 +416,7 @@ def findings(result: Accuracy) -> list[Finding]:
             figure("decoder ÷ exact inverse, maximum", "×", BAR_DECODER, result.decoder_max_ratio),
             figure("decoder ÷ exact inverse, rms", "×", BAR_DECODER, result.decoder_rms_ratio),
         ]
-    # The evaluation error may outweigh that of rounding y where no minimum is near.
+    # The evaluation error may exceed the error of rounding y where no minimum is near.
     excess = result.decoder.max - BAR_DECODER * result.inverse.max
     return [
         *common,
@@ -425,7 +429,7 @@ def findings(result: Accuracy) -> list[Finding]:
 
 
 def verdict(what: str, bar: str, found: Sequence[tuple[Finding, str]]) -> Verdict:
-    """The row of one bar: every function that misses it, or the one that comes closest."""
+    """The row for one bar: every function that misses it, or the one that comes closest."""
     missed = [pair for pair in found if not pair[0].met]
     shown = missed or [max(found, key=lambda pair: pair[0].figure)]
     measured = "; ".join(f"{name} {finding.text}" for finding, name in shown)
@@ -433,7 +437,7 @@ def verdict(what: str, bar: str, found: Sequence[tuple[Finding, str]]) -> Verdic
 
 
 def verdicts(results: Iterable[Accuracy]) -> list[Verdict]:
-    """A row a bar and dtype."""
+    """One row per bar and dtype."""
     by_bar: dict[tuple[str, str, str], list[tuple[Finding, str]]] = {}
     for result in results:
         for finding in findings(result):
@@ -473,7 +477,7 @@ class Settings:
 
 
 def default_stride(backend: str) -> int:
-    """What is quick enough."""
+    """A stride that makes the sweep quick enough."""
     return INTERPRETED_STRIDE if is_interpreted(backend) else STRIDE
 
 
@@ -484,12 +488,12 @@ def is_interpreted(backend: str) -> bool:
 
 @contextmanager
 def interpreter() -> Iterator[None]:
-    """Triton's kernels run in its interpreter within a block: as a GPU computes, and in large
+    """Run Triton's kernels in its interpreter within the block: computing as a GPU does, in large
     blocks.
 
-    Raises LabError where Triton has been imported without it, which then can't be undone.
+    Raises LabError if Triton has already been imported without it, which can't be undone.
     """
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks at it when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when it is imported
     from triton.language import sum as builtin
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -531,7 +535,7 @@ def _kernels(settings: Settings) -> str:
 
 
 def main(settings: Settings) -> int:
-    """Sweep, print the tables and the bars; 1 where a bar is missed."""
+    """Sweep, print the tables and the bars; returns 1 if a bar is missed."""
     out = console()
     count = len(settings.dtypes) * len(settings.functions)
     results = []

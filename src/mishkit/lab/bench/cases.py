@@ -1,7 +1,7 @@
-"""What `mishkit bench` times: the same work by mishkit, by torch's ReLU and by torch's twin.
+"""What `mishkit bench` times: the same work done by mishkit, by torch's ReLU and by torch's twin.
 
-The twin is torch's own function; beside it stands the formula as one would write it in torch, and
-mishkit's Mish, which the other functions with one exponential are measured against.
+The twin is torch's own function. The formula as you would write it in torch is timed as well, and
+so is mishkit's Mish, with which the other functions that have one exponential are compared.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from mishkit.activation import Activation
 from ..common.timing import Call
 
 SPREAD = 2.0
-"""Inputs are N(0, SPREAD): both branches and both tails of every function."""
+"""Inputs are drawn from N(0, SPREAD), which covers both branches and both tails of every function.
+"""
 OPERATOR_LIMIT = 1 << 20
-"""From so many elements on a backward pass costs enough to be timed through autograd."""
+"""From this many elements on, a backward pass takes long enough to be timed through autograd."""
 CALL_SIZES = (16, 1024)
-"""Elements at which a call's overhead is timed."""
+"""The sizes at which a call's overhead is timed."""
 MOST_IN_PLACE = 16
-"""Applications to one's own output before it nears the denormal numbers."""
+"""How often a function may be applied to its own output before that gets near the denormal numbers.
+"""
 
 OURS, RELU, TWIN = "mishkit", "relu", "torch"
 EXPRESSION, MISH = "expression", "mishkit's mish"
@@ -37,23 +39,23 @@ BACKWARD, FROM_OUTPUT = "backward", "backward from output"
 CALL, CALL_BACKWARD = "call", "call and backward"
 CASES = (FORWARD, OUT, IN_PLACE, PACKED, BACKWARD, FROM_OUTPUT, CALL, CALL_BACKWARD)
 SAME_WORK = {PACKED: FORWARD, FROM_OUTPUT: BACKWARD}
-"""Cases of mishkit's alone, and what the others do instead."""
+"""Cases that only mishkit has, and what the others do instead."""
 
 Calls = dict[tuple[str, str], Call]
-"""By case and contender."""
+"""Calls by case and contender."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One function of torch's, in every form that torch has; None where it has none."""
+    """One of torch's functions, in every form that torch has; None for forms that it lacks."""
 
     forward: Callable[[Tensor], Tensor]
     out: Callable[..., Tensor] | None
     in_place: Callable[[Tensor], Tensor] | None
     backward: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """(grad, input, output) -> grad_input, the operator."""
+    """(grad, input, output) -> grad_input; the operator."""
     expression: Callable[[Tensor], Tensor] | None = None
-    """The formula in torch's elementary functions; None where that is `forward`."""
+    """The formula in torch's elementary functions; None if `forward` already is that."""
 
 
 def _peers() -> dict[str, Peer]:
@@ -115,7 +117,7 @@ PEERS = _peers()
 
 
 def contenders(a: Activation) -> dict[str, Peer]:
-    """Who is timed beside mishkit: ReLU, and torch's own function unless that is ReLU itself."""
+    """What is timed next to mishkit: ReLU, and torch's own function unless that is ReLU itself."""
     found = {RELU: PEERS["relu"]}
     if a.name in PEERS and a.name != "relu":
         found[TWIN] = PEERS[a.name]
@@ -123,20 +125,20 @@ def contenders(a: Activation) -> dict[str, Peer]:
 
 
 def expression(a: Activation) -> Callable[[Tensor], Tensor] | None:
-    """The function as one would write it in torch: by its formula; None for ReLU."""
+    """The function as you would write it in torch, from its formula; None for ReLU."""
     if a.name in PEERS:
         return PEERS[a.name].expression
     return lambda x: a.portable(x, *a.defaults)
 
 
 def large(a: Activation, dtype: torch.dtype, size: int) -> Calls:
-    """Everything that is timed on `size` elements."""
+    """Everything that is timed with `size` elements."""
     x, grad = normal(size, dtype, seed=0), normal(size, dtype, seed=1)
     return dict((*_forwards(a, x), *_backwards(a, x, grad)))
 
 
 def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
-    """The overhead of a call: without grad, and with the forward and the backward pass."""
+    """The overhead of a call: without grad, and with the forward and backward pass."""
     x, grad = normal(size, dtype, seed=0), normal(size, dtype, seed=1)
     leaf = x.clone().requires_grad_()
 
@@ -151,7 +153,7 @@ def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
 
 @lru_cache(maxsize=2)
 def normal(size: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """So many inputs, the same each time."""
+    """This many inputs, the same on every call."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(size, generator=generator) * SPREAD).to(dtype)
 
@@ -186,7 +188,7 @@ def _forwards(a: Activation, x: Tensor) -> Iterator[tuple[tuple[str, str], Call]
 
 
 def _backwards(a: Activation, x: Tensor, g: Tensor) -> Iterator[tuple[tuple[str, str], Call]]:
-    """At the operator for small tensors, through autograd on a retained graph from 1 Mi up."""
+    """At the operator for small tensors, and through autograd on a retained graph from 1 Mi up."""
     if x.numel() < OPERATOR_LIMIT:
         y, side = _operator(a, "_packed")(x, *a.defaults)
         yield (BACKWARD, OURS), Call(partial(_operator(a, "_backward"), g, x, *a.defaults))
@@ -210,7 +212,7 @@ def _backwards(a: Activation, x: Tensor, g: Tensor) -> Iterator[tuple[tuple[str,
 
 
 def backward_call(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Call:
-    """Through autograd, on a graph that is made at the first call and kept."""
+    """A backward pass through autograd, on a graph that is made by the first call and kept."""
     leaf, kept = x.detach().requires_grad_(), list[Tensor]()
 
     def run() -> Any:
@@ -222,8 +224,9 @@ def backward_call(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) ->
 
 
 def working(made: Iterable[tuple[Any, Call]], missing: list[str], what: str) -> dict[Any, Call]:
-    """Those that run: each is run once, which compiles it. Others than mishkit's may fail, with a
-    line in `missing`."""
+    """The calls that work: each is run once, which also compiles it. Calls other than mishkit's may
+    fail, which adds a line to `missing`.
+    """
     found = {}
     for key, call in made:
         try:

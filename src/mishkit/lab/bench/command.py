@@ -1,4 +1,4 @@
-"""`mishkit bench`: which of the benchmarks is asked for."""
+"""`mishkit bench`: select the benchmark that is asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .settings import Settings
 
 
 def main(settings: Settings, csv_path: Path | None = None) -> int:
-    """Time the functions, print the tables and the bars, write the CSV; 1 where a bar is missed."""
-    # Each imports packages that the others do without.
+    """Time the functions, print tables and bars, write the CSV; returns 1 if a bar is missed."""
+    # Each benchmark imports packages that the others do not need.
     if settings.paper:
         from ..code import paper
 
@@ -25,7 +25,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
 
 
 def main_of_layer(settings: Settings, csv_path: Path | None = None) -> int:
-    """The same for the APTx layer, whose sizes and dtypes are its own."""
+    """The same for the APTx layer, which has its own sizes and dtypes."""
     if settings.paper:
         raise LabError("--paper is about the functions: it does not go with --neuron")
     if settings.device == "cuda":

@@ -1,9 +1,9 @@
-"""`mishkit bench`: what every function costs, beside torch's ReLU and torch's own function.
+"""`mishkit bench`: what every function costs, compared with torch's ReLU and torch's own function.
 
-All contenders of a function are timed in one process, in turns (round-robin), on inputs N(0, 2).
-Times are nanoseconds per element, ratios are between minima unless they say median. A backward
-pass is timed at the operator on tensors below 1 Mi elements, and from there on through autograd on
-a retained graph; results go into fresh memory unless a case says otherwise.
+All contenders for a function are timed in one process, round-robin, on inputs N(0, 2). Times are in
+nanoseconds per element; ratios are of minima unless they say median. A backward pass is timed at
+the operator for tensors below 1 Mi elements, and through autograd on a retained graph above that.
+Results go into fresh memory unless a case says otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .settings import DTYPES, QUICK, Settings
 
 @dataclass(frozen=True)
 class Group:
-    """What is timed in turns: every case and contender of one function at one size."""
+    """Cases timed together: every case and contender of one function at one size."""
 
     function: str
     dtype: str
@@ -42,7 +42,7 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """How long it is worth: memory-bound sizes need few but long samples."""
+        """How long to time it: memory-bound sizes need few but long samples."""
         base = 5.0 if self.size > 1 << 22 else 1.0 if self.size > 1 << 18 else 0.5
         return base if self.threads == 1 else 0.5 * base
 
@@ -51,7 +51,7 @@ class Group:
 
 
 def groups(settings: Settings) -> list[Group]:
-    """The groups, one thread first and small sizes first; call overhead at one thread alone."""
+    """The groups: one thread first, small sizes first; call overhead only with one thread."""
     found = []
     for threads in sorted(settings.threads):
         for dtype in settings.dtypes:
@@ -70,9 +70,9 @@ def groups(settings: Settings) -> list[Group]:
 
 
 def time_group(group: Group, share: float = 1.0) -> Timings:
-    """Time one group, for a share of the time that it is worth."""
+    """Time one group, for a share of its usual time."""
     make = small if group.is_small else large
-    # What is timed without autograd is so because its inputs require no grad.
+    # Cases timed without autograd are so because their inputs require no grad.
     calls = make(ACTIVATIONS[group.function], DTYPES[group.dtype], group.size)
     with torch_threads(group.threads):
         least = 3 if share == 1 else 2
@@ -90,7 +90,7 @@ def time_group(group: Group, share: float = 1.0) -> Timings:
 
 
 def main(settings: Settings, csv_path: Path | None = None) -> int:
-    """Time, print the tables and the bars, write the CSV; 1 where a bar is missed."""
+    """Time, print the tables and the bars, write the CSV; returns 1 if a bar is missed."""
     out = console()
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"

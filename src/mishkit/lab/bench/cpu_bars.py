@@ -1,4 +1,4 @@
-"""The bars of `mishkit bench`: what the kernels were promised to reach on one thread."""
+"""The bars of `mishkit bench`: what the kernels are promised to reach on one thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio between two timings and its limit."""
+    """A ratio between two timings, with its limit."""
 
     what: str
     above: Key
@@ -48,7 +48,7 @@ class Bar:
     note: str = ""
 
     def verdict(self, results: Results) -> Verdict:
-        """By the ratio of minima; that of medians is shown beside it."""
+        """The verdict on the ratio of minima; the ratio of medians is shown beside it."""
         sign = "≥" if self.at_least else "≤"
         bar = f"{sign} {self.limit:g}×{self.note}"
         ratio = results.ratio(self.above, self.below)
@@ -68,7 +68,7 @@ def faster(
     dtype: str = "float32",
     than: str = TWIN,
 ) -> Bar:
-    """At least so many times faster than torch's own function, or than its expression."""
+    """At least this many times faster than torch's own function, or than the formula in torch."""
     ours = _key(function, case, size, dtype)
     what = f"{_name(ours)}: faster than {WORDS[than]}"
     return Bar(what, ours._replace(contender=than), ours, limit, at_least=True)
@@ -83,7 +83,7 @@ def costs(
     beside: str = RELU,
     note: str = "",
 ) -> Bar:
-    """At most so many times what the contender beside it takes."""
+    """At most this many times the time of the contender `beside`."""
     ours = _key(function, case, size)
     below = ours._replace(contender=beside)
     return Bar(
@@ -146,5 +146,5 @@ BARS = (
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Every bar, in the order of the promise."""
+    """Every bar, in the order of the promises."""
     return [bar.verdict(results) for bar in BARS]

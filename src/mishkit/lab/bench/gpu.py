@@ -1,14 +1,14 @@
 """`mishkit bench --device cuda`: what every function costs on a GPU, and the published tables.
 
-Everything of one function at one size is timed in turns (see `mishkit.lab.common.gpu_timing`), on
-inputs N(0, 2): mishkit's five bodies at the operator, torch's own function, torch.compile of it,
-torch's ReLU, and a copy from memory to memory. GB/s are the bytes that the work needs (an element
-read or written once for each tensor, and the side) over the minimum; the copy's GB/s in the same
-run are what memory gives, and every other figure is set against them. Where a function is not
-torch's, torch÷ and compile÷ are of its formula in torch. Results go into memory that torch's
-allocator holds.
+Everything for one function at one size is timed round-robin (see `mishkit.lab.common.gpu_timing`),
+on inputs N(0, 2): mishkit's five bodies at the operator, torch's own function, torch.compile of it,
+torch's ReLU, and a memory-to-memory copy. GB/s are the bytes that the work needs (one read or write
+per element and tensor, and the side) divided by the minimum time. The copy's GB/s in the same run
+show what memory can deliver, and all other figures are compared with it. If torch doesn't have the
+function, torch÷ and compile÷ refer to its formula in torch. Results go into memory that torch's
+allocator already holds.
 
-The L2 error is ‖result − exact‖₂, the exact one being the plain formula in float64.
+The L2 error is ‖result − exact‖₂, where exact is the plain formula in float64.
 """
 
 from __future__ import annotations
@@ -69,28 +69,28 @@ BODIES = {
     FROM_OUTPUT: bodies.BACKWARD_PACKED,
     DOUBLE: bodies.DOUBLE_BACKWARD,
 }
-"""The cases of a function, and the kernels' bodies."""
+"""The cases for a function, with the kernel bodies."""
 TENSORS = {COPY: 2} | {case: bodies.BODIES[body].traffic for case, body in BODIES.items()}
-"""How many of them each case reads or writes."""
+"""How many tensors each case reads or writes."""
 WIDTH = 126
 """Columns that the tables need."""
 
 
 def bytes_per_element(key: Key) -> float:
-    """What the work of a case needs to read and write."""
+    """The bytes that a case needs to read and write."""
     has_side = key.contender == OURS and key.case in SAME_WORK
     has_side = has_side and ACTIVATIONS[key.function].turn is not None
     return TENSORS[key.case] * DTYPES[key.dtype].itemsize + has_side / 8
 
 
 def speed(results: Results, key: Key) -> float | None:
-    """GB/s, by the minimum; None where nothing was timed."""
+    """GB/s, from the minimum time; None if nothing was timed."""
     timing = results.find(key)
     return None if timing is None else key.size * bytes_per_element(key) / timing.min
 
 
 def share_of_copy(results: Results, key: Key) -> float | None:
-    """The speed over that of a copy from memory to memory."""
+    """The speed divided by that of a memory-to-memory copy."""
     ours = speed(results, key)
     copy = speed(results, key._replace(case=COPY, contender=COPY))
     return None if ours is None or copy is None else ours / copy
@@ -100,7 +100,7 @@ def share_of_copy(results: Results, key: Key) -> float | None:
 
 
 def calls(a: Activation, dtype: torch.dtype, size: int) -> Iterator[tuple[tuple[str, str], Call]]:
-    """By case and contender. What can't be made is a call that raises."""
+    """Calls by case and contender. What can't be created becomes a call that raises."""
     x, g, gg = (normal(size, dtype, seed) for seed in range(3))
     y = torch.empty_like(x)
     yield (COPY, COPY), Call(partial(y.copy_, x))
@@ -147,7 +147,7 @@ def _double_backward(
     def run() -> Any:
         if not kept:
             kept.extend(torch.autograd.grad(function(leaf), leaf, grad, create_graph=True))
-        # ReLU's gradient does not depend on the input but by its sign.
+        # ReLU's gradient depends only on the sign of the input.
         return torch.autograd.grad(kept[0], (grad, leaf), gg, retain_graph=True, allow_unused=True)
 
     return Call(run)
@@ -156,7 +156,7 @@ def _double_backward(
 def time_function(
     results: Results, name: str, dtype: str, size: int, stopwatch: Stopwatch, rounds: int
 ) -> None:
-    """Every case and contender of one function; without the memory for it a line says so."""
+    """Time every case and contender of one function; if memory runs out, `missing` says so."""
     torch.compiler.reset()
     what = f"{name}, {dtype}, {size_name(size)}"
     try:
@@ -170,7 +170,7 @@ def time_function(
 
 
 def rooflines(settings: Settings, gpu: GPU | None) -> dict[tuple[str, str, str], float]:
-    """The rooflines of a published GPU, where it has a like; of kernels that compile."""
+    """The rooflines of the kernels that compile, for the published GPU like this one, if any."""
     dtypes = [dtype for dtype in settings.dtypes if dtype in _paper.DTYPES]
     if gpu is None or not triton.available():
         return {}
@@ -187,7 +187,7 @@ def rooflines(settings: Settings, gpu: GPU | None) -> dict[tuple[str, str, str],
 
 
 def main(settings: Settings, csv_path: Path | None = None) -> int:
-    """Time, print the tables and the bars, write the CSV; 1 where a bar is missed."""
+    """Time, print the tables and the bars, write the CSV; returns 1 if a bar is missed."""
     gpu, out, results = device(), console(), Results()
     out.width = max(WIDTH, out.width)
     out.print(Text(head(gpu, settings.dtypes)))
@@ -205,7 +205,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
 
 
 def head_lines(gpu: Device, dtypes: Iterable[str]) -> tuple[str, str]:
-    """The software and the GPU, a line each."""
+    """The software and the GPU, one line each."""
     by_triton = triton.available() and any(DTYPES[dtype] in triton.DTYPES for dtype in dtypes)
     kernels = "Triton kernels" if by_triton else "plain torch: no Triton, or no dtype for it"
     return (
@@ -215,7 +215,7 @@ def head_lines(gpu: Device, dtypes: Iterable[str]) -> tuple[str, str]:
 
 
 def head(gpu: Device, dtypes: Iterable[str]) -> str:
-    """What is timed by what, and what the columns mean."""
+    """What is timed, with what, and what the columns mean."""
     like = gpu.published.name if gpu.published else "none"
     return "\n".join(head_lines(gpu, dtypes)) + (
         "\n"
@@ -275,7 +275,7 @@ def _print_table(out: Console, results: Results, dtype: str, size: int, gpu: Dev
 
 
 def _fits(size: int, dtype: str, gpu: Device) -> bool:
-    """Whether an input and its result do."""
+    """Whether an input and its result fit the cache."""
     return 2 * size * DTYPES[dtype].itemsize <= gpu.cache
 
 
@@ -305,16 +305,16 @@ def _figure(
 
 
 class WorstRatio(NamedTuple):
-    """How the times of a case of every function should compare, at the largest size."""
+    """How one case should compare over all functions, at the largest size."""
 
     case: str
     dtype: str
     contender: str
     limit: float
-    """At most so many times the contender's."""
+    """At most this many times the contender's time."""
 
     def verdict(self, results: Results) -> Verdict:
-        """By the worst function."""
+        """The verdict on the worst function."""
         found: Mapping[str, float] = dict(self._ratios(results))
         what = f"{self.dtype}, {self.case}: over {WORDS[self.contender]}"
         bar = f"≤ {self.limit:g}×"
@@ -336,8 +336,9 @@ class WorstRatio(NamedTuple):
 
 WORDS = {RELU: "torch's ReLU", TWIN: "torch's own", COMPILED: "torch.compile of torch's own"}
 _LIMITS = {FORWARD: 1.1, PACKED: 1.15, BACKWARD: 1.1, FROM_OUTPUT: 1.25}
-"""Over ReLU: where arithmetic hides behind memory, what is left are a side's bytes and noise; the
-gradient from the output of a 16-bit type is the one that may not hide (see `_paper.BARS`)."""
+"""Relative to ReLU. Where arithmetic hides behind memory, only a side's bytes and noise are left;
+the gradient from the output of a 16-bit type is the one that may not hide (see `_paper.BARS`).
+"""
 BARS = tuple(
     bar
     for dtype in _paper.DTYPES
@@ -347,18 +348,18 @@ BARS = tuple(
         *(WorstRatio(case, dtype, COMPILED, 1.1) for case in (FORWARD, BACKWARD)),
     )
 )
-"""Aims: no GPU has been held against them yet."""
+"""Aims: no GPU has been measured against them yet."""
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
-    """Every bar, and that of the errors."""
+    """Every bar on times, followed by those on errors."""
     for bar in BARS:
         yield bar.verdict(results)
     yield from published_gpu.verdicts(results)
 
 
 def write_csv(path: Path, results: Results, gpu: Device) -> None:
-    """A row a timing, in nanoseconds a call; an empty cell where a figure does not apply."""
+    """One row per timing, in nanoseconds per call; a cell is empty if a figure does not apply."""
     made_by = {
         "device": gpu.name,
         "target": gpu.target,

@@ -21,19 +21,19 @@ class Device:
 
     name: str
     target: str
-    """sm_90, gfx942."""
+    """For example sm_90 or gfx942."""
     cache: int
-    """Bytes of its last cache that is reported."""
+    """Bytes of the last-level cache that is reported."""
     software: str
 
     @property
     def published(self) -> GPU | None:
-        """The GPU of the rooflines that runs the same code."""
+        """The published GPU in the rooflines that runs the same code."""
         return next((gpu for gpu in GPUS if gpu.target == self.target), None)
 
 
 def device() -> Device:
-    """The current one. Raises LabError where there is none."""
+    """The current device. Raises LabError if there is none."""
     if not torch.cuda.is_available():
         raise LabError(
             "no GPU: torch.cuda.is_available() is False; with --paper, --device cuda needs none"

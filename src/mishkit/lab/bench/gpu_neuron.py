@@ -1,8 +1,9 @@
 """`mishkit bench --device cuda --neuron`: the APTx layer on a GPU.
 
-The same layer and contenders as on the CPU (see `mishkit.lab.bench.neuron`), and a layer of
-transformers' size, in float32, bfloat16 and float16. Memory is the most that torch's allocator has
-handed out in a forward and backward pass, beyond what was there before, with all results alive.
+The same layer and contenders as on the CPU (see `mishkit.lab.bench.neuron`), and a layer the size
+of those in transformers, in float32, bfloat16 and float16. Memory is the peak that torch's
+allocator hands out during a forward and backward pass, beyond what was there before, with all
+results alive.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Shape(NamedTuple):
-    """Of a layer and its input."""
+    """The sizes of a layer and its input."""
 
     batch: int
     input: int
@@ -50,25 +51,25 @@ class Shape(NamedTuple):
 
     @property
     def terms(self) -> int:
-        """Terms of the layer's sum."""
+        """The number of terms of the layer's sums."""
         return self.batch * self.input * self.output
 
 
 SHAPES = (Shape(256, 784, 128), Shape(2048, 1024, 1024))
 FITS = 1 << 28
-"""Terms that plain torch is timed with: it holds several tensors of so many elements."""
+"""The most terms that plain torch is timed with: it holds several tensors of that many elements."""
 
 Memories = dict[tuple[Shape, str, str], int]
 """Bytes, by shape, dtype and contender."""
 
 
 def layer(shape: Shape, dtype: str) -> Layer:
-    """On the GPU."""
+    """The layer on the GPU."""
     return Layer(*shape, device=DEVICE, dtype=getattr(torch, dtype))
 
 
 def calls(of: Layer, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Call]]:
-    """By case and contender."""
+    """Calls by case and contender."""
     x, g = of.tensors()
     for name in names:
         call, parameters = of.contender(name)
@@ -85,7 +86,7 @@ def calls(of: Layer, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], 
 
 
 def memory_of(of: Layer, name: str) -> int:
-    """Bytes beyond the parameters and the input."""
+    """Peak bytes beyond the parameters and the input."""
     both = of.pass_of(name)
     both()  # compiles
     torch.cuda.synchronize()
@@ -104,7 +105,7 @@ def measure(
     stopwatch: Stopwatch,
     rounds: int,
 ) -> None:
-    """Everyone at one shape; those who need more memory than there is, in a line of their own."""
+    """Measure all contenders at one shape; running out of memory adds a line to `missing`."""
     torch.compiler.reset()
     of, what = layer(shape, dtype), f"{LAYER} {tuple(shape)}, {dtype}"
     names: tuple[str, ...] = CONTENDERS
@@ -123,7 +124,7 @@ def measure(
 
 
 def key(shape: Shape, dtype: str, case: str, contender: str) -> Key:
-    """What one timing is of."""
+    """The key of one timing."""
     return Key(LAYER, dtype, case, shape.terms, contender, table="x".join(map(str, shape)))
 
 
@@ -131,7 +132,7 @@ def key(shape: Shape, dtype: str, case: str, contender: str) -> Key:
 
 
 def main(quick: bool = False, csv_path: Path | None = None) -> int:
-    """Time, measure, print the tables and the bars, write the CSV; 1 where a bar is missed."""
+    """Time, measure, print tables and bars, write the CSV; returns 1 if a bar is missed."""
     gpu, out = device(), console()
     results, memories = Results(), Memories()
     out.print(Text(head(gpu)))
@@ -149,7 +150,7 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
 
 
 def head(gpu: Device) -> str:
-    """What is timed by what."""
+    """What is timed, and with what."""
     who = "\n".join(head_lines(gpu, DTYPES))
     return (
         f"{who}\nTimes by events on the current stream, the caches flushed before each: "
@@ -186,7 +187,7 @@ def _print_table(
 
 
 def verdicts(results: Results, memories: Memories) -> Iterator[Verdict]:
-    """As on the CPU, at its shape in float32: aims, that no GPU has been held against yet."""
+    """Like the CPU's bars, at its shape in float32; aims that no GPU was measured against yet."""
     shape, dtype = SHAPES[0], DTYPES[0]
     for name, limit in FASTER.items():
         above, below = (key(shape, dtype, BOTH, which) for which in (name, OURS))

@@ -1,13 +1,14 @@
-"""`mishkit bench --neuron`: the APTx layer beside its formula in plain torch, and a linear layer.
+"""`mishkit bench --neuron`: the APTx layer next to its formula in plain torch, and a linear layer.
 
-A layer of 784 inputs and 128 outputs, batch 256, float32, whose input requires grad as within a
-network. Timed in turns at one thread and at all of them: forward; backward on a retained graph;
-both. torch.compile compiles once a number of threads, outside the time.
+The layer has 784 inputs and 128 outputs, batch 256, float32; its input requires grad, as inside a
+network. Three cases are timed round-robin, with one thread and with all threads: forward, backward
+on a retained graph, and both. torch.compile compiles once per number of threads, outside the
+timing.
 
 Memory is that of one forward and backward pass beyond the parameters and the input, with all
-results alive at the end, each contender in a process of its own: the most that torch's allocator
-hands out at a time, scratch included; and, on Linux, the most that the process's resident memory
-grows, which sees every allocation, torch's or not.
+results alive at the end, and each contender in a separate process. Two figures are given: the peak
+that torch's allocator hands out, including scratch memory; and, on Linux, the peak growth of the
+process's resident memory, which includes every allocation, whether torch's or not.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from .settings import QUICK
 
 BATCH, IN, OUT = 256, 784, 128
 SECONDS = 12.0
-"""For the timings of one number of threads."""
+"""Seconds of timing for one number of threads."""
 
 OURS, PLAIN, COMPILED, LINEAR = "mishkit", "plain torch", "torch.compile", "Linear"
 CONTENDERS = (OURS, PLAIN, COMPILED, LINEAR)
@@ -52,13 +53,13 @@ FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
 CASES = (FORWARD, BACKWARD, BOTH)
 
 FASTER = {PLAIN: 15.0, COMPILED: 3.0}
-"""How many times faster forward and backward should be."""
+"""How many times faster forward and backward together should be."""
 LEANER = 50.0
 """How many times less memory than plain torch they should take."""
 
 
 class PlainLayer(mk.APTxLayer):
-    """The layer as it is published: one expression, of batch × out × in elements."""
+    """The layer as published: one expression, which holds batch × out × in elements."""
 
     def forward(self, input: Tensor) -> Tensor:
         x = input.unsqueeze(1)
@@ -68,7 +69,7 @@ class PlainLayer(mk.APTxLayer):
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer and its input, the same numbers each time."""
+    """A layer and its input, with the same numbers on every call."""
 
     batch: int
     input: int
@@ -93,7 +94,7 @@ class Layer:
         return x.requires_grad_(), g
 
     def pass_of(self, name: str) -> Callable[[], Any]:
-        """One forward and backward pass, which returns all it has made."""
+        """One forward and backward pass; it returns everything it has made."""
         call, parameters = self.contender(name)
         x, g = self.tensors()
 
@@ -105,7 +106,7 @@ class Layer:
 
 
 def layer() -> Layer:
-    """The one that is timed on the CPU."""
+    """The layer that is timed on the CPU."""
     return Layer(BATCH, IN, OUT)
 
 
@@ -113,12 +114,12 @@ def layer() -> Layer:
 
 
 def key(case: str, contender: str, threads: int) -> Key:
-    """What one timing is of."""
+    """The key of one timing."""
     return Key("aptx_layer", "float32", case, BATCH * OUT * IN, contender, threads)
 
 
 def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
-    """Everything that is timed in turns, compiled."""
+    """All calls that are timed round-robin, compiled."""
     of = layer()
     x, g = of.tensors()
     made: dict[tuple[str, str], Call] = {}
@@ -139,8 +140,8 @@ def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
 
 
 def time_all(threads: int, seconds: float, names: tuple[str, ...] = CONTENDERS) -> Results:
-    """Nanoseconds per element of batch × out × in, at so many threads."""
-    torch.compiler.reset()  # code is compiled for a number of threads
+    """Nanoseconds per element of batch × out × in, with this many threads."""
+    torch.compiler.reset()  # code is compiled for a specific number of threads
     with torch_threads(threads):
         timings = round_robin(calls(names), seconds=seconds)
     results = Results()
@@ -159,14 +160,14 @@ class Memory:
     """The peak of one pass, in bytes."""
 
     allocated: int
-    """By torch's allocator."""
+    """Counted by torch's allocator."""
     resident: int | None
-    """Growth of the process; None where the system does not tell."""
+    """Growth of the process; None if the system does not report it."""
 
 
 def memory_of(name: str) -> Memory:
-    """Measured in a process of its own, where nothing else has allocated before."""
-    # What is freed goes back to the system at once, so that no memory is used again unseen.
+    """Measured in a separate process, where nothing else has allocated before."""
+    # Freed memory goes back to the system at once, so that no reuse goes unnoticed.
     small = str(1 << 16)
     tuned = {"MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
     code = f"from mishkit.lab.bench import neuron; neuron.print_memory({name!r})"
@@ -179,7 +180,7 @@ def memory_of(name: str) -> Memory:
 
 
 def print_memory(name: str) -> None:
-    """The other end of `memory_of`."""
+    """The part of `memory_of` that runs in the other process."""
     both = layer().pass_of(name)
     both()  # compiles, starts threads, loads code
     found = {"allocated": allocated_by(both), "resident": grown_by(both)}
@@ -187,7 +188,7 @@ def print_memory(name: str) -> None:
 
 
 def allocated_by(run: Callable[[], Any]) -> int:
-    """The most bytes that torch's allocator hands out at a time."""
+    """The peak bytes that torch's allocator hands out."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
@@ -201,7 +202,7 @@ def allocated_by(run: Callable[[], Any]) -> int:
 
 
 def main(quick: bool = False, csv_path: Path | None = None) -> int:
-    """Time, measure, print the tables and the bars, write the times; 1 where a bar is missed."""
+    """Time, measure, print tables and bars, write the times; returns 1 if a bar is missed."""
     out = console()
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
@@ -274,7 +275,7 @@ def _print_memories(out: Console, memories: dict[str, Memory]) -> None:
 
 
 def time_verdicts(results: Results, threads: list[int]) -> Iterator[Verdict]:
-    """Forward and backward against plain torch and the compiler."""
+    """Forward and backward, compared with plain torch and the compiler."""
     for count, (name, limit) in itertools.product(threads, FASTER.items()):
         what = f"{BOTH}, threads: {count}: faster than {name}"
         above, below = (key(BOTH, contender, count) for contender in (name, OURS))
@@ -282,7 +283,7 @@ def time_verdicts(results: Results, threads: list[int]) -> Iterator[Verdict]:
 
 
 def memory_verdicts(memories: dict[str, Memory]) -> Iterator[Verdict]:
-    """Against plain torch, by both ways of counting."""
+    """Compared with plain torch, by both ways of counting."""
     for way, name in (("allocated", "allocated by torch"), ("resident", "resident")):
         what, bar = f"peak memory, {name}: less than plain torch's", f"≥ {LEANER:g}×"
         plain, ours = (getattr(memories.get(n), way, None) for n in (PLAIN, OURS))

@@ -1,15 +1,15 @@
-"""`mishkit bench --like`: the two tables that others have published, in their layout, on a CPU.
+"""`mishkit bench --like`: two tables that others have published, in their layout, on a CPU.
 
-mish-cuda   its README's, as `mishkit.lab.bench.published_gpu` has it for a GPU: an input of (16,
-            10, 256, 256) from N(0, 1), mean ± standard deviation (min – max) over 100 runs after
-            10, in turns.
-hmish       that of the hmish kernels in ConvolutionBuildingBlocks: inference and training, 16 Mi
-            elements, scalar and vector kernels side by side, and the L2 norm of the error against
-            float64. Here the columns are our kernels for the least and for the best instruction
-            set of this CPU, results go into existing memory where there is a form for it, and
-            inputs are N(0, 2).
+mish-cuda   the table of its README, which `mishkit.lab.bench.published_gpu` makes for a GPU: an
+            input of (16, 10, 256, 256) from N(0, 1), mean ± standard deviation (min – max) over
+            100 runs after 10 warm-up runs, round-robin.
+hmish       the table of the hmish kernels in ConvolutionBuildingBlocks: inference and training,
+            16 Mi elements, scalar and vector kernels side by side, and the L2 norm of the error
+            against float64. Here the columns are our kernels for the least and the best
+            instruction set of this CPU, results go into existing memory where there is a form
+            for that, and inputs are N(0, 2).
 
-Runs of the first begin with whatever the caches hold: a CPU's are not flushed.
+Runs for the first table start with whatever the caches hold: on a CPU they are not flushed.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from .settings import DTYPES, Settings
 HMISH = "hmish"
 TABLES = (MISH_CUDA, HMISH)
 SECONDS = 20.0
-"""How long hmish's table of one function is timed."""
+"""How long hmish's table is timed for one function."""
 NOT_THERE = "N/A"
-"""As there."""
+"""The word that the published table uses."""
 
 
 def main(table: str, settings: Settings, functions: Sequence[str] = ("h_mish",)) -> int:
-    """Print one of the tables; `functions` are those of hmish's rows, mish-cuda's is of Mish.
+    """Print one of the tables. `functions` are those of hmish's rows; mish-cuda's table is of Mish.
 
     Raises
     ------
     LabError
-        for an unknown table, or another device than the CPU
+        for an unknown table, or a device other than the CPU
     """
     if table not in TABLES:
         raise LabError(f"--like takes {' or '.join(TABLES)}, not {table!r}")
@@ -95,7 +95,7 @@ def _mish_cuda(out: Console, dtype: str, threads: int, is_quick: bool) -> None:
 
 
 def time_mish_cuda(dtype: str, is_quick: bool) -> Results:
-    """Every function of the table, forward and backward, a run each in turns."""
+    """Every function of the table, forward and backward, one run each, round-robin."""
     results, size = Results(), math.prod(published_gpu.SHAPE)
     runs = max(1, published_gpu.RUNS // 5) if is_quick else published_gpu.RUNS
     made = working(_mish_cuda_calls(DTYPES[dtype]), results.missing, f"{MISH_CUDA}, {dtype}")
@@ -135,7 +135,7 @@ def _hmish(out: Console, a: Activation, dtype: str, threads: int, is_quick: bool
 def time_hmish(
     a: Activation, dtype: torch.dtype, isas: Sequence[str], seconds: float
 ) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Nanoseconds a call by row and instruction set, and the L2 norms by row."""
+    """Nanoseconds per call by row and instruction set, and the L2 norms by row."""
     rows, exact, x = _hmish_rows(a, dtype)
     errors: dict[str, float] = {}
     before = cpu.isa()
@@ -160,7 +160,7 @@ def time_hmish(
 def _hmish_rows(
     a: Activation, dtype: torch.dtype
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Callable[[Tensor], Tensor]], Tensor]:
-    """What each row runs, what those with an error should give of the input, and the input."""
+    """What each row runs, the exact result for rows with an error, and the input."""
     x = normal(SIZE, dtype, 0)
     one, out = torch.ones_like(x), torch.empty_like(x)
 
@@ -189,7 +189,7 @@ def hmish_lines(
     times: dict[tuple[str, str], float],
     errors: dict[str, float],
 ) -> Iterator[str]:
-    """Both tables in the published form."""
+    """Both tables in their published form."""
     title = a.name.replace("_", "")
     columns = [f"Time ({isa})" for isa in isas] or ["Time (plain torch)"]
     for file, names in (

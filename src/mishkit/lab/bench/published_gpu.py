@@ -1,12 +1,12 @@
 """Two tables in the form in which others have published theirs, so that figures can be compared.
 
-mish-cuda   its README's: an input of (16, 10, 256, 256) from N(0, 1); forward with autograd's
-            records, and backward through autograd; mean ± standard deviation (min–max) over 100
-            runs after 10. Its "mish_pt" is the formula in torch's operations.
-errors      that of the hmish kernels: 16 Mi elements, the time, and the L2 norm of the error
+mish-cuda   the table of its README: an input of (16, 10, 256, 256) from N(0, 1); forward with
+            autograd recording, and backward through autograd; mean ± standard deviation (min–max)
+            over 100 runs after 10 warm-up runs. Its "mish_pt" is the formula in torch operations.
+errors      the table of the hmish kernels: 16 Mi elements, the time, and the L2 norm of the error
             against float64, forward and backward; here for every function, from N(0, 2).
 
-Unlike theirs, the caches are flushed before each run, and the host's time is kept out (see
+Unlike in theirs, the caches are flushed before each run, and host time is excluded (see
 `mishkit.lab.common.gpu_timing`).
 """
 
@@ -55,19 +55,19 @@ SHAPE = (16, 10, 256, 256)
 RUNS, WARM_RUNS = 100, 10
 SIZE = 1 << 24
 CHUNK = 1 << 20
-"""Elements that are compared at a time, in float64."""
+"""How many elements are compared at a time, in float64."""
 WORSE = 1.05
-"""How many times torch's error ours may be."""
+"""The largest allowed ratio of our error to torch's."""
 
 # ---- mish-cuda's ---------------------------------------------------------------------------------
 
 
 def mish_cuda_functions() -> dict[str, Callable[[Tensor], Tensor]]:
-    """By the names of the published table, and those who have come since."""
+    """The functions under the names of the published table, and newer ones."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # torch has deprecated its JIT, which is among those compared
+        )  # torch has deprecated its JIT, which is one of the contenders
         jit = torch.jit.script(composed_mish)
     return {
         "relu": F.relu,
@@ -85,7 +85,7 @@ def mish_cuda_functions() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def mish_cuda_calls(dtype: torch.dtype) -> Iterator[tuple[tuple[str, str], Call]]:
-    """By case and name."""
+    """Calls by case and name."""
     x = normal(SHAPE, dtype, 0).div_(SPREAD)
     g, leaf = normal(SHAPE, dtype, 1), x.clone().requires_grad_()
     for name, function in mish_cuda_functions().items():
@@ -103,7 +103,7 @@ def _time_mish_cuda(results: Results, dtype: str, stopwatch: Stopwatch, is_quick
 
 
 def time_words(nanoseconds: float) -> str:
-    """Four digits and a unit, as there: 223.7µs, 1.135ms."""
+    """Four digits and a unit, as in the published table: 223.7µs, 1.135ms."""
     for unit, length in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if nanoseconds >= length:
             return f"{nanoseconds / length:#.4g}{unit}"
@@ -111,7 +111,7 @@ def time_words(nanoseconds: float) -> str:
 
 
 def mish_cuda_lines(results: Results, dtype: str) -> Iterator[str]:
-    """The lines of one dtype, in the published form."""
+    """The lines for one dtype, in the published form."""
     endings = {FORWARD: "fwd", BACKWARD: "bwd"}
     found = {k: t for k, t in results.timings.items() if (k.table, k.dtype) == (MISH_CUDA, dtype)}
     width = max((len(key.contender) for key in found), default=0) + 5
@@ -131,7 +131,7 @@ Forms = dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], T
 
 
 def forms(a: Activation) -> Forms:
-    """Ours from the input and from the output, torch's own, and the formula in torch."""
+    """Ours, with gradients from the input and from the output; torch's own; and the formula."""
 
     def operator(ending: str) -> Callable[..., Any]:
         return partial(_with, getattr(torch.ops.mishkit, a.name + ending).default, a.defaults)
@@ -162,7 +162,7 @@ def _by_autograd(function: Callable[[Tensor], Tensor], g: Tensor, x: Tensor) -> 
 
 
 def l2_error(result: Tensor, exact: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """‖result − exact(x)‖₂, in float64, a chunk at a time."""
+    """‖result − exact(x)‖₂, in float64, one chunk at a time."""
     total = 0.0
     for got, at in zip(result.split(CHUNK), x.split(CHUNK), strict=True):
         total += float((got.double() - exact(at.double())).square().sum())
@@ -220,7 +220,7 @@ def _print_errors(out: Console, results: Results, dtype: str) -> None:
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
-    """Our errors over torch's own, by the worst of all functions."""
+    """Our errors divided by torch's own, for the worst of all functions."""
     for case in (FORWARD, BACKWARD):
         what, bar = f"{case}: L2 error over torch's own", f"≤ {WORSE:g}×"
         ratios = {}
@@ -245,7 +245,7 @@ class _Job(NamedTuple):
 
 
 def time_all(results: Results, settings: Settings, stopwatch: Stopwatch) -> None:
-    """Both tables, in the settings' dtypes; the first is of Mish whatever the functions are."""
+    """Both tables, in the settings' dtypes; the first is always of Mish."""
     jobs = [
         _Job(
             f"{MISH_CUDA}, {dtype}",

@@ -1,4 +1,4 @@
-"""What `mishkit bench` has timed, on a CPU or a GPU, and the ratios between the timings."""
+"""The timings of `mishkit bench`, on a CPU or a GPU, and the ratios between them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .cases import OURS, SAME_WORK
 
 QUANTILES = (0.1, 0.25, 0.75, 0.9)
 FAMILY = "family"
-"""The table of all functions; tables in others' layouts have names of their own."""
+"""The table of all functions; tables in others' layouts have their own names."""
 CPU_COLUMNS = ("function", "dtype", "case", "size", "threads", "contender")
 GPU_COLUMNS = ("table", "function", "dtype", "case", "size", "contender")
-"""The parts of a key that a CSV file names."""
+"""The parts of a key that are columns of a CSV file."""
 
 
 class Key(NamedTuple):
-    """What was timed."""
+    """Identifies one timing."""
 
     function: str
     dtype: str
@@ -35,7 +35,7 @@ class Key(NamedTuple):
     size: int
     contender: str
     threads: int = 1
-    """Of PyTorch, on a CPU."""
+    """PyTorch's threads, on a CPU."""
     table: str = FAMILY
 
     def columns(self, names: tuple[str, ...]) -> list[str | int]:
@@ -50,26 +50,26 @@ Timings = dict[Key, Timing]
 class Results:
     """Timings, errors, and contenders that could not be timed.
 
-    A timing on a CPU is in nanoseconds per element, or per call for the cases on
-    `mishkit.lab.bench.cases.CALL_SIZES`; a timing on a GPU is in nanoseconds per call.
+    CPU timings are in nanoseconds per element, or per call for the cases with
+    `mishkit.lab.bench.cases.CALL_SIZES`; GPU timings are in nanoseconds per call.
     """
 
     timings: Timings = field(default_factory=dict)
     errors: dict[Key, float] = field(default_factory=dict)
     """L2 norms of the errors."""
     rooflines: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    """Arithmetic over memory traffic by a GPU's published peaks, by function, body and dtype."""
+    """Arithmetic over memory traffic, at a GPU's published peaks, by function, body and dtype."""
     missing: list[str] = field(default_factory=list)
-    """A line for each contender that could not be timed."""
+    """One line for each contender that could not be timed."""
 
     def find(self, key: Key) -> Timing | None:
-        """The timing, or None; a case of mishkit's alone stands for what the others do instead."""
+        """The timing, or None; a case only mishkit has is mapped to what the others do instead."""
         if key.contender != OURS:
             key = key._replace(case=SAME_WORK.get(key.case, key.case))
         return self.timings.get(key)
 
     def ratio(self, above: Key, below: Key, statistic: str = "min") -> float | None:
-        """One time over another, by their minima or medians; None where one is missing."""
+        """The ratio of two times, of minima or medians; None if one is missing."""
         times = self.find(above), self.find(below)
         if times[0] is None or times[1] is None:
             return None
@@ -77,7 +77,7 @@ class Results:
 
 
 def write_csv(path: Path, results: Results) -> None:
-    """A row a timing; times in ns per element, per call where `unit` says so."""
+    """One row per timing; times are in ns per element, or per call if `unit` says so."""
     names = [f"q{round(100 * q)}" for q in QUANTILES]
     made_by = {
         "mishkit": mk.__version__,

@@ -1,4 +1,4 @@
-"""What `mishkit bench` is asked to time, and for how long."""
+"""What `mishkit bench` should time, and for how long."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 DEVICES = ("cpu", "cuda")
 GPU_DTYPES = ("float32", "bfloat16", "float16")
 GPU_SIZES = (1 << 20, 1 << 24, 1 << 27)
-"""What is timed on a GPU unless it is said: the last is beyond every cache, at 256 MiB and more."""
+"""The default sizes on a GPU; the last one exceeds every cache, at 256 MiB and more."""
 UNITS = {"": 1, "ki": 1 << 10, "mi": 1 << 20}
 QUICK = 0.2
-"""The share of the time that a quick run takes."""
+"""The fraction of the usual time that a quick run takes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """ "64Ki,1Mi,16" -> (65536, 1048576, 16)."""
+    """For example "64Ki,1Mi,16" -> (65536, 1048576, 16)."""
     return tuple(_parse_number(part.strip().lower()) for part in text.split(","))
 
 

@@ -1,4 +1,4 @@
-"""What an analysis of a function finds, and how it is shown on a terminal."""
+"""The results of analysing a function, and how they are shown on a terminal."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..common.formats import significant
 from .cost import Cost
 
 WIDTH = 100
-"""Columns where there is no terminal to ask."""
+"""The width if there is no terminal."""
 Number = Decimal
-"""30 significant digits; float(number) where fewer do."""
+"""30 significant digits; use float(number) where fewer are enough."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Formula:
 
 @dataclass(frozen=True)
 class Part:
-    """The function between two joints, and its derivatives."""
+    """The function between two joints, with its derivatives."""
 
     low: Number
     high: Number
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Range:
-    """All values of f: between two numbers, which are values themselves or are not."""
+    """The range of f: between two numbers, each of which may or may not be a value itself."""
 
     low: Number
     high: Number
@@ -60,31 +60,31 @@ class Range:
 
 @dataclass(frozen=True)
 class Extremum:
-    """Where f stops falling and begins to rise, or the other way round."""
+    """Where f stops falling and starts to rise, or the reverse."""
 
     kind: str
     """"minimum" or "maximum"."""
     x: Number
     y: Number
     flat_to: Number | None = None
-    """The other end, where it is a plateau."""
+    """The other end, if it is a plateau."""
 
 
 @dataclass(frozen=True)
 class Inflection:
-    """Where f″ changes its sign."""
+    """Where f″ changes sign."""
 
     x: Number
     y: Number
     slope: Number | None
-    """f′ there; None where it jumps."""
+    """f′ at this point; None where it jumps."""
     becomes_convex: bool
     is_joint: bool
 
 
 @dataclass(frozen=True)
 class End:
-    """What f does as x → −∞ or +∞: it tends to the line slope·x + intercept."""
+    """The behaviour of f as x → −∞ or +∞: it approaches the line slope·x + intercept."""
 
     side: str
     """"−∞" or "+∞"."""
@@ -100,30 +100,30 @@ class Joint:
 
     x: Number
     smoothness: int
-    """The highest derivative that is continuous; 0 for f alone, −1 where f itself jumps."""
+    """The order of the highest continuous derivative; 0 for f alone, −1 if f itself jumps."""
     jumps: int | None
-    """The first derivative that jumps; None if none up to the third does."""
+    """The order of the first derivative that jumps; None if none up to the third does."""
     jump: Number
-    """By how much: its value on the right less that on the left."""
+    """The size of the jump: the value on the right minus that on the left."""
 
 
 @dataclass(frozen=True)
 class Lipschitz:
-    """The smallest L with |g(a) − g(b)| ≤ L·|a − b|, g being f or f′."""
+    """The smallest L with |g(a) − g(b)| ≤ L·|a − b|, where g is f or f′."""
 
     constant: Number
-    """Infinite where g jumps."""
+    """Infinite if g jumps."""
     steepest: Number
-    """The largest |g′| where g is smooth; the constant itself if g does not jump."""
+    """The largest |g′| where g is smooth; the same as `constant` if g does not jump."""
     places: tuple[Number, ...]
-    """Where |g′| is that large; ±∞ if it is the limit there."""
+    """Where |g′| takes this value; ±∞ if it is the limit there."""
     everywhere_from: tuple[Number, Number] | None = None
-    """An interval on all of which |g′| is that large."""
+    """An interval on which |g′| has this value everywhere."""
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """f of a standard normal input z ~ N(0, 1)."""
+    """f applied to a standard normal input z ~ N(0, 1)."""
 
     mean: Number
     """E[f(z)]"""
@@ -132,46 +132,48 @@ class Gaussian:
     slope_second_moment: Number
     """E[f′(z)²]"""
     gain: Number
-    """1/√E[f(z)²]: weights of variance gain²/fan_in keep E[y²] from layer to layer. For ReLU it
-    is the √2 of `torch.nn.init.calculate_gain`."""
+    """1/√E[f(z)²]: weights of variance gain²/fan_in keep E[y²] the same from layer to layer. For
+    ReLU it is the √2 of `torch.nn.init.calculate_gain`.
+    """
     backward_gain: Number
-    """1/√E[f′(z)²]: weights of variance backward_gain²/fan_out keep the gradient's size."""
+    """1/√E[f′(z)²]: weights of variance backward_gain²/fan_out preserve the size of the gradient.
+    """
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Verdicts; a jump of f counts."""
+    """Statements about the shape of f; jumps of f are taken into account."""
 
     monotone: str | None
     """"rising", "falling", "constant", or None."""
     convex: bool
     concave: bool
     quasiconvex: bool
-    """Falling to one minimum, then rising; either part may be missing or flat in places."""
+    """Falls to one minimum, then rises; either part may be missing, or flat in places."""
     quasiconcave: bool
     but_for_jumps: str | None
-    """What it would be, but for the jumps of f, where that is more."""
+    """The stronger shape that f would have without its jumps, if any."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far f is from another function g."""
+    """The distance between f and another function g."""
 
     other: str
     parameters: dict[str, float]
     max_error: Number
-    """sup |f − g| over the whole line."""
+    """sup |f − g| over the whole real line."""
     at: Number | None
-    """Where; ±∞ if it is a limit there, None if f is g."""
+    """Where that is; ±∞ if it is a limit, None if f equals g."""
     signed: Number
-    """f − g there."""
+    """f − g at that point."""
     l2: Number
     """√E[(f(z) − g(z))²], z ~ N(0, 1)."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyze` finds."""
+    """The result of `analyze`."""
 
     name: str
     parameters: dict[str, float]
@@ -191,16 +193,16 @@ class Analysis:
 
     @property
     def minima(self) -> tuple[Extremum, ...]:
-        """The minima among the extrema."""
+        """The extrema that are minima."""
         return tuple(e for e in self.extrema if e.kind == "minimum")
 
     @property
     def smoothness(self) -> int | None:
-        """The highest derivative that is continuous everywhere; None where there is no joint."""
+        """The order of the highest everywhere continuous derivative; None without joints."""
         return min((joint.smoothness for joint in self.joints), default=None)
 
     def to_json(self, indent: int | None = 2) -> str:
-        """All of it; numbers with all their digits, infinities as strings."""
+        """Everything as JSON; numbers with all digits, infinities as strings."""
         plain = dataclasses.asdict(self)
         text = json.dumps(plain, default=_mark, indent=indent, ensure_ascii=False)
         return re.sub(r'"@([^"]*)@"', r"\1", text)
@@ -219,7 +221,7 @@ def _mark(value: object) -> str:
 
 
 def show(value: Number | float | None, digits: int = 8) -> str:
-    """A figure for people: so many significant digits, without trailing zeros; ∞ and − as such."""
+    """A number for display: `digits` significant digits, no trailing zeros, and ∞ and − as such."""
     if value is None:
         return "–"
     value = Decimal(value)
@@ -239,7 +241,7 @@ def show(value: Number | float | None, digits: int = 8) -> str:
 
 
 def plain_text(found: Analysis) -> str:
-    """The tables without colours."""
+    """The tables as plain text."""
     stream = io.StringIO()
     Console(file=stream, width=WIDTH, highlight=False, color_system=None).print(tables(found))
     return stream.getvalue()
@@ -288,7 +290,7 @@ def _facts(found: Analysis) -> Table:
 
 
 def facts(found: Analysis) -> Iterator[tuple[str, str]]:
-    """What there is to know, a line each."""
+    """The facts, one per line."""
     yield "range", str(found.range)
     for extremum in found.extrema:
         yield extremum.kind, _extremum(extremum)
@@ -367,7 +369,7 @@ def _shape(found: Analysis) -> str:
     if shape.but_for_jumps:
         words[0] += f" ({shape.but_for_jumps} but for the jumps of f)"
     words.append("convex" if shape.convex else "concave" if shape.concave else "not convex")
-    if shape.monotone:  # then it is both
+    if shape.monotone:  # then it is both quasiconvex and quasiconcave
         return ", ".join(words)
     if shape.quasiconvex and not shape.convex:
         words.append("quasiconvex")

@@ -1,9 +1,10 @@
-"""`mishkit explain`: what a function is, by calculus on its definition.
+"""`mishkit explain`: the properties of a function, by calculus on its definition.
 
-Everything follows from the definition (`Activation.expression`) with the parameters put in. Roots
-are found by scanning ±10^t about 0 and every joint, −10 ≤ t ≤ 10 in steps of 1/12, for changes of
-sign and for dips towards 0, and closed in on to 30 digits; integrals are Gauss's. Two roots nearer
-to each other than the scan's steps (a factor of 1.21) that also leave no dip would be missed.
+Everything is derived from the definition (`Activation.expression`) with the parameters substituted.
+To find roots, ±10^t about 0 and every joint is scanned for −10 ≤ t ≤ 10 in steps of 1/12, looking
+for sign changes and for dips towards 0; each is then refined to 30 digits. Integrals use Gaussian
+quadrature. Two roots closer to each other than the scan's steps (a factor of 1.21) that also leave
+no dip would be missed.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def analyze(
     cost: bool = False,
     **parameters: float,
 ) -> Analysis:
-    """What follows from the definition of a function: see `mishkit.analyze`."""
+    """Derive a function's properties from its definition: see `mishkit.analyze`."""
     return analyze_named(find(name, parameters), find(against) if against else None, cost=cost)
 
 
 def analyze_named(named: Named, against: Named | None = None, *, cost: bool = False) -> Analysis:
-    """The same, for functions that were found already."""
+    """The same, for functions that have already been looked up."""
     curve = curve_of(named)
     distance = None
     if against is not None:
@@ -82,29 +83,29 @@ def analyze_named(named: Named, against: Named | None = None, *, cost: bool = Fa
 
 @lru_cache(maxsize=32)
 def curve_of(named: Named) -> Curve:
-    """The curve of a function with its parameters; what was found about it is remembered."""
+    """The curve of a function with its parameters; its results are cached."""
     return Curve.of(parse(named.activation.expression, named.parameters))
 
 
 def number(value: mpf) -> Number:
-    """`DIGITS` significant digits."""
+    """The value rounded to `DIGITS` significant digits."""
     if not mpmath.isfinite(value):
         return Decimal("Infinity") if value > 0 else Decimal("-Infinity")
     with mpmath.workdps(WORKING):
-        # A root at 0 is found to so many decimals.
+        # A root at 0 is found to this many decimals.
         if abs(value) < mpf(10) ** -(WORKING - 2):
             return Decimal(0)
         return Decimal(mpmath.nstr(value, DIGITS, strip_zeros=True))
 
 
 def magnitude(value: mpf) -> mpf:
-    """|value|, with all its digits: abs rounds to mpmath's precision of the moment."""
+    """value| with all its digits; abs would round to mpmath's current precision."""
     with mpmath.workdps(WORKING):
         return abs(value)
 
 
 def distance_between(one: Curve, other: Curve, named: Named) -> Distance:
-    """How far two curves are apart; `named` is the other."""
+    """The distance between two curves; `named` is the second one."""
     largest, where = farthest(one, other)
     return Distance(
         other=named.activation.name,
@@ -119,14 +120,15 @@ def distance_between(one: Curve, other: Curve, named: Named) -> Distance:
 def farthest(
     one: Curve, other: Curve, low: float = -mpmath.inf, high: float = mpmath.inf
 ) -> tuple[mpf, mpf | None]:
-    """The difference that is largest in size, and where it is (None if there is none), between
-    two places."""
+    """The difference of two curves that is largest in magnitude between two places, and where it is
+    (None if there is none).
+    """
     difference = one.minus(other)
     largest, where = mpf(0), None
     found = [(x, value) for x, value, _ in difference.extremes(0) if low <= x <= high]
     found += [(x, difference.at(x)) for x in (mpf(low), mpf(high)) if mpmath.isfinite(x)]
     for x, value in found:
-        # At infinity only if nothing comes up to it.
+        # Report infinity only if no finite place reaches the same value.
         closer = where is not None and mpmath.isinf(where) and mpmath.isfinite(x)
         if abs(value) > abs(largest) or (value and abs(value) == abs(largest) and closer):
             largest, where = value, x
@@ -190,7 +192,7 @@ def extrema(curve: Curve, falls: list[Stretch]) -> list[Extremum]:
 
 
 def _inflections(curve: Curve, bends: list[Stretch]) -> list[Inflection]:
-    """Changes of sign between stretches of some length; at kinks the sign is that of the jump."""
+    """Sign changes between intervals of nonzero length; at kinks the sign is that of the jump."""
     found, before = [], 0
     for stretch in bends:
         if not stretch.sign:
@@ -229,7 +231,7 @@ def _end(curve: Curve, side: int) -> End:
 
 
 def _rational(value: mpf) -> sympy.Rational | None:
-    """The short fraction that a limit is."""
+    """The limit as a short fraction, if it is one."""
     with mpmath.workdps(WORKING):
         exact = sympy.Rational(str(value)).limit_denominator(10**12)
         return exact if abs(value - mpf(exact.p) / exact.q) < mpf(10) ** -(DIGITS - 2) else None
@@ -278,7 +280,7 @@ def _gaussian(curve: Curve) -> Gaussian:
         return piece.quick(z, 1) ** 2
 
     found = map(curve.expectation, (value, square, slope_square))
-    # What cancels to less is 0.
+    # Values that cancel to less than this are 0.
     mean, second, slopes = (m if abs(m) > mpf(10) ** -DIGITS else mpf(0) for m in found)
     with mpmath.workdps(WORKING):
         gains = [1 / mpmath.sqrt(m) if m else mpmath.inf for m in (second, slopes)]
@@ -293,7 +295,7 @@ def _monotone(falls: list[Stretch]) -> str | None:
 
 
 def _turns_once(stretches: list[Stretch], first: int) -> bool:
-    """Whether the sign is `first` up to somewhere and the other from there on."""
+    """Whether the sign is `first` up to some point, and the opposite from there on."""
     signs = [stretch.sign for stretch in stretches if stretch.sign]
     turned = [sign != first for sign in signs]
     return turned == sorted(turned)

@@ -1,7 +1,7 @@
-"""What a function costs: instructions in its kernels, bytes it moves, and which of the two rules.
+"""The cost of a function: instructions in its kernels, bytes moved, and which is the limit.
 
-The roofline is this machine's, of one core: how fast memory copies, and how fast the kernel is
-when everything it touches is in the nearest cache.
+The roofline is that of one core of this machine: how fast memory copies, and how fast the kernel
+runs if everything it touches is in the nearest cache.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from ..common.timing import Call, round_robin, torch_threads
 _TIMED = (FORWARD, FORWARD_PACKED, BACKWARD, BACKWARD_PACKED)
 _TIMED_DTYPES = (torch.float32, torch.bfloat16)
 IN_CACHE = 2048
-"""Elements: three streams of float32 fill 24 KiB of the 32 that a core's first cache has."""
+"""Elements: three streams of float32 take 24 KiB of the 32 KiB of a core's first-level cache."""
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 LEAST_COPY = 64 << 20
 MOST_COPY = 512 << 20
-"""Bytes of the tensor that is copied."""
+"""The size of the copied tensor in bytes."""
 SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Roof:
-    """One body in one dtype on this machine."""
+    """One kernel body in one dtype on this machine."""
 
     body: str
     dtype: str
     bytes: float
-    """Read and written, an element."""
+    """Bytes read and written per element."""
     compute_ns: float
-    """An element, in cache; without the cost of the call."""
+    """Per element, in cache, without the cost of the call."""
     memory_ns: float
-    """An element, at the speed at which memory copies."""
+    """Per element, at the speed at which memory copies."""
 
     @property
     def bound(self) -> str:
-        """ "memory" where moving the bytes takes longer than computing, else "compute"."""
+        """ "memory" if moving the bytes takes longer than computing, otherwise "compute"."""
         return "memory" if self.memory_ns > self.compute_ns else "compute"
 
     @property
     def ratio(self) -> float:
-        """Time to compute over time to move; below 1 the memory decides."""
+        """Time to compute divided by time to move the bytes; below 1, memory is the limit."""
         return self.compute_ns / self.memory_ns
 
 
@@ -64,11 +64,11 @@ class Cost:
     """Instructions, bytes and the roofline."""
 
     loops: tuple[LoopCounts, ...]
-    """Empty where they were not counted."""
+    """Empty if they were not counted."""
     why_no_loops: str | None
     roofs: tuple[Roof, ...]
     copy_bytes_per_ns: float
-    """Bytes read and written in a nanosecond (GB/s)."""
+    """Bytes read and written per nanosecond (GB/s)."""
     copied_bytes: int
     """The size of the tensor that was copied."""
     kernels: str
@@ -77,7 +77,7 @@ class Cost:
 
 
 def measure(named: Named) -> Cost:
-    """The cost of a function with its parameters; about two seconds."""
+    """The cost of a function with its parameters; takes about two seconds."""
     loops: tuple[LoopCounts, ...] = ()
     reason = None
     try:
@@ -99,7 +99,7 @@ def measure(named: Named) -> Cost:
 
 
 def count(named: Named, dtypes: tuple[str, ...] = DTYPES) -> list[LoopCounts]:
-    """The main loops of all kernels of a function, in every instruction set that was built."""
+    """The main loops of all kernels of a function, in every instruction set of the build."""
     found = library()
     a = named.activation
     built = {isa for isa, *_ in found.kernels}
@@ -117,14 +117,14 @@ def _is_iterated(named: Named, dtype: str, body: str) -> bool:
 
 
 def bytes_moved(a: Activation, body: str, dtype: torch.dtype) -> float:
-    """Bytes that a body reads and writes, an element."""
+    """Bytes that a body reads and writes, per element."""
     tensors, packed = BODIES[body].traffic, BODIES[body].has_side
-    # A monotone function has no sides.
+    # A monotone function has no side.
     return tensors * dtype.itemsize + (0.125 if packed and a.turn is not None else 0.0)
 
 
 def copy_rate() -> tuple[float, int]:
-    """Bytes a nanosecond that memory reads and writes in a copy, and of how large a tensor."""
+    """Bytes per nanosecond read and written by a memory copy, and the size of the tensor copied."""
     size = min(max(LEAST_COPY, 2 * _largest_cache()), MOST_COPY)
     source = torch.zeros(size // 4)
     target = torch.zeros(size // 4)
@@ -144,7 +144,7 @@ def _largest_cache() -> int:
 def _roofs(named: Named, rate: float) -> list[Roof]:
     calls: dict[tuple[str, torch.dtype, int], Call] = {}
     for dtype in _TIMED_DTYPES:
-        # A call's own cost is taken off by timing a quarter of the elements too.
+        # A quarter of the elements is timed as well, to subtract the cost of the call.
         for elements in (IN_CACHE, IN_CACHE // 4):
             for body, run in _bodies(named, dtype, elements).items():
                 calls[body, dtype, elements] = Call(run)
@@ -161,7 +161,7 @@ def _roofs(named: Named, rate: float) -> list[Roof]:
 
 
 def _bodies(named: Named, dtype: torch.dtype, elements: int) -> dict[str, Callable[[], Any]]:
-    """The operators on tensors of their own."""
+    """The operators as calls, each on its own tensors."""
     a, values = named.activation, named.values
     generator = torch.Generator().manual_seed(0)
     x = (2 * torch.randn(elements, generator=generator)).to(dtype)
@@ -177,7 +177,7 @@ def _bodies(named: Named, dtype: torch.dtype, elements: int) -> dict[str, Callab
     }
     try:
         a.turn_at(*values)
-    except ValueError:  # the output does not give the gradient
+    except ValueError:  # the output does not determine the gradient
         return found
     packed, from_output = operator("_packed"), operator("_backward_packed")
     y, side = packed(x, *values)

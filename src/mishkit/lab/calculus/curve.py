@@ -1,8 +1,8 @@
-"""A function of x from its definition in SymPy's notation, for calculus to 30 digits and more.
+"""A function of x, defined in SymPy's notation, for calculus to 30 digits and more.
 
-The definition is cut at its joints into pieces that are smooth. Each is put into a form that keeps
-its digits in the tails, differentiated symbolically, and evaluated by mpmath with as many digits
-as the result needs. Nothing here knows any particular function.
+The definition is cut at its joints into smooth pieces. Each piece is rewritten so that it keeps its
+digits in the tails, differentiated symbolically, and evaluated by mpmath with as many digits as the
+result needs. Nothing here is specific to any function.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from .. import LabError
 from .notation import unicode
 
 DIGITS = 30
-"""Right digits of every figure."""
+"""Correct digits of every result."""
 WORKING = DIGITS + 20
-"""Digits in which places are kept."""
+"""Digits with which places are stored."""
 PRECISIONS = (60, 100, 350, 800)
-"""Digits that are tried until two of them agree: 1 + tanh and the like cancel in the tails."""
+"""Precisions tried until two of them agree: 1 + tanh and the like cancel in the tails."""
 MOST_ORDER = 3
 DECADES = 10
 A_DECADE = 12
-"""The search for roots samples 10^t about 0 and every joint, −DECADES ≤ t ≤ DECADES, so densely."""
+"""The root search samples 10^t about 0 and every joint for −DECADES ≤ t ≤ DECADES, this densely."""
 FAR = (mpf(10) ** 20, mpf(10) ** 25)
-"""Where functions that tend to their asymptotes exponentially have arrived, and a second place."""
+"""A place where exponentially approached asymptotes are reached, and a second one to compare."""
 VANISHING = mpf(10) ** -(WORKING - 10)
-"""Relative to its terms, a difference below this is nothing but their rounding."""
+"""A difference smaller than this, relative to its terms, is only their rounding."""
 
 X = sympy.Symbol("x", real=True)
 
 
 def parse(expression: str, values: Mapping[str, float]) -> sympy.Expr:
-    """The definition with its parameters put in, each as the decimal number it is written as."""
+    """The definition with its parameters substituted, each as the decimal that it is written as."""
     symbols = {name: sympy.Symbol(name, real=True) for name in values}
     parsed = parse_expr(expression, local_dict={"x": X, **symbols})
     exact = {
@@ -54,26 +54,26 @@ def parse(expression: str, values: Mapping[str, float]) -> sympy.Expr:
 
 
 class Smooth:
-    """A part of a curve without a joint inside: (low, high), either of which may be infinite."""
+    """A part of a curve without a joint inside: (low, high), where either end may be infinite."""
 
     def __init__(self, low: mpf, high: mpf) -> None:
         self.low, self.high = low, high
         self._signs: dict[int, list[tuple[mpf, mpf]]] = {}
 
     def at(self, x: mpf, order: int = 0) -> mpf:
-        """The derivative of that order, to `DIGITS` digits; at the ends, from inside."""
+        """The derivative of this order, to `DIGITS` digits; at the ends, from inside."""
         raise NotImplementedError
 
     def quick(self, x: mpf, order: int = 0) -> mpf:
-        """The same, as exact as the precision in force: for integrals."""
+        """The same, but only to the current precision; for integrals."""
         raise NotImplementedError
 
     def is_zero(self, order: int) -> bool:
-        """Whether that derivative is known to vanish throughout."""
+        """Whether this derivative is known to be 0 everywhere on the piece."""
         return False
 
     def end(self, side: int, order: int) -> mpf:
-        """The derivative at the low (−1) or the high (+1) end, at infinity its limit."""
+        """The derivative at the low (−1) or high (+1) end; at infinity, its limit."""
         x = self.low if side < 0 else self.high
         if mpmath.isfinite(x):
             return self.at(x, order)
@@ -86,7 +86,7 @@ class Smooth:
         raise LabError("a function that tends to no asymptote, or slowly, is beyond this analysis")
 
     def samples(self, order: int) -> list[tuple[mpf, mpf]]:
-        """Places with the derivative of that order, densest about 0 and the ends."""
+        """Places with the derivative of this order there, densest about 0 and the ends."""
         if order not in self._signs:
             self._signs[order] = [(x, self.at(x, order)) for x in self._grid]
         return self._signs[order]
@@ -101,11 +101,11 @@ class Smooth:
         return sorted(x for x in places | anchors if self.low < x < self.high)
 
     def roots(self, order: int) -> list[mpf]:
-        """Where the derivative of that order changes sign, inside."""
+        """Where the derivative of this order changes sign, inside the piece."""
         if self.is_zero(order):
             return []
-        # Between samples of one sign it may still dip through 0 and back: then a neighbouring
-        # extremum has the other sign.
+        # Between two samples of the same sign it may still cross 0 and come back; then an extremum
+        # in between has the other sign.
         samples = self.samples(order)
         if order < MOST_ORDER and not self.is_zero(order + 1):
             samples = sorted({*samples, *self._dips(order)})
@@ -126,7 +126,7 @@ class Smooth:
                 yield bottom, self.at(bottom, order)
 
     def _root(self, order: int, low: mpf, high: mpf, rises: bool) -> mpf:
-        """Newton's method between brackets that close by bisection where it strays."""
+        """Newton's method between brackets that close by bisection where a step leaves them."""
         with mpmath.workdps(WORKING + 10):
             x = (low + high) / 2
             for _ in range(400):
@@ -144,7 +144,7 @@ class Smooth:
             return x
 
     def stretches(self, order: int) -> list[Stretch]:
-        """The piece cut at the roots of that derivative, with its sign on each part."""
+        """The piece cut at the roots of this derivative, with its sign on each part."""
         if self.is_zero(order):
             return [Stretch(self.low, self.high, 0)]
         edges = [self.low, *self.roots(order), self.high]
@@ -161,7 +161,7 @@ class Smooth:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Where a derivative has one sign; where low is high, a jump that has it."""
+    """Where a derivative has one sign; if low equals high, a jump with that sign."""
 
     low: mpf
     high: mpf
@@ -205,14 +205,14 @@ class Piece(Smooth):
         return mpf(0)
 
     def derivative(self, order: int) -> sympy.Expr:
-        """The derivative of that order in its shortest form, for people."""
+        """The derivative of this order in its shortest form, for display."""
         raw = sympy.diff(self.expression, X, order)
         forms = [raw, sympy.factor_terms(raw), self.forms[order]]
         return min(forms, key=lambda form: len(unicode(form)))
 
 
 class Difference(Smooth):
-    """One curve less another, where both are smooth."""
+    """The difference of two curves, on a part where both are smooth."""
 
     def __init__(self, low: mpf, high: mpf, one: Smooth, other: Smooth) -> None:
         super().__init__(low, high)
@@ -225,7 +225,7 @@ class Difference(Smooth):
         one, other = self.one.at(x, order), self.other.at(x, order)
         with mpmath.workdps(PRECISIONS[0]):
             difference = one - other
-        # Each has its own digits, and where they agree in all of them there is no difference.
+        # Each has a limited number of digits; if all of them agree, there is no difference.
         significant = abs(difference) > mpf(10) ** -(DIGITS - 2) * (abs(one) + abs(other))
         return difference if significant else mpf(0)
 
@@ -280,18 +280,18 @@ class Curve:
         return [piece.low for piece in self.pieces[1:]]
 
     def at(self, x: mpf, order: int = 0) -> mpf:
-        """The derivative of that order at x; at a joint, from the left."""
+        """The derivative of this order at x; at a joint, from the left."""
         return next(p for p in self.pieces if x <= p.high).at(x, order)
 
     def jump(self, joint: int, order: int) -> mpf:
-        """By how much that derivative is larger right of a joint than left of it."""
+        """How much larger this derivative is on the right of a joint than on the left."""
         left, right = self.pieces[joint].end(1, order), self.pieces[joint + 1].end(-1, order)
         with mpmath.workdps(WORKING):
             jump = right - left
         return jump if abs(jump) > VANISHING * (abs(left) + abs(right)) else mpf(0)
 
     def stretches(self, order: int) -> list[Stretch]:
-        """Where that derivative has which sign; jumps of the one before are stretches too."""
+        """The sign of this derivative by interval; jumps of the derivative below also count."""
         found: list[Stretch] = []
         for number, piece in enumerate(self.pieces):
             if number:
@@ -302,8 +302,9 @@ class Curve:
         return found
 
     def extremes(self, order: int) -> list[tuple[mpf, mpf, Smooth]]:
-        """Places and values among which that derivative is largest and smallest: infinities,
-        joints from both sides and stationary points, each with its piece."""
+        """The places that can be extremes of this derivative, with values: infinities, both sides
+        of joints, and stationary points, each with its piece.
+        """
         found = []
         for piece in self.pieces:
             inside = [(x, piece.at(x, order)) for x in piece.roots(order + 1)]
@@ -312,7 +313,7 @@ class Curve:
         return found
 
     def expectation(self, of: Callable[[Smooth, mpf], mpf], scale: float = 1.0) -> mpf:
-        """E[of(piece, z)] for z ~ N(0, scale²); at most `DIGITS` digits."""
+        """E[of(piece, z)] for z ~ N(0, scale²); to at most `DIGITS` digits."""
         sigma = mpf(scale)
 
         def weighted(piece: Smooth, z: mpf) -> mpf:
@@ -321,7 +322,7 @@ class Curve:
         return self.integral(weighted, -16 * sigma, 16 * sigma)
 
     def integral(self, of: Callable[[Smooth, mpf], mpf], low: mpf, high: mpf) -> mpf:
-        """∫ of(piece, z) dz between two numbers; at most `DIGITS` digits."""
+        """∫ of(piece, z) dz between two numbers; to at most `DIGITS` digits."""
         total = mpf(0)
         with mpmath.workdps(DIGITS + 10):
             for piece in self.pieces:
@@ -332,8 +333,10 @@ class Curve:
         return total
 
     def _edges(self, piece: Smooth, least: mpf, most: mpf) -> list[mpf]:
-        """Ends of intervals on each of which Gauss's rule is exact to all digits: as long as the
-        nearest bend is from 0, since the piece's poles are about as far from the line."""
+        """Ends of intervals on each of which Gauss's rule is exact to all digits. The intervals are
+        as long as the nearest bend is far from 0, since the piece's poles are about that far from
+        the real line.
+        """
         low, high = max(piece.low, least), min(piece.high, most)
         if low >= high:
             return []
@@ -343,7 +346,7 @@ class Curve:
         places, step = [mpf(0)], unit
         while places[-1] < reach:
             places.append(places[-1] + step)
-            if places[-1] > 16 * unit:  # beyond its bends the function is all but straight
+            if places[-1] > 16 * unit:  # beyond its bends the function is almost straight
                 step = min(2 * step, reach / 16)
         inside = {s * x for x in places for s in (-1, 1) if low < s * x < high}
         return [low, *sorted(inside), high]
@@ -391,7 +394,7 @@ def _cut(
 
 
 def _chosen(choice: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
-    """The argument of a Min or Max, or the branch of a Piecewise, that holds at x."""
+    """The argument of a Min or Max, or the branch of a Piecewise, that applies at x."""
     if isinstance(choice, sympy.Piecewise):
         return next(branch for branch, condition in choice.args if condition.subs(X, x) == True)  # noqa: E712
     best = min if isinstance(choice, sympy.Min) else max
@@ -413,18 +416,18 @@ def _between(low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
 
 
 def _conditioned(expression: sympy.Expr) -> sympy.Expr:
-    """A form whose tails don't cancel: of exp and erfc, as a quotient of products."""
+    """A form whose tails don't cancel: written with exp and erfc, as a quotient of products."""
     expression = expression.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
     expression = expression.replace(sympy.erf, lambda u: sympy.erfc(-u) - 1)
     return _factored(expression.rewrite((sympy.sinh, sympy.cosh, sympy.coth), sympy.exp))
 
 
 def _factored(expression: sympy.Expr) -> sympy.Expr:
-    """A quotient of products, by the algebra of rational functions alone.
+    """A quotient of products, using only the algebra of rational functions.
 
-    Powers of e with commensurable exponents become powers of one unknown, and what else is not
-    rational (√2, π, erfc, ln) an unknown of its own: SymPy's own `simplify` and its factoring
-    over √2 and π may take minutes.
+    Powers of e with commensurable exponents become powers of one unknown. Anything else that is not
+    rational (√2, π, erfc, ln) becomes an unknown of its own. SymPy's own `simplify`, and its
+    factoring over √2 and π, may take minutes.
     """
     back: dict[sympy.Expr, sympy.Expr] = {}
     expression = sympy.expand_power_exp(expression)
@@ -451,7 +454,7 @@ def _factored(expression: sympy.Expr) -> sympy.Expr:
 
 
 def _commensurable(expression: sympy.Expr) -> Iterator[list[tuple[sympy.Expr, int]]]:
-    """The exponents of e in groups of whole multiples of a common one, each with its multiple."""
+    """The exponents of e, grouped by integer multiples of a common one, with the multiples."""
     groups: list[list[sympy.Expr]] = []
     for power in sorted(expression.atoms(sympy.exp), key=sympy.default_sort_key):
         for group in groups:
@@ -465,7 +468,7 @@ def _commensurable(expression: sympy.Expr) -> Iterator[list[tuple[sympy.Expr, in
         unit = ratios[0]
         for ratio in ratios[1:]:
             unit = sympy.Rational(sympy.gcd(unit, ratio))
-        # e^x and not e^−x, where there is one.
+        # Use e^x rather than e^−x if there is one.
         falls = group[0].has(X) and sympy.Poly(sympy.expand(group[0]), X).LC().is_negative
         sign = -1 if falls else 1
         yield [(arg, int(ratio / unit) * sign) for arg, ratio in zip(group, ratios, strict=True)]

@@ -1,7 +1,7 @@
-"""`mishkit plot`: functions and their derivatives as a figure.
+"""`mishkit plot`: draw functions and their derivatives as a figure.
 
-Curves are told apart by colour (those of Okabe and Ito, which colour-blind readers can tell apart)
-and by dashes. They are drawn from the definitions, and broken where they jump.
+Curves differ in colour (Okabe and Ito's palette, which colour-blind readers can tell apart) and in
+dash pattern. They are drawn from the definitions, with gaps where they jump.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A curve and what to call it."""
+    """A curve and its label."""
 
     label: str
     curve: Curve
 
     def lines(self, order: int, low: float, high: float) -> tuple[Array, Array]:
-        """x and the derivative of that order, with a gap where it jumps."""
+        """x and the derivative of this order, with a gap where it jumps."""
         xs: list[Array] = []
         ys: list[Array] = []
         for number, piece in enumerate(self.curve.pieces):
@@ -107,7 +107,7 @@ def draw(
     low: float = RANGE[0],
     high: float = RANGE[1],
 ) -> None:
-    """Fill a figure: a panel for f, f′ and f″, and one for the error against another function."""
+    """Fill a figure: a panel each for f, f′ and f″, and one for the error against a function."""
     shown = list(drawn)
     if against is not None and against.label not in [d.label for d in shown]:
         shown.insert(0, against)
@@ -170,7 +170,7 @@ def _mark_minimum(axes: Axes, one: Drawn, low: float, high: float) -> None:
 def _error(
     axes: Axes, one: Drawn, against: Drawn, number: int, low: float, high: float, *, named: bool
 ) -> None:
-    """The error, with a dot where it is largest; how large stands there, or in the legend."""
+    """The error, with a dot where it is largest; its size is written there or in the legend."""
     x = np.union1d(one.lines(0, low, high)[0], against.lines(0, low, high)[0])
     error = _values(one, x) - _values(against, x)
     style = _style(number)
@@ -181,7 +181,7 @@ def _error(
         axes.plot([x[worst]], [error[worst]], "o", color=style["color"], markersize=5, zorder=4)
     if error[worst] and not named:
         above = error[worst] > 0
-        # Inwards from the edges, where a centred figure would be cut off.
+        # Aligned inwards near the edges, where a centred number would be cut off.
         share = (x[worst] - low) / (high - low)
         side = "left" if share < 0.15 else "right" if share > 0.85 else "center"
         axes.annotate(
@@ -202,13 +202,13 @@ def _values(one: Drawn, x: Array) -> Array:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of the figures."""
+    """The style of the figures."""
     with mpl.rc_context(RC):
         yield
 
 
 def size(against: Drawn | None) -> tuple[float, float]:
-    """Of a figure, in inches."""
+    """The size of a figure in inches."""
     columns, rows = (3, 1) if against is None else (2, 2)
     return columns * PANEL[0], rows * PANEL[1] + 0.4
 
@@ -221,21 +221,21 @@ def save(
     low: float = RANGE[0],
     high: float = RANGE[1],
 ) -> None:
-    """Write the figure to a file, in the format that its name says."""
+    """Write the figure to a file, in the format given by the file name."""
     suffix = format_of(path)
     if not low < high:
         raise LabError("the range must be given as low,high")
     with style():
         figure = Figure(size(against), layout="constrained")
         draw(figure, drawn, against=against, low=low, high=high)
-        # No date, so that the same figure is the same file.
+        # No date, so that the same figure gives the same file.
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
         with whole_file(path, "wb") as file:
             figure.savefig(file, format=suffix, dpi=DPI, metadata=metadata)
 
 
 def format_of(path: Path) -> str:
-    """The format that a name says; LabError if it says none, or the file can't be written."""
+    """The format given by a file name; LabError if there is none or the file can't be written."""
     suffix = path.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
         raise LabError(f"{path}: the name must end in .{', .'.join(FORMATS)}")
@@ -262,7 +262,7 @@ def window(
 
 
 def parse_range(text: str) -> tuple[float, float]:
-    """ "-5,4" -> (-5.0, 4.0)."""
+    """For example "-5,4" -> (-5.0, 4.0)."""
     try:
         low, high = (finite(part) for part in text.split(","))
     except ValueError:

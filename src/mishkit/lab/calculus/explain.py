@@ -1,4 +1,4 @@
-"""`mishkit explain`: an analysis on the terminal."""
+"""`mishkit explain`: show an analysis on the terminal."""
 
 from __future__ import annotations
 

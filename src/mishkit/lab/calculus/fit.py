@@ -1,8 +1,8 @@
-"""`mishkit fit`: the parameters that bring a cheap family of functions closest to a target.
+"""`mishkit fit`: find the parameters that bring a cheap family of functions closest to a target.
 
-A search over the whole box of parameters (differential evolution, with a fixed seed) is followed by
-a local one (SLSQP; for the largest error over the points where the error peaks). Both work in
-float64; the errors that are reported are found by calculus on the definitions, to 30 digits.
+A global search over the whole box of parameters (differential evolution, with a fixed seed) is
+followed by a local one (SLSQP; for the largest error, over the points where the error peaks). Both
+work in float64. The reported errors are found by calculus on the definitions, to 30 digits.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from .notation import unicode
 Array = NDArray[np.float64]
 
 POINTS = 1201
-"""Samples of the interval, or of the distribution."""
+"""Sample points of the interval or of the distribution."""
 SECTIONS, NODES = 32, 12
-"""Of Gauss's rule in the local search."""
+"""Sections and nodes of Gauss's rule in the local search."""
 SIGMAS = 8
-"""A normal distribution is sampled so far out."""
+"""A normal distribution is sampled out to this many standard deviations."""
 SEED = 0
 PENALTY = 10.0
-"""What a constraint missed by 1 costs in the global search."""
+"""The cost in the global search of missing a constraint by 1."""
 TIE = 1e-6
-"""The weight of the root mean square where members share the largest error."""
+"""The weight of the root mean square, which decides between members with the same largest error."""
 TOLERANCE = 1e-6
-"""Within which a constraint is met."""
+"""How far a constraint may be missed and still count as met."""
 ROUNDS = 6
-"""Of the local search for the largest error, each with the peaks of the one before."""
+"""Rounds of the local search for the largest error, each with the peaks of the previous one."""
 CONSTRAINTS = {
     "place": "the minimum is where the target's is",
     "depth": "the minimum is as deep as the target's",
@@ -62,7 +62,7 @@ CONSTRAINTS = {
 
 @dataclass(frozen=True)
 class Free:
-    """A parameter, and where it is sought."""
+    """A free parameter, and where to search for it."""
 
     name: str
     low: float
@@ -71,7 +71,7 @@ class Free:
 
 @dataclass(frozen=True)
 class Family:
-    """Functions of one form."""
+    """A family of functions of one form."""
 
     name: str
     expression: str
@@ -91,12 +91,12 @@ CLAMP = Family(
         ("H-Mish", (2, 2)),
     ),
 )
-"""x·clamp(x + b, 0, k)/k: two straight ends and a parabola between, with neither end fixed."""
+"""x·clamp(x + b, 0, k)/k: two straight ends and a parabola in between, with neither end fixed."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is to be small."""
+    """What to minimise."""
 
     kind: str
     """"max" over [a, b], or L2 under "normal" N(0, a²) or "uniform" on [a, b]."""
@@ -118,13 +118,13 @@ class Measure:
 
     @property
     def points(self) -> Array:
-        """Where functions are compared in the search."""
+        """The points at which functions are compared in the search."""
         if self.kind == "normal":
             return np.linspace(-SIGMAS * self.a, SIGMAS * self.a, POINTS)
         return np.linspace(self.a, self.b, POINTS)
 
     def density(self, x: Array) -> Array:
-        """Of the distribution."""
+        """The density of the distribution."""
         if self.kind == "normal":
             bell: Array = np.exp(-0.5 * (x / self.a) ** 2) / (self.a * np.sqrt(2 * np.pi))
             return bell
@@ -132,7 +132,7 @@ class Measure:
 
     @property
     def weights(self) -> Array:
-        """By which squares of errors are summed: the trapezoidal rule."""
+        """The weights for summing squared errors, by the trapezoidal rule."""
         density = self.density(self.points)
         density[[0, -1]] /= 2
         weights: Array = density / density.sum()
@@ -151,30 +151,31 @@ class Measure:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the largest error is looked for."""
+        """Where the largest error is searched for."""
         return (-mpmath.inf, mpmath.inf) if self.kind == "normal" else (self.a, self.b)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A member of the family, and how close it is."""
+    """A member of the family, and how close it is to the target."""
 
     label: str
     parameters: dict[str, float]
     error: Number
-    """By the measure."""
+    """The error by the measure."""
     largest: Number
-    """The largest |difference| on the measure's interval (the whole line for a normal
-    distribution)."""
+    """The largest |difference| on the measure's interval (the whole real line for a normal
+    distribution).
+    """
     at: Number | None
-    """Where that is."""
+    """Where the largest difference is."""
     rank: int
-    """1 for the closest by the measure."""
+    """1 for the member closest by the measure."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` finds."""
+    """The result of `fit`."""
 
     target: str
     family: str
@@ -186,7 +187,7 @@ class Fit:
     """The published members, closest first. With constraints, some may be closer than the fit."""
 
     def to_json(self) -> str:
-        """All of it."""
+        """Everything as JSON."""
         return json.dumps(dataclasses.asdict(self), default=float, indent=2, ensure_ascii=False)
 
 
@@ -194,7 +195,7 @@ class Fit:
 
 
 def parse_measure(text: str) -> Measure:
-    """ "max", "max:-4,4", "normal:1" or "uniform:-3,3"."""
+    """Parse "max", "max:-4,4", "normal:1" or "uniform:-3,3"."""
     kind, _, rest = text.partition(":")
     try:
         numbers = [finite(part) for part in rest.split(",")] if rest else []
@@ -249,7 +250,7 @@ def find_family(text: str, bounds: Mapping[str, tuple[float, float]] | None = No
 def parse_bounds(
     texts: Sequence[str], fixed: Mapping[str, float]
 ) -> dict[str, tuple[float, float]]:
-    """["k=1,10"], and fixed values -> {"k": (1, 10)}."""
+    """Parse bounds such as ["k=1,10"], together with fixed values, into {"k": (1, 10)}."""
     found = {name: (value, value) for name, value in fixed.items()}
     for text in texts:
         match = re.fullmatch(r"\s*(\w+)\s*=([^,]+),([^,]+)", text)
@@ -263,7 +264,7 @@ def parse_bounds(
 
 
 def _box(default: float, positive: bool) -> tuple[float, float]:
-    """Where a parameter is sought unless bounds are given."""
+    """The default search range of a parameter."""
     reach = 8 * max(1.0, abs(default))
     return (default / 20, default * 4) if positive else (default - reach, default + reach)
 
@@ -272,7 +273,7 @@ def _box(default: float, positive: bool) -> tuple[float, float]:
 
 
 class _Problem:
-    """One fit in float64: errors and constraints of parameters p, which are columns of an array."""
+    """One fit in float64: errors and constraints for parameters p, given as columns of an array."""
 
     def __init__(
         self, target: Named, family: Family, measure: Measure, constraints: Sequence[str]
@@ -302,13 +303,13 @@ class _Problem:
             raise LabError(f"{family.name} has no joint to be smooth at")
 
     def whole(self, p: Array) -> Array:
-        """All parameters, from the free ones."""
+        """All parameters, given the free ones."""
         full = np.repeat(self.fixed[:, None], p.shape[1], axis=1)
         full[self.free] = p
         return full
 
     def g(self, x: Array, p: Array) -> Array:
-        """The family at x (rows) for every column of free parameters."""
+        """The family at x (rows), for every column of free parameters."""
         with np.errstate(all="ignore"):
             y = self._g(x, *(row[None, :] for row in self.whole(p)))
         return np.broadcast_to(y, np.broadcast_shapes(np.shape(y), (x.shape[0], p.shape[1])))
@@ -319,12 +320,12 @@ class _Problem:
             return np.broadcast_to(self._f(x), x.shape)
 
     def errors(self, p: Array) -> Array:
-        """f − g at the points, a column for each column of p."""
+        """f − g at the points, one column for each column of p."""
         difference = self.f[:, None] - self.g(self.x[:, None], p)
         return np.where(np.isfinite(difference), difference, 1e6)
 
     def errors_at_joints(self, p: Array) -> Array:
-        """f − g at the family's joints, which move with p; a row each."""
+        """f − g at the family's joints, which move with p; one row per joint."""
         rows = []
         full = self.whole(p)
         for joint in self._joints:
@@ -343,12 +344,12 @@ class _Problem:
         return np.sqrt(self.weights @ errors**2)
 
     def missed(self, p: Array, *, exactly: bool = False) -> Array:
-        """By how much each constraint is missed (rows); smooth in p where `exactly`."""
+        """By how much each constraint is missed (rows); smooth in p if `exactly`."""
         rows = [getattr(self, f"_{name}")(p, exactly) for name in self.constraints]
         return np.array(rows).reshape(len(rows), p.shape[1])
 
     def _place(self, p: Array, exactly: bool) -> Array:
-        if exactly:  # f′ vanishes there
+        if exactly:  # f′ must vanish there
             h = 1e-4
             steps = self.g(self.turn + h * np.array([[-2.0], [-1.0], [1.0], [2.0]]), p)
             return np.array([1, -8, 8, -1]) @ steps / (12 * h)
@@ -358,7 +359,7 @@ class _Problem:
         return self._lowest(p)[1] - self.bottom
 
     def _lowest(self, p: Array) -> tuple[Array, Array]:
-        """Where g is smallest among the points, and how small, by the parabola through three."""
+        """Where g is smallest among the points, and its value, by a parabola through three."""
         y = self.g(self.x[:, None], p)
         at = np.clip(y.argmin(axis=0), 1, len(self.x) - 2)
         columns = np.arange(p.shape[1])
@@ -385,7 +386,7 @@ class _Problem:
     # ---- the two searches
 
     def globally(self) -> Array:
-        """The best of a population that has evolved."""
+        """The best member of an evolved population."""
 
         def cost(p: Array) -> Array:
             missed = np.abs(self.missed(p)).sum(axis=0) if self.constraints else 0.0
@@ -401,7 +402,7 @@ class _Problem:
         return best
 
     def locally(self, start: Array) -> Array:
-        """From there to the bottom."""
+        """The nearest local minimum."""
         best = start
         for _ in range(ROUNDS if self.measure.kind == "max" else 1):
             after = self._minimax(best) if self.measure.kind == "max" else self._least_squares(best)
@@ -418,7 +419,7 @@ class _Problem:
         return float(size + PENALTY * missed)
 
     def _square(self, p: Array) -> float:
-        """The square of the L2 error by Gauss's rule between the joints: smooth in p."""
+        """The squared L2 error, by Gauss's rule between the joints, which is smooth in p."""
         low, high = self.x[0], self.x[-1]
         full = self.whole(p[:, None])
         joints = [float(np.squeeze(joint(*full))) for joint in self._joints]
@@ -453,7 +454,7 @@ class _Problem:
         return best
 
     def _minimax(self, start: Array) -> Array:
-        """The smallest t with −t ≤ error ≤ t at the peaks and at some points between."""
+        """Minimise t with −t ≤ error ≤ t at the peaks and at some points in between."""
         errors = np.abs(self.errors(start[:, None])[:, 0])
         inner = (errors[1:-1] >= errors[:-2]) & (errors[1:-1] >= errors[2:])
         peaks = np.flatnonzero(inner) + 1
@@ -485,7 +486,7 @@ class _Problem:
 
 @functools.cache
 def _seed_name() -> str:
-    """SciPy renames the argument."""
+    """The name of SciPy's seed argument, which is being renamed."""
     import inspect
 
     taken = inspect.signature(scipy.optimize.differential_evolution).parameters
@@ -493,7 +494,7 @@ def _seed_name() -> str:
 
 
 def _vectorised(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Callable[..., Array]:
-    """The expression for arrays."""
+    """The expression as a function of arrays."""
     names = {"Max": ("maximum", np.maximum), "Min": ("minimum", np.minimum)}
     for kind in (sympy.Max, sympy.Min):
         pair = sympy.Function(names[kind.__name__][0])
@@ -504,8 +505,9 @@ def _vectorised(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Call
 
 
 def _joints(form: sympy.Expr) -> list[sympy.Expr]:
-    """Where two arguments of a Min or Max may meet, or a condition of a Piecewise changes, as
-    expressions of the parameters."""
+    """Where two arguments of a Min or Max can be equal, or a condition of a Piecewise changes, as
+    expressions in the parameters.
+    """
     differences = []
     for choice in form.atoms(sympy.Min, sympy.Max):
         parts = [_leaves(argument) for argument in choice.args]
@@ -548,7 +550,7 @@ def fit(target: Named, family: Family, measure: Measure, constraints: Sequence[s
     Raises
     ------
     LabError
-        if a constraint is unknown, means nothing for this target or family, or can't be met
+        if a constraint is unknown, does not apply to this target or family, or can't be met
     """
     for name in constraints:
         if name not in CONSTRAINTS:
@@ -595,7 +597,7 @@ def _member(family: Family, values: Array) -> Curve:
 
 
 def _check(problem: _Problem, curve: Curve, constraints: Sequence[str]) -> None:
-    """Whether the constraints are met, by calculus."""
+    """Check by calculus that the constraints are met."""
     minima = _minima(curve)
     for name in constraints:
         if name == "smooth":
@@ -646,7 +648,7 @@ def main(
     as_json: bool = False,
     plot: Path | None = None,
 ) -> None:
-    """Fit and print."""
+    """Run the fit and print it."""
     status = Console(stderr=True)
     with status.status(f"fitting {family.name} to {target}"):
         found = fit(target, family, measure, constraints)

@@ -1,4 +1,4 @@
-"""`mishkit plot --gallery docs`: a page with a figure and the facts of every function."""
+"""`mishkit plot --gallery docs`: a page with a figure and the facts for every function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Every function with its default parameters: f, f′ and f″, and what follows f
 parameters.
 """
 REFERENCE = "mish"
-"""What the others are compared with."""
+"""The function that the others are compared with."""
 
 
 def main(folder: Path) -> None:

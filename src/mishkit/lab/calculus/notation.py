@@ -1,4 +1,4 @@
-"""Expressions as people write them, in one line of Unicode."""
+"""Write expressions as people do, in one line of Unicode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sympy.printing.str import StrPrinter
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _LONG = 1000
-"""A fraction with a larger denominator is written as a decimal, if that ends."""
+"""A fraction with a larger denominator is written as a decimal, if that terminates."""
 
 
 class _Printer(StrPrinter):
@@ -19,7 +19,7 @@ class _Printer(StrPrinter):
 
 
 def decimal(number: sympy.Rational) -> str | None:
-    """A long fraction as the decimal that it is; None for short and endless ones."""
+    """A long fraction as an exact decimal; None for short fractions and endless decimals."""
     rest = number.q
     for prime in (2, 5):
         while rest % prime == 0:
@@ -33,7 +33,7 @@ def decimal(number: sympy.Rational) -> str | None:
 
 
 def unicode(expression: sympy.Expr) -> str:
-    """x·eˣ/(eˣ + 1)²"""
+    """The expression in Unicode, for example x·eˣ/(eˣ + 1)²."""
     text = _Printer({"order": None}).doprint(_with_decimals(expression))
     text = re.sub(r"\*\*(-?\d+)\b", lambda m: m[1].translate(_SUPERSCRIPTS), text)
     text = re.sub(r"sqrt\((\w+)\)", r"√\1", text).replace("sqrt(", "√(").replace("**", "^")
@@ -44,7 +44,7 @@ def unicode(expression: sympy.Expr) -> str:
 
 
 def latex(expression: sympy.Expr) -> str:
-    """The same in LaTeX, for mathematics mode."""
+    """The expression in LaTeX, for maths mode."""
     return str(sympy.latex(_with_decimals(expression), ln_notation=True))
 
 

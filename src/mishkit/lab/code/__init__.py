@@ -1,1 +1,1 @@
-"""What the kernels become: their instructions on CPUs and GPUs, counted without running them."""
+"""What the kernels compile to: instructions on CPUs and GPUs, counted without running them."""

@@ -1,18 +1,18 @@
-"""What a Triton kernel becomes on a GPU that this machine needn't have.
+"""What a Triton kernel compiles to on a GPU that this machine need not have.
 
-Triton compiles for any target, and its wheel brings NVIDIA's disassembler; for AMD it keeps the
-assembly itself. Both are read here: how many instructions an element costs and in which unit of
-the processor they run, how wide the loads and stores are, and what a kernel should never hold,
-such as float64 arithmetic or local memory.
+Triton compiles for any target, and its wheel includes NVIDIA's disassembler; for AMD it keeps the
+assembly itself. Both are read here. We count how many instructions an element costs and which unit
+of the processor they run in, how wide the loads and stores are, and look for what a kernel should
+never contain, such as float64 arithmetic or local memory.
 
-A kernel takes whole blocks unmasked and the last one under a mask. Costs are those of the first
-way, prologue included: the path from the entry to an exit that stores with the fewest accesses
-under a mask, then with the fewest calls (which leaves out the slow ways of divisions and square
-roots), then with the fewest instructions; so of a branch on data the cheaper side counts. Float64
-and local memory count wherever they are.
+A kernel processes full blocks without a mask and the last block with one. Costs are those of a full
+block, including the prologue. The path counted runs from the entry to an exit that stores. It has
+the fewest masked accesses, then the fewest calls (which leaves out the slow paths of divisions and
+square roots), then the fewest instructions. So of a branch on data, the cheaper side counts.
+Float64 and local memory count wherever they are.
 
-Triton's interpreter, if chosen in the environment, leaves nothing to compile, so `compile_all`
-compiles in processes of its own, without it.
+With Triton's interpreter, if chosen in the environment, there is nothing to compile. So
+`compile_all` compiles in separate processes, without the interpreter.
 """
 
 from __future__ import annotations
@@ -37,59 +37,65 @@ TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "gfx942")
 """T4; A100; H100 and H200; B200; MI300X."""
 
 WIDE = 128
-"""Bits: the widest access that every target has, and the one that moves memory best."""
+"""Bits: the widest access that every target has, and the one that moves memory fastest."""
 
 ISSUE, FMA, HEAVY, ALU, SPECIAL = "issue", "FMA", "IMAD", "ALU", "SFU"
 HALF, DOUBLE = "FP16", "FP64"
-"""Units of NVIDIA's processors: what issues every instruction; float32 multiplication and addition;
-the half of it that multiplies integers too; comparisons, selections, logic and integer addition;
-special functions (on AMD: transcendental ones); packed float16; float64."""
+"""Units of NVIDIA's processors: the issue slots that every instruction takes; float32
+multiplication and addition; the half of that unit that also multiplies integers; comparisons,
+selects, logic and integer addition; special functions (on AMD: transcendental ones); packed
+float16; float64.
+"""
 VECTOR, SCALAR = "VALU", "SALU"
-"""AMD's: instructions of the vector units, in which a transcendental one takes four places, and of
-the scalar unit."""
+"""AMD's units: the vector units, in which a transcendental instruction takes four slots, and the
+scalar unit.
+"""
 
 FLOAT64, LOCAL, NARROW, UNSEEN = "float64", "local memory", "narrow accesses", "costs unseen"
-"""Faults of a kernel: an instruction in float64 that nobody asked for, often from a literal that
-float32 doesn't have; registers in memory; loads and stores of less than `WIDE` bits, or masked;
-calls, loops and branches on data, whose costs aren't counted in full, or more or less traffic than
-its build says, so that the path isn't the right one."""
+"""Faults of a kernel. Float64: an unintended instruction in float64, often from a literal that
+float32 doesn't have. Local memory: registers kept in memory. Narrow accesses: loads and stores of
+less than `WIDE` bits, or masked. Costs unseen: calls, loops and branches on data, whose costs
+aren't counted in full; or more or less memory traffic than its build says, so the path isn't the
+right one.
+"""
 
 Finder = Callable[[str, str, str, str], "Build | None"]
-"""What returns the build of a `Job`, or None where there is none; a function of a module, as other
-processes must find it too."""
+"""Returns the build for a `Job`, or None if there is none. Must be a module-level function, since
+other processes have to find it too.
+"""
 
 
 @dataclass(frozen=True)
 class Build:
-    """What Triton needs to compile a kernel, and what one program of it does."""
+    """What Triton needs to compile a kernel, and how much work one program does."""
 
     kernel: Any
     """The `triton.jit` function."""
     signature: Mapping[str, Any]
-    """The type of every argument, in order: "*fp32", "i64", "constexpr"; for a tuple a tuple."""
+    """The type of every argument, in order: "*fp32", "i64", "constexpr"; a tuple for a tuple."""
     constexprs: Mapping[str, Any]
     num_warps: int
     elements: int
-    """Elements a program."""
+    """Elements per program."""
     bytes_per_element: float
-    """What it reads from memory and writes to it."""
+    """Bytes read from and written to memory, per element."""
     aligned: tuple[str, ...] = ()
     """Arguments that are divisible by 16."""
 
     @property
     def packed(self) -> int:
-        """How many arguments point to bytes that hold a bit an element."""
+        """How many arguments point to bytes that hold one bit per element."""
         return sum(kind in ("*u8", "*i8") for kind in self.signature.values())
 
     @property
     def bits(self) -> int:
-        """Of the widest element that is pointed to."""
+        """The bits of the widest element type that an argument points to."""
         kinds = [kind[1:] for kind in self.signature.values() if str(kind).startswith("*")]
         return max((int(re.sub(r"\D", "", kind) or 8) for kind in kinds), default=32)
 
 
 class Job(NamedTuple):
-    """Which kernel to compile for what: enough to find its `Build` in another process."""
+    """Which kernel to compile for which target: enough to find its `Build` in another process."""
 
     function: str
     body: str
@@ -98,7 +104,7 @@ class Job(NamedTuple):
 
 
 class Access(NamedTuple):
-    """A kind of load or store of global memory."""
+    """A kind of load from or store to global memory."""
 
     is_store: bool
     bits: int
@@ -111,52 +117,54 @@ class Code:
 
     target: str
     opcodes: Mapping[str, int]
-    """How often each instruction is on the main path, of one thread."""
+    """How often each instruction occurs on the main path of one thread."""
     operations: Mapping[str, float]
-    """How much of each unit an element takes: see `nvidia_units` and `amd_units`."""
+    """How many slots of each unit an element takes: see `nvidia_units` and `amd_units`."""
     accesses: Mapping[Access, int]
-    """Loads and stores of global memory on the main path, of one thread."""
+    """Loads and stores of global memory on the main path of one thread."""
     elements: float
-    """Elements a thread."""
+    """Elements per thread."""
     bytes_per_element: float
     registers: int
-    """32-bit registers a thread."""
+    """32-bit registers per thread."""
     shared: int
-    """Bytes of shared memory a program."""
+    """Bytes of shared memory per program."""
     local: int
-    """Bytes of local memory a thread (stack, spilled registers), or accesses to it if more."""
+    """Bytes of local memory per thread (stack, spilled registers), or the accesses to it if more.
+    """
     float64: tuple[str, ...]
-    """Instructions in float64, anywhere in a kernel whose arguments aren't."""
+    """Float64 instructions anywhere in a kernel whose arguments aren't float64."""
     calls: int
-    """Calls on the main path, the cost of which isn't seen here."""
+    """Calls on the main path, whose cost isn't counted here."""
     masks: int
-    """On AMD: how often the main path shuts out threads from some of it."""
+    """On AMD: how often the main path masks off threads."""
     has_loop: bool
-    """Whether there is a loop, whose body then counts once."""
+    """Whether there is a loop; its body then counts once."""
     diverged: float
-    """Instructions an element where threads take both sides of every branch on data; the cheaper
-    one alone counts otherwise."""
+    """Instructions per element if threads take both sides of every branch on data; otherwise only
+    the cheaper side counts.
+    """
     narrow_allowance: float
-    """Bits a thread that may be accessed less than `WIDE` at a time: those of packed sides."""
+    """Bits per thread that may be accessed less than `WIDE` at a time: those of packed sides."""
 
     @property
     def instructions(self) -> float:
-        """An element."""
+        """Instructions per element."""
         return self.operations.get(ISSUE, 0.0)
 
     @property
     def special(self) -> float:
-        """Operations of the special-function unit (on AMD: transcendental), an element."""
+        """Operations of the special-function unit (on AMD: transcendental), per element."""
         return self.operations.get(SPECIAL, 0.0)
 
     @property
     def moved(self) -> float:
-        """Bytes that are loaded and stored on the main path, an element."""
+        """Bytes loaded and stored on the main path, per element."""
         return sum(n * a.bits for a, n in self.accesses.items()) / (8 * self.elements)
 
     @property
     def is_wide(self) -> bool:
-        """Whether all but the packed sides is loaded and stored `WIDE` bits at a time, unmasked."""
+        """Whether everything but the packed sides is accessed `WIDE` bits at a time, unmasked."""
         if not any(access.is_store for access in self.accesses):
             return False
         narrow = sum(n * a.bits for a, n in self.accesses.items() if a.bits < WIDE)
@@ -164,7 +172,7 @@ class Code:
 
     @property
     def access_words(self) -> str:
-        """ "load 2×128, store 1×128, 1×8 masked"."""
+        """For example "load 2×128, store 1×128, 1×8 masked"."""
         parts = []
         for name, is_store in (("load", False), ("store", True)):
             found = [(a, n) for a, n in sorted(self.accesses.items()) if a.is_store == is_store]
@@ -174,7 +182,7 @@ class Code:
 
     @property
     def faults(self) -> dict[str, str]:
-        """What no kernel should have, each in words."""
+        """What no kernel should have, each fault with a description."""
         found = {}
         if self.float64:
             found[FLOAT64] = ", ".join(self.float64)
@@ -183,7 +191,7 @@ class Code:
         if not self.is_wide:
             found[NARROW] = self.access_words
         unseen = {
-            # A thread or two may share a byte of packed sides, and read or write it twice.
+            # A thread or two may share a byte of packed sides, and so read or write it twice.
             f"moves {self.moved:.3g} bytes of {self.bytes_per_element:.3g}": (
                 abs(self.moved - self.bytes_per_element) > 0.3
             ),
@@ -203,7 +211,7 @@ class Code:
 
 
 def compile_for(build: Build, target: str) -> Code:
-    """Compile and read a kernel; in a process where Triton isn't interpreted."""
+    """Compile a kernel and read its code; needs a process in which Triton isn't interpreted."""
     if target not in TARGETS:
         raise LabError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")
     import triton
@@ -231,11 +239,11 @@ def _compile(find: Finder, job: Job) -> Code | str | None:
     try:
         build = find(*job)
         return None if build is None else compile_for(build, job.target)
-    except Exception as error:  # whatever the compiler raises belongs to this kernel alone
-        # Triton raises an error for every function on the way to the one at fault.
+    except Exception as error:  # whatever the compiler raises concerns this kernel only
+        # Triton raises one error per function on the way to the one at fault.
         while isinstance(error.__cause__, Exception):
             error = error.__cause__
-        # It shows the source and points into it, then says why, or leaves it at that.
+        # It shows the source and points into it; then it gives the reason, or stops there.
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
         return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
@@ -243,10 +251,10 @@ def _compile(find: Finder, job: Job) -> Code | str | None:
 def compile_all(
     jobs: Sequence[Job], find: Finder, processes: int | None = None
 ) -> Iterator[tuple[Job, Code | str | None]]:
-    """Every job as it is done, with its code or what went wrong; with None if it has no kernel."""
+    """Every job as it finishes, with its code, an error message, or None if it has no kernel."""
     count = min(processes or os.cpu_count() or 1, max(1, len(jobs)))
     context = multiprocessing.get_context("spawn")
-    # Without the interpreter as they start, since what they import decides by it.
+    # Start them without the interpreter, since their imports depend on it.
     with _without("TRITON_INTERPRET"), ProcessPoolExecutor(count, mp_context=context) as pool:
         found = {pool.submit(_compile, find, job): job for job in jobs}
         try:
@@ -271,21 +279,22 @@ def _without(variable: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction, and where it may go on."""
+    """One instruction, and where execution may continue."""
 
     text: str
     opcode: str
     guarded: bool = False
     access: Access | None = None
     goes_to: str | None = None
-    """The label that it branches to; "" where the kernel ends."""
+    """The label that it branches to; "" if the kernel ends there."""
     falls_through: bool = True
     is_call: bool = False
     parts: bool = False
-    """Whether it is a branch that threads of a group may take or not, each by itself. (AMD's groups
-    branch as one: they mask threads instead.)"""
+    """Whether it is a branch that each thread of a group may take or not by itself. (AMD's groups
+    branch as one; they mask threads instead.)
+    """
     masks: bool = False
-    """Whether it shuts out threads from what follows."""
+    """Whether it masks off threads for what follows."""
 
 
 class MainPath(NamedTuple):
@@ -293,18 +302,18 @@ class MainPath(NamedTuple):
 
     instructions: list[Instruction]
     diverged: int
-    """How many instructions a group of threads runs that take every side of its branches."""
+    """How many instructions a group of threads runs if it takes every side of its branches."""
     has_loop: bool
-    """Whether there is one anywhere."""
+    """Whether the kernel has a loop anywhere."""
 
 
 @dataclass
 class Program:
-    """Instructions, and the labels before them."""
+    """Instructions, and the labels in front of them."""
 
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
-    """The instruction that a label stands before."""
+    """The index of the instruction that follows each label."""
 
     @cached_property
     def starts(self) -> list[int]:
@@ -322,7 +331,7 @@ class Program:
         return self.instructions[start:stop]
 
     def followers(self, start: int) -> list[int]:
-        """Where the blocks that may come next begin."""
+        """Where the blocks that may run next begin."""
         block = self.block(start)
         last, found = block[-1], []
         if last.falls_through and start + len(block) < len(self.instructions):
@@ -332,12 +341,12 @@ class Program:
         return found
 
     def main_path(self) -> MainPath:
-        """The path of a whole block."""
+        """The path that processes a full block."""
         order, has_loop = self._blocks_backwards()
-        # Of each block, by whether anything is stored from there on: the least that is to come,
-        # and the blocks that may follow, the best first, each with the same for itself.
+        # For each block, and for whether anything is stored from there on: the least cost still to
+        # come, and the blocks that may follow, best first, each with its own such flag.
         best: dict[tuple[int, bool], tuple[_Cost, list[tuple[int, bool]]]] = {}
-        for start in order:  # what follows a block comes before it
+        for start in order:  # the blocks that follow a block come before it
             block = self.block(start)
             own, has_store = _Cost.of(block), any(i.access and i.access.is_store for i in block)
             followers = [
@@ -355,8 +364,8 @@ class Program:
                 if found:
                     found.sort()
                     least = found[0][0]
-                    # Threads of a group may part there and all sides are run, if it is no dearer
-                    # by what counts first.
+                    # Threads of a group may diverge there and run all sides, if these cost no more
+                    # by the criteria that count first.
                     alike = [next for cost, next in found if cost[:-1] == least[:-1]]
                     sides = alike if block[-1].parts else alike[:1]
                     best[start, stores] = least, [to for next in sides for to in next]
@@ -379,12 +388,12 @@ class Program:
         )
 
     def _blocks_backwards(self) -> tuple[list[int], bool]:
-        """All blocks that can be reached, each after those that follow it; and if there's a loop.
+        """All reachable blocks, each after the blocks that follow it; and whether there's a loop.
 
-        Branches backwards are left out, but for them a block would have to follow itself.
+        Backward branches are left out, since otherwise a block would have to follow itself.
         """
         order: list[int] = []
-        state: dict[int, bool] = {}  # whether all that follows is done
+        state: dict[int, bool] = {}  # whether everything that follows is done
         has_loop = False
         stack = [(0, iter(self.followers(0)))]
         state[0] = False
@@ -404,7 +413,7 @@ class Program:
 
 
 class _Cost(NamedTuple):
-    """What is least on the main path, the first first."""
+    """What the main path minimises, most important first."""
 
     masked: int = 0
     calls: int = 0
@@ -425,17 +434,17 @@ class _Cost(NamedTuple):
 
 # ---- NVIDIA --------------------------------------------------------------------------------------
 
-# Units by NVIDIA's "Nsight Compute: Profiling Guide", Pipelines: FMA does float32 arithmetic and
-# integer multiplication, ALU comparisons, selection, integer addition, logic and (from Ampere on)
-# the packing conversion from float32, XU special functions and the other conversions. From GA10x on
-# FMA is two pipes, and the heavy one alone multiplies integers.
+# Units are from NVIDIA's "Nsight Compute: Profiling Guide", Pipelines. FMA does float32 arithmetic
+# and integer multiplication. ALU does comparisons, selects, integer addition, logic and (from
+# Ampere on) the packing conversion from float32. XU does special functions and the other
+# conversions. From GA10x on FMA is two pipes, and only the heavy one multiplies integers.
 _FLOAT = frozenset(["FADD", "FMUL", "FFMA"])
 _TWO_FLOATS = frozenset(["FADD2", "FMUL2", "FFMA2"])
 _MULTIPLY = frozenset(["IMAD", "IMUL", "IDP", "IDP4A"])
 _HALVES = frozenset(["HADD2", "HMUL2", "HFMA2"])
 _XU = frozenset(["MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"])
 _DOUBLE = frozenset(["DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "DMMA"])
-# Memory, control flow and the uniform unit: each has units of its own. They take a place to issue.
+# Memory, control flow and the uniform unit have units of their own, but take an issue slot.
 _ELSEWHERE = re.compile(
     r"LD|ST|ATOM|RED|SHFL|MEMBAR|CCTL|BAR|DEPBAR|B[RS]|BREAK|EXIT|RET|CALL|WARPSYNC|WARPGROUP|"
     r"NOP|S2R|S2UR|CS2R|R2UR|YIELD|NANOSLEEP|ELECT|ACQBULK|ERRBAR|PREEXIT|U"
@@ -444,17 +453,18 @@ _LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P[T0-9]+\s+)?([A-Z0-9_.]+)\
 
 
 def nvidia_units(opcode: str, target: str) -> dict[str, float]:
-    """What units an instruction takes, and how many places in each, a thread.
+    """The units that an instruction takes, and how many slots of each, per thread.
 
-    What isn't known counts to the ALU, which is no faster than any other unit that it may be in.
+    An unknown instruction is counted for the ALU, which is no faster than any other unit that it
+    might run in.
     """
     base = opcode.partition(".")[0]
-    # A packed instruction does two operations and saves but a place to issue.
+    # A packed instruction does two operations and saves only an issue slot.
     if base in _FLOAT or base in _TWO_FLOATS:
         return {ISSUE: 1, FMA: 2 if base in _TWO_FLOATS else 1}
     if base in _MULTIPLY:
         return {ISSUE: 1, FMA: 1, HEAVY: 1}
-    if base in _HALVES:  # on Turing and GA100 in a pipe of its own, later in both FMA pipes at once
+    if base in _HALVES:  # Turing and GA100 have a pipe for it; later both FMA pipes run it
         return {ISSUE: 1, HALF: 1} if _number(target) <= 80 else {ISSUE: 1, FMA: 2, HEAVY: 1}
     if base in _XU:
         return {ISSUE: 1, SPECIAL: 1}
@@ -511,9 +521,9 @@ def _disassemble(cubin: bytes) -> str:
 
 
 def parse_nvidia(text: str) -> Program:
-    """The instructions of what `cuobjdump -sass` prints for one kernel."""
+    """The instructions in the output of `cuobjdump -sass` for one kernel."""
     program = Program()
-    rejoins: dict[str, str] = {}  # where a barrier of convergence brings threads together again
+    rejoins: dict[str, str] = {}  # where a convergence barrier brings threads back together
     for line in text.splitlines():
         match = _LINE.match(line)
         if not match:
@@ -547,7 +557,7 @@ def parse_nvidia(text: str) -> Program:
                 parts=base == "BRA" and falls_through and "UP" not in (guard or "") + operands,
             )
         )
-    # Every address has been given a label; blocks begin at those that are gone to alone.
+    # Every address got a label; keep only those that are branched to, as blocks begin there.
     gone_to = {i.goes_to for i in program.instructions}
     program.labels = {label: at for label, at in program.labels.items() if label in gone_to}
     if not program.instructions:
@@ -559,7 +569,7 @@ def _nvidia_access(base: str, opcode: str, guarded: bool) -> Access | None:
     if base not in ("LDG", "STG"):
         return None
     width = re.search(r"\.[US]?(8|16|64|96|128|256)(?=\.|$)", opcode)
-    wider = ".ENL2" in opcode  # Blackwell's, whose 256 bits go to two groups of registers
+    wider = ".ENL2" in opcode  # Blackwell: 256 bits that go to two groups of registers
     return Access(base == "STG", int(width.group(1)) if width else 256 if wider else 32, guarded)
 
 
@@ -573,10 +583,10 @@ _SIZES = {"byte": 8, "short": 16, "dword": 32}
 
 
 def amd_units(opcode: str) -> dict[str, float]:
-    """What units an instruction takes, and how many places in each, a thread.
+    """The units that an instruction takes, and how many slots of each, per thread.
 
-    Transcendental functions run at a quarter of the rate of other vector instructions and take
-    their place: LLVM's cost model of these targets has them so.
+    Transcendental functions run at a quarter of the rate of other vector instructions and block
+    these meanwhile, according to LLVM's cost model for these targets.
     """
     if _TRANSCENDENTAL.match(opcode):
         return {ISSUE: 1, VECTOR: 4, SPECIAL: 1}
@@ -614,7 +624,7 @@ def _read_amd(text: str, build: Build, elements: float, target: str) -> Code:
 
 
 def parse_amd(text: str) -> Program:
-    """The instructions of AMD's assembly of one kernel."""
+    """The instructions in AMD's assembly for one kernel."""
     program = Program()
     kernel = re.search(r"^\s*\.type\s+(\S+),@function", text, re.MULTILINE)
     if not kernel:
@@ -690,6 +700,6 @@ def _code(
         masks=sum(i.masks for i in path),
         has_loop=has_loop,
         diverged=diverged / elements,
-        # A byte an access of `WIDE` bits, or a bit an element where that is more.
+        # One byte per access of `WIDE` bits, or one bit per element if that is more.
         narrow_allowance=build.packed * elements * max(1.0, 8 * build.bits / WIDE),
     )

@@ -1,11 +1,11 @@
-"""The kernels that torch.compile makes of torch's own functions, without the GPU they are for.
+"""The kernels that torch.compile makes from torch's own functions, without the GPU they are for.
 
-Inductor writes Triton for tensors that are fake, on a device that tells what it is: that is all
-that is feigned here. The traces are taken on fake tensors of the CPU, where autograd works without
-CUDA, and moved to the device; torch decomposes the functions into the same operators there.
+Inductor writes Triton for fake tensors on a device that describes itself; only that device is faked
+here. The traces are taken on fake CPU tensors, where autograd works without CUDA, and then moved to
+the device. torch decomposes the functions into the same operators there.
 
-It reaches into parts of torch that change with its releases. Whoever compiles these kernels reports
-what is raised, and goes on without them.
+This relies on parts of torch that change between releases. Callers that compile these kernels
+report whatever is raised, and go on without them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from torch.fx import GraphModule
 from .gpu import Build
 
 PREFIX = "F."
-"""Of the names of torch's functions."""
+"""Prefix of torch's function names."""
 SIZE = 1 << 24
-"""Elements: inductor knows them, and leaves out masks where a multiple of its block."""
+"""Elements. Inductor knows the number, and omits masks if it is a multiple of its block."""
 _PROCESSORS = {"sm_75": 40, "sm_80": 108, "sm_90": 132, "sm_100": 148}
 
 
 def build(function: str, body: str, dtype: str, target: str) -> Build | None:
-    """Inductor's kernel of "F.mish", forward or backward; None where there is none.
+    """Inductor's kernel for "F.mish", forward or backward; None if there is none.
 
-    Inductor times several block sizes and keeps the best; without a GPU it is the first, which is
+    Inductor times several block sizes and keeps the best. Without a GPU we use the first, which is
     its largest.
     """
     name = function.removeprefix(PREFIX)
@@ -60,7 +60,7 @@ def build(function: str, body: str, dtype: str, target: str) -> Build | None:
 
 
 def _trace(function: Callable[[Tensor], Tensor], body: str, dtype: torch.dtype) -> GraphModule:
-    """The graph of one pass, in the operators that inductor lowers, on a fake GPU."""
+    """The graph of one pass on a fake GPU, in the operators that inductor lowers."""
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -89,7 +89,7 @@ def _on_gpu(x: Tensor) -> Tensor:
 
 
 def _code(graph: GraphModule) -> str:
-    """The module that inductor writes."""
+    """The source of the module that inductor writes."""
     from torch._inductor.debug import DebugContext
     from torch._inductor.graph import GraphLowering
     from torch._inductor.virtualized import V
@@ -108,7 +108,7 @@ def _code(graph: GraphModule) -> str:
 
 
 def _only_kernel(code: str) -> tuple[str, str]:
-    """Its name and source."""
+    """The name and source of the only kernel."""
     found = re.findall(r"async_compile\.triton\('(\w+)', '''(.*?)'''", code, re.DOTALL)
     if len(found) != 1:
         raise ValueError(f"inductor made {len(found)} kernels, one was expected")
@@ -116,7 +116,7 @@ def _only_kernel(code: str) -> tuple[str, str]:
 
 
 def _load(name: str, source: str) -> Any:
-    """What decorates the kernel: with its arguments' types and the block sizes to try."""
+    """The object that decorates the kernel, with its argument types and the block sizes to try."""
     from torch._inductor.codecache import PyCodeCache
 
     return getattr(PyCodeCache.load(source), name)
@@ -124,7 +124,7 @@ def _load(name: str, source: str) -> Any:
 
 @contextmanager
 def _feigned(target: str) -> Iterator[None]:
-    """A GPU that inductor can ask about itself."""
+    """A fake GPU that inductor can query."""
     from torch._dynamo import device_interface
     from torch._inductor.runtime import triton_helpers
     from triton.backends.compiler import GPUTarget
@@ -173,7 +173,7 @@ def _feigned(target: str) -> Iterator[None]:
         get_current_device=lambda: 0,
         get_active_torch_device=lambda: torch.device("cuda", 0),
     )
-    device_interface.get_interface_for_device("cpu")  # registers all, which would replace ours
+    device_interface.get_interface_for_device("cpu")  # registers all, which would undo ours
     capability = (properties.major, properties.minor)
     with ExitStack() as stack:
         for where, name, what in (

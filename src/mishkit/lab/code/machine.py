@@ -1,8 +1,9 @@
-"""What the compiler made of the kernels: instructions in the main loop of each.
+"""What the compiler made of the kernels: the instructions in the main loop of each.
 
-A kernel is found without its symbol, which may be stripped and whose name the compiler mangles: by
-the tables of pointers to kernels that csrc/kernels.cpp fills (`InstructionSet`, `FunctionKernels`
-in csrc/kernels.h), which the loader's relocations spell out. objdump then disassembles it.
+Kernels are found without their symbols, which may be stripped and have mangled names. Instead we
+use the tables of kernel pointers that csrc/kernels.cpp fills (`InstructionSet` and
+`FunctionKernels` in csrc/kernels.h), which the loader's relocations reveal. objdump then
+disassembles the code.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from mishkit.functions import ACTIVATIONS
 
 from .. import LabError
 
-# As csrc/kernels.h has them.
+# As in csrc/kernels.h.
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ISAS = {"baseline": 16, "avx2": 32, "avx512": 64, "neon": 16}
-"""Instruction sets, and the bytes of their vectors."""
+"""Instruction sets, and the size of their vectors in bytes."""
 BLOCK_VECTORS = 4
-"""Vectors that an iteration of the main loop takes (csrc/loops.h)."""
+"""Vectors per iteration of the main loop (csrc/loops.h)."""
 _HEAD = 16
 _ROW = _HEAD + 8 * len(DTYPES) * (len(BODIES) + 1)
 """sizeof(FunctionKernels)"""
 
 _RELATIVE = {62: 8, 183: 1027}
-"""By ELF machine (x86-64, arm64): the relocation that adds the library's own address."""
+"""For each ELF machine (x86-64, arm64): the relocation that adds the library's load address."""
 _OBJDUMPS = ("objdump", "llvm-objdump")
 
-# Instructions on vector registers, by their names in the two syntaxes.
+# Instructions on vector registers, by the register names of the two syntaxes.
 _VECTOR = re.compile(r"%[xyz]mm|%k[0-7]|\b[vq]\d+(?:\.\d+[bhsd])?\b")
 _DIVISION = re.compile(r"^v?divp[sd]$|^fdiv$")
 _ROOT = re.compile(r"^v?sqrtp[sd]$|^fsqrt$")
@@ -48,21 +49,21 @@ _TARGET = re.compile(r"(?:^|[\s,])(?:0x)?([0-9a-f]+)\s*(?:<|$)")
 
 @dataclass(frozen=True)
 class LoopCounts:
-    """The main loop of one kernel, an element."""
+    """The main loop of one kernel; counts are per element."""
 
     isa: str
     body: str
     dtype: str
     vector_instructions: float
     divisions: float
-    """Vector divisions; each serves as many elements as a vector has."""
+    """Vector divisions; each handles as many elements as a vector has."""
     square_roots: float
     other_instructions: float
-    """Addresses, counters and jumps."""
+    """Address computation, counters and jumps."""
     elements: int
-    """Elements an iteration."""
+    """Elements per iteration."""
     iterates: bool
-    """Whether there is a loop inside, which is counted as one pass."""
+    """Whether there is an inner loop; it is counted as one pass."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,23 @@ class Instruction:
 
     @property
     def is_vector(self) -> bool:
-        """Whether it works on vector registers."""
+        """Whether it uses vector registers."""
         return bool(_VECTOR.search(self.operands))
 
     @property
     def ends(self) -> bool:
-        """Whether what stands behind it is reached by jumps alone."""
+        """Whether the code after it can only be reached by jumps."""
         return self.name in ("jmp", "ret", "b", "br", "ud2")
 
     @property
     def target(self) -> int | None:
-        """Where it jumps to."""
+        """The address that it jumps to."""
         found = _TARGET.search(self.operands) if _JUMP.match(self.name) else None
         return int(found[1], 16) if found else None
 
 
 class Library:
-    """The kernels in a built library, an ELF file of 64 bits."""
+    """The kernels in a built library, a 64-bit ELF file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,7 +117,7 @@ class Library:
 
     @cached_property
     def _pointers(self) -> dict[int, int]:
-        """What the loader will write: at which address, which address of the library's own."""
+        """What the loader will write: for each address, an address in the library."""
         machine = struct.unpack_from("<H", self._bytes, 18)[0]
         relative = _RELATIVE.get(machine)
         found: dict[int, int] = {}
@@ -127,7 +128,7 @@ class Library:
         return found
 
     def _offset(self, address: int) -> int | None:
-        """Where in the file the byte at an address is."""
+        """The file offset of the byte at an address."""
         for kind, start, offset, length in self._sections:
             if kind != 8 and start and start <= address < start + length:
                 return offset + address - start
@@ -191,7 +192,7 @@ class Library:
             raise LabError(f"objdump failed: {done.stderr.strip().splitlines()[-1]}")
         found: list[Instruction] = []
         for line in done.stdout.splitlines():
-            if line.endswith(">:") and found:  # another function's symbol
+            if line.endswith(">:") and found:  # the symbol of another function
                 break
             match = _LINE.match(line)
             if match:
@@ -201,7 +202,7 @@ class Library:
     def count(
         self, isa: str, function: str, dtype: str, body: str, *, iterated: bool = False
     ) -> LoopCounts:
-        """The instructions of a kernel's main loop; of its iterated variant, if it has two."""
+        """Count the instructions of a kernel's main loop; of the iterated one if it has two."""
         loop = self._main_loop(self.kernels[isa, function, dtype, body], iterated)
         lanes = ISAS[isa] // (8 if dtype == "float64" else 4)
         elements = BLOCK_VECTORS * lanes
@@ -219,7 +220,7 @@ class Library:
         )
 
     def _main_loop(self, address: int, iterated: bool) -> Loop:
-        """The longest loop that writes through the caches; a kernel may hand on to others."""
+        """The longest loop that writes through the caches; a kernel may jump to others."""
         code = self.disassemble(address)
         found = _main_loops(code)
         if not found:
@@ -233,7 +234,7 @@ class Library:
 
 
 def _main_loops(code: list[Instruction]) -> list[Loop]:
-    """The loops over whole blocks, without those for what is left in the end: these are small."""
+    """The loops over full blocks; the small loops over the remaining elements are left out."""
     found = [loop for loop in loops(code) if loop.is_usual and not loop.is_inner]
     most = max((loop.weight for loop in found), default=0)
     return [loop for loop in found if loop.weight > most / 2]
@@ -249,20 +250,20 @@ class Loop:
 
     @property
     def weight(self) -> int:
-        """How many vector instructions it has."""
+        """The number of its vector instructions."""
         return sum(i.is_vector for i in self.code)
 
     @property
     def is_usual(self) -> bool:
-        """Whether it works on vectors, and does not write past the caches."""
+        """Whether it uses vectors and does not bypass the caches."""
         streams = any(_STREAMING.match(i.name) for i in self.code)
         return not streams and self.weight > 0
 
 
 def loops(code: list[Instruction]) -> list[Loop]:
-    """The natural loops of a function: a jump back to what dominates it, and all on the way.
+    """The natural loops of a function: a jump back to a dominating block, and all in between.
 
-    Not every jump backwards is one, since compilers put unlikely code behind the rest.
+    Not every backward jump is one, since compilers put unlikely code after the rest.
     """
     index = {instruction.address: i for i, instruction in enumerate(code)}
     targets = {index[i.target] for i in code if i.target in index}
@@ -275,7 +276,7 @@ def loops(code: list[Instruction]) -> list[Loop]:
         follows[head] = [index[last.target]] if last.target in index else []
         if not last.ends and end < len(code):
             follows[head].append(end)
-    reached, todo = set(), [0]  # not so the padding between blocks
+    reached, todo = set(), [0]  # the padding between blocks is not reached
     while todo:
         head = todo.pop()
         if head not in reached:
@@ -298,7 +299,7 @@ def loops(code: list[Instruction]) -> list[Loop]:
     return [
         Loop(
             [i for head in sorted(body) for i in code[head : blocks[head]]],
-            # Two loops may begin in one place.
+            # Two loops may begin at the same place.
             has_inner=sum(other in body for other in ways_back) > 1,
             is_inner=any(other != top and top in inside for other, inside in bodies.items()),
         )
@@ -307,7 +308,7 @@ def loops(code: list[Instruction]) -> list[Loop]:
 
 
 def _dominators(heads: list[int], before: dict[int, list[int]]) -> dict[int, set[int]]:
-    """The blocks that every way to a block goes through."""
+    """The blocks that every path to a block goes through."""
     everything = set(heads)
     found = {head: {0} if head == 0 else everything for head in heads}
     changed = True
@@ -333,7 +334,7 @@ def _on_the_way(bottom: int, top: int, before: dict[int, list[int]]) -> set[int]
 
 @lru_cache(maxsize=1)
 def library() -> Library:
-    """The library that this installation has."""
+    """The library of this installation."""
     if not cpu.LIBRARY.exists():
         raise LabError("instructions are not counted: the kernels were not built")
     return Library(cpu.LIBRARY)

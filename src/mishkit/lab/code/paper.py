@@ -1,9 +1,9 @@
 """`mishkit bench --device cuda --paper`: what the GPU kernels cost, without a GPU.
 
-Every kernel is compiled for every target, its machine code is counted, and its arithmetic is set
-against its memory traffic by the published peaks of four GPUs (see `_roofline`). Beside them stand
-the kernels that torch.compile makes of torch's Mish, where they can be had (see `_inductor`).
-Nothing is run, so nothing here is a time.
+Every kernel is compiled for every target and its machine code is counted. Its arithmetic is
+compared with its memory traffic, using the published peaks of four GPUs (see `_roofline`). The
+kernels that torch.compile makes of torch's Mish are shown for comparison, if they can be obtained
+(see `_inductor`). Nothing is run, so none of these figures is a time.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 CLOSED = tuple(
     a.name for a in ACTIVATIONS.values() if a.twin.table(torch.float32, *a.defaults) is None
 )
-"""Functions whose derivative from the output has a closed form; the others read tables."""
+"""Functions whose derivative from the output has a closed form; the others use tables."""
 WIDTH = 132
 """Columns that the tables need."""
 TORCHS = f"{_inductor.PREFIX}mish"
-"""The function whose kernels by torch.compile stand beside ours."""
+"""The function whose torch.compile kernels are shown next to ours."""
 
 Outcome = Code | str | None
 Codes = dict[Job, Outcome]
-"""The code of a kernel for a target; what went wrong with it; None where it has no kernel."""
+"""The code of a kernel for a target, an error message, or None if the kernel doesn't exist."""
 
 
 class Kernel(NamedTuple):
-    """A kernel, whatever it is compiled for."""
+    """A kernel, independent of the target."""
 
     function: str
     body: str
@@ -78,33 +78,33 @@ class Kernel(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        """Rather than torch.compile's."""
+        """Whether it is one of ours and not torch.compile's."""
         return not self.function.startswith(_inductor.PREFIX)
 
     def job(self, target: str) -> Job:
-        """To compile it for a target."""
+        """The job of compiling it for a target."""
         return Job(*self, target)
 
 
 def kernels(functions: Iterable[str], dtypes: Sequence[str]) -> list[Kernel]:
-    """All bodies of these functions, and torch.compile's in the end."""
+    """All bodies of these functions, followed by torch.compile's kernels."""
     ours = itertools.product(functions, BODIES)
     wanted = [*ours, (TORCHS, FORWARD), (TORCHS, BACKWARD)]
     return [Kernel(*which, dtype) for dtype in dtypes for which in wanted]
 
 
 def find_build(function: str, body: str, dtype: str, target: str) -> Build | None:
-    """Of one of our kernels or of torch.compile's."""
+    """The build of one of our kernels or of torch.compile's."""
     if not Kernel(function, body, dtype).is_ours:
         return _inductor.build(function, body, dtype, target)
     a, of = ACTIVATIONS[function], getattr(torch, dtype)
     if body == FORWARD_PACKED and a.turn is None:
-        return None  # a monotone function has no sides to pack
+        return None  # a monotone function has no side to pack
     return build_of(triton.launch(a, body, of, *a.defaults), dtype, target)
 
 
 def build_of(launch: triton.Launch, dtype: str, target: str) -> Build:
-    """Of a launch over a large tensor."""
+    """The build for a launch on a large tensor."""
     of = getattr(torch, dtype)
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
     given: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
@@ -131,7 +131,7 @@ def build_of(launch: triton.Launch, dtype: str, target: str) -> Build:
 
 
 def main(functions: Sequence[str], dtypes: Sequence[str], csv_path: Path | None = None) -> int:
-    """The GPU kernels of these functions: 1 where a bar is missed."""
+    """Examine the GPU kernels of these functions; returns 1 if a bar is missed."""
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise LabError(f"no GPU kernel takes {dtype}; there are {', '.join(DTYPES)}")
@@ -144,7 +144,7 @@ def run(
     targets: Sequence[str] = TARGETS,
     csv_path: Path | None = None,
 ) -> int:
-    """Compile, print the tables and the bars, write the CSV; 1 where a bar is missed."""
+    """Compile, print the tables and the bars, write the CSV; returns 1 if a bar is missed."""
     wanted = list(wanted)
     out = console()
     out.width = max(WIDTH, out.width)
@@ -214,7 +214,7 @@ def _print_table(out: Console, wanted: Sequence[Kernel], codes: Codes) -> None:
 
 
 def _range(least: float, most: float) -> str:
-    """One figure; two where threads that branch differently cost more."""
+    """One number, or two if threads that take different branches cost more."""
     words = significant(least), significant(most)
     return words[0] if words[0] == words[1] else "–".join(words)
 
@@ -236,7 +236,7 @@ def _not_had(codes: Codes) -> Iterator[str]:
 
 
 class Bar(NamedTuple):
-    """How long the arithmetic of some kernels may take, over the time of their memory traffic."""
+    """How long some kernels' arithmetic may take, relative to the time of their memory traffic."""
 
     what: str
     limit: float
@@ -244,7 +244,7 @@ class Bar(NamedTuple):
     applies: Callable[[Kernel], bool]
 
     def verdict(self, codes: Codes) -> Verdict:
-        """By the worst of them."""
+        """The verdict on the worst of them."""
         bar = f"≤ {self.limit:g} on {self.gpu.name}"
         ratios = {
             job: roofline(code, self.gpu)
@@ -277,8 +277,8 @@ def _words(body: str) -> str:
     return body.replace("_", " ")
 
 
-# With a side, y is computed a second time as it is beside the minimum: three operations, which take
-# gelu and gelu_tanh to 0.71.
+# With a side, y near the minimum is computed a second time: three more operations, which take gelu
+# and gelu_tanh to 0.71.
 _FLOAT32 = dict.fromkeys(BODIES, 0.7) | {FORWARD_PACKED: 0.72}
 BARS = (
     *(
@@ -315,7 +315,7 @@ FAULTS = {
 
 
 def verdicts(codes: Codes) -> Iterator[Verdict]:
-    """Every bar on the ratios, then on faults."""
+    """Every bar on the ratios, followed by the bars on faults."""
     for bar in BARS:
         yield bar.verdict(codes)
     ours = {job: code for job, code in codes.items() if Kernel(*job[:3]).is_ours}
@@ -340,7 +340,7 @@ def _fault_verdict(what: str, faulty: dict[Job, str], count: int) -> Verdict:
 
 
 def write_csv(path: Path, codes: Codes) -> None:
-    """A row a kernel and target; operations an element, sizes in bits or bytes as they say."""
+    """One row per kernel and target; operations per element, sizes in bits or bytes as named."""
     operations = sorted({u for c in codes.values() if isinstance(c, Code) for u in c.operations})
     figures = ["bytes_per_element", "elements", "diverged", "registers", "shared", "local"]
     made_by = {"mishkit": mk.__version__, "torch": torch.__version__, "triton": _triton()}

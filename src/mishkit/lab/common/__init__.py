@@ -1,1 +1,1 @@
-"""What every command of the laboratory uses: timing, memory, tables, files and names."""
+"""Used by every command of the laboratory: timing, memory, tables, files and names."""

@@ -1,4 +1,4 @@
-"""Bars: what was promised, what was measured, and whether the one meets the other."""
+"""Bars: what was promised, what was measured, and whether the promise is kept."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .. import Interrupted
 from .formats import NONE, counted
 
 WIDTH = 118
-"""Columns that the tables need; a narrower terminal wraps them, a pipe does not."""
+"""Columns that the tables need; a narrower terminal wraps them, but a pipe does not."""
 UNBOUNDED = 10_000
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One bar and how it was met, in words."""
+    """One bar and whether it was met, in words."""
 
     what: str
     bar: str
     measured: str
     met: bool | None
-    """None where it was not measured."""
+    """None if it was not measured."""
 
     @property
     def word(self) -> str:
@@ -38,20 +38,21 @@ class Verdict:
 
 
 def any_missed(verdicts: Sequence[Verdict]) -> bool:
-    """Whether a bar was measured and not met."""
+    """Whether any bar was measured and missed."""
     return any(verdict.met is False for verdict in verdicts)
 
 
 def console() -> Console:
-    """The terminal, or a file, at least as wide as the tables."""
+    """A console for the terminal or a file, at least as wide as the tables."""
     found = Console(highlight=False)
     found.width = max(WIDTH, found.width)
     return found
 
 
 class FittingTable(Table):
-    """A table that becomes a list, a line a cell, where the terminal is too narrow for its longest
-    words and figures: none is broken or cut."""
+    """A table that turns into a list, one line per cell, if the terminal is too narrow for its
+    longest words and numbers, so that none is broken or cut.
+    """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._least(console, options.update(width=UNBOUNDED)) <= options.max_width:
@@ -70,7 +71,7 @@ class FittingTable(Table):
         yield Text("")
 
     def _least(self, console: Console, options: ConsoleOptions) -> int:
-        """The columns of the terminal that it needs."""
+        """The terminal columns that the table needs."""
         least = self.__rich_measure__(console, options).maximum
         for column in self.columns:
             if not column.no_wrap:
@@ -80,7 +81,7 @@ class FittingTable(Table):
 
 
 def table(title: str, columns: Sequence[str], *, words: int = 1) -> FittingTable:
-    """An empty table: its first columns are of words, the others of figures."""
+    """An empty table; the first `words` columns hold words, the others numbers."""
     made = FittingTable(
         title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -90,7 +91,7 @@ def table(title: str, columns: Sequence[str], *, words: int = 1) -> FittingTable
 
 
 def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
-    """The verdicts, a row each, and how many were met."""
+    """The verdicts, one per row, and how many bars were met."""
     made = table(title, ("what", "bar", "measured", ""))
     made.columns[0].no_wrap = made.columns[2].no_wrap = False
     styles = {"met": "green", "MISSED": "bold red"}
@@ -109,7 +110,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 
 class Interruptible:
-    """A block that Ctrl-C may end early: what was measured until then is shown all the same."""
+    """A block that Ctrl-C may end early; what was measured until then is still shown."""
 
     def __init__(self, out: Console) -> None:
         self.interrupted = False
@@ -137,12 +138,12 @@ def conclude(
     measured: Interruptible | None = None,
     csv: tuple[Path | None, Callable[[Path], None]] | None = None,
 ) -> int:
-    """Print the bars and write the CSV; 1 where a bar is missed.
+    """Print the bars and write the CSV; returns 1 if a bar was missed.
 
     Raises
     ------
     Interrupted
-        where the measurement was: then no bar is held against what there is
+        if the measurement was interrupted; then no bar is checked
     """
     interrupted = measured is not None and measured.interrupted
     if not interrupted:

@@ -1,4 +1,4 @@
-"""The activations that an experiment can be asked to compare, by name."""
+"""The activations that an experiment can compare, by name."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ DEFAULT = (
     "mish_inplace",
     "h_mish",
 )
-"""What `mishkit compare` compares when nothing is named."""
+"""What `mishkit compare` compares if no names are given."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One activation, under the name that selects it."""
+    """One activation, with the name that selects it."""
 
     name: str
     label: str
     function: str
-    """The mathematical function: contenders that share it differ only in how it is computed."""
+    """The mathematical function; contenders that share it differ only in how it is computed."""
     make: Callable[[], nn.Module]
-    """Makes the module for one site."""
+    """Creates the module for one site."""
 
 
 class Elementwise(nn.Module):
-    """A plain function Tensor → Tensor as a module."""
+    """Wraps a plain function Tensor → Tensor in a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -51,15 +51,16 @@ class Elementwise(nn.Module):
 
 
 def composed_mish(x: Tensor) -> Tensor:
-    """Mish as people write it out: x·tanh(softplus(x)), three operators."""
+    """Mish as people write it by hand: x·tanh(softplus(x)), three operators."""
     return x * torch.tanh(F.softplus(x))
 
 
 def registry() -> dict[str, Contender]:
     """All named contenders: torch's own, the composed ones, and every function of mishkit.
 
-    A function of mishkit comes three times: plain, ``_output`` (backward from the output and one
-    bit an element, ``save="output"``) and ``_inplace`` (the same, over its input).
+    Each function of mishkit comes in three versions: plain, ``_output`` (the backward pass works
+    from the output and one bit per element, ``save="output"``) and ``_inplace`` (the same,
+    overwriting its input).
     """
     contenders = [
         Contender("torch_relu", "torch ReLU", "relu", nn.ReLU),
@@ -85,10 +86,10 @@ def _with(module: Callable[..., nn.Module], **options: object) -> Callable[[], n
 
 
 def find(spec: str) -> Contender:
-    """The contender called `spec`: a name of the registry, or anything that can be imported.
+    """The contender called `spec`: a name from the registry, or anything that can be imported.
 
-    ``package.module:attribute`` or ``package.module.attribute`` may name a module class that needs
-    no arguments, a module, or a function Tensor → Tensor.
+    ``package.module:attribute`` or ``package.module.attribute`` may name a module class whose
+    constructor needs no arguments, a module, or a function Tensor → Tensor.
     """
     known = registry()
     if spec in known:
@@ -123,7 +124,7 @@ def _maker(spec: str, target: object) -> Callable[[], nn.Module]:
 
 
 def _check(contender: Contender) -> None:
-    """Tries a foreign contender once, so that it fails here and not in the middle of training."""
+    """Try a user's contender once, so that it fails here and not in the middle of training."""
     x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2)
     try:
         y = contender.make()(x.clone())

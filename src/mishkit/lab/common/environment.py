@@ -1,4 +1,4 @@
-"""What an experiment ran on, for the head of a report."""
+"""What an experiment ran on, for the top of a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mishkit.backends import cpu
 
 
 def describe(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Versions, processor, threads, load and date, in words and in this order."""
+    """Versions, processor, threads, load and date, as text and in this order."""
     device = torch.device(device)
     facts = {
         "mishkit": __version__,
@@ -49,7 +49,7 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the sources and its date; "not a checkout" where they are installed."""
+    """The commit of the sources and its date; "not a checkout" if they are installed."""
     command = ["git", "-C", str(Path(cpu.__file__).parent), "log", "-1", "--format=%h of %cs"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -59,7 +59,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The processor's name and what PyTorch's kernels use of it."""
+    """The processor's name, and which of its instruction sets PyTorch's kernels use."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -71,7 +71,7 @@ def processor() -> str:
 
 
 def warn_of_load(out: Console) -> None:
-    """Say so where other processes would disturb what is timed."""
+    """Warn if other processes would disturb the timings."""
     if not hasattr(os, "getloadavg"):
         return
     load, cores = os.getloadavg()[0], os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Any error in one line: where the user's code raised it, and what it says."""
+"""Report any error in one line: where the user's code raised it, and its message."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pathlib import Path
 from .. import LabError
 
 _LENGTH = 400
-"""Characters of an error that are shown: some list hundreds of names."""
+"""How many characters of an error are shown; some errors list hundreds of names."""
 _PACKAGES = ("site-packages", "dist-packages")
 _NOT_THE_USERS = tuple(
     os.path.join(os.path.realpath(folder), "")
     for folder in (str(Path(__file__).parents[2]), sysconfig.get_paths()["stdlib"])
 )
-"""The folders of mishkit and of Python."""
+"""The folders of mishkit and of Python's standard library."""
 
 
 @contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Whatever code of the user's, or of a library, raises within the block becomes a LabError that
-    says what was being done."""
+    """Turn whatever the user's or a library's code raises in this block into a LabError that says
+    what was being done.
+    """
     try:
         yield
     except LabError:
@@ -34,9 +35,10 @@ def telling(what: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """ "net.py:12: ValueError: what it says", in one line.
+    """The error in one line: "net.py:12: ValueError: the message".
 
-    The place is the innermost in the user's own files; errors that passed through none have none.
+    The place is the innermost one in the user's own files; errors that passed through none have
+    none.
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_shown(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
@@ -46,11 +48,11 @@ def told(error: BaseException) -> str:
     if len(message) > _LENGTH:
         message = message[:_LENGTH].rstrip() + " …"
     if place is None:
-        if message.startswith("mishkit."):  # says itself who refuses
+        if message.startswith("mishkit."):  # the message says itself who raised it
             return message.removeprefix("mishkit.")
         if isinstance(error, OSError) and error.filename and error.strerror:
             return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if not message and frames:  # as of assert: then its line says what was wrong
+    if not message and frames:  # for example an assert: then show its source line
         place = place or frames[-1]
         message = place.line or ""
     kind = type(error).__name__
@@ -60,21 +62,21 @@ def told(error: BaseException) -> str:
 
 def _is_the_users(file: str) -> bool:
     path = os.path.realpath(file)
-    is_code = not file.startswith("<")  # as <string> and <frozen …>
+    is_code = not file.startswith("<")  # for example <string> and <frozen …>
     return (
         is_code and not path.startswith(_NOT_THE_USERS) and not {*_PACKAGES} & {*Path(path).parts}
     )
 
 
 def _shown(file: str) -> str:
-    """The path from the current folder, where the file is in it."""
+    """The path relative to the current folder, if the file is inside it."""
     path = Path(os.path.realpath(file))
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else file)
 
 
 def check_known(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
-    """Raises LabError for a name that is not known."""
+    """Raise LabError for a name that is not known."""
     for name in wanted:
         if name not in known:
             raise LabError(f"unknown {kind} {name!r}; there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all, and by one process at a time."""
+"""Files that commands write: completely or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ else:
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write into, which takes the place of `path` at the end of the block.
+    """A file to write to, which replaces `path` at the end of the block.
 
-    Where the block fails, or the disk is full, what was there before stays. Folders are made; text
-    is UTF-8, its lines as they are written.
+    If the block fails or the disk is full, the previous file stays. Folders are created. Text is
+    UTF-8, and line endings are written unchanged.
 
     Raises
     ------
     LabError
         if it can't be written
     """
-    place = path.resolve()  # a link stays one
+    place = path.resolve()  # so that a link stays a link
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         if _is_special(place):
@@ -50,7 +50,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def check_writable(path: Path | None) -> None:
-    """Raises LabError where `path` can't be written, before hours of work are lost for it."""
+    """Raise LabError if `path` can't be written, before hours of work are lost."""
     if path is None:
         return
     place = path.resolve()
@@ -71,12 +71,12 @@ def _is_special(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock in the file `path`, which the system takes back from a process that ends.
+    """Hold a lock on the file `path`; the system releases it if the process ends.
 
     Raises
     ------
     LabError
-        if another process holds it: `what` says what that is working on
+        if another process holds it; `what` says what that process is working on
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

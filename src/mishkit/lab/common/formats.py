@@ -1,4 +1,4 @@
-"""How figures are written, in the terminal and in the report alike."""
+"""How numbers are written, both in the terminal and in the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NONE = "–"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """So many significant digits, no exponent; a dash for what is not a number."""
+    """A number with this many significant digits and no exponent; a dash for NaN and infinities."""
     if not math.isfinite(value):
         return NONE
     if value == 0:
@@ -21,7 +21,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def with_half(mean: float, half: float, digits: int = 3, between: str = " ") -> str:
-    """mean ± the half-width of its interval, with two digits of that; alone where there is none."""
+    """mean ± half the width of its interval, with two digits; only the mean without interval."""
     if not math.isfinite(mean):
         return NONE
     if not math.isfinite(half):
@@ -29,14 +29,14 @@ def with_half(mean: float, half: float, digits: int = 3, between: str = " ") -> 
     if half == 0:
         return f"{significant(mean, digits)}{between}± 0"
     decimals = max(0, 1 - math.floor(math.log10(half)))
-    # No more digits than the mean deserves: a tiny interval does not make it longer than five.
+    # No more than five significant digits of the mean, even if the interval is tiny.
     most = max(0, 4 - math.floor(math.log10(abs(mean)))) if mean else decimals
     decimals = min(decimals, most)
     return f"{mean:,.{decimals}f}{between}± {half:,.{decimals}f}"
 
 
 def signed(mean: float, half: float) -> str:
-    """+0.12 ± 0.34, with two decimals and a true minus."""
+    """For example +0.12 ± 0.34: two decimals and a true minus sign."""
     if not math.isfinite(mean):
         return NONE
     text = f"{mean:+.2f}".replace("-", "−")
@@ -51,12 +51,12 @@ def between(low: float, high: float, digits: int = 3) -> str:
 
 
 def ratio(value: float) -> str:
-    """×1.23"""
+    """For example ×1.23."""
     return f"×{value:.2f}" if math.isfinite(value) else NONE
 
 
 def print_json(text: str) -> None:
-    """Print JSON; what the terminal or the pipe can't encode is escaped, and stays the same."""
+    """Print JSON; characters that can't be encoded are escaped, which keeps the meaning."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -65,12 +65,12 @@ def print_json(text: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """1 site, 2 sites, 0 sites."""
+    """For example 1 site, 2 sites, 0 sites."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def threads_name(count: int) -> str:
-    """1 thread, 2 threads."""
+    """For example 1 thread, 2 threads."""
     return counted(count, "thread")
 
 

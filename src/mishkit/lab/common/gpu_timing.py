@@ -1,16 +1,17 @@
-"""Timing a call on a GPU among others: by events on the current stream, never by the host's clock.
+"""Time a GPU call, alternating with others, by events on the stream, not by the host clock.
 
 A sample is queued without waiting:
 
     prepare, flush, start event, call, end event
 
-The flush reads more memory than any cache holds. So the call finds nothing of its own in a cache,
-and the GPU is busy while the host queues what is timed. Whether it was is asked afterwards: where
-the GPU had reached the start event before the end event was queued, it may have waited for the host
-in between. Then the sample is taken again behind twice as many flushes. What is late behind
-`MOST_FLUSHES` of them is kept and counted: a call that waits for the GPU itself is always late.
+The flush reads more memory than any cache holds. So the call finds none of its data in a cache, and
+the GPU is busy while the host queues the call to be timed. Afterwards we check whether it really
+was busy: if the GPU had already reached the start event before the end event was queued, it may
+have waited for the host in between. The sample is then retaken behind twice as many flushes. A
+sample that is late even behind `MOST_FLUSHES` of them is kept and counted: a call that itself waits
+for the GPU is always late.
 
-A time includes what the GPU needs to start a kernel, which a small tensor does not outweigh.
+A time includes what the GPU needs to start a kernel, which dominates for small tensors.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import torch
 from .timing import Call, Timing, no_garbage_collection
 
 FLUSH = 512 << 20
-"""Bytes a flush reads, at least: twice the largest cache of a GPU, MI300X's of 256 MiB, which its
-driver does not report."""
+"""The fewest bytes that a flush reads: twice the largest cache of any GPU, the 256 MiB of MI300X,
+which its driver does not report.
+"""
 CACHES = 4
-"""A flush reads at least so many times the cache that is reported."""
+"""A flush reads at least this many times the reported cache."""
 MOST_FLUSHES = 64
 ROUNDS, WARM_ROUNDS = 50, 10
 
@@ -35,16 +37,17 @@ class Stopwatch:
     """Takes samples on the current stream of a device."""
 
     def __init__(self, device: torch.device | str, cache: int) -> None:
-        """`cache` is the size of the device's last cache, in bytes."""
+        """`cache` is the size of the device's last-level cache, in bytes."""
         self._memory = torch.zeros(max(FLUSH, CACHES * cache) // 4, device=device)
 
     def flush(self) -> None:
-        """Read more than the caches hold. What is read, unlike what is written, is dropped from
-        them at no cost to those who follow."""
+        """Read more than the caches hold. Unlike written data, data read can be dropped from the
+        caches at no cost to later operations.
+        """
         self._memory.amax()
 
     def sample(self, call: Call, flushes: int = 1) -> tuple[float, bool]:
-        """Nanoseconds of the call, and whether it may have waited for the host."""
+        """Nanoseconds of the call, and whether the GPU may have waited for the host."""
         if call.prepare is not None:
             call.prepare()
         for _ in range(flushes):
@@ -64,7 +67,7 @@ class Stopwatch:
         rounds: int = ROUNDS,
         warm: int = WARM_ROUNDS,
     ) -> dict[Any, Timing]:
-        """Time every call once a round, after some rounds that are not counted."""
+        """Time every call once per round, after some warm-up rounds."""
         timings = {key: Timing() for key in calls}
         flushes = dict.fromkeys(calls, 1)
         with no_garbage_collection():

@@ -1,4 +1,4 @@
-"""Modules of the user's, by file or by name, with their neighbours."""
+"""Import the user's modules, by file or by name, along with their neighbours."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .errors import telling, told
 
 
 def imported(place: str) -> ModuleType:
-    """The module in the file "path/to/file.py", or of the name "package.module".
+    """The module in the file "path/to/file.py", or with the name "package.module".
 
-    The current folder, and before it that of the file, are looked in first, as by ``python -m`` and
-    ``python file.py``.
+    The folder of the file and the current folder are searched first, as with ``python file.py`` and
+    ``python -m``.
 
     Raises
     ------
     LabError
-        if there is none, or whatever it raises
+        if there is no such module, or for whatever it raises
     """
     if not place.endswith(".py"):
         _look_in(Path.cwd())
@@ -32,11 +32,11 @@ def imported(place: str) -> ModuleType:
         raise LabError(f"there is no file {place}")
     _look_in(Path.cwd())
     _look_in(path.resolve().parent)
-    # A name of its own, so that no module of the same name is in the way or lost.
+    # A unique name, so that no module of the same name conflicts or is lost.
     spec = importlib.util.spec_from_file_location(f"_mishkit_{path.stem}", place)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look for their module there
+    sys.modules[module.__name__] = module  # dataclasses look up their module here
     with telling(f"{place} can't be imported"):
         try:
             spec.loader.exec_module(module)
@@ -55,7 +55,7 @@ def _look_in(folder: Path) -> None:
 
 
 def _dotted(path: Path) -> str:
-    """The module's name from the folder that holds its outermost package."""
+    """The module's name, starting at the folder that holds its outermost package."""
     names = [path.stem]
     folder = path.resolve().parent
     while (folder / "__init__.py").exists():

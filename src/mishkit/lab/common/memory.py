@@ -1,5 +1,6 @@
-"""Resident memory and page faults, as the system counts them, and what the C library does with
-freed memory."""
+"""Resident memory and page faults, as counted by the system, and what the C library does with freed
+memory.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ except ImportError:  # not on Windows
 
 
 def grown_by(run: Callable[[], Any], repeats: int = 3) -> int | None:
-    """The most bytes that resident memory grows by; the largest of some runs. None where the system
-    does not tell."""
+    """The most bytes that resident memory grows by; the largest of several runs. None if the system
+    does not report it.
+    """
     growths = []
     for _ in range(repeats):
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = _status("VmRSS")
             kept = run()
             growths.append(_status("VmHWM") - before)
@@ -39,7 +41,7 @@ def _status(field: str) -> int:
 
 
 def page_faults(run: Callable[[], Any]) -> int:
-    """Pages that the system gave this process during a call; 0 where it does not tell."""
+    """Pages that the system gave this process during a call; 0 if it does not report them."""
     if resource is None:
         return 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -48,26 +50,27 @@ def page_faults(run: Callable[[], Any]) -> int:
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A call in a new process, where nothing else has allocated before."""
-    # Ctrl-C is for this process to answer, which then ends the other.
+    """Call a function in a new process, where nothing else has allocated before."""
+    # Ctrl-C is handled by this process, which then ends the other.
     leave = signal.signal, (signal.SIGINT, signal.SIG_IGN)
     with multiprocessing.get_context("spawn").Pool(1, *leave) as pool:
         return pool.apply(function, arguments)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""In glibc's malloc.h, with M_ before."""
+"""Values from glibc's malloc.h, where the names begin with M_."""
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep large blocks for later, where it can be told so."""
+    """Make the C library keep large freed blocks, if it has such a setting."""
     _mallopt(_TRIM_THRESHOLD, 1 << 30)
     _mallopt(_MMAP_THRESHOLD, 1 << 30)
 
 
 def return_freed_memory() -> None:
-    """Have it give large blocks back to the system once they are free: what it would keep for later
-    is not the program's."""
+    """Make the C library return large freed blocks to the system, so that what it would cache is
+    not counted as the program's memory.
+    """
     _mallopt(_MMAP_THRESHOLD, 1 << 16)
 
 

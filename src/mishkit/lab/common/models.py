@@ -1,4 +1,4 @@
-"""Models that the command line can be asked to look at, by name, and inputs for them."""
+"""Models that the commands can be asked to look at, by name, and inputs for them."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class Example:
 def load(
     name: str, shapes: Sequence[str] = (), options: Sequence[str] = (), *, train: bool = True
 ) -> Example:
-    """The model of that name in training (or evaluation) mode, and inputs drawn with a fixed seed.
+    """The model with this name in training (or eval) mode, and inputs drawn with a fixed seed.
 
     Parameters
     ----------
     name : str
-        as in `KINDS`
+        see `KINDS`
     shapes : sequence of str
-        a shape for each input, "2,3,224,224". Token numbers for a model with a vocabulary, else
-        N(0, 1) numbers; the models of transformers get each by the name of what it is for, first
-        their `main_input_name`. What their decoder begins with comes second, and has tokens as the
-        input has, or one a sample, unless it is given
+        a shape for each input, "2,3,224,224". Inputs are token numbers for a model with a
+        vocabulary, otherwise N(0, 1) numbers. transformers' models get each input by keyword,
+        starting with their `main_input_name`. The decoder's input is the second; unless given, it
+        has as many tokens as the first, or one per sample
     options : sequence of str
-        "key=value" for what builds the model: "pretrained=True", "act_layer=mish"
+        "key=value" for the function that builds the model: "pretrained=True", "act_layer=mish"
 
     Raises
     ------
     LabError
-        if there is no such model, it can't be built, a package is missing, or inputs are
+        if there is no such model, it can't be built, or a package or inputs are missing
     """
     model, given = _built(name, options, {}, seed=0)
     with telling(f"{name}, --input {' --input '.join(shapes)}"):
@@ -67,10 +67,11 @@ def load(
 
 
 def build(name: str, options: Sequence[str] = (), *, seed: int = 0, **offered: Any) -> nn.Module:
-    """The model of that name in training mode, its weights drawn with `seed`.
+    """The model with this name in training mode, with weights drawn with `seed`.
 
-    timm's models are given all of `offered`, a function what it has a parameter for; `options` go
-    before. Raises LabError as `load`, and for `hf:`, whose models return no plain scores.
+    timm's models get everything in `offered`; a function gets what it has parameters for. `options`
+    take precedence. Raises LabError like `load`, and for `hf:`, whose models do not return plain
+    scores.
     """
     if name.startswith("hf:"):
         raise LabError(f"{name}: only models that return a tensor of scores can be trained here")
@@ -80,7 +81,7 @@ def build(name: str, options: Sequence[str] = (), *, seed: int = 0, **offered: A
 def _built(
     name: str, options: Sequence[str], offered: dict[str, Any], seed: int
 ) -> tuple[nn.Module, list[Any]]:
-    """The model, and the inputs that came with it."""
+    """The model, and any inputs that came with it."""
     torch.manual_seed(seed)
     keywords = dict(_option(text) for text in options)
     library, _, rest = name.partition(":")
@@ -146,7 +147,7 @@ def _option(text: str) -> tuple[str, Any]:
         raise LabError(f'an option is key=value, not "{text}"')
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):  # a name, without quotes
+    except (ValueError, SyntaxError):  # a name without quotes
         return key, value
 
 
@@ -191,7 +192,7 @@ def _is_of_tokens(name: str) -> bool:
 
 
 def _vocabulary(config: Any) -> int | None:
-    """The tokens of a model of transformers; those of its text, where it has other inputs too."""
+    """The vocabulary size of a transformers model; of its text part if it has other inputs."""
     parts = (config, *(getattr(config, name, None) for name in ("text_config", "decoder")))
     return next((size for part in parts if (size := getattr(part, "vocab_size", None))), None)
 
@@ -201,7 +202,7 @@ def _random(shape: Sequence[int], tokens: int | None) -> Tensor:
 
 
 def mean_square(output: Any) -> Tensor:
-    """A number that all outputs of a model have a part in, to be differentiated."""
+    """A number that depends on all outputs of a model, to be differentiated."""
     from mishkit.surgery.watch import tensors_of
 
     parts = [t.float().square().mean() for t in tensors_of(output) if t.requires_grad]

@@ -1,4 +1,4 @@
-"""Functions as the command line names them: `mish`, `HardMish`, `hard_mish:k=3`."""
+"""Functions as they are named on the command line: `mish`, `HardMish`, `hard_mish:k=3`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class Named:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The values by name."""
+        """The parameter values by name."""
         names = (p.name for p in self.activation.parameters)
         return dict(zip(names, self.values, strict=True))
 
     def __str__(self) -> str:
-        """`hard_mish:k=3`; parameters at their defaults are left out."""
+        """For example `hard_mish:k=3`; parameters at their defaults are left out."""
         pairs = zip(self.activation.parameters, self.values, strict=True)
         given = ",".join(f"{p.name}={value:g}" for p, value in pairs if value != p.default)
         return f"{self.activation.name}:{given}" if given else self.activation.name
 
     @property
     def is_default(self) -> bool:
-        """Whether every parameter has its default."""
+        """Whether every parameter has its default value."""
         return self.values == self.activation.defaults
 
 
 def find(text: str, given: Mapping[str, float] | None = None) -> Named:
-    """The function of a name, with parameters in the name or beside it; LabError if there is none.
+    """The function with this name; parameters may be in the name or in `given`. Raises LabError.
 
     ``find("hard_mish:k=3")`` and ``find("HardMish", {"k": 3})`` are the same.
     """
@@ -66,7 +66,7 @@ def find(text: str, given: Mapping[str, float] | None = None) -> Named:
 
 
 def finite(text: str) -> float:
-    """The number; ValueError for inf and nan too."""
+    """Parse a finite number; raises ValueError for inf and nan too."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is not finite")
@@ -74,7 +74,7 @@ def finite(text: str) -> float:
 
 
 def pairs(texts: Sequence[str]) -> dict[str, float]:
-    """["k=3", "b=2.8"] -> {"k": 3.0, "b": 2.8}."""
+    """For example ["k=3", "b=2.8"] -> {"k": 3.0, "b": 2.8}."""
     found = {}
     for text in texts:
         key, is_pair, value = text.partition("=")
@@ -88,7 +88,7 @@ def pairs(texts: Sequence[str]) -> dict[str, float]:
 
 
 def options(texts: Sequence[str]) -> dict[str, float]:
-    """["--k", "3", "--beta=-1"] -> {"k": 3.0, "beta": -1.0}."""
+    """For example ["--k", "3", "--beta=-1"] -> {"k": 3.0, "beta": -1.0}."""
     rest, given = list(texts), []
     while rest:
         option = rest.pop(0)

@@ -1,4 +1,4 @@
-"""Timing a call among others: round-robin, so that whatever slows the machine slows them all."""
+"""Time several calls round-robin, so that whatever slows the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from typing import Any
 import torch
 
 SAMPLE_NS = 100_000
-"""A sample repeats its call for about so long: the clock's own cost then is below a thousandth."""
+"""A sample repeats its call for about this long, so the clock costs less than a thousandth of it.
+"""
 MOST_CALLS = 2_000
 WARM_CALLS = 3
 WARM_NS = 4_000_000
-"""A shorter call is repeated at least `WARM_CALLS` times, after one that finds its caches cold."""
+"""A shorter call is repeated at least `WARM_CALLS` times, after one call with cold caches."""
 
 
 Clock = Callable[[], int]
-"""Nanoseconds from some beginning: of the wall, or of the processor, which counts what the process
-worked and so leaves out what it waited for others."""
+"""Nanoseconds since some start: either wall time, or processor time, which counts only the
+process's own work and so leaves out waiting for others.
+"""
 WALL: Clock = time.perf_counter_ns
 PROCESSOR: Clock = time.process_time_ns
 
 
 @dataclass
 class Timing:
-    """Samples of one call, each a time per element (or per call) in nanoseconds."""
+    """Samples of one call, each a time in nanoseconds per element (or per call)."""
 
     samples: list[float] = field(default_factory=list)
     late: int = 0
@@ -39,17 +41,17 @@ class Timing:
 
     @property
     def min(self) -> float:
-        """The fastest sample: what the code costs without its neighbours."""
+        """The fastest sample: the cost of the code without disturbance from other processes."""
         return min(self.samples)
 
     @property
     def median(self) -> float:
-        """The sample in the middle."""
+        """The median sample."""
         return statistics.median(self.samples)
 
     @property
     def is_late(self) -> bool:
-        """Whether most samples are: they then hold the host's time, at least in part."""
+        """Whether most samples are late; they then include host time, at least in part."""
         return 2 * self.late > len(self.samples)
 
     @property
@@ -63,7 +65,7 @@ class Timing:
         return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
 
     def quantile(self, q: float) -> float:
-        """The sample that a share q of all falls below, linearly interpolated."""
+        """The sample below which a fraction q of all samples lies, linearly interpolated."""
         ordered = sorted(self.samples)
         place = q * (len(ordered) - 1)
         low = math.floor(place)
@@ -73,17 +75,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed."""
+    """A call to be timed."""
 
     run: Callable[[], Any]
-    """The call; its result is dropped at once, as if it were a user's temporary."""
+    """The call; its result is dropped at once, like a temporary in user code."""
     prepare: Callable[[], Any] | None = None
-    """Called before each sample, outside the time: restores what the call destroys."""
+    """Called before each sample, outside the timing; restores what the call destroys."""
     most_calls: int = MOST_CALLS
-    """How often a sample may repeat it before it must be prepared again."""
+    """How often a sample may repeat the call before it must be prepared again."""
 
     def sample(self, calls: int, clock: Clock = WALL) -> float:
-        """Nanoseconds a call, over so many calls in a row; the first, colder one is not counted."""
+        """Nanoseconds per call, over this many calls in a row, not counting a first, colder one."""
         run = self.run
         if self.prepare is not None:
             self.prepare()
@@ -112,11 +114,11 @@ def round_robin(
     most: int = 200,
     clock: Clock = WALL,
 ) -> dict[Any, Timing]:
-    """Time every call once a round, until the seconds are over; nanoseconds a call.
+    """Time every call once per round until the time is over; in nanoseconds per call.
 
-    There are at least `least` rounds however long they take, and at most `most`. After the least a
-    call that has used up its equal share of the time sits out, so that slow ones don't starve
-    the others of samples. The seconds are those of the wall whatever the clock is.
+    There are at least `least` rounds, however long they take, and at most `most`. After the first
+    `least` rounds, a call that has used up its equal share of the time is skipped, so that slow
+    calls do not deprive the others of samples. The time limit is wall time, whatever the clock is.
     """
     timings = {key: Timing() for key in calls}
     share = seconds * 1e9 / len(calls)
@@ -136,7 +138,7 @@ def round_robin(
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Collect garbage before a block, and not within it."""
+    """Collect garbage before the block, and not during it."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -149,7 +151,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads within a block."""
+    """Make torch use this many threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

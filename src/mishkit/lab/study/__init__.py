@@ -1,1 +1,1 @@
-"""`mishkit compare`: networks trained with several activations, and the report about them."""
+"""`mishkit compare`: networks trained with several activations, and the report on them."""

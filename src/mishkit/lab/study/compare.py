@@ -1,15 +1,16 @@
-"""`mishkit compare`: trains a network with several activations and says what each costs and brings.
+"""`mishkit compare`: train a network with several activations and report costs and gains.
 
 The design, from the smallest part up:
 
-- A **trial** (trial.py) is one training, a pure function of its settings, JSON in and JSON out.
-- A **sweep** is two rounds of trials. The first searches the learning rate: every activation on
-  every data set with every rate of the grid, judged by a part of the training data. The second
-  trains with the best rate of each, on all the training data, once for every seed, and is judged
-  by the test data.
-- A **runner** (sweep.py) runs the trials of a round somewhere; a **store** keeps those that are
-  finished, so that the same command goes on where it was stopped.
-- A **comparison** is the trials that count, as one tidy table with a row a trial. Intervals and
+- A **trial** (trial.py) is one training, a pure function of its settings, with JSON as input and
+  output.
+- A **sweep** is two rounds of trials. The first searches for the learning rate: every activation on
+  every data set with every rate of the grid, judged on a part of the training data. The second
+  trains with the best rate of each, on all the training data, once per seed, and is judged on the
+  test data.
+- A **runner** (sweep.py) runs the trials of a round somewhere. A **store** keeps the finished ones,
+  so that the same command continues where it was stopped.
+- A **comparison** is the trials that count, as one tidy table with one row per trial. Intervals and
   verdicts (intervals.py) and the report (report.py, plots.py) are made from that table alone.
 """
 
@@ -37,11 +38,11 @@ from .training import Stopped
 from .trial import Watcher
 
 TUNING_SEEDS_FROM = 1000
-"""Tuning has seeds of its own, this far above the others."""
+"""Tuning uses separate seeds, this far above the others."""
 
 
 def tuning(settings: Settings, devices: int = 1) -> list[Trial]:
-    """The first round: none where there is nothing to search."""
+    """The trials of the first round; none if there is only one rate."""
     if len(settings.rates) == 1:
         return []
     return [
@@ -61,10 +62,10 @@ def tuning(settings: Settings, devices: int = 1) -> list[Trial]:
 def final(
     settings: Settings, choices: dict[tuple[str, str], Choice], devices: int = 1
 ) -> list[Trial]:
-    """The second round.
+    """The trials of the second round.
 
-    All contenders take a turn with one seed before the next seed begins, each time beginning with
-    another, so that a machine that is slow for a while is slow for all of them.
+    All contenders take a turn with one seed before the next seed begins, starting with a different
+    one each time. So a machine that is slow for a while is slow for all of them.
     """
     return [
         settings.trial(
@@ -93,7 +94,7 @@ def compare(
     devices: int = 1,
     device: torch.device | str = "cpu",
 ) -> Comparison:
-    """Runs what is not in the store yet. Ctrl-C ends it with the trials that are finished."""
+    """Run the trials that are not in the store yet. Ctrl-C ends it with those finished so far."""
     facts = environment.describe(device)
     facts["PyTorch's threads"] = str(settings.resolved_threads)
     planned = tuning(settings, devices)
@@ -118,7 +119,7 @@ def _run(planned: Sequence[Trial], store: Store, runner: Runner, watcher: Watche
 
 
 def main(settings: Settings, command: str) -> int:
-    """Compares, prints and writes; returns the exit status of the process."""
+    """Compare, print and write; returns the exit status of the process."""
     settings.check()
     if settings.is_parallel:
         return _compare_and_tell(None, settings, command)
@@ -134,17 +135,17 @@ def main(settings: Settings, command: str) -> int:
             f"{fabric.world_size} devices"
         )
     settings = dataclasses.replace(settings, strategy=strategy)
-    compare_and_tell: Any = _compare_and_tell  # Fabric's annotation forgets the further arguments
+    compare_and_tell: Any = _compare_and_tell  # Fabric's annotation omits the extra arguments
     try:
         return int(fabric.launch(compare_and_tell, settings, command))
     finally:
-        # Left to the end of the interpreter, its threads may abort a process that is done.
+        # If this were left to interpreter shutdown, its threads might abort a finished process.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
 def _compare_and_tell(fabric: Fabric | None, settings: Settings, command: str) -> int:
-    """What each process does; the first alone keeps, prints and writes."""
+    """What each process does; only the first one stores, prints and writes."""
     devices = 1 if fabric is None else fabric.world_size
     with sweep.StopRequest() as stop:
         if fabric is not None and not fabric.is_global_zero:

@@ -1,4 +1,4 @@
-"""What a sweep found: the trials that count, as tidy tables."""
+"""The results of a sweep: the trials that count, as tidy tables."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from .settings import Settings, Trial
 
 @dataclass(frozen=True)
 class Choice:
-    """The learning rate that an activation is given on a data set, and what speaks for it."""
+    """The learning rate chosen for an activation on a data set, and the evidence for it."""
 
     lr: float
     scores: tuple[tuple[float, Interval], ...] = ()
-    """The accuracy on the validation part for each rate, in percent; none without a search."""
+    """The validation accuracy in percent for each rate; empty if there was no search."""
 
     @property
     def at_edge(self) -> bool:
         """Whether the best rate is the lowest or highest of the grid, so that a better one may lie
-        beyond."""
+        outside.
+        """
         return bool(self.scores) and self.lr in (self.scores[0][0], self.scores[-1][0])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a sweep found, as far as it came."""
+    """The results of a sweep, as far as it got."""
 
     settings: Settings
     command: str
     environment: dict[str, str]
     done: list[tuple[Trial, dict[str, Any]]]
-    """Finished trials, those of tuning first, in the order of the plan."""
+    """Finished trials in the order of the plan, tuning trials first."""
     devices: int = 1
 
     @property
@@ -48,7 +49,7 @@ class Comparison:
 
     @property
     def baseline(self) -> Contender:
-        """Whose time and bytes are 1, and whom the others are set against."""
+        """The contender that the others are compared with, and whose time and bytes are 1."""
         if self.settings.baseline is not None:
             return contenders.find(self.settings.baseline)
         relus = [contender for contender in self.contenders if contender.function == "relu"]
@@ -56,7 +57,7 @@ class Comparison:
 
     @property
     def wanted(self) -> int:
-        """How many final trials there are when all are done."""
+        """The number of final trials when all are done."""
         settings = self.settings
         return len(settings.datasets) * len(self.contenders) * settings.seeds
 
@@ -66,12 +67,12 @@ class Comparison:
 
     @cached_property
     def choices(self) -> dict[tuple[str, str], Choice]:
-        """By data set and activation."""
+        """The choices, by data set and activation."""
         return choose(self.settings, self.done)
 
     @cached_property
     def targets(self) -> dict[str, float]:
-        """The test accuracy to reach, by data set."""
+        """The target test accuracy, by data set."""
         given, datasets = self.settings.target, self.settings.datasets
         if given:
             values = given if len(given) > 1 else given * len(datasets)
@@ -84,14 +85,14 @@ class Comparison:
                 if one.phase == "final" and one.data == data
             ]
             ends = [end for end in ends if end[0] == self.baseline.name] or ends
-            if ends:  # whole percents, at least a point below
+            if ends:  # whole percents, at least a point below the mean
                 mean = fmean(accuracy for _, accuracy in ends)
                 found[data] = max(0, int(100 * mean - 1)) / 100
         return found
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Tidy: one row a trial. Accuracies from 0 to 1, times in ms or s, as the names say."""
+        """Tidy: one row per trial. Accuracies are from 0 to 1, times in ms or s, as named."""
         labels = {contender.name: contender.label for contender in self.contenders}
         rows = []
         for one, result in self.done:
@@ -128,12 +129,12 @@ class Comparison:
 
     @cached_property
     def finals(self) -> pd.DataFrame:
-        """The rows of `trials` that the verdicts are made from."""
+        """The rows of `trials` on which the verdicts are based."""
         return self.trials[self.trials["phase"] == "final"] if self.done else pd.DataFrame()
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """Tidy: one row an epoch of each trial. Seconds are of training alone."""
+        """Tidy: one row per epoch of each trial. Seconds are those of training only."""
         columns = ("train_loss", "loss", "accuracy", "seconds")
         return pd.DataFrame(
             {
@@ -163,7 +164,7 @@ _COPIED = (
 def choose(
     settings: Settings, done: Sequence[tuple[Trial, dict[str, Any]]]
 ) -> dict[tuple[str, str], Choice]:
-    """The rate with the best mean accuracy on the validation part; of equals, the lowest."""
+    """The rate with the best mean validation accuracy; the lowest one in case of a tie."""
     choices = {}
     for data in settings.datasets:
         for contender in settings.contenders:

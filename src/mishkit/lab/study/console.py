@@ -1,4 +1,4 @@
-"""The terminal's side of `mishkit compare`: the progress bar and the tables."""
+"""The terminal output of `mishkit compare`: the progress bar and the tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _console = Console(highlight=False)
 
 
 class Progress(Watcher):
-    """A bar over all trials, and a line for each one that is done."""
+    """A progress bar over all trials, and a line for each trial that finishes."""
 
     def __init__(self, settings: Settings, planned: int) -> None:
         self._labels = {contender.name: contender.label for contender in settings.contenders}
@@ -79,17 +79,17 @@ class Progress(Watcher):
 
 
 def say(text: str) -> None:
-    """Prints one line."""
+    """Print one line."""
     _console.print(text, markup=False, soft_wrap=True)
 
 
 def say_path(path: Path) -> None:
-    """The last line: where the report is."""
+    """Print the last line: where the report is."""
     say(f"Report: {path}")
 
 
 def show(result: Comparison) -> None:
-    """Prints what was found, and for each data set the table in two parts that fit 80 columns."""
+    """Print the results, and for each data set the table in two parts that fit 80 columns."""
     summary = summarise(result)
     if not result.is_complete:
         say(f"Partial: {len(result.finals)} of {counted(result.wanted, 'final training')} done.")
@@ -136,7 +136,7 @@ def show(result: Comparison) -> None:
 
 
 def target_cell(row: dict[Any, Any], quantity: str) -> str:
-    """The mean over the seeds that reached the target; how many, if not all; a dash if none."""
+    """The mean over the seeds that reached the target, how many if not all, a dash if none did."""
     if not row["reached"]:
         return NONE
     if row["reached"] < row["seeds"]:
@@ -150,5 +150,5 @@ def _two_lines(row: dict[Any, Any], quantity: str, digits: int = 3) -> str:
 
 def _named_table(title: str, columns: tuple[str, ...]) -> Table:
     made = table(title, columns)
-    made.columns[0].no_wrap = False  # names give way to figures, word by word
+    made.columns[0].no_wrap = False  # names are wrapped at words to make room for numbers
     return made

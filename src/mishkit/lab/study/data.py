@@ -1,7 +1,7 @@
-"""Labelled images, tables and sentences for the experiments, read whole into memory from what is
+"""Labelled images, tables and sentences for the experiments, read entirely into memory from what is
 installed.
 
-Nothing is bundled and nothing is downloaded unless asked for.
+Nothing is bundled, and nothing is downloaded unless asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import text
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
 SKLEARN = ("breast_cancer", "digits", "iris", "wine")
-"""The sets for classification that scikit-learn brings along."""
+"""The classification data sets that come with scikit-learn."""
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.2
 FOLDER_SIZE = 32
@@ -38,14 +38,16 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 Part = tuple[Tensor, Tensor]
-"""Images (n, channels, height, width) in [0, 1], rows (n, columns) or tokens (n, length), int64;
-and labels (n,), from 0."""
+"""Inputs: images (n, channels, height, width) in [0, 1], rows (n, columns) or tokens (n, length) as
+int64; and labels (n,), starting at 0.
+"""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A train and a test set: inputs (n, …), standardised float32 or the int64 tokens of sentences,
-    and int64 labels (n,)."""
+    """A train and a test set: inputs (n, …), which are standardised float32 or the int64 tokens of
+    sentences, and int64 labels (n,).
+    """
 
     name: str
     source: str
@@ -58,13 +60,14 @@ class Labelled:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: channels, height and width of an image, the columns of a table's row, the
-        length of a sentence."""
+        """The shape of one sample: channels, height and width of an image, the number of columns of
+        a table, or the length of a sentence.
+        """
         return tuple(self.train_inputs.shape[1:])
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are; 0 for what is no text."""
+        """The number of different tokens; 0 if this is not text."""
         return 0 if self.train_inputs.is_floating_point() else text.TOKENS
 
 
@@ -94,16 +97,16 @@ def load(
     root: Path = Path("data"),
     download: bool = False,
 ) -> Labelled:
-    """The data set called `spec`.
+    """Load the data set called `spec`.
 
-    Images: ``mnist``, ``digits``, ``fashion-mnist``, ``folder:PATH`` (one sub-folder a class) or
+    Images: ``mnist``, ``digits``, ``fashion-mnist``, ``folder:PATH`` (one sub-folder per class) or
     ``torchvision:CLASS``. Tables: ``sklearn:NAME`` and ``mlbench:NAME``, R's collection, such as
     ``mlbench:LetterRecognition``. Sentences, rated as good or bad: ``vader:NAME``, one of
-    `text.SNIPPETS`. A set without a test set of its own gives a fifth of every class for it. With
-    `validation`, a fifth of the train set takes the place of the test set, which is not touched.
-    These splits, and the choice when fewer samples are asked for, are stratified and depend on
-    `seed` alone. Images and tables are standardised with the mean and the deviation of each channel
-    or column over the train set.
+    `text.SNIPPETS`. If there is no separate test set, a fifth of every class is used for it. With
+    `validation`, a fifth of the train set takes the place of the test set, which is left untouched.
+    These splits, and the selection if fewer samples are asked for, are stratified and depend only
+    on `seed`. Images and tables are standardised with each channel's or column's mean and standard
+    deviation over the train set.
     """
     kind, _, argument = spec.partition(":")
     if kind not in _READERS or bool(argument) != (kind in _WITH_ARGUMENT):
@@ -122,7 +125,7 @@ def load(
     else:
         test_order = stratified_order(test[1], generator)
     order = order[:train_samples]
-    if validation:  # of the samples that are trained with otherwise
+    if validation:  # taken from the samples otherwise used for training
         cut = round(VALIDATION_SHARE * len(order))
         test, order = _take(train, order[:cut]), order[cut:]
     else:
@@ -152,7 +155,7 @@ def load(
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A shuffled order of the samples in which every prefix has the classes in their proportions.
+    """A shuffled order of the samples in which every prefix has the classes in proportion.
 
     The r-th of the n samples of a class, in random order, goes to position (r + u)/n with u uniform
     in [0, 1).
@@ -181,7 +184,7 @@ def _resized(part: Part, size: int) -> Part:
 
 
 def _part(images: np.ndarray, labels: np.ndarray, full_scale: float) -> Part:
-    """From (n, h, w) or (n, h, w, c), with values up to `full_scale`."""
+    """From arrays (n, h, w) or (n, h, w, c) with values up to `full_scale`."""
     if images.ndim == 3:
         images = images[..., None]
     scaled = torch.from_numpy(np.array(images)).to(torch.float32).div_(full_scale)
@@ -285,7 +288,7 @@ def _folder(argument: str, options: _Options) -> _Source:
 
 
 def _images_under(folder: Path) -> list[Path]:
-    """None where the folder is hidden, as are .git, .ipynb_checkpoints and macOS's copies ._x."""
+    """The image files; none in hidden folders (.git, .ipynb_checkpoints), or macOS's ._x copies."""
     return [
         file
         for file in sorted(folder.rglob("*"))
@@ -330,7 +333,7 @@ def _torchvision(argument: str, options: _Options) -> _Source:
 
 
 def _read_torchvision(dataset: Any, image_size: int | None) -> Part:
-    """All samples of a torchvision data set, in the colours and the size of the first."""
+    """All samples of a torchvision data set, with the colours and the size of the first."""
     images: list[np.ndarray] = []
     labels: list[int] = []
     mode, size = "", (0, 0)
@@ -366,7 +369,7 @@ def _mlbench(argument: str, options: _Options) -> _Source:
     rdata = _need("rdata", f"mlbench:{argument}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about encodings, of names that are ASCII
+            warnings.simplefilter("ignore")  # about encodings, although the names are ASCII
             frame = rdata.read_rda(found[0])[argument]
     except Exception as error:
         raise LabError(f"data 'mlbench:{argument}': {found[0]} is not readable: {error}") from None
@@ -374,7 +377,7 @@ def _mlbench(argument: str, options: _Options) -> _Source:
     factors = list(frame.select_dtypes("category").columns)
     if not factors:
         raise LabError(f"data 'mlbench:{argument}': no column has classes")
-    # The classes are the last factor; LetterRecognition has no other.
+    # The classes are the last factor; LetterRecognition has only one.
     labels = frame[factors[-1]].cat.remove_unused_categories().cat.codes.to_numpy()
     inputs = frame.drop(columns=factors[-1]).select_dtypes(exclude=["object", "string"])
     pandas = importlib.import_module("pandas")

@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """mean ± half, of n values; `half` is NaN for fewer than two."""
+    """mean ± half, from n values; `half` is NaN for fewer than two."""
 
     mean: float
     half: float

@@ -1,4 +1,4 @@
-"""The networks that the contenders are compared in: three of our own, or any model."""
+"""The networks in which the contenders are compared: three of our own, or any model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .data import Labelled
 
 STRIDES = (1, 1, 2, 1, 2, 1, 1)
 UNITS_A_CHANNEL = 8
-"""How many units a layer of `mlp` has, by channel of `seven_layers`."""
+"""Units in a layer of `mlp` for each channel of `seven_layers`."""
 GATES = frozenset(("sigmoid", "hardsigmoid", "logsigmoid"))
-"""Functions that weight or bound something: no place for an activation that grows."""
+"""Functions that weight or bound something; an unbounded activation can't replace them."""
 OWN = ("auto", "seven-layer", "mlp", "transformer")
 
 
@@ -33,18 +33,18 @@ def build(
     contender: Contender,
     seed: int,
 ) -> tuple[nn.Module, str, int]:
-    """The model called `name` for this data with `contender` in it; its name; its sites.
+    """The model called `name` for this data with `contender` in it; its name; its site count.
 
-    "auto" is the seven-layer network for images, the MLP for tables and the transformer for
-    sentences; any other name is one of `models.KINDS`, whose activations give way to the contender
-    wherever surgery reaches them, gates (sigmoid and its like) apart. `seed` decides the first
-    weights, whatever the contender.
+    "auto" means the seven-layer network for images, the MLP for tables and the transformer for
+    sentences. Any other name is one of `models.KINDS`; its activations are replaced by the
+    contender wherever surgery reaches them, except gates (sigmoid and the like). `seed` determines
+    the initial weights, whatever the contender.
 
     Raises
     ------
     LabError
-        if there is no such model, if it does not take this data or return a score a class, if it
-        has no site, or if it needs what an activation in place overwrites
+        if there is no such model, if it does not take this data or return a score per class, if it
+        has no site, or if it needs what an in-place activation overwrites
     """
     fitting = "transformer" if data.tokens else "seven-layer" if len(data.shape) == 3 else "mlp"
     if name == "auto":
@@ -79,7 +79,7 @@ def _maker(contender: Contender) -> Callable[[Any], nn.Module]:
 
 @torch.no_grad()
 def _try(network: nn.Module, name: str, data: Labelled, contender: Contender) -> None:
-    """One pass over two samples, and where the contender works in place, another without."""
+    """Try a pass over two samples; if the contender works in place, also one where it doesn't."""
     x = data.train_inputs[:2]
     network.eval()
     with telling(f"{name} does not take {data.name}, {tuple(x.shape)}"):
@@ -106,7 +106,7 @@ MLP_LAYERS = 3
 def mlp(
     classes: int, features: int, units: int, activation: Callable[[], nn.Module]
 ) -> nn.Sequential:
-    """Three layers of `units` with an activation each, and a linear classifier.
+    """Three layers of `units`, each with an activation, and a linear classifier.
 
     Input (n, features), output (n, classes).
     """
@@ -122,9 +122,9 @@ TRANSFORMER_LAYERS, TRANSFORMER_HEADS, TRANSFORMER_WIDTH_A_CHANNEL = 2, 4, 4
 
 
 class Transformer(nn.Module):
-    """An encoder of sentences: the activation stands between the two linear layers of each block,
-    the first four times as wide as the rest; what the last block gives is averaged over the words
-    for a linear classifier.
+    """A sentence encoder. The activation is between the two linear layers of each block, the first
+    of which is four times as wide as the rest. The last block's outputs are averaged over the words
+    and fed to a linear classifier.
 
     Input (n, length) int64, 0 for no word; output (n, classes).
     """
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
         self.places = nn.Parameter(torch.empty(length, width))
         for table in (self.words.weight, self.places):
             nn.init.normal_(table, std=0.02)
-        # Not nn.TransformerEncoder, whose layers are copies with equal weights.
+        # Not nn.TransformerEncoder, whose layers are copies with identical weights.
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width,
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
 def transformer(
     data: Labelled, width: int, activation: Callable[[], nn.Module], seed: int
 ) -> Transformer:
-    """`Transformer` for this data, with PyTorch's own first weights."""
+    """`Transformer` for this data, with PyTorch's default initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Transformer(data.classes, data.tokens, data.shape[0], width, activation)
@@ -181,9 +181,9 @@ def seven_layers(
 ) -> nn.Sequential:
     """Seven convolution/activation layers, the mean over space, and a linear classifier.
 
-    Input (n, in_channels, height, width), any height and width; output (n, classes). Few channels
-    at high resolution make the activations a large part of the work; nothing is normalised, so the
-    activation alone shapes what the next layer sees.
+    Input (n, in_channels, height, width), any height and width; output (n, classes). With few
+    channels at high resolution, the activations are a large part of the work. There is no
+    normalisation, so only the activation determines what the next layer sees.
     """
     layers: list[nn.Module] = []
     width = in_channels
@@ -194,18 +194,18 @@ def seven_layers(
 
 
 class SpatialMean(nn.Module):
-    """(n, c, h, w) → (n, c); unlike adaptive pooling its gradient is deterministic on CUDA."""
+    """(n, c, h, w) → (n, c); unlike adaptive pooling, its gradient is deterministic on CUDA."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return input.mean((2, 3))
 
 
 def initialise(network: nn.Module, seed: int) -> None:
-    """Draws the weights anew: the same for every activation, given the same seed.
+    """Redraw the weights: the same for every activation, given the same seed.
 
-    Layers after He et al. (2015): normal with variance 2/fan_in, which keeps the second moment of a
-    ReLU network from layer to layer. E f(x)² under N(0, 1) is 0.500 for ReLU, 0.452 for Mish and
-    0.564 for H-Mish, so one rule serves them all. The classifier, which comes last, has variance
+    Layers follow He et al. (2015): normal with variance 2/fan_in, which preserves the second moment
+    of a ReLU network from layer to layer. E f(x)² under N(0, 1) is 0.500 for ReLU, 0.452 for Mish
+    and 0.564 for H-Mish, so one rule suits them all. The classifier, which comes last, has variance
     1/fan_in. Biases are zero.
     """
     generator = torch.Generator().manual_seed(seed)

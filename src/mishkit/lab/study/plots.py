@@ -1,6 +1,6 @@
-"""The figures of a report, as SVG to be set into an HTML page.
+"""The figures of a report, as SVG to be embedded in an HTML page.
 
-Colours are CSS variables (``--ink``, ``--grid``, ``--c0`` … ``--c7``) and text is text, so that a
+Colours are CSS variables (``--ink``, ``--grid``, ``--c0`` … ``--c7``) and text stays text, so a
 figure follows the page's fonts and its light or dark scheme. Contenders differ in marker and line
 style as well as in colour.
 """
@@ -26,7 +26,7 @@ from ..common.formats import significant
 from .comparison import Comparison
 from .intervals import interval
 
-# Stand-ins, which matplotlib takes for colours, and the CSS variables that replace them.
+# Placeholders that matplotlib accepts as colours, replaced by CSS variables afterwards.
 INK, GRID = "#010203", "#040506"
 SERIES = tuple(f"#0a0b{number:02x}" for number in range(8))
 VARIABLES = {INK: "--ink", GRID: "--grid"} | {
@@ -38,9 +38,9 @@ DASHES: tuple[Any, ...] = (
     "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-.", "--", ":"
 )  # fmt: skip
 SIZE = (5.2, 3.5)
-"""Inches; at 72 pixels an inch, the width of a phone held upright."""
+"""Inches; at 72 pixels per inch, the width of a phone held upright."""
 ROW = 0.2
-"""Inches that a line of a legend, or of a chart of bars, takes beyond the first `ROWS`."""
+"""Inches added for each line of a legend or bar chart beyond the first `ROWS`."""
 ROWS = 4
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -64,7 +64,7 @@ RC: dict[Any, Any] = {
 
 
 def accuracy_by_epoch(result: Comparison, data: str) -> str:
-    """Test accuracy against epoch: mean over seeds, and a band of the 95 % interval."""
+    """Test accuracy against epoch: the mean over seeds, with a band for the 95 % interval."""
     table = result.epochs
     table = table[(table["phase"] == "final") & (table["data"] == data)]
     with _figure(f"accuracy-by-epoch {data}", len(result.contenders) / 2) as (figure, axes):
@@ -84,7 +84,7 @@ def accuracy_by_epoch(result: Comparison, data: str) -> str:
             lowest.append((mean - half)[-1])
             highest.append((mean + half).max())
         target = 100 * result.targets[data]
-        # Cuts off the first steep rise, where all curves are one.
+        # Leaves out the steep initial rise, where all curves coincide.
         low, high = min(*lowest, target), max(*highest, target)
         axes.set_ylim(max(0, low - 0.5 * (high - low) - 1), min(100, high + 1))
         axes.axhline(target, color=INK, linewidth=0.9, linestyle=":")
@@ -114,7 +114,7 @@ def accuracy_by_step(result: Comparison, summary: pd.DataFrame, data: str) -> st
                 capsize=2,
                 **look,
             )
-            axes.plot([], [], label=row["label"], **look)  # the legend without bars
+            axes.plot([], [], label=row["label"], **look)  # a legend entry without error bars
         axes.set_xlabel("time of a training step, ms")
         axes.set_ylabel("final test accuracy, %")
         axes.margins(0.08)
@@ -124,7 +124,7 @@ def accuracy_by_step(result: Comparison, summary: pd.DataFrame, data: str) -> st
 
 
 def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
-    """Differences in accuracy to the baseline on equal seeds, with both intervals."""
+    """Accuracy differences to the baseline on equal seeds, with both intervals."""
     with _figure(f"differences {data}", len(result.contenders)) as (figure, axes):
         labels: list[str] = []
         for number, row in _rows(result, summary, data):
@@ -150,7 +150,7 @@ def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
 
 
 def kept_bytes(result: Comparison, summary: pd.DataFrame, data: str) -> str:
-    """Bytes kept for backward, a sample."""
+    """Bytes kept for the backward pass, per sample."""
     with _figure(f"kept-bytes {data}", len(result.contenders)) as (figure, axes):
         labels: list[str] = []
         for number, row in _rows(result, summary, data):
@@ -172,7 +172,7 @@ def kept_bytes(result: Comparison, summary: pd.DataFrame, data: str) -> str:
 
 
 def rates(result: Comparison, data: str) -> str:
-    """Accuracy on the validation part against the learning rate; a ring marks the chosen one."""
+    """Validation accuracy against the learning rate; a ring marks the chosen rate."""
     with _figure(f"rates {data}", len(result.contenders) / 2) as (figure, axes):
         for number, contender in enumerate(result.contenders):
             choice = result.choices[data, contender.name]
@@ -196,7 +196,7 @@ def rates(result: Comparison, data: str) -> str:
 def _rows(
     result: Comparison, summary: pd.DataFrame, data: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a data set, each with the number that gives its contender's look."""
+    """The rows of a data set, each with the number that determines its contender's style."""
     names = [contender.name for contender in result.contenders]
     for row in summary[summary["data"] == data].to_dict("records"):
         yield names.index(row["activation"]), {str(name): value for name, value in row.items()}
@@ -220,9 +220,9 @@ def _line(number: int) -> dict[str, Any]:
 
 @contextmanager
 def _figure(name: str, rows: float) -> Iterator[tuple[Figure, Axes]]:
-    """An empty one, as high as so many lines of text need."""
+    """An empty figure, high enough for this many lines of text."""
     width, height = SIZE
-    # The salt keeps the ids of figures on one page apart, and the same from run to run.
+    # The salt makes the ids of figures unique on a page, and the same in every run.
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
         size = (width, height + ROW * max(0, math.ceil(rows) - ROWS))
         figure = Figure(size, layout="constrained")
@@ -236,7 +236,7 @@ def _svg(figure: Figure, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-    # Size comes from the page; the view box keeps the proportions.
+    # The page sets the size; the view box keeps the proportions.
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for colour, variable in VARIABLES.items():

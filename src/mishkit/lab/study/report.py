@@ -18,7 +18,7 @@ TABLES = ("trials.csv", "epochs.csv", "summary.csv")
 
 
 def write(result: Comparison) -> Path:
-    """Writes the tables and the page into the output folder; returns the path of report.html."""
+    """Write the tables and the page into the output folder; returns the path of report.html."""
     folder = result.settings.output
     for name, table in zip(
         TABLES, (result.trials, result.epochs, verdicts.summarise(result)), strict=True
@@ -32,7 +32,7 @@ def write(result: Comparison) -> Path:
 
 
 def render(result: Comparison) -> str:
-    """The page."""
+    """The HTML page."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -79,7 +79,7 @@ def render(result: Comparison) -> str:
 
 
 def figures(result: Comparison, summary: pd.DataFrame, data: str) -> Iterator[tuple[str, str, str]]:
-    """Title, SVG and caption of every figure of a data set."""
+    """Title, SVG and caption of every figure for a data set."""
     yield (
         "Accuracy against epoch",
         plots.accuracy_by_epoch(result, data),
@@ -116,7 +116,7 @@ def figures(result: Comparison, summary: pd.DataFrame, data: str) -> Iterator[tu
 
 
 def twins(result: Comparison) -> list[str]:
-    """The labels of contenders that compute one and the same function, of the largest group."""
+    """The labels of contenders that compute the same function; the largest such group."""
     groups: dict[str, list[str]] = {}
     for contender in result.contenders:
         if (result.finals["activation"] == contender.name).any():

@@ -1,4 +1,4 @@
-"""What `mishkit compare` is asked to compare and how, and what one trial of it is."""
+"""What `mishkit compare` should compare and how, and the settings of one trial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..common import contenders
 from ..common.contenders import Contender
 
 Phase = Literal["tune", "final"]
-"""Tuning trials are judged by a part of the training data, final ones by the test data."""
+"""Tuning trials are judged on a part of the training data, final trials on the test data."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Trial:
     model: str
     activation: str
     lr: float
-    """The highest learning rate of the schedule."""
+    """The peak of the learning rate schedule."""
     seed: int
-    """Decides the weights and the order of the samples, the same for every activation."""
+    """Determines the weights and the order of the samples, the same for every activation."""
     options: tuple[str, ...] = ()
-    """What else builds the model, as "key=value"."""
+    """Further arguments for building the model, as "key=value"."""
     code: str = ""
-    """The digest of the file that the model comes from, if it is one."""
+    """The digest of the file that defines the model, if there is one."""
     channels: int = 16
     epochs: int = 5
     batch_size: int = 64
     data_seed: int = 0
-    """Decides the split of the data."""
+    """Determines how the data is split."""
     train_samples: int | None = None
     test_samples: int | None = None
     image_size: int | None = None
@@ -53,14 +53,14 @@ class Trial:
     accelerator: str = "auto"
     strategy: str = "auto"
     devices: int = 1
-    """Over which one training is spread."""
+    """The number of devices over which one training is spread."""
     threads: int = 1
     data_root: str = "data"
     download: bool = False
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits that stand for all settings, but where the data lies."""
+        """Eight hexadecimal digits that identify all settings, except where the data is stored."""
         settings = self.to_json()
         del settings["data_root"], settings["download"]
         text = json.dumps(settings, sort_keys=True)
@@ -78,7 +78,7 @@ class Trial:
 
 
 def code_of(model: str) -> str:
-    """The digest of the file in "path/to/file.py:function", so that a change of it is noticed."""
+    """The digest of the file in "path/to/file.py:function", so that changes to it are noticed."""
     place, _, _ = model.rpartition(":")
     if not place.endswith(".py"):
         return ""
@@ -95,7 +95,7 @@ SHARED = tuple(
     for f in dataclasses.fields(Trial)
     if f.name not in ("phase", "data", "model", "activation", "lr", "seed", "devices")
 )
-"""The fields of a trial that all trials of a comparison share."""
+"""The fields that all trials of a comparison share."""
 
 
 def option(
@@ -109,23 +109,23 @@ def option(
     text: str | None = None,
     parse: Callable[[str], Any] | None = None,
 ) -> Any:
-    """A field that is an option of the command line too.
+    """A field that is also a command-line option.
 
     Parameters
     ----------
     names : tuple of str
-        the option's names; the field's unless given
+        the option's names; by default the name of the field
     shown : str, optional
-        the default in words, where it would not explain itself
+        the default in words, if its value would not be clear
     text, parse
-        where the option is a text that becomes the field: its default, and what reads it
+        for an option whose text is converted to the field: its default text, and the parser
     """
     how = {"help": help, "names": names, "min": min, "max": max, "shown": shown}
     return field(default=default, metadata={**how, "text": text, "parse": parse})
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Learning rates with commas between them."""
+    """Parse comma-separated learning rates."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -134,7 +134,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared and how."""
+    """What to compare, and how."""
 
     activations: tuple[str, ...] = option(
         contenders.DEFAULT,
@@ -249,7 +249,7 @@ class Settings:
         return self.ray is not None or (self.workers or 1) > 1
 
     def check(self) -> None:
-        """Raises LabError for what no trial would notice."""
+        """Raise LabError for mistakes that no trial would notice."""
         if not self.contenders:
             raise LabError("no activation to compare")
         if self.baseline is not None and self.baseline not in self.activations:
@@ -269,7 +269,7 @@ class Settings:
         )
 
     def shared(self, devices: int) -> dict[str, Any]:
-        """What all trials of a sweep have in common, and where their times belong."""
+        """What all trials of a sweep share, including the machine their times belong to."""
         shared = self._shared()
         for name in ("data_root", "download"):
             del shared[name]
@@ -291,7 +291,7 @@ class Settings:
 
     @property
     def thread_count(self) -> int:
-        """Of each trial. Those of trials side by side share the cores."""
+        """The threads of each trial; trials that run in parallel share the cores."""
         if self.threads is not None:
             return self.threads
         if self.ray is not None:
@@ -301,7 +301,7 @@ class Settings:
         return torch.get_num_threads()
 
     def _shared(self) -> dict[str, Any]:
-        """The fields of every trial that the settings decide."""
+        """The fields of every trial that are determined by these settings."""
         given = {
             "code": self._code,
             "data_seed": self.first_seed,
@@ -316,7 +316,7 @@ class Settings:
 
     @cached_property
     def resolved_threads(self) -> int:
-        return self.thread_count  # once: a trial may change what PyTorch answers
+        return self.thread_count  # cached, since a trial may change what PyTorch reports
 
 
 def _cores() -> int:

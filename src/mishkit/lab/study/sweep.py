@@ -1,9 +1,9 @@
-"""Many trials: where the finished ones are kept, and who runs the others.
+"""Run many trials: where the finished ones are kept, and who runs the others.
 
-All runners are one function of trials that yields each with its result as soon as it is there:
-`one_by_one` in this process, `spread` over all devices of one launch, `in_processes` on one machine
-and `on_ray` on a cluster. Since a trial is a pure function of its settings, they differ in times
-alone; but for the last digits where `spread` sums gradients in another order.
+All runners are functions of trials that yield each trial with its result as soon as it is finished:
+`one_by_one` in this process, `spread` over all devices of one launch, `in_processes` on one
+machine, and `on_ray` on a cluster. Since a trial is a pure function of its settings, they differ
+only in times, and in the last digits where `spread` sums gradients in another order.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SETTINGS, TRIALS, LOCK = "sweep.json", "trials.jsonl", "sweep.lock"
 class Store:
     """The finished trials of a sweep, in two files in its folder.
 
-    sweep.json holds the settings that all trials share; trials.jsonl one finished trial a line,
-    and lines are only ever appended. A line that a crash cut short is dropped.
+    sweep.json holds the settings that all trials share. trials.jsonl holds one finished trial per
+    line, and lines are only ever appended. A line cut short by a crash is dropped.
 
     Raises
     ------
     LabError
-        if the folder holds a sweep with other settings, or what can't be read
+        if the folder holds a sweep with other settings, or files that can't be read
     """
 
     def __init__(self, folder: Path, shared: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -74,7 +74,7 @@ class Store:
         return self._results[one.id]
 
     def add(self, one: Trial, result: dict[str, Any]) -> None:
-        """Keeps a trial for good."""
+        """Store a trial permanently."""
         line = json.dumps({"trial": one.id, "settings": one.to_json(), "result": result})
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -113,7 +113,7 @@ def _refuse_others(folder: Path, written: Path, shared: Mapping[str, Any]) -> No
 
 
 def _settings_in(written: Path) -> dict[str, Any]:
-    """The settings of the sweep in a folder; LabError where the file is none of ours."""
+    """The settings of the sweep in a folder; LabError if the file isn't one of ours."""
     try:
         before = json.loads(written.read_text(encoding="utf-8"))
         if not isinstance(before, dict) or "mishkit" not in before:
@@ -128,7 +128,7 @@ def _settings_in(written: Path) -> dict[str, Any]:
 
 
 def one_by_one(watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
-    """In this process."""
+    """Run trials in this process."""
 
     def runner(trials: Sequence[Trial]) -> Iterator[Done]:
         for one in trials:
@@ -138,7 +138,7 @@ def one_by_one(watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
 
 
 def spread(fabric: Fabric, watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
-    """Each trial over all devices of `fabric`. This is the first process; the others `follow`."""
+    """Run each trial on all devices of `fabric`. For the first process; the others `follow`."""
 
     def runner(trials: Sequence[Trial]) -> Iterator[Done]:
         for one in trials:
@@ -152,23 +152,23 @@ def spread(fabric: Fabric, watcher: Watcher, is_stopping: Callable[[], bool]) ->
 
 
 def follow(fabric: Fabric, is_stopping: Callable[[], bool]) -> None:
-    """Runs with the first process what it runs, until it `dismiss`es."""
+    """Run the same trials as the first process, until it calls `dismiss`."""
     while (settings := fabric.broadcast(None)) is not None:
         try:
             trial.run(settings, fabric=fabric, is_stopping=is_stopping)
-        except (Stopped, LabError):  # the first process has met the same
+        except (Stopped, LabError):  # the first process has had the same error
             return
 
 
 def dismiss(fabric: Fabric) -> None:
-    """Tells the followers that there are no more trials."""
+    """Tell the followers that there are no more trials."""
     fabric.broadcast(None)
 
 
 @contextmanager
 def in_processes(workers: int, is_stopping: Callable[[], bool]) -> Iterator[Runner]:
-    """In so many processes of this machine."""
-    # A forked process would inherit threads of torch that are not there.
+    """Run trials in this many processes on this machine."""
+    # A forked process would believe that it has torch's threads, which don't exist there.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(stop,))
@@ -197,7 +197,7 @@ _stop: Any = None
 def _begin(stop: Any) -> None:
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C
 
 
 def _work(settings: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
 def on_ray(
     address: str, workers: int, threads: int, gpus: int, is_stopping: Callable[[], bool]
 ) -> Iterator[Runner]:
-    """On a Ray cluster; "local" makes one on this machine, for `workers` trials at a time."""
+    """Run trials on a Ray cluster; "local" starts one here, for `workers` trials at a time."""
     try:
         import ray
     except ModuleNotFoundError:
@@ -220,7 +220,7 @@ def on_ray(
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise LabError(f"Ray at {address}: {' '.join(str(error).split())}") from None
-    # A trial is run again where its machine went down, but not for an error of its own.
+    # A trial is rerun if its machine went down, but not after an error of its own.
     run = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(trial.run)
     running: dict[Any, Trial] = {}
 
@@ -246,7 +246,7 @@ def on_ray(
 
 
 class StopRequest:
-    """While it is entered, the first Ctrl-C sets a flag; the second interrupts as usual."""
+    """While entered, the first Ctrl-C sets a flag; the second one interrupts as usual."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -257,7 +257,7 @@ class StopRequest:
         return self._event.is_set()
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+        if threading.current_thread() is threading.main_thread():  # Python forbids it elsewhere
             self._before = signal.signal(signal.SIGINT, self._handle)
             self._installed = True
         return self

@@ -1,4 +1,4 @@
-"""Sentences for the experiments: where they are read from, and the whole numbers they become."""
+"""Sentences for the experiments: where they are read from, and how they become integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import LabError
 
 VADER = "vaderSentiment-3.3.2.tar.gz"
-"""A source distribution (MIT licence) whose additional resources hold rated sentences."""
+"""A source distribution (MIT licence) whose additional resources include rated sentences."""
 GET_VADER = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
 SNIPPETS = {
     "amazon": ("amazonReviewSnippets", "product reviews"),
@@ -23,17 +23,17 @@ SNIPPETS = {
     "nyt": ("nytEditorialSnippets", "editorials"),
     "tweets": ("tweets", "tweets"),
 }
-"""Which file, and what is in it."""
+"""The file of each, and what is in it."""
 LENGTH = 32
-"""Tokens of a sentence; the rest is cut off. One film review in eleven is longer."""
+"""Tokens per sentence; the rest is cut off. One film review in eleven is longer."""
 TOKENS = 8192
-"""How many there are: 0 stands for no token, at the end of a short sentence."""
+"""The number of different tokens: 0 stands for no token, at the end of a short sentence."""
 
 _TOKEN = re.compile(r"[\w']+|[!?.]")
 
 
 def snippets(archive: Path, kind: str) -> list[tuple[str, float]]:
-    """The sentences of one of `SNIPPETS` in `VADER`, each with the mean of what people rated it.
+    """The sentences of one of `SNIPPETS` in `VADER`, each with its mean rating.
 
     Ratings go from −4, negative, to 4. From Hutto & Gilbert, "VADER: A Parsimonious Rule-based
     Model for Sentiment Analysis of Social Media Text" (ICWSM 2014).
@@ -55,16 +55,16 @@ def snippets(archive: Path, kind: str) -> list[tuple[str, float]]:
                 text = file.read().decode("utf-8", "replace")
     except (OSError, tarfile.TarError, ValueError, KeyError) as error:
         raise LabError(f"{archive} is not {VADER}: {error}") from None
-    # A line is a number, a rating and a text.
+    # A line has a number, a rating and a text.
     rows = (line.split("\t") for line in text.splitlines())
     return [(row[2], float(row[1])) for row in rows if len(row) == 3]
 
 
 def encode(sentences: Sequence[str]) -> Tensor:
-    """(n, LENGTH) int64: the words of each sentence, and its full stops and marks.
+    """(n, LENGTH) int64: the words and punctuation marks of each sentence.
 
-    A word is given the remainder of its CRC-32, so that no vocabulary has to be learnt from the
-    samples; words that share a number are not told apart.
+    A word gets the remainder of its CRC-32, so that no vocabulary has to be learnt from the
+    samples. Words that share a number can't be told apart.
     """
     numbers = torch.zeros(len(sentences), LENGTH, dtype=torch.int64)
     for row, sentence in zip(numbers, sentences, strict=True):

@@ -1,4 +1,4 @@
-"""The training loop, with everything that is measured on the way."""
+"""The training loop, with everything that is measured in it."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from .data import Labelled
 
 WARM_UP_PASSES = 3
 RISING_SHARE = 0.2
-"""The share of all steps in which the learning rate rises."""
+"""The fraction of all steps in which the learning rate rises."""
 WEIGHT_DECAY = 0.01
 EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. Seconds are those of training, without the test."""
+    """The results of one epoch. Seconds are those of training, without testing."""
 
     train_loss: float
     loss: float
-    """On the samples that are tested with, as the accuracy."""
+    """On the test samples, like the accuracy."""
     accuracy: float
     seconds: float
 
 
 @dataclass
 class Run:
-    """One training. Times in seconds, as device 0 sees them."""
+    """One training. Times are in seconds, as measured on device 0."""
 
     kept_bytes: float = math.nan
-    """Bytes that autograd keeps for backward, a sample."""
+    """Bytes that autograd keeps for the backward pass, per sample."""
     forward: list[float] = field(default_factory=list)
-    """Each step's forward pass, with the loss."""
+    """The forward pass of each step, including the loss."""
     backward: list[float] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
 
 
 class Stopped(Exception):
-    """The user asked to stop; the training under way is dropped."""
+    """The user asked to stop; the current training is dropped."""
 
 
 def train(
@@ -66,10 +66,10 @@ def train(
     on_epoch: Callable[[int, Epoch], None],
     is_stopping: Callable[[], bool],
 ) -> Run:
-    """Trains with AdamW and the schedule of `rise_and_fall`, whose highest rate is `lr`.
+    """Train with AdamW and the schedule `rise_and_fall`, whose peak learning rate is `lr`.
 
-    A step takes `batch_size` samples over all devices. `seed` decides their order and what the
-    network draws. Raises `Stopped` as soon as `is_stopping` on any device.
+    A step uses `batch_size` samples over all devices. `seed` determines their order and the random
+    numbers of the network. Raises `Stopped` as soon as `is_stopping` is true on any device.
     """
     torch.manual_seed(seed)
     raw_optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
@@ -112,7 +112,7 @@ def train(
 
 
 def rise_and_fall(steps: int) -> Callable[[int], float]:
-    """The factor of the learning rate at each step: linear from 0 to 1, then a half cosine to 0."""
+    """The learning rate factor at each step: linear from 0 to 1, then half a cosine down to 0."""
     rising = max(1, round(RISING_SHARE * steps))
 
     def factor(step: int) -> float:
@@ -125,7 +125,7 @@ def rise_and_fall(steps: int) -> Callable[[int], float]:
 
 @torch.no_grad()
 def evaluate(fabric: Fabric, model: nn.Module, data: Labelled) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over the test set, each device taking its share."""
+    """Mean cross-entropy and accuracy on the test set, shared among the devices."""
     model.eval()
     share = slice(fabric.global_rank, None, fabric.world_size)
     sums = torch.zeros(2, dtype=torch.float64)
@@ -139,7 +139,7 @@ def evaluate(fabric: Fabric, model: nn.Module, data: Labelled) -> tuple[float, f
         loss = F.cross_entropy(scores, labels, reduction="sum")
         correct = (scores.argmax(1) == labels).sum()
         sums += torch.tensor([float(loss), float(correct)], dtype=torch.float64)
-    # float32 suffices for counts up to 2^24 and is there on every device.
+    # float32 is exact for counts up to 2^24 and available on every device.
     totals = _sum(fabric, sums.float().to(fabric.device))
     loss, accuracy = (totals / len(data.test_labels)).tolist()
     return loss, accuracy
@@ -147,7 +147,7 @@ def evaluate(fabric: Fabric, model: nn.Module, data: Labelled) -> tuple[float, f
 
 @contextmanager
 def reproducible(threads: int | None) -> Iterator[None]:
-    """Deterministic algorithms and, if given, so many threads, while the block runs."""
+    """Within the block, use deterministic algorithms and, if given, this many threads."""
     deterministic: Any = torch.utils.deterministic
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -157,14 +157,14 @@ def reproducible(threads: int | None) -> Iterator[None]:
         torch.get_num_threads(),
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling every fresh tensor would charge each contender for the memory that it allocates.
+    # Filling every new tensor would penalise each contender for the memory it allocates.
     deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         with warnings.catch_warnings():
-            # DDP's remark about the layout of a one-channel convolution's few weights.
+            # Ignore DDP's remark about the layout of a one-channel convolution's few weights.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             yield
     finally:
@@ -179,7 +179,7 @@ def _batches(
 ) -> tuple[Any, DistributedSampler[Any]]:
     """This device's batches, in an order that depends on `seed` and the epoch."""
     dataset = TensorDataset(data.train_inputs, data.train_labels)
-    # However many devices there are, a step takes the same samples, and an epoch as many steps.
+    # Whatever the number of devices, a step uses the same samples and an epoch has as many steps.
     sampler: DistributedSampler[Any] = DistributedSampler(
         dataset,
         num_replicas=fabric.world_size,
@@ -189,17 +189,17 @@ def _batches(
         drop_last=True,
     )
     batches = BatchSampler(sampler, batch_size // fabric.world_size, drop_last=True)
-    # A batch at a time: the data set is indexed with whole batches.
+    # One batch at a time: the data set is indexed with whole batches.
     loader = DataLoader(dataset, sampler=batches, batch_size=None)
     return fabric.setup_dataloaders(loader, use_distributed_sampler=False), sampler
 
 
 def _warm_up(fabric: Fabric, model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Untimed passes that change no weight; returns the bytes kept for backward, a sample."""
+    """Untimed passes that change no weights; returns the bytes kept for backward, per sample."""
     kept_bytes = 0
     state = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for _ in range(WARM_UP_PASSES):
-        # A clone has its own storage: `inputs` is a view of the whole train set.
+        # A clone has its own storage; `inputs` is a view of the whole train set.
         x = inputs.clone()
         present = [*model.parameters(), *model.buffers(), x, labels]
         with mk.KeptBytes(exclude=present) as kept:
@@ -208,20 +208,20 @@ def _warm_up(fabric: Fabric, model: nn.Module, inputs: Tensor, labels: Tensor) -
         fabric.backward(loss)
         model.zero_grad()
     with torch.no_grad():
-        for buffer, before in state:  # the statistics of normalisations
+        for buffer, before in state:  # for example the statistics of normalisations
             buffer.copy_(before)
     return kept_bytes / len(inputs)
 
 
 def _now(fabric: Fabric) -> float:
-    """The clock, once the device has done all it was given."""
+    """The clock, read once the device has finished all its work."""
     if fabric.device.type != "cpu":
         torch.accelerator.synchronize(fabric.device)
     return time.perf_counter()
 
 
 def _agree(fabric: Fabric, stop: bool) -> bool:
-    """Whether any device wants to stop: all must leave at the same step."""
+    """Whether any device wants to stop: all of them must stop at the same step."""
     if fabric.world_size == 1:
         return stop
     return bool(_sum(fabric, torch.tensor(float(stop), device=fabric.device)))

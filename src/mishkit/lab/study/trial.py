@@ -1,8 +1,7 @@
-"""One trial of `mishkit compare`: a pure function of its settings, JSON in and JSON out.
+"""One trial of `mishkit compare`: a pure function of its settings, with JSON as input and output.
 
-Nothing but the settings decides what a trial gives, times apart, so it does not matter in which
-process, on which machine or in which order trials run, and one that is finished need never run
-again.
+Apart from times, the result of a trial depends only on its settings. So it does not matter in which
+process, on which machine or in which order trials run, and a finished trial need never run again.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from .settings import Trial, code_of
 
 
 class Watcher:
-    """Is told how trials go on; does nothing."""
+    """Is notified of the progress of trials; this base class does nothing."""
 
     def round(self, planned: int, found: int) -> None:
-        """A round of so many trials begins, so many of which were finished before."""
+        """A round of `planned` trials begins, `found` of which were already finished."""
 
     def epoch(self, trial: Trial, number: int, accuracy: float) -> None:
-        """An epoch is done."""
+        """An epoch has finished."""
 
     def trial(self, trial: Trial, result: dict[str, Any]) -> None:
-        """A trial is done."""
+        """A trial has finished."""
 
 
 def run(
@@ -48,28 +47,28 @@ def run(
     watcher: Watcher | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Trains once and returns what was found, all of it plain values.
+    """Train once and return the results, all of them plain values.
 
     Parameters
     ----------
     settings : mapping
         `Trial.to_json`
     fabric : Fabric, optional
-        what was launched for several devices; made anew for one
+        what was launched for several devices; for one device, a new one is made
     watcher, is_stopping
-        hear of every epoch, and stop the training within a step (`training.Stopped`)
+        notified of every epoch; and able to stop the training within a step (`training.Stopped`)
 
     Returns
     -------
     dict
-        lists `train_loss`, `loss`, `accuracy` and `seconds` with a number an epoch (what is not
-        finite is None), medians `forward_ms`, `backward_ms` and `step_ms` over the steps,
-        `kept_bytes` a sample, and what data, model, machine and versions they belong to
+        lists `train_loss`, `loss`, `accuracy` and `seconds` with one number per epoch (non-finite
+        numbers become None), medians `forward_ms`, `backward_ms` and `step_ms` over the steps,
+        `kept_bytes` per sample, and a description of the data, model, machine and versions
 
     Raises
     ------
     LabError
-        if data, model, activation and sizes do not go together
+        if the data, model, activation and sizes do not fit together
     """
     trial = Trial.from_json(settings)
     watcher = watcher or Watcher()
@@ -154,7 +153,7 @@ _FIGURES = (
 
 
 def check_result(found: Any) -> None:
-    """Raises KeyError, TypeError or ValueError where that is nothing that `run` returned."""
+    """Raise KeyError, TypeError or ValueError if this can't be a result of `run`."""
     lengths = {len(found[name]) for name in _PER_EPOCH}
     figures = [found[name] for name in _FIGURES] + [
         figure for name in _PER_EPOCH for figure in found[name] if figure is not None
@@ -171,11 +170,11 @@ def check_result(found: Any) -> None:
 TIMES = frozenset(
     ("forward_ms", "backward_ms", "step_ms", "step_ms_p10", "step_ms_p90", "seconds", "finished")
 )
-"""What of a result is another each time."""
+"""The parts of a result that differ from run to run."""
 
 
 def launch(accelerator: str, strategy: str, devices: str, nodes: int, precision: str) -> Fabric:
-    """Lightning's Fabric for these settings, whose many complaints become one line."""
+    """Lightning's Fabric for these settings; its various errors are reported in one line."""
     try:
         return Fabric(
             accelerator=accelerator,
@@ -189,7 +188,7 @@ def launch(accelerator: str, strategy: str, devices: str, nodes: int, precision:
         raise LabError(f"Lightning Fabric refuses these settings: {reason}") from error
 
 
-# Trials that follow each other mostly take the same data.
+# Consecutive trials mostly use the same data.
 _load = functools.lru_cache(maxsize=2)(_data.load)
 
 

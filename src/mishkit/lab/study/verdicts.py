@@ -1,10 +1,10 @@
 """What may be concluded from a comparison.
 
-Everything is computed from the table of trials. An interval is Student's, with n − 1 degrees of
-freedom: mean ± t·s/√n. Activations are set against the baseline by the differences on equal seeds,
-which share the first weights and the order of the samples. A verdict needs at least `ENOUGH` seeds
-and a difference that is distinct from zero even when all comparisons of the sweep are held to 95 %
-together (Bonferroni: each interval has a confidence of 1 − 0.05/m).
+Everything is computed from the table of trials. Intervals are Student's, with n − 1 degrees of
+freedom: mean ± t·s/√n. Activations are compared with the baseline by the differences on equal
+seeds, which share the initial weights and the order of the samples. A verdict needs at least
+`ENOUGH` seeds, and a difference that is distinct from zero even when all comparisons of the sweep
+are jointly held to 95 % (Bonferroni: each interval has a confidence of 1 − 0.05/m).
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from .intervals import CONFIDENCE, interval
 
 ENOUGH = 3
 MOST_NAMED = 3
-"""Activations of which so many share a verdict are named in a sentence, more are counted."""
+"""Up to this many activations with the same verdict are named in a sentence; more are counted."""
 BETTER, WORSE, OPEN, FEW, BASE = "better", "worse", "not told apart", "too few seeds", "baseline"
 
 
 def summarise(result: Comparison) -> pd.DataFrame:
     """One row for each data set and activation that has a finished final trial.
 
-    `x` is a mean over the final trials of `trials.csv` in column x, `x_half` the half-width of its
-    95 % interval (accuracies and losses in percent and nats). `step_ratio` is the geometric mean of
-    the ratios to the baseline on equal seeds, with the ends of its interval. `accuracy_diff` and
-    `budget_diff` are mean differences to the baseline on equal seeds; `_half` is the 95 % interval,
-    `_wide` the one that verdicts are drawn from. `budget_s`, `epochs_to_target` are over the
-    `reached` trials that came to the target, and compared only where all did.
+    `x` is the mean of column x in `trials.csv` over the final trials, and `x_half` the half-width
+    of its 95 % interval (accuracies are in percent, losses in nats). `step_ratio` is the geometric
+    mean of the ratios to the baseline on equal seeds, with the ends of its interval.
+    `accuracy_diff` and `budget_diff` are mean differences to the baseline on equal seeds; `_half`
+    is their 95 % interval, and `_wide` the interval on which verdicts are based. `budget_s` and
+    `epochs_to_target` are means over the `reached` trials that got to the target, and are compared
+    only if all trials did.
     """
     finals = result.finals
     base_name = result.baseline.name
@@ -103,7 +104,7 @@ def _mean(name: str, values: pd.Series) -> dict[str, float]:
 def _difference(
     name: str, values: pd.Series, pairs: int, is_base: bool, good: int
 ) -> dict[str, Any]:
-    if values.isna().any():  # somewhere the target was not reached
+    if values.isna().any():  # some trial did not reach the target
         values = values.iloc[:0]
     found = interval(values)
     wide = interval(values, 1 - (1 - CONFIDENCE) / pairs)
@@ -111,7 +112,7 @@ def _difference(
         verdict = BASE
     elif found.n < ENOUGH:
         verdict = FEW if found.n else "–"
-    elif abs(wide.mean) > wide.half > 0:  # with no spread at all there is nothing to judge by
+    elif abs(wide.mean) > wide.half > 0:  # without any spread there is no basis for a verdict
         verdict = BETTER if good * wide.mean > 0 else WORSE
     else:
         verdict = OPEN
@@ -124,8 +125,9 @@ def _difference(
 
 
 def headline(summary: pd.DataFrame, base: str) -> str:
-    """What was found about accuracy, in one sentence that the intervals allow; `base` is the
-    baseline's label."""
+    """The result on accuracy, in one sentence that the intervals support; `base` is the baseline's
+    label.
+    """
     others = summary[summary["accuracy_verdict"] != BASE]
     if others.empty:
         return f"{summary['label'].iloc[0]} alone: nothing to compare it with"
@@ -157,7 +159,7 @@ def headline(summary: pd.DataFrame, base: str) -> str:
 
 
 def budget(summary: pd.DataFrame, base: str) -> list[str]:
-    """What may be said of the time to the target: a sentence for each verdict and data set."""
+    """What can be said about the time to the target: one sentence per verdict and data set."""
     several = summary["data"].nunique() > 1
     others = summary.loc[summary["budget_verdict"] != BASE, "activation"].nunique()
     sentences = []
@@ -174,7 +176,7 @@ def budget(summary: pd.DataFrame, base: str) -> list[str]:
 
 
 def _who(labels: Iterable[str], total: int) -> str:
-    """Their names, or of many how many they are."""
+    """The activations' names, or how many there are if there are too many to name."""
     names = list(labels)
     return listed(names) if len(names) <= MOST_NAMED else f"{len(names)} of {total} activations"
 
@@ -187,6 +189,6 @@ def _ends(group: pd.DataFrame) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """One, two and three."""
+    """Join names, for example "one, two and three"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -1,4 +1,4 @@
-"""The activations of an ONNX model, by what they compute, and others in their place."""
+"""Find the activations of an ONNX model by what they compute, and replace them."""
 
 from .recognise import Site, sites
 from .rewrite import swap

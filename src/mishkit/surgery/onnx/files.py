@@ -1,4 +1,4 @@
-"""ONNX models: opened, checked and saved, with their external data."""
+"""Open, check and save ONNX models, with their external data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened(model: Any) -> ir.Model:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{_SWAP}: the ONNX model can't be read: {cause}") from error
     for tensor in external_tensors(opened):
-        # A model in memory has no folder, so nothing of its external data is read.
+        # A model in memory has no folder, so none of its external data is read.
         if folder:
             _check_external(tensor, folder)
             tensor.base_dir = folder
@@ -41,7 +41,7 @@ def opened(model: Any) -> ir.Model:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Every tensor of the model whose values lie in another file."""
+    """Every tensor of the model whose values are in another file."""
     return (one for one in (*_initializers(model), *_attributes(model)) if _is_external(one))
 
 
@@ -66,9 +66,9 @@ def _attributes(model: ir.Model) -> Iterator[Any]:
 
 
 def _check_external(tensor: ir.ExternalTensor, folder: str) -> None:
-    """Refuse external data that isn't wholly in one file of the model's folder."""
+    """Reject external data that isn't wholly inside one file in the model's folder."""
     location = os.fspath(tensor.location)
-    # Reads both kinds of separators, as the model may come from either system.
+    # PureWindowsPath splits at both kinds of separators; the model may come from either system.
     parts = PureWindowsPath(location)
     wrong = None
     if not location or "\0" in location:
@@ -115,7 +115,7 @@ def check_can_be_saved(model: ir.Model, in_memory: bool) -> None:
 
 
 def save(model: ir.Model, output: str, has_external: bool) -> None:
-    """Write a whole file, then put it in its place; external data lies beside it."""
+    """Write complete files, then move them into place; external data goes beside the model."""
     if os.path.exists(output) and not os.path.isfile(output):
         raise ValueError(f"{_SWAP}: output={output!r} is not a file")
     folder, name = os.path.split(output)
@@ -125,7 +125,7 @@ def save(model: ir.Model, output: str, has_external: bool) -> None:
         ir.save(model, written, external_data=data if has_external else None)
         if has_external:
             onnx.checker.check_model(written)
-            # All tensors may have been small enough for the model's own file.
+            # There is no data file if all tensors were small enough for the model's own file.
             if os.path.exists(os.path.join(new, data)):
                 os.replace(os.path.join(new, data), os.path.join(folder, data))
         os.replace(written, output)

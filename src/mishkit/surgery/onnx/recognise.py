@@ -1,7 +1,7 @@
-"""Which nodes of an ONNX model compute a known function.
+"""Find the nodes of an ONNX model that compute a known function.
 
-A site is a node, or a few nodes between one value and another, all of whose other inputs are
-constants. What they compute is found by computing it: so it is known however it is written.
+A site is one node, or a few nodes between one value and another, whose other inputs are all
+constants. Its function is found by evaluating the nodes, so it does not matter how it is written.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ...functions import ACTIVATIONS
 from ..known import FUNCTION_NAMES, Known
 
 LARGEST = 12
-"""Nodes of a site, at most: the longest way to write GELU has nine."""
+"""The most nodes a site may have: the longest way to write GELU has nine."""
 _DOMAINS = ("", "ai.onnx")
 NEAR = 30.0
-"""Up to here, in both directions, a site gives finite values."""
+"""Within this distance from 0, a site must give finite values."""
 FAR = 1e6
-"""Here a function that has a slope in the end has it."""
+"""Out here, a function that ends in a straight line has reached it."""
 ROUNDING = 4 * torch.finfo(torch.float32).eps
-"""What a function may be off, next to its input and value, for its constants are in float32."""
+"""How far off a function may be, next to its input and value: its constants are in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +38,11 @@ class Site:
     """Nodes that compute a known function."""
 
     nodes: tuple[ir.Node, ...]
-    """In no order, but that the one with the output is first."""
+    """In no particular order, except that the node with the output is first."""
     input: ir.Value
     known: Known
     opset: int
-    """Of the graph or function that it is in; 0 where that has none of the standard operators."""
+    """The opset of the enclosing graph or function; 0 if that uses no standard operators."""
 
     @property
     def output(self) -> ir.Value:
@@ -50,12 +50,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """That of the last node; of its output, where the node has none."""
+        """The name of the last node, or of its output if the node has none."""
         return self.nodes[0].name or self.output.name or ""
 
     @property
     def path(self) -> str:
-        """The path of the module that it was in, where PyTorch's exporter noted it."""
+        """The path of the module that the site came from, if PyTorch's exporter recorded it."""
         noted = self.nodes[0].metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
         try:
             return str(ast.literal_eval(noted)[-2])
@@ -68,7 +68,7 @@ class Site:
 
 
 def sites(model: ir.Model) -> list[Site]:
-    """Every site of the model, its subgraphs and functions, in order; they share no node."""
+    """Every site of the model, its subgraphs and functions, in order; no two share a node."""
     found: list[Site] = []
     graphs = [(model.graph, model.opset_imports)]
     graphs += [(function.graph, function.opset_imports) for function in model.functions.values()]
@@ -76,7 +76,7 @@ def sites(model: ir.Model) -> list[Site]:
         opset = next((imports[domain] for domain in _DOMAINS if domain in imports), 0)
         taken: set[ir.Node] = set()
         here = []
-        # From the end, so that what has tanh(softplus(x)) within is known before these two are.
+        # From the end, so that a node with tanh(softplus(x)) inside is seen before these two are.
         for node in reversed(list(ir.traversal.RecursiveGraphIterator(graph))):
             if node not in taken and node.op_type != "Identity":
                 site = _recognise(node, opset)
@@ -88,7 +88,7 @@ def sites(model: ir.Model) -> list[Site]:
 
 
 def _recognise(last: ir.Node, opset: int) -> Site | None:
-    """The smallest site that ends with this node, if one does."""
+    """The smallest site that ends with this node, if there is one."""
     if not _is_elementwise(last):
         return None
     nodes = [last]
@@ -112,7 +112,7 @@ def _is_elementwise(node: ir.Node) -> bool:
 
 
 def _inputs(nodes: Sequence[ir.Node]) -> list[ir.Value]:
-    """The values, constants apart, that these nodes take from others."""
+    """The values, apart from constants, that these nodes take from other nodes."""
     given: dict[ir.Value, None] = {}
     for node in nodes:
         for value in node.inputs:
@@ -123,7 +123,7 @@ def _inputs(nodes: Sequence[ir.Node]) -> list[ir.Value]:
 
 
 def _hidden_producer(value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Node | None:
-    """The node that this value comes from, if nothing but these nodes sees the value."""
+    """The node that produces this value, if only the given nodes use the value."""
     node = value.producer()
     if node is None or value.is_graph_output() or node.graph is not nodes[0].graph:
         return None
@@ -133,8 +133,8 @@ def _hidden_producer(value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Node | Non
 
 
 def _number(value: ir.Value) -> Tensor | None:
-    """The value of a constant of one element."""
-    if value.is_graph_input():  # which may be given something else
+    """The value of a constant with one element."""
+    if value.is_graph_input():  # the caller may pass something else
         return None
     constant = ir.convenience.get_const_tensor(value)
     if isinstance(constant, ir.ExternalTensor) and constant.base_dir == "":
@@ -145,7 +145,7 @@ def _number(value: ir.Value) -> Tensor | None:
 
 
 def _is_broadcast_free(nodes: Sequence[ir.Node], x: ir.Value) -> bool:
-    """Whether the result has the input's shape: a constant of more dimensions would add some."""
+    """Whether the result has the input's shape: a constant with more dimensions would add some."""
     rank = len(x.shape) if x.shape is not None else 1
     return all(len(c.shape) <= rank for c in constants(nodes))
 
@@ -158,10 +158,11 @@ def constants(nodes: Sequence[ir.Node]) -> Iterator[Any]:
 
 
 def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
-    """The function that these nodes compute of x, whatever x is.
+    """The function of x that these nodes compute, whatever x is.
 
-    Where the nodes give an infinity or NaN for a finite x, as ln(1 + exp(x)) does far out, they may
-    stand for a function that is finite there. A bound that they keep to is part of what they are.
+    If the nodes give an infinity or NaN for a finite x, as ln(1 + exp(x)) does far out, they may
+    still match a function that is finite there. A bound that the nodes keep to must be part of the
+    function.
     """
     points = torch.cat([_grid(), _beside_constants(nodes)])
     try:
@@ -174,8 +175,8 @@ def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
     if not y[_grid().abs() <= NEAR].isfinite().all():
         return None
     if _is_line(y):
-        return None  # which would be the limit of many functions
-    # What constants lost in being rounded is no other function.
+        return None  # a line would be the limit of many functions
+    # Rounding of the constants must not make it a different function.
     tolerance = max([ROUNDING, *(4 * _eps(constant.dtype) for constant in constants(nodes))])
     names, values = _table()
     candidates = [(Known(name), f) for name, f in zip(names, values, strict=True)]
@@ -185,9 +186,9 @@ def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
             fitted = Known(name, parameters)
             candidates.append((fitted, _values(fitted, _grid())))
     if all(node.op_type != "Tanh" for node in nodes):
-        # Scaled, SiLU is an APTx too, but is meant to be SiLU, scaled.
+        # A scaled SiLU is an APTx too, but should be recognised as a scaled SiLU.
         candidates = [one for one in candidates if one[0].function != "aptx"]
-    # Rounded, so that of two names for the same function the first counts.
+    # Rounded, so that the first of two names for the same function wins.
     errors = [round(_distance(_grid(), y, f), 9) for _, f in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
     known = candidates[best][0]
@@ -197,20 +198,20 @@ def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
 
 
 def _distance(x: Tensor, y: Tensor, f: Tensor) -> float:
-    """The largest difference of what nodes give from a function of x, next to x or the function."""
+    """The largest error of the nodes' values y against a function's values f, next to x or f."""
     scale = (x.abs() + f.abs()).clamp_min(1e-9)
     error = torch.where(y == f, 0.0, (y - f).abs() / scale).nan_to_num(math.inf)
     error[~y.isfinite()] = 0
-    # At infinity a function is often not defined; where it is, no bound may be lost.
+    # At infinity a function is often undefined; where it is defined, bounds must match.
     error[x.isinf() & f.isnan()] = 0
     error[x.isinf() & f.isinf() & y.isfinite()] = math.inf
     return float(error.max())
 
 
 def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
-    """Points on both sides of where a constant of the nodes may make a difference, and between.
+    """Points on both sides of, and between, places where a constant may make a difference.
 
-    Constants count, and what two of them make together: a threshold may be on 2·x + 1.
+    Includes single constants and what pairs of them combine to: a threshold may apply to 2·x + 1.
     """
     numbers = {1.0}
     for node in nodes:
@@ -262,7 +263,7 @@ def _evaluate(value: ir.Value, computed: dict[ir.Value, Tensor]) -> Tensor:
         attributes[name] = attribute.value
     try:
         result = _OPERATORS[node.op_type](*given, **attributes)
-    except (TypeError, RuntimeError):  # other attributes or dtypes than a site has
+    except (TypeError, RuntimeError):  # attributes or dtypes that no site has
         raise _UnknownError from None
     computed[value] = result
     return result
@@ -322,12 +323,12 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Tanh": torch.tanh,
     "Where": torch.where,
 }
-"""The elementwise operators that activations are made of, with ONNX's own defaults."""
+"""The elementwise operators that activations consist of, with ONNX's own defaults."""
 
 
 @functools.cache
 def _grid() -> Tensor:
-    """Points close together where functions bend, and every magnitude that float32 has."""
+    """Closely spaced points where functions bend, and every magnitude that float32 has."""
     near = torch.tensor([16.0, 20, 24, NEAR], dtype=torch.float64)
     powers = 2 ** torch.arange(-149, 128, dtype=torch.float64)
     largest = torch.tensor([torch.finfo(torch.float32).max, math.inf], dtype=torch.float64)
@@ -337,16 +338,17 @@ def _grid() -> Tensor:
 
 @functools.cache
 def _table() -> tuple[list[str], Tensor]:
-    """The functions without parameters, or with their defaults, and their values; the first of
-    those that are the same is the one that is meant."""
-    # Without elu's twin, and those that need chance or weights.
+    """The functions without parameters, or with their defaults, and their values. Of several
+    identical functions, the first is used.
+    """
+    # Leave out celu, which is elu's twin, and those that need randomness or weights.
     others = sorted(FUNCTION_NAMES - ACTIVATIONS.keys() - {"celu", "prelu", "rrelu"})
     names = [*ACTIVATIONS, *others]
     return names, torch.stack([_values(Known(name), _grid()) for name in names])
 
 
 def _values(known: Known, x: Tensor) -> Tensor:
-    """The function's values, in ours and in PyTorch's own."""
+    """The function's values, from our implementation or PyTorch's own."""
     if known.ours:
         return ACTIVATIONS[known.function].f(x, *completed(known).parameters.values())
     values: Tensor = getattr(F, known.function)(x, **known.parameters)
@@ -358,7 +360,7 @@ def _at(y: Tensor, x: float) -> float:
 
 
 Fit = Callable[[Tensor], dict[str, float] | None]
-"""The parameters with which a function would have these values on the grid, if any."""
+"""The parameters with which a function would have these values on the grid, or None."""
 
 
 def _fit_swish(y: Tensor) -> dict[str, float] | None:
@@ -404,16 +406,16 @@ _FITS: dict[str, Fit] = {
     "leaky_relu": _fit_leaky_relu,
     "elu": _fit_elu,
 }
-"""Functions with parameters, found from a few values."""
+"""Functions with parameters, which are found from a few values."""
 
 
 def is_close(one: float, other: float) -> bool:
-    """Whether two parameters differ by what a fit to rounded numbers may be off, at most."""
+    """Whether two parameters agree to within the error of a fit to rounded numbers."""
     return math.isclose(one, other, rel_tol=1e-5)
 
 
 def named(known: Known) -> str:
-    """`hard_mish(k=3)`; parameters at their defaults are left out."""
+    """For example `hard_mish(k=3)`; parameters at their defaults are left out."""
     defaults = (
         {p.name: p.default for p in ACTIVATIONS[known.function].parameters} if known.ours else {}
     )

@@ -1,4 +1,4 @@
-"""One ONNX site in another's place, by rules."""
+"""Replace ONNX sites by rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SWAP = "mishkit.swap"
 def swap(
     model: Any, rules: Sequence[tuple[Key, Value]], output: str | os.PathLike[str] | None
 ) -> Replacements:
-    """Rewrite an ONNX model by rules, see `mishkit.swap`."""
+    """Rewrite an ONNX model by rules; see `mishkit.swap`."""
     targets = [(_target(value), value) for _, value in rules]
     for key, _ in rules:
         if key.kind is not None:
@@ -66,8 +66,9 @@ def _target(value: Value) -> Known:
 
 
 def _kept(known: Known, target: Known, value: Value) -> Known:
-    """The target, with the site's own parameters where it is the same function and the rule gives
-    no others."""
+    """The target; if it is the site's own function and the rule gives no parameters, with the
+    site's parameters.
+    """
     if value.name is None or known.function != target.function:
         return target
     kept = {p: v for p, v in known.parameters.items() if p not in value.arguments}
@@ -99,7 +100,7 @@ def _rewrite(
             )
     taken_names = _Names(model)
     done = []
-    # From the end, as what a site takes in may be what another one gives.
+    # From the end, since one site's input may be another's output.
     for site, target in reversed(chosen):
         writer = Writer(site.input, site.opset, _dtype(site))
         result = ACTIVATIONS[target.function].to_onnx(writer, **target.parameters)
@@ -133,7 +134,7 @@ def _dtype(site: Site) -> ir.DataType | None:
 
 
 class _Names:
-    """Names that nothing in the model has."""
+    """Generates names that are not yet used in the model."""
 
     def __init__(self, model: ir.Model) -> None:
         self.taken: set[str | None] = set()
@@ -154,7 +155,7 @@ class _Names:
 
 
 def _put(site: Site, nodes: list[ir.Node], result: ir.Value, names: _Names) -> None:
-    """Put the nodes in the site's place, with its name and that of its output."""
+    """Put the nodes in the site's place, keeping its name and that of its output."""
     last = site.nodes[0]
     assert last.graph is not None
     for node in nodes:
@@ -178,7 +179,7 @@ def _put(site: Site, nodes: list[ir.Node], result: ir.Value, names: _Names) -> N
 
 
 def _discard(nodes: list[ir.Node]) -> None:
-    """Take nodes that were written for nothing off their inputs."""
+    """Detach nodes that were written but are not used."""
     for node in nodes:
         for i in range(len(node.inputs)):
             node.replace_input_with(i, None)

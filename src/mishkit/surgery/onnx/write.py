@@ -1,4 +1,4 @@
-"""What writes a function in ONNX's standard operators, see `mishkit.activation.OnnxWriter`."""
+"""Writes a function in standard ONNX operators; see `mishkit.activation.OnnxWriter`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import onnx_ir as ir
 
 OLDEST = 9
-"""The first opset that has all that is written."""
+"""The first opset that has all the operators we write."""
 
 
 @dataclass
 class Writer:
-    """Writes nodes that compute something of x, in the operators of an opset."""
+    """Writes the nodes of a function of x, using the operators of an opset."""
 
     x: ir.Value
     opset: int
     dtype: ir.DataType | None
-    """That of x; None where it is not known."""
+    """The dtype of x; None if it is not known."""
     nodes: list[ir.Node] = field(default_factory=list)
 
     @property
     def has_hard_sigmoid(self) -> bool:
-        """Whether the operator takes the dtype, and ONNX Runtime runs it."""
+        """Whether the operator accepts the dtype, and ONNX Runtime can run it."""
         if self.dtype == ir.DataType.BFLOAT16:
             return self.opset >= 22
         return self.dtype != ir.DataType.DOUBLE
@@ -34,7 +34,7 @@ class Writer:
         return self._add(operator, given, attributes)
 
     def number(self, value: float) -> ir.Value:
-        """A constant of x's type."""
+        """A constant with x's dtype."""
         tensor = ir.tensor(float(value), dtype=self.dtype or ir.DataType.FLOAT)
         constant = self._add("Constant", [], {"value": tensor})
         if self.dtype is None and self.opset >= 15:
@@ -56,7 +56,7 @@ class Writer:
         return self("Mul", self.x, self("Sigmoid", self.scaled(self.x, beta)))
 
     def hard(self, slope: float, middle: float) -> ir.Value:
-        """x·max(0, min(1, slope·x + middle)), which is what hard forms are."""
+        """x·max(0, min(1, slope·x + middle)), the general form of the hard functions."""
         if (slope, middle) == (1 / 6, 0.5) and self.opset >= 14 and self.has_hard_sigmoid:
             return self("HardSwish", self.x)
         if self.has_hard_sigmoid:

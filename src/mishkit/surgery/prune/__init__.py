@@ -1,10 +1,10 @@
 """Remove the units that an activation with a flat part has silenced.
 
-Silence is seen, not derived: the model runs on real inputs, and what each layer reads is watched. A
-unit goes if every layer that reads it reads 0 from it, whatever stands between; so ties through
-residuals, products and depthwise convolutions need no rules of their own. torch-pruning finds
-what is tied. What it cannot see (a softmax, a mean over the units) shows in the outputs: every
-removal is tried, and taken back if they change.
+Silence is observed, not derived: the model runs on real inputs, and the inputs of each layer are
+watched. A unit is removed if every layer that reads it reads 0 from it, whatever lies in between.
+So residuals, products and depthwise convolutions, which tie units together, need no special rules.
+torch-pruning finds which units are tied. What it cannot see (a softmax, a mean over the units)
+shows in the outputs: every removal is tried, and undone if the outputs change.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ FLAT = frozenset(
     {a.name for a in ACTIVATIONS.values() if a.is_dead}
     | {"relu6", "hardsigmoid", "hardshrink", "softshrink"}
 )
-"""Functions that are exactly 0 on a whole range, by formula and not by underflow."""
+"""Functions that are exactly 0 over a whole range, by formula and not by underflow."""
 
 
 @dataclass(frozen=True)
 class PrunedSite:
-    """What was found at one activation, and what became of it."""
+    """What was found at one activation, and what was done."""
 
     name: str
-    """Its path in the model; `#2` behind it is the second call of a module that is used twice."""
+    """Its path in the model; a suffix `#2` marks the second call of a module that is used twice."""
     function: str
     units: int
-    """How many channels or features it had."""
+    """How many channels or features the activation had."""
     silent_units: tuple[int, ...]
-    """Those whose output was silent."""
+    """The units whose output was silent."""
     removed_units: tuple[int, ...]
-    """Those removed, or that would be in a dry run. A unit may go that is silent only later on."""
+    """The units removed, or to be removed in a dry run. These can include units that are silent
+    only later on.
+    """
     why_not: str
-    """Why silent units were left; empty if none were."""
+    """Why silent units were kept; empty if none were."""
 
     @property
     def silent(self) -> int:
@@ -67,18 +69,21 @@ class PruneReport:
     parameters_after: int
     macs_before: int
     """Multiply-accumulates of all matrix products, convolutions and attention on the example
-    inputs, by operator (`torch.utils.flop_counter`, halved), so functional calls count too."""
+    inputs. Counted by operator (`torch.utils.flop_counter`, halved), so functional calls are
+    included.
+    """
     macs_after: int
     max_change: float
-    """The greatest absolute change of any output, on the first batches that were watched."""
+    """The largest absolute change of any output, on the first batches that were watched."""
     max_output: float
-    """The greatest absolute output before, to hold it against."""
+    """The largest absolute output before pruning, for comparison."""
     compared: int
-    """On how many batches these were found."""
+    """On how many batches these were measured."""
     dry_run: bool
     in_training: str = ""
-    """What is different in training mode, which is not what was watched: that outputs change, or
-    why they were not compared; empty if they stay."""
+    """How training mode, which was not watched, is affected: that outputs change, or why they were
+    not compared. Empty if they stay the same.
+    """
 
     @property
     def silent(self) -> int:
@@ -87,7 +92,7 @@ class PruneReport:
 
     @property
     def removed(self) -> int:
-        """Removed units, summed over the sites: tied sites count the same unit each."""
+        """Removed units, summed over the sites; a unit shared by tied sites is counted at each."""
         return sum(site.removed for site in self.sites)
 
     def __str__(self) -> str:
@@ -131,58 +136,60 @@ def prune(
 
     A unit is a channel of a convolution or a feature of a linear layer. It is silent at an
     activation if ``|y| <= threshold`` there at all positions of all samples, or at all but a
-    fraction of them. It is removed, with all that is tied to it, if every Linear or Conv that reads
-    it reads a silent input, or a constant that its bias can take up; otherwise it stays, and the
-    report says why. With the defaults the outputs on the watched inputs stay the same to rounding:
-    every removal is tried, and taken back if they do not, or if the model then fails in training
-    mode. Where outputs change there, as units may be silent by running statistics alone, the report
-    says so. On other inputs a unit may not be silent,
-    so that the data should be like those the model will meet.
+    fraction of them. It is removed, with everything tied to it, if every Linear or Conv that reads
+    it gets a silent input, or a constant that its bias can absorb. Otherwise it stays, and the
+    report says why. With the defaults, the outputs on the watched inputs stay the same to rounding:
+    every removal is tried, and undone if they change or if the model then fails in training mode.
+    Outputs in training mode may change, because units can be silent only with the running
+    statistics; the report then says so. On other inputs a unit may not be silent, so use data like
+    those that the model will meet.
 
-    The model is changed in place: parameters are replaced by smaller ones, so that an optimizer
-    must be made anew. Its modes, hooks, `requires_grad` and buffers stay as they were; BatchNorm's
-    lose the removed channels. While it is watched it runs in eval mode without grad. The result can
-    be trained, and saved whole. Needs the packages of the extra ``prune``.
+    The model is changed in place. Parameters are replaced by smaller ones, so create a new
+    optimizer. Training modes, hooks, `requires_grad` and buffers stay as they were, except that
+    BatchNorm's buffers lose the removed channels. The model is watched in eval mode without grad.
+    The result can be trained, and saved whole. Needs the packages of the extra ``prune``.
 
     Parameters
     ----------
     model : torch.nn.Module
         a model in any floating dtype, on any device
     *inputs : Tensor or other arguments
-        example inputs of any shape, with which the model is traced and its MACs are counted: called
-        as ``model(*inputs)``, or ``model(**inputs[0])`` if there is one and it is a mapping
+        example inputs of any shape, used to trace the model and to count its MACs. The model is
+        called as ``model(*inputs)``, or as ``model(**inputs[0])`` if there is one input and it is a
+        mapping
     data : iterable of batches, optional
-        the real inputs, on the model's device: a batch is a tensor, a tuple or list of positional
-        arguments or a mapping of keyword arguments, without labels. Without it, `inputs` are
+        the real inputs, on the model's device. A batch is a tensor, a tuple or list of positional
+        arguments or a mapping of keyword arguments, without labels. If omitted, `inputs` are
         watched
     sites : str or iterable of str, optional
-        names of activations, or patterns as ``"blocks.*.act"``; by default all with a flat part at
-        0 (relu, h_mish, hard_mish, hardswish, ...). Activations are modules that are known, and
-        functions that modules hold as attributes; not calls such as ``F.relu(x)`` in a `forward`
+        names of activations, or patterns such as ``"blocks.*.act"``; by default all activations
+        with a flat part at 0 (relu, h_mish, hard_mish, hardswish, ...). These are modules of known
+        classes and functions held as module attributes, but not calls such as ``F.relu(x)`` in a
+        `forward`
     threshold : float, default 0.0
-        how large a silent output may be
+        the largest absolute value of a silent output
     fraction : float, default 0.0
-        the share of positions at which a silent unit may exceed the threshold, below 1
+        the fraction of positions, below 1, at which a silent unit may exceed the threshold
     dry_run : bool, default False
-        report what would be removed, and leave the model as it was
+        only report what would be removed; leave the model unchanged
     progress : bool, default True
         show a progress bar over `data` on a terminal, if rich is installed
 
     Returns
     -------
     PruneReport
-        each site's units, silent, removed and why not; parameters, MACs and the change of the
-        outputs
+        the units of each site: silent, removed, and why others were kept; parameters, MACs and the
+        change of the outputs
 
     Raises
     ------
     ValueError
-        if a pattern in `sites` matches no activation, there are no inputs or `data` is empty, or
-        `threshold` or `fraction` is out of its range
+        if a pattern in `sites` matches no activation, if there are no inputs or `data` is empty, or
+        if `threshold` or `fraction` is out of range
     TypeError
-        if `data` is a tensor or a mapping, which is no iterable of batches
+        if `data` is a tensor or a mapping instead of an iterable of batches
     ModuleNotFoundError
-        without the extra ``prune``
+        if the extra ``prune`` is not installed
     """
     if not inputs:
         raise ValueError("mishkit.prune: give inputs, with which the model is traced")
@@ -233,7 +240,7 @@ def prune(
 
 
 def _chosen(model: nn.Module, patterns: str | Iterable[str] | None) -> list[Slot]:
-    """The slots to be watched, one for each activation, though it may have several names."""
+    """The slots to be watched: one per activation, even if it has several names."""
     found = [slot for slot in slots(model) if slot.known is not None]
     if patterns is None:
         chosen = [slot for slot in found if slot.known and slot.known.function in FLAT]
@@ -260,7 +267,7 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _sites(work: Work) -> tuple[PrunedSite, ...]:
-    """What was found at each call of the activations, and at those that were not called."""
+    """What was found at each call of the activations, and at activations that were not called."""
     found = []
     for call in sorted({*work.shapes, *work.at_sites, *((p, 1) for p in range(len(work.chosen)))}):
         place, number = call

@@ -1,4 +1,4 @@
-"""What is tied to what in a model, for `prune`: torch-pruning's graph, and the sites within it."""
+"""Which units of a model are tied together, for `prune`: torch-pruning's graph, with our sites."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from .run import Call, floating_tensors, run, tapped
 
 @dataclass
 class Cut:
-    """Units that go together: a layer that makes them, and all that is tied to it.
+    """Units that are removed together: those of one layer, and everything tied to them.
 
-    Two cuts may have units in common, as where one layer's output is added to those of two.
+    Two cuts may have units in common, for example if one layer's output is added to those of two.
     """
 
     root: nn.Module
     units: int
     makes: tuple[int, str]
-    """The root's side in `touched` on which its units are."""
+    """The entry of `touched` for the side of the root on which its units lie."""
     obstacle: str = ""
-    """Why none of its units can go."""
+    """Why none of its units can be removed."""
     sites: dict[Call, dict[int, int]] = field(default_factory=dict)
-    """By site: the root unit of each of its units."""
+    """For each site: the root unit of each of its units."""
     readers: dict[nn.Module, dict[int, int]] = field(default_factory=dict)
-    """By Linear or Conv that reads them: the root unit of each of its inputs."""
+    """For each Linear or Conv that reads them: the root unit of each of its inputs."""
     touched: dict[tuple[int, str], dict[int, int]] = field(default_factory=dict)
-    """By everything that is narrowed: the root unit of each index."""
+    """For everything that is narrowed: the root unit of each index."""
     removed: list[int] = field(default_factory=list)
     why_not: dict[int, str] = field(default_factory=dict)
-    """By root unit: why it stays, though it is silent."""
+    """For root units that are silent but stay: the reason."""
     folds: dict[nn.Module, dict[int, float]] = field(default_factory=dict)
-    """By reader: the constants that its bias takes up, by input."""
+    """For each reader: the constants that its bias absorbs, by input."""
 
     def refuse(self, why: str) -> None:
-        """Let all of it stay."""
+        """Keep all of its units."""
         self.why_not.update(dict.fromkeys(self.removed, why))
         self.removed, self.folds = [], {}
 
 
 def _where(dep: Any) -> tuple[int, str]:
-    """What an item of torch-pruning's groups narrows, and which side of it."""
+    """What an item of torch-pruning's groups narrows, and on which side."""
     return id(dep.target), dep.handler.__name__
 
 
 class Graph:
-    """torch-pruning's dependency graph of a model, and where the sites are in it."""
+    """torch-pruning's dependency graph of a model, and where our sites are in it."""
 
     def __init__(self, model: nn.Module, example: Any, chosen: Sequence[Slot]) -> None:
         import torch_pruning as tp
@@ -82,7 +82,7 @@ class Graph:
         self.holders = Counter(parameter for parameter, _ in holders)
 
     def cuts(self) -> list[Cut]:
-        """The groups of units at the sites, each once."""
+        """The groups of units at the sites, each group once."""
         cuts: dict[frozenset[Any], Cut] = {}
         for call in self.sites:
             for maker in self._makers(call):
@@ -92,7 +92,7 @@ class Graph:
         return list(cuts.values())
 
     def _makers(self, call: Call) -> list[nn.Module]:
-        """The nearest layers before a site whose outputs its units are."""
+        """The nearest layers before a site that make its units."""
         found: dict[nn.Module, None] = {}
         node = self.sites[call]
         waiting, met = [] if node is None else [node], set()
@@ -112,7 +112,7 @@ class Graph:
         return self.dependencies.get_pruning_group(root, pruner.prune_out_channels, list(units))
 
     def _cut(self, root: nn.Module) -> Cut:
-        """What goes with the units of a layer."""
+        """Everything that is removed with the units of a layer."""
         width = self.dependencies.get_out_channels(root)
         group = self._group(root, range(width))
         cut = Cut(root, width, makes=_where(group[0].dep))
@@ -169,7 +169,7 @@ class Graph:
         return ""
 
     def fits(self, cut: Cut) -> bool:
-        """Whether removing these units of the root removes these alone, and leaves others."""
+        """Whether removing these units of the root removes no others, and leaves some."""
         group = self._group(cut.root, cut.removed)
         gone = set(cut.removed)
         for dep, indices in group:
@@ -179,11 +179,11 @@ class Graph:
         return bool(self.dependencies.check_pruning_group(group))
 
     def remove(self, cuts: Iterable[Cut]) -> None:
-        """Narrow the layers, by what was decided."""
+        """Narrow the layers as decided."""
         gone: dict[tuple[int, str], set[int]] = {}
         for cut in cuts:
             removed, before = set(cut.removed), sorted(gone.get(cut.makes, ()))
-            # By now the layer counts its units without those that are gone.
+            # The layer now numbers its units without those already removed.
             left = [
                 unit - bisect.bisect(before, unit) for unit in cut.removed if unit not in before
             ]

@@ -1,6 +1,6 @@
-"""Running a model for `prune`, and looking at it: its outputs, its MACs, what its units give.
+"""Run a model for `prune` and observe it: its outputs, its MACs, the values of its units.
 
-Whatever is done to the model for that is undone afterwards.
+Everything done to the model for this purpose is undone afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..slots import Slot
 from ..watch import tensors_of
 
 Call = tuple[int, int]
-"""A site: the place of its slot in the list, and the number of the call within one run."""
+"""A site: the index of its slot in the list, and the number of the call within one run."""
 
 
 def run(model: nn.Module, batch: Any) -> Any:
@@ -39,19 +39,19 @@ def floating_tensors(output: Any) -> list[Tensor]:
 
 
 def outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
-    """Copies of the floating-point tensors in the model's output; the model stays as it was."""
+    """Copies of the floating-point tensors in the model's output; the model is left as it was."""
     with undisturbed(model, batch):
         return copied_outputs_of(model, batch)
 
 
 def copied_outputs_of(model: nn.Module, batch: Any) -> list[Tensor]:
-    """The same, with what the run changes in the model, and in what its hooks hold."""
+    """The same, but without undoing what the run changes in the model and its hooks' state."""
     with torch.no_grad():
         return [tensor.clone() for tensor in floating_tensors(run(model, batch))]
 
 
 def training_outputs_of(model: nn.Module, batch: Any, seed: int = 0) -> list[Tensor]:
-    """The same in training mode, but for dropout layers, whose numbers are random."""
+    """The same in training mode, except for dropout layers, which are random."""
     with undisturbed(model, batch):
         for module in model.modules():
             module.training = not isinstance(module, DropoutNd)
@@ -64,7 +64,7 @@ def macs_of(model: nn.Module, batch: Any) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # The counter knows no fused attention of CPUs; this is two matrix products.
+    # The counter does not know the fused attention of CPUs; MATH uses two matrix products.
     counter = FlopCounterMode(display=False)
     with undisturbed(model, batch), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
         run(model, batch)
@@ -72,7 +72,7 @@ def macs_of(model: nn.Module, batch: Any) -> int:
 
 
 def with_progress(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
-    """The batches, with a progress bar on a terminal if it is to be shown and rich is there."""
+    """The batches, with a progress bar if wanted, on a terminal and if rich is installed."""
     if not shown or not sys.stderr.isatty():
         return batches
     try:
@@ -85,8 +85,9 @@ def with_progress(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
 
 
 class Snapshot:
-    """What the modules of a model hold. Pruning puts new tensors in the place of the old ones, so
-    that references suffice to go back."""
+    """What the modules of a model hold. Pruning replaces tensors by new ones, so references are
+    enough for going back.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.held = [(module, self._copy(module)) for module in model.modules()]
@@ -96,13 +97,13 @@ class Snapshot:
         return {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
 
     def restore(self) -> None:
-        """Go back, also from whatever was added."""
+        """Go back, removing whatever was added since."""
         for module, held in self.held:
             now = vars(module)
             for name in now.keys() - held.keys():
                 del now[name]
             for name, value in held.items():
-                # A dict stays the same object: handles of hooks refer to theirs.
+                # Keep the dict objects: handles of hooks refer to them.
                 if isinstance(value, dict) and isinstance(now.get(name), dict):
                     now[name].clear()
                     now[name].update(value)
@@ -111,8 +112,9 @@ class Snapshot:
 
     @contextlib.contextmanager
     def leniently(self) -> Iterator[None]:
-        """Eval mode, gradients for all parameters, which tracing needs, and no fused
-        transformer layers, which call no activation; and back."""
+        """Temporarily use eval mode, gradients for all parameters, which tracing needs, and no
+        fused transformer layers, since these call no activation.
+        """
         modes = [(module, module.training) for module, _ in self.held]
         flags = {
             (module, name): parameter.requires_grad
@@ -144,7 +146,7 @@ class Snapshot:
 def tapped(
     chosen: Sequence[Slot], see: Callable[[Call, Tensor], None]
 ) -> Iterator[Callable[[], None]]:
-    """Show every output of these activations to `see`; yields what begins a new run."""
+    """Show every output of these activations to `see`; yields a function that starts a new run."""
     calls: Counter[int] = Counter()
     undo: list[Callable[[], object]] = []
 
@@ -179,7 +181,7 @@ def tapped(
 
 @dataclass
 class Reading:
-    """What was seen of each unit, at one place; none has units whose number changes."""
+    """What was observed of each unit at one place; empty if the number of units varies."""
 
     low: Tensor
     high: Tensor
@@ -188,7 +190,7 @@ class Reading:
 
     @classmethod
     def of(cls, x: Tensor, dim: int, threshold: float) -> Reading | None:
-        """One tensor's, whose units lie along `dim`; None if it is empty."""
+        """The reading of one tensor, whose units lie along `dim`; None if the tensor is empty."""
         if not x.numel():
             return None
         x = torch.atleast_1d(x.detach())
@@ -202,7 +204,7 @@ class Reading:
         return cls(low, high, active, len(rows))
 
     def add(self, other: Reading) -> None:
-        """Count in what was seen at the same place elsewhere."""
+        """Add what was observed at the same place in another run."""
         if len(self.low) != len(other.low):
             self.low = self.high = self.active = self.low[:0]
             return
@@ -212,16 +214,16 @@ class Reading:
         self.positions += other.positions
 
     def silent(self, fraction: float) -> list[bool]:
-        """By unit: whether it exceeded the threshold at no more than this share of positions."""
+        """For each unit: whether no more than this fraction of positions exceeded the threshold."""
         return (self.active <= fraction * self.positions).tolist()
 
     def constant(self, unit: int, eps: float) -> float | None:
-        """The value of a unit that has but one, to rounding."""
+        """The value of a unit that is constant to rounding; None if it is not."""
         low, high = float(self.low[unit]), float(self.high[unit])
         same = high - low <= 8 * eps * max(abs(low), abs(high)) < float("inf")
         return (low + high) / 2 if same else None
 
 
 def channels(layer: nn.Module) -> int:
-    """The dimension of a layer's input that holds the units, from the last."""
+    """The dimension of a layer's input that holds the units, counted from the end."""
     return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""The work of `prune`: watch a model on real inputs, decide which of its units go, try it.
+"""The work of `prune`: watch a model on real inputs, decide which units to remove, and try it.
 
-Whatever changes the outputs is taken back.
+Any removal that changes the outputs is undone.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .run import (
 COMPARED = 8
 """How many batches are kept, with their outputs, to compare the pruned model with the original."""
 ROUNDING = 128
-"""How far an output may move by a different order of summation: times eps times the largest."""
+"""How far a different order of summation may move an output: this times eps times the largest."""
 
 
 class Work:
-    """One call of `prune`: what it was given, and what it found and did."""
+    """One call of `prune`: its arguments, what it found and what it did."""
 
     def __init__(
         self,
@@ -47,23 +47,23 @@ class Work:
         self.threshold, self.fraction = threshold, fraction
         self.lossy = threshold > 0 or fraction > 0
         self.kept: list[tuple[Any, list[Tensor]]] = []
-        """The first batches, each with the outputs of the model as it was."""
+        """The first batches, each with the outputs of the original model."""
         self.shapes: dict[Call, torch.Size] = {}
-        """By site: the shape of its output for the example inputs."""
+        """For each site: the shape of its output for the example inputs."""
         self.at_sites: dict[Call, Reading] = {}
         self.at_readers: dict[nn.Module, Reading] = {}
         self.cuts: list[Cut] = []
         self.max_change = 0.0
-        """The greatest absolute change of an output that was kept."""
+        """The largest absolute change of an output that was kept."""
         self.trained: list[Tensor] | None = None
-        """The outputs for the first batch in training mode, of the model as it was, if it runs."""
+        """The original model's outputs for the first batch in training mode, if it runs."""
         self.uncompared = ""
         """Why they are not compared."""
         self.in_training = ""
-        """What is to be said of training mode, which is not what was watched."""
+        """What the report says about training mode, which was not watched."""
 
     def run(self, batches: Iterable[Any], progress: bool) -> None:
-        """Find what is silent, and remove what can go."""
+        """Find what is silent, and remove what can be removed."""
         graph = Graph(self.model, self.example, self.chosen)
         self.shapes = graph.shapes
         cuts = graph.cuts()
@@ -76,14 +76,14 @@ class Work:
 
     @property
     def max_output(self) -> float:
-        """The greatest absolute output of the model as it was."""
+        """The largest absolute output of the original model."""
         return max((_largest(y) for _, ys in self.kept for y in ys), default=0.0)
 
     def _watch(
         self, batches: Iterable[Any], graph: Graph, cuts: Sequence[Cut], progress: bool
     ) -> None:
-        """Run the batches, and see what the sites give and the readers read."""
-        with undisturbed(self.model):  # hooks and what they note come after it
+        """Run the batches, and record the outputs of the sites and the inputs of the readers."""
+        with undisturbed(self.model):  # hooks and what they record are outside this
             self._watch_disturbing(batches, graph, cuts, progress)
 
     def _watch_disturbing(
@@ -125,7 +125,7 @@ class Work:
 
     @staticmethod
     def _dimension(call: Call, shape: torch.Size, cuts: Sequence[Cut]) -> int:
-        """Which dimension of a site's output holds the units, from the last."""
+        """Which dimension of a site's output holds the units, counted from the end."""
         usual = 1 - len(shape) if len(shape) > 3 else -1
         for cut in cuts:
             if call in cut.sites:
@@ -138,7 +138,7 @@ class Work:
         return usual
 
     def _decide(self, graph: Graph, cut: Cut) -> None:
-        """Which of the units that are silent somewhere can go."""
+        """Decide which of the units that are silent somewhere can be removed."""
         silent: dict[int, None] = {}
         for call, units in cut.sites.items():
             if call in self.at_sites:
@@ -186,19 +186,19 @@ class Work:
             cut.refuse("a layer tied to it would lose other units, or all")
 
     def _look_at_training(self) -> None:
-        """What the model gives in training mode, if it runs there, and the same each time."""
+        """The model's outputs in training mode, if it runs there and gives the same each time."""
         batch = self.kept[0][0]
         try:
             self.trained = training_outputs_of(self.model, batch)
             again = training_outputs_of(self.model, batch, seed=1)
-        except Exception as error:  # whatever a model does that has another path there
+        except Exception as error:  # a model may do anything on its training path
             self.uncompared = f"not looked at, as the model fails: {_first_line(error)}"
             return
         if any(_distance(y, one) for y, one in zip(again, self.trained, strict=True)):
             self.uncompared = "not compared, as it draws random numbers"
 
     def _carry_out(self, graph: Graph, cuts: Sequence[Cut]) -> float:
-        """Remove what was decided, take back what changes the outputs; the greatest change."""
+        """Remove what was decided and undo what changes the outputs; returns the largest change."""
         if not cuts:
             return 0.0
         start = Snapshot(self.model)
@@ -224,19 +224,19 @@ class Work:
         return Graph(self.model, self.example, ())
 
     def _attempt(self, graph: Graph, cuts: Sequence[Cut]) -> tuple[str, float]:
-        """Remove these, and compare: why it failed, if it did, and the greatest change."""
+        """Remove these and compare; returns why it failed, if it did, and the largest change."""
         expected = [self._masked(batch, cuts) for batch, _ in self.kept] if self.lossy else None
         try:
             folds: dict[nn.Module, dict[int, float]] = {}
             for cut in cuts:
                 for layer, constants in cut.folds.items():
                     folds.setdefault(layer, {}).update(constants)
-            for layer, constants in folds.items():  # before the inputs are counted otherwise
+            for layer, constants in folds.items():  # before the inputs are renumbered
                 _fold(layer, constants)
             graph.remove(cuts)
             now = [outputs_of(self.model, batch) for batch, _ in self.kept]
         except Exception as error:
-            # Whatever a model may raise when its shapes are not what it counts on.
+            # A model may raise anything if its shapes are not as it expects.
             return f"without it the model fails: {_first_line(error)}", 0.0
         original = [outputs for _, outputs in self.kept]
         for ys, wanted in zip(now, expected or original, strict=True):
@@ -257,7 +257,7 @@ class Work:
         return "", max((_distance(y, one) for y, one in pairs), default=0.0)
 
     def _attempt_training(self) -> str:
-        """Run in training mode, if the model did so before: why it failed, if it did."""
+        """Run in training mode, if the model ran there before; returns why it failed, if it did."""
         self.in_training = self.uncompared
         if self.trained is None:
             return ""
@@ -280,7 +280,7 @@ class Work:
         return ""
 
     def _masked(self, batch: Any, cuts: Sequence[Cut]) -> list[Tensor]:
-        """The outputs with zeros for what is all but silent: what must come out without it."""
+        """The outputs with nearly silent units set to 0: what the model must give without them."""
         zeros: dict[nn.Module, list[int]] = {}
         for cut in cuts:
             for layer, inputs in cut.readers.items():
@@ -315,14 +315,14 @@ def _largest(y: Tensor) -> float:
 
 
 def _distance(y: Tensor, wanted: Tensor) -> float:
-    """The greatest difference; what is no number must be the same in both."""
+    """The largest difference; infinities and NaNs must be the same in both."""
     y, wanted = y.double(), wanted.double()
     same = (y == wanted) | (y.isnan() & wanted.isnan())
     return float(torch.where(same, 0.0, (y - wanted).abs()).max()) if y.numel() else 0.0
 
 
 def _can_fold(layer: nn.Module) -> bool:
-    """Whether an input that is constant everywhere adds the same to each output."""
+    """Whether an input that is constant everywhere adds the same to each output position."""
     if layer._parameters.get("bias") is None:
         return False
     if isinstance(layer, nn.Linear):
@@ -334,14 +334,14 @@ def _can_fold(layer: nn.Module) -> bool:
 
 
 def _fold(layer: nn.Module, constants: Mapping[int, float]) -> None:
-    """Let the bias take up what these inputs add."""
+    """Let the bias absorb what these inputs add."""
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     assert weight is not None and bias is not None
     with torch.no_grad():
         index = torch.tensor(list(constants), device=weight.device)
         values = torch.tensor(list(constants.values()), device=weight.device, dtype=torch.double)
         columns = weight.index_select(1, index).double()
-        # A convolution adds each of its taps.
+        # A convolution adds up all of its taps.
         columns = columns.flatten(2).sum(-1) if columns.ndim > 2 else columns
         folded = (bias.double() + columns @ values).to(bias.dtype)
     layer._parameters["bias"] = nn.Parameter(folded)
