@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import pickle
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock  # which torch needs too
 from torch import Tensor
 
 import mishkit
@@ -127,6 +130,18 @@ def mostly_slow(values: Iterable[Any], quick: Collection[Any] | int) -> list[Any
         else:
             params.append(pytest.param(value, marks=marks, id=name_of(value)))
     return params
+
+
+def shared(folders: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once for all workers of pytest-xdist: for slow fixtures."""
+    folder = folders.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / f"{name}.pickle"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_bytes(pickle.dumps(make()))
+        return pickle.loads(path.read_bytes())
 
 
 def name_of(dtype: Any) -> str:

@@ -1,8 +1,8 @@
 """Private names of torch, each with a fallback for releases that don't have it.
 
 No other file of the library uses them, except `mishkit.lab.code.inductor`. A fallback may be slower
-or do less, but it is never wrong. `tests/core/test_torch_private.py` fails if a name has disappeared,
-so changes in a new torch release are noticed.
+or do less, but it is never wrong. `tests/core/test_torch_private.py` fails if a name has
+disappeared, so changes in a new torch release are noticed.
 """
 
 from __future__ import annotations

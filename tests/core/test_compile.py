@@ -10,6 +10,7 @@ import pytest
 import torch
 from common import (
     DEFAULTS,
+    OTHERS,
     SAVING,
     TYPICAL,
     Case,
@@ -63,15 +64,14 @@ def assert_agree(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
 # ---- torch.compile ----
 
 
-@every_case
+@pytest.mark.parametrize("case", mostly_slow(DEFAULTS + OTHERS, DEFAULTS), ids=str)
 @pytest.mark.parametrize("save", ["input", "output"])
 def test_forward_and_backward(case: Case, save: str) -> None:
     f, x = calling(case, {"save": save}), torch.randn(5, 33).mul(3)
     assert_agree(results(compiled(f), x), results(f, x))
 
 
-MISH, *OTHERS = TYPICAL
-mish_mostly = pytest.mark.parametrize("case", mostly_slow(TYPICAL, [MISH]), ids=str)
+mish_mostly = pytest.mark.parametrize("case", mostly_slow(TYPICAL, 1), ids=str)
 
 
 @mish_mostly

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import KERNELS
+from common import KERNELS, mostly_slow
 
 import mishkit
 
@@ -58,7 +58,7 @@ print(cpu.isa())
 """
 
 
-@pytest.mark.parametrize("isa", ["none", *(engine.name for engine in KERNELS)])
+@pytest.mark.parametrize("isa", mostly_slow(["none", *(e.name for e in KERNELS)], 2))
 def test_the_environment_chooses(isa: str) -> None:
     done = python(USE, MISHKIT_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr

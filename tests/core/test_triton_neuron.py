@@ -8,12 +8,12 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from common import TESTS, assert_same_bits, name_of
+from common import TESTS, assert_same_bits, name_of, shared
 from neurons import NAMES, arguments, assert_exact, exact, formula
 from test_neuron import STRIDED
 from torch import Tensor
@@ -295,6 +295,7 @@ def environment(**more: str) -> dict[str, str]:
 
 THROUGH_TORCH = """
 import sys
+from pathlib import Path
 
 import torch
 
@@ -376,10 +377,15 @@ MOST = {"float32": 16.0, "bfloat16": 19.0, "float16": 18.0}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, float]]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     """What `neuron_compiled.py` prints, for every target."""
+    cache = tmp_path_factory.mktemp("triton")
+    return shared(tmp_path_factory, "neuron_compiled", lambda: printed(cache))  # type: ignore[no-any-return]
+
+
+def printed(cache: Path) -> dict[str, dict[str, float]]:
     script = str(TESTS / "neuron_compiled.py")
-    more = environment(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
+    more = environment(TRITON_CACHE_DIR=str(cache))
     runs = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", script, *targets],
@@ -392,10 +398,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[s
     ]
     result: dict[str, dict[str, float]] = {}
     for run in runs:
-        printed, errors = run.communicate()
+        output, errors = run.communicate()
         assert run.returncode == 0, errors
-        result |= json.loads(printed)
-    yield result
+        result |= json.loads(output)
+    return result
 
 
 @pytest.mark.parametrize("target", TARGETS)

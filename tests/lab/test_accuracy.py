@@ -16,6 +16,7 @@ from common import (
     FURTHER,
     KERNELS,
     OTHERS,
+    SHAPES,
     TRITON,
     Case,
     Engine,
@@ -80,7 +81,7 @@ def test_reference_f(case: Case) -> None:
         assert abs(value - true) <= 1e-13 * scale + 1e-45, at
 
 
-@every_shape
+@pytest.mark.parametrize("case", mostly_slow(SHAPES, DEFAULTS), ids=str)
 def test_reference_df(case: Case) -> None:
     x = points()
     x = x[x.abs() < 200]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import shared
 
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import Interrupted, LabError
@@ -23,13 +24,19 @@ TINY = 64
 
 
 @pytest.fixture(scope="module")
-def measured() -> Results:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Every case of every function, on tensors too small to mean anything."""
     found = Results()
+    found.timings.update(shared(tmp_path_factory, "bench", timings))
+    return found
+
+
+def timings() -> dict[Key, Timing]:
+    found: dict[Key, Timing] = {}
     for name in ACTIVATIONS:
         for is_small in (True, False):
             group = bench.Group(name, "float32", TINY, 1, is_small)
-            found.timings.update(bench.time_group(group, share=1e-9))
+            found.update(bench.time_group(group, share=1e-9))
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import shared
 
 pytest.importorskip("triton")
 
@@ -47,7 +48,11 @@ OTHERS = [("exp", "packed"), ("rounded", "whole"), ("exp", "broken"), ("exp", "n
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[Job, Code | str | None]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Code | str | None]:
+    return shared(tmp_path_factory, "gpu_code", compiled_kernels)  # type: ignore[no-any-return]
+
+
+def compiled_kernels() -> dict[Job, Code | str | None]:
     jobs = [Job(*kernel, target) for kernel in GOOD for target in TARGETS]
     jobs += [
         Job(*kernel, "bfloat16", target)

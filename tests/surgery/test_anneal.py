@@ -59,7 +59,7 @@ def test_every_site_goes_from_old_to_new() -> None:
                 torch.testing.assert_close(c(x), want, rtol=1e-6, atol=1e-6)
         anneal.step()
     assert torch.equal(net(x), new(x)) and anneal.count == 4
-    assert "t=1, SiLU(inplace=True) -> HardMish(k=3, inplace=True)" in str(net)
+    assert "t=1, SiLU(inplace=True) -> HardMish(k=3, inplace=True, save='copy')" in str(net)
     assert str(anneal) == "Anneal(3 sites, step 4 of 4, t=1)" and "t=1" in str(net[2].act)
 
     assert anneal.finish() == ["1", "2.act", "3"] and anneal.finish() == []

@@ -5,8 +5,8 @@ are kept as usual, so the table may be incomplete. It must never be wrong. A rec
 the very kernel of the forward pass, which gives the same bits for the same numbers, or a formula
 that has been compared with that kernel, bit by bit, in this process.
 
-A node that keeps its own output (ReLU, sigmoid, tanh, exp) has the output recomputed from its input,
-if the input can be recomputed. The output is never recomputed from itself.
+The output of a node that keeps its own output (ReLU, sigmoid, tanh, exp) is recomputed from the
+node's input, if that can be recomputed. The output is never recomputed from itself.
 """
 
 from __future__ import annotations
