@@ -8,8 +8,8 @@
 Shapes: input (batch, in), parameters (out, in), delta (out,) or (0,) for none, output and grad
 (batch, out); all of the same dtype. Results are contiguous; grad_input is empty, (0,), unless
 with_input. The first two operators are not differentiable by themselves; `Layer` and `TracedLayer`
-add autograd. The third is `TracedLayer` as an operator (see `ops.define_traced`), for inputs with
-any leading dimensions.
+add autograd. The third is `TracedLayer` as an operator (see `ops.functions.define_traced`), for
+inputs with any leading dimensions.
 
 Neither the kernels nor the plain forms hold batch × out × in elements. The exception is derivatives
 beyond the first, for which autograd differentiates the plain forms.

@@ -337,7 +337,7 @@ class WorstRatio(NamedTuple):
 WORDS = {RELU: "torch's ReLU", TWIN: "torch's own", COMPILED: "torch.compile of torch's own"}
 _LIMITS = {FORWARD: 1.1, PACKED: 1.15, BACKWARD: 1.1, FROM_OUTPUT: 1.25}
 """Relative to ReLU. Where arithmetic hides behind memory, only a side's bytes and noise are left;
-the gradient from the output of a 16-bit type is the one that may not hide (see `_paper.BARS`).
+the gradient from the output of a 16-bit type is the one that may not hide (see `paper.BARS`).
 """
 BARS = tuple(
     bar

@@ -1,9 +1,9 @@
 """`mishkit bench --device cuda --paper`: what the GPU kernels cost, without a GPU.
 
 Every kernel is compiled for every target and its machine code is counted. Its arithmetic is
-compared with its memory traffic, using the published peaks of four GPUs (see `_roofline`). The
+compared with its memory traffic, using the published peaks of four GPUs (see `roofline`). The
 kernels that torch.compile makes of torch's Mish are shown for comparison, if they can be obtained
-(see `_inductor`). Nothing is run, so none of these figures is a time.
+(see `inductor`). Nothing is run, so none of these figures is a time.
 """
 
 from __future__ import annotations

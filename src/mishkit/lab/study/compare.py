@@ -10,8 +10,9 @@ The design, from the smallest part up:
   test data.
 - A **runner** (sweep.py) runs the trials of a round somewhere. A **store** keeps the finished ones,
   so that the same command continues where it was stopped.
-- A **comparison** is the trials that count, as one tidy table with one row per trial. Intervals and
-  verdicts (intervals.py) and the report (report.py, plots.py) are made from that table alone.
+- A **comparison** is the trials that count, as one tidy table with one row per trial. Intervals
+  (intervals.py), verdicts (verdicts.py) and the report (report.py, plots.py) are made from that
+  table alone.
 """
 
 from __future__ import annotations
