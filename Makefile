@@ -24,7 +24,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test slow check versions oldest newest sanitize bench peers accuracy \
+.PHONY: help venv kernels demo test slow check versions oldest newest sanitize bench peers accuracy zoo \
 	exhaustive gallery docs format clean
 
 help: ## list the targets
@@ -40,7 +40,7 @@ demo: kernels ## compare mish with its peers on this machine
 test: kernels ## run the tests on all cores; PYTEST="-k mish" passes options on
 	@$(PY) -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST)
 
-slow: kernels ## run the tests that `make test` leaves out: the same with more functions, shapes and types
+slow: kernels ## run the tests that `make test` leaves out: more functions, shapes and dtypes
 	@$(PY) -m pytest -n auto --dist worksteal -m slow $(PYTEST)
 
 check: kernels ## check style, types, and everything generated or declared by hand against its source
@@ -85,6 +85,9 @@ accuracy: kernels ## measure the error of the kernels
 
 exhaustive: kernels ## measure the error for every float32, in an hour; resumes after Ctrl-C
 	@.venv/bin/mishkit accuracy --exhaustive --markdown docs/accuracy-exhaustive.md
+
+zoo: kernels ## try lean and unswap on every architecture family of timm and transformers, in an hour
+	@$(PY) tools/zoo.py
 
 gallery: .venv/installed ## draw every function into docs/gallery, and write docs/gallery.md
 	@.venv/bin/mishkit plot --gallery docs

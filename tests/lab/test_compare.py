@@ -754,6 +754,7 @@ def python(*arguments: object, **environment: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path: Path):
     """DDP for real: one table, one report, and the same samples in every step.
 

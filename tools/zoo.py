@@ -1,0 +1,351 @@
+"""Try mishkit's surgery on every architecture family of timm and transformers.
+
+    python tools/zoo.py                        # all of them; writes docs/zoo.md
+    python tools/zoo.py timm transformers:b    # only those whose names begin so
+    python tools/zoo.py --one timm:resnet10t   # one of them, in this process
+
+Every model has random weights, takes a small input and runs in a process of its own. In each mode
+(training, evaluation, under a checkpoint, in channels_last) a step in float64 is compared between
+the model as it was built and the model after `lean`, after `lean(recompute=True)` and after
+`unswap`; a training step under bfloat16 autocast is compared after `lean(recompute=True)`. Outputs
+and gradients must agree, those after `unswap` bit by bit. What is refused is listed with its error.
+What differs without an error is a silent fault, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import mishkit as mk
+from mishkit._torchvision import mend_torchvision
+
+PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
+SECONDS = 240
+"""What one model may take."""
+MOST_PARAMETERS = 60_000_000
+EXACT, FROM_OUTPUT, IN_BFLOAT16 = 1e-8, 1e-4, 0.2
+"""Relative errors of gradients: in float64 from the input and from the output, and under autocast,
+where a rounding of our kernels may move a result by one unit of bfloat16."""
+SMALL = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "embed_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "d_ff", "n_inner", "ffn_dim", "hidden_dim"), 64),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"), 64),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 2),
+    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "n_head", "n_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 128),
+    **dict.fromkeys(("vocab_size",), 100),
+    **dict.fromkeys(("head_dim", "d_kv", "patch_size"), 8),
+    **dict.fromkeys(("image_size",), 32),
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Sizes for configurations of transformers."""
+
+# ---- the models ----------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """One model of every family: the one with the shortest name that says it is small."""
+    import timm
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    marks = ("atto", "femto", "pico", "nano", "tiny", "xxs", "xs", "_s", "small", "10", "18", "b0")
+    found = []
+    for module in timm.list_modules():
+        models = timm.list_models(module=module)
+        if models:
+            found.append(
+                "timm:"
+                + min(models, key=lambda name: (not any(m in name for m in marks), len(name), name))
+            )
+    return found + [f"transformers:{name}" for name in sorted(CONFIG_MAPPING_NAMES)]
+
+
+def shrunk(config: Any) -> Any:
+    """The configuration with small sizes, the nested ones too."""
+    for key, value in list(vars(config).items()):
+        if hasattr(value, "to_dict"):
+            shrunk(value)
+        elif key in SMALL and isinstance(value, int) and not isinstance(value, bool):
+            setattr(config, key, SMALL[key])
+    return config
+
+
+def built(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """The model, and inputs for it."""
+    library, _, which = name.partition(":")
+    torch.manual_seed(0)
+    if library == "timm":
+        import timm
+
+        model = timm.create_model(which, num_classes=10)
+        size = model.default_cfg["input_size"]
+        if not model.default_cfg.get("fixed_input_size"):
+            size = (size[0], *(min(side, 96) for side in size[1:]))
+        return model, (torch.randn(2, *size),), {}
+    import transformers
+
+    config = shrunk(transformers.AutoConfig.for_model(which))
+    model = transformers.AutoModel.from_config(config)
+    given: dict[str, Any] = {}
+    tokens = torch.randint(3, 90, (2, 16))
+    if model.main_input_name == "pixel_values":
+        side = getattr(config, "image_size", 32)
+        given["pixel_values"] = torch.randn(2, getattr(config, "num_channels", 3), side, side)
+    elif model.main_input_name in ("input_values", "input_features"):
+        bins = getattr(config, "num_mel_bins", None)
+        given[model.main_input_name] = torch.randn(2, bins, 3000) if bins else torch.randn(2, 4000)
+    else:
+        given["input_ids"] = tokens
+    if getattr(config, "is_encoder_decoder", False):
+        given["decoder_input_ids"] = tokens
+    return model, (), given
+
+
+# ---- one model -----------------------------------------------------------------------------------
+
+
+def first(output: Any) -> Tensor:
+    """The first tensor of floats in an output."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if hasattr(output, "values") else output
+    return next(first(v) for v in values if v is not None and not isinstance(v, (int, float, str)))
+
+
+def step(model: nn.Module, args: Any, kwargs: Any, run: Callable[..., Any]) -> list[Tensor]:
+    """The output, and the gradients of a training step."""
+    torch.manual_seed(1)
+    model.zero_grad(set_to_none=True)
+    y = first(run(model, *copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    y.double().square().mean().backward()
+    return [y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def plainly(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return model(*args, **kwargs)
+
+
+def checkpointed(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(model, *args, use_reentrant=False, **kwargs)
+
+
+def autocast(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return model(*args, **kwargs)
+
+
+MODES: dict[str, tuple[bool, bool, Callable[..., Any]]] = {
+    "training": (True, False, plainly),
+    "evaluation": (False, False, plainly),
+    "checkpoint": (True, False, checkpointed),
+    "channels_last": (True, True, plainly),
+}
+"""Whether it trains, in which layout it is, and how it is called."""
+
+
+def error_between(got: list[Tensor], want: list[Tensor]) -> float:
+    """The relative error of all of it together, as one vector."""
+    if [g.shape for g in got] != [w.shape for w in want]:
+        return float("inf")
+    size = sum(float(w.double().square().sum()) for w in want) ** 0.5
+    off = sum(
+        float((g.double() - w.double()).square().sum()) for g, w in zip(got, want, strict=True)
+    )
+    return off**0.5 / size if size else off**0.5
+
+
+def doubled(value: Any) -> Any:
+    """Tensors of floats in float64."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: doubled(one) for key, one in value.items()}
+    return tuple(map(doubled, value)) if isinstance(value, tuple) else value
+
+
+def tried(name: str) -> dict[str, Any]:
+    """What became of one model: a status, and words."""
+    try:
+        plain, args, kwargs = built(name)
+        count = sum(p.numel() for p in plain.parameters())
+        if count > MOST_PARAMETERS:
+            return {"status": "not tried", "words": f"{count / 1e6:.0f} million parameters"}
+        step(copy.deepcopy(plain), args, kwargs, plainly)
+        double = copy.deepcopy(plain).double()
+        args64, kwargs64 = doubled(args), doubled(kwargs)
+        step(copy.deepcopy(double), args64, kwargs64, plainly)
+    except Exception as error:
+        return {"status": "not tried", "words": f"{type(error).__name__}: {error}"[:200]}
+    faults, refused, ratio, sites = [], [], None, 0
+    for mode, (train, channels_last, run) in MODES.items():
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        start = double.train(train)
+        if channels_last:
+            if not any(p.dim() == 4 for p in double.parameters()):
+                continue
+            start = copy.deepcopy(double).to(memory_format=layout)
+        try:
+            want = step(copy.deepcopy(start), args64, kwargs64, run)
+            again = error_between(step(copy.deepcopy(start), args64, kwargs64, run), want)
+        except Exception:
+            continue  # a mode that the model itself does not take
+        if again:  # not even the same model gives the same numbers
+            continue
+        for how, options, most in (
+            ("lean", {}, FROM_OUTPUT),
+            ("recompute", {"recompute": True}, EXACT),
+        ):
+            model = copy.deepcopy(start)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    report = mk.lean(model, *args64, **kwargs64, **options)
+                off = error_between(step(model, args64, kwargs64, run), want)
+            except Exception as error:
+                refused.append(f"{how} in {mode}: {type(error).__name__}: {error}"[:300])
+                continue
+            if mode == "training" and how == "recompute":
+                ratio, sites = report.lean / max(report.kept, 1), len(report.sites)
+            if not off <= most:
+                faults.append(f"{how} in {mode}: off by {off:.1e}")
+            mk.unswap(model)
+            fresh = copy.deepcopy(start)
+            model.load_state_dict(fresh.state_dict())
+            off = error_between(step(model, args64, kwargs64, run), want)
+            if off:
+                faults.append(f"unswap after {how} in {mode}: off by {off:.1e}")
+    with contextlib.suppress(Exception):
+        want = step(copy.deepcopy(plain).train(), args, kwargs, autocast)
+        model = copy.deepcopy(plain).train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mk.lean(model, *args, recompute=True, **kwargs)
+        off = error_between(step(model, args, kwargs, autocast), want)
+        if not off <= IN_BFLOAT16:
+            faults.append(f"recompute under autocast: off by {off:.1e}")
+    status = "differs" if faults else "refused" if refused else "passed"
+    words = "; ".join([*faults, *refused])
+    return {"status": status, "words": words, "ratio": ratio, "sites": sites}
+
+
+# ---- all of them ---------------------------------------------------------------------------------
+
+
+def in_a_process(name: str) -> dict[str, Any]:
+    """`tried`, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, "--one", name]
+    start = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        result = {"status": "not tried", "words": f"it took more than {SECONDS} s"}
+    except (IndexError, ValueError):
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        result = {"status": "not tried", "words": f"the process ended: {lines[-1]}"[:200]}
+    return {"name": name, "seconds": time.monotonic() - start, **result}
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """docs/zoo.md."""
+    counts = Counter(result["status"] for result in results)
+    by_library = Counter((result["name"].partition(":")[0], result["status"]) for result in results)
+    lines = [
+        "# Every architecture",
+        "",
+        "`make zoo` tries `lean`, `lean(recompute=True)` and `unswap` on one model of every family",
+        "of timm and on every model type of transformers. The models have random weights and small",
+        "sizes. They run in training, in eval mode, under a checkpoint and in channels_last, in",
+        "float64, and in training under bfloat16 autocast. Outputs and gradients must agree with",
+        f"those of the model as it was built (to {EXACT:g} from the input, {FROM_OUTPUT:g} from",
+        "the output), and after `unswap` bit by bit.",
+        "",
+        f"The last run, with torch {torch.__version__}: {counts['passed']} passed,",
+        f"{counts['differs']} differ silently, {counts['refused']} are refused with an error,",
+        f"{counts['not tried']} could not be tried.",
+        "",
+        "| library | passed | differ | refused | not tried |",
+        "|---|---|---|---|---|",
+    ]
+    for library in ("timm", "transformers"):
+        row = (
+            by_library[library, status] for status in ("passed", "differs", "refused", "not tried")
+        )
+        lines.append(f"| {library} | {' | '.join(map(str, row))} |")
+    lines += [
+        "",
+        "*Kept* is what `lean(recompute=True)` keeps, over what the model kept before.",
+        "",
+    ]
+    lines += ["| model | sites | kept | |", "|---|---|---|---|"]
+    for result in results:
+        ratio = "" if result.get("ratio") is None else f"{result['ratio']:.3f}"
+        words = result["words"].replace("|", "\\|").replace("\n", " ")
+        said = result["status"] + (f": {words}" if words else "")
+        lines.append(f"| {result['name']} | {result.get('sites', '')} | {ratio} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Try them; 1 where something differs silently."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("begin", nargs="*", help="only models whose names begin with one of these")
+    parser.add_argument("--one", help="try one model here, and print the result as JSON")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    mend = mend_torchvision()  # held for as long as this runs
+    if options.one:
+        torch.set_num_threads(1)
+        try:
+            result = tried(options.one)
+        except Exception:
+            result = {"status": "not tried", "words": traceback.format_exc()[-300:]}
+        print(json.dumps(result))
+        return 0
+    wanted = [n for n in names() if not options.begin or n.startswith(tuple(options.begin))]
+    console = Console(stderr=True)
+
+    def results() -> Iterator[dict[str, Any]]:
+        with ThreadPoolExecutor(options.processes) as pool:
+            yield from pool.map(in_a_process, wanted)
+
+    found = list(track(results(), "models", total=len(wanted), console=console))
+    text = page(found)
+    if options.begin:
+        print(text)
+    else:
+        PAGE.write_text(text, encoding="utf-8")
+    for result in found:
+        if result["status"] == "differs":
+            console.print(f"{result['name']}: {result['words']}", markup=False)
+    del mend
+    return int(any(result["status"] == "differs" for result in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
