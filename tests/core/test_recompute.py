@@ -390,6 +390,13 @@ def test_evaluation_mode() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
 
 
+@pytest.mark.parametrize("ends", [(-3, None), (None, -2), (-5, -1), (2, 100)], ids=str)
+def test_ends_of_slices_may_be_negative(ends: tuple[int | None, int | None]) -> None:
+    function: Step = lambda x, w: x[:, slice(*ends)]  # noqa: E731
+    y, kept = packed(function, torch.float32)
+    assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
+
+
 def test_several_outputs_are_told_apart() -> None:
     results = []
     for within in (nullcontext, recompute):

@@ -80,6 +80,11 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
+def _bound(number: int | None) -> int | None:
+    """One end of a slice; None if it is open."""
+    return None if number is None else _signed(number)
+
+
 def _shape(node: Node) -> torch.Size:
     return node._input_metadata[0].shape
 
@@ -376,7 +381,7 @@ _RECIPES: dict[str, Recipe] = {
     ),
     "SliceBackward0": _view(
         lambda n, x, number: torch.ops.aten.slice(
-            x, _signed(n._saved_dim), n._saved_start, n._saved_end, n._saved_step
+            x, _signed(n._saved_dim), _bound(n._saved_start), _bound(n._saved_end), n._saved_step
         )
     ),
     "SplitBackward0": _views(lambda n, x: x.split(n._saved_split_size, _signed(n._saved_dim))),
