@@ -70,7 +70,7 @@ sanitize: .venv/installed ## run the tests of values, layouts and calls with the
 versions: oldest newest ## run the tests that depend on torch with the oldest and the newest; TESTS=tests for all
 
 oldest newest: %: kernels .venv-%/installed
-	@PYTHONPATH=$(CURDIR)/src .venv-$@/bin/python -m pytest -n auto --dist worksteal $(TESTS) $(PYTEST)
+	@PYTHONPATH=$(CURDIR)/src .venv-$@/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS) $(PYTEST)
 
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench
