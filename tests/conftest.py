@@ -26,6 +26,7 @@ if interpreted:
 TORCHS_OWN = [
     r"`torch\.jit\.",  # a DeprecationWarning, or since 2.14 a FutureWarning
     ".*treespec:FutureWarning",
+    ".*Profiler clears events at the end of each cycle:UserWarning",  # torch 2.10
     ".*autograd.function.Function.* should not be instantiated:DeprecationWarning",
 ]
 """What torch says to itself in its compiler, its exporter and its forward mode."""

@@ -19,6 +19,9 @@ def mend_torchvision() -> torch.library.Library | None:
     """
     if "torchvision" in sys.modules:
         return None
+    # Submodules left by a failed import of torchvision would not be bound to the package again.
+    for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+        del sys.modules[name]
     spec = importlib.util.find_spec("torchvision")
     try:
         for library in Path(spec.origin).parent.glob("_C*") if spec and spec.origin else ():

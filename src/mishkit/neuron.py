@@ -63,7 +63,9 @@ def aptx_layer(
     if delta is None:
         delta = gamma.new_empty(0)
     kind = input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    # Dynamo of torch 2.10 can't trace the question whether there is autocast for a device.
+    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+    if has_autocast and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         input, alpha, beta, gamma, delta = (
             t if t.dtype == torch.float64 else t.to(dtype)

@@ -182,7 +182,8 @@ def test_what_is_refused_is_freed() -> None:
             del given
         gc.collect()
     changes = [event.self_cpu_memory_usage for event in seen.function_events]
-    assert any(changes) and sum(changes) == 0
+    # Less where something that an earlier test left is freed meanwhile.
+    assert any(changes) and sum(changes) <= 0
 
 
 @pytest.mark.skipif(not cpu.isas(), reason="needs the kernels")

@@ -86,6 +86,6 @@ def test_tracing_is_seen() -> None:
         seen.append((private.is_tracing(), torch.jit.is_tracing()))
         return mk.mish(x)
 
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns((DeprecationWarning, FutureWarning)):
         torch.jit.trace(function, torch.randn(3))
     assert seen[0] == (True, True)

@@ -303,8 +303,10 @@ import mishkit
 from mishkit import neuron
 from mishkit.ops import neuron as _neuron_ops
 from mishkit.backends import triton
+from mishkit.lab.accuracy.interpreter import make_faithful
 from neurons import formula
 
+make_faithful()
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for name in ("aptx_layer", "aptx_layer_backward"):
     assert has(f"mishkit::{name}", "CUDA") and not has(f"mishkit::{name}", "CPU")
@@ -399,8 +401,10 @@ def test_compiled_code(found: dict[str, dict[str, float]], dtype: torch.dtype, t
     assert len(of_target) == (3 if dtype == torch.float32 else 1)
     for name, one in of_target.items():
         assert one["doubles"] == one["stack"] == 0, name
-        assert one["special"] == 2, name
+        # The main loop has two; Triton 3.8 has a few more outside, for AMD's GPUs.
+        assert 2 <= one["special"] < 2.2, name
         if target.startswith("sm_"):
+            assert one["special"] == 2, name
             assert one["instructions"] <= MOST[name_of(dtype)], name
 
 
