@@ -100,7 +100,7 @@ format: .venv/installed ## format the Python files
 	@.venv/bin/ruff format
 
 clean: ## remove what was built; .venv stays
-	@rm -rf build dist $(LIBRARY) src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist $(LIBRARY) src/mishkit/lab/accuracy/_errors.so src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find src tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/torch:

@@ -1,4 +1,6 @@
-"""Builds mishkit/_kernels.so, the CPU kernels; the rest of the metadata is in pyproject.toml.
+"""Builds mishkit/_kernels.so, the CPU kernels, and a small library for `mishkit accuracy`.
+
+The rest of the metadata is in pyproject.toml.
 
 The library speaks PyTorch's stable C ABI and is loaded by torch.ops.load_library, so building it
 needs neither torch nor Python's headers: a C++17 compiler is enough, and one wheel serves every
@@ -28,8 +30,10 @@ from setuptools.command.build_ext import build_ext
 
 NAME = "mishkit._kernels"
 BIND, KERNELS = "csrc/bind.cpp", "csrc/kernels.cpp"
+COUNTER, ERRORS = "mishkit.lab.accuracy._errors", "csrc/errors.cpp"
+"""What only `mishkit accuracy --exhaustive` needs, in a library of its own."""
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
-OF_BIND = [path for path in HEADERS if Path(path).parts[1] in ("bind", "errors.h")]
+OF_BIND = [path for path in HEADERS if Path(path).parts[1] == "bind"]
 """Headers that the kernels, which take minutes to compile, don't include."""
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
@@ -107,8 +111,8 @@ class Compiler:
         args = [*COMMON, *flags, *shlex.split(os.environ.get("CXXFLAGS", "")), "-c", source]
         recipe = target.with_suffix(".cmd")  # a change of flags or compiler rebuilds as well
         command = shlex.join([*self.command, *args])
-        headers = HEADERS if source == BIND else set(HEADERS) - set(OF_BIND)
-        needs = [source, __file__, *headers]
+        headers = {BIND: HEADERS, KERNELS: set(HEADERS) - set(OF_BIND)}.get(source, ())
+        needs = [source, *headers]
         fresh = target.exists() and recipe.exists() and recipe.read_text() == command
         if fresh and target.stat().st_mtime >= max(os.path.getmtime(need) for need in needs):
             return False
@@ -118,22 +122,35 @@ class Compiler:
         recipe.write_text(command)
         return True
 
-    def link(self, objects: Sequence[Path], target: Path, scratch: Path) -> None:
+    def link(self, objects: Sequence[Path], target: Path, scratch: Path, torch: bool) -> None:
         # libstdc++ and libgcc stay dynamic. An error is a C++ exception that unwinds through
         # torch's frames, and two copies of the unwinder abort the process; torch has loaded the
         # shared ones anyway.
-        if self.is_mac:
-            torch = ["-undefined", "dynamic_lookup"]
-        else:
+        libraries = []
+        if torch and self.is_mac:
+            libraries = ["-undefined", "dynamic_lookup"]
+        elif torch:
             # The library must name libtorch_cpu.so as needed, but torch is not here. A stub with
             # that soname will do: at run time the torch already loaded answers to it.
             stub = scratch / "libtorch_cpu.so"
             soname = f"-Wl,-soname,{stub.name}"
             self.run(["-shared", "-nostdlib", soname, "-x", "c++", os.devnull, "-o", str(stub)])
-            torch = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
+            libraries = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = ["-shared", *map(str, objects), *torch, *shlex.split(os.environ.get("LDFLAGS", ""))]
-        self.run([*flags, "-o", str(target)])
+        libraries += shlex.split(os.environ.get("LDFLAGS", ""))
+        self.run(["-shared", *map(str, objects), *libraries, "-o", str(target)])
+
+    def link_if_new(
+        self, objects: Sequence[Path], target: Path, scratch: Path, anew: bool, torch: bool
+    ) -> bool:
+        """Links unless the library is up to date; says whether it did."""
+        linked = scratch / f"{target.stem}.sha256"  # as it was linked: a library cut short differs
+        if not anew and linked.exists() and linked.read_text() == digest(target):
+            return False
+        linked.unlink(missing_ok=True)
+        self.link(objects, target, scratch, torch)
+        linked.write_text(digest(target))
+        return True
 
 
 def required() -> bool:
@@ -174,13 +191,18 @@ def build(target: Path, scratch: Path) -> str:
     objects, anew = compile_kernels(compiler, scratch)
     bind = scratch / "bind.o"
     anew |= compiler.compile(BIND, bind, [f"-DMISHKIT_HAS_{isa.upper()}" for isa in objects])
-    linked = scratch / "linked.sha256"  # of the library as it was linked: one cut short differs
-    if anew or not linked.exists() or linked.read_text() != digest(target):
-        linked.unlink(missing_ok=True)
-        compiler.link([*objects.values(), bind], target, scratch)
-        linked.write_text(digest(target))
+    if compiler.link_if_new([*objects.values(), bind], target, scratch, anew, torch=True):
         return f"built {target.name} ({', '.join(objects)}) with {compiler.command[0]}"
     return f"{target.name} ({', '.join(objects)}) is up to date"
+
+
+def build_counter(target: Path, scratch: Path) -> str:
+    """Builds the library that counts errors, and returns a line that says what was done."""
+    compiler = Compiler()
+    counter = scratch / "errors.o"
+    anew = compiler.compile(ERRORS, counter, [])
+    built = compiler.link_if_new([counter], target, scratch, anew, torch=False)
+    return f"built {target.name}" if built else f"{target.name} is up to date"
 
 
 def digest(path: Path) -> str:
@@ -196,8 +218,12 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
+        if ext.name == COUNTER and not Path(self.get_ext_fullpath(NAME)).exists():
+            target.unlink(missing_ok=True)
+            return  # there is nothing to count without the kernels, and the reason has been said
+        make = build if ext.name == NAME else build_counter
         try:
-            print("mishkit:", build(target, Path(self.build_temp)), flush=True)
+            print("mishkit:", make(target, Path(self.build_temp)), flush=True)
         except BuildError as error:
             target.unlink(missing_ok=True)  # one left by an earlier build would be stale
             if required():
@@ -234,6 +260,9 @@ class Wheel(bdist_wheel):
 
 setup(
     # optional: where there is no library, there is none to copy beside the sources either
-    ext_modules=[Extension(NAME, [BIND, KERNELS], depends=HEADERS, language="c++", optional=True)],
+    ext_modules=[
+        Extension(NAME, [BIND, KERNELS], depends=HEADERS, language="c++", optional=True),
+        *[Extension(COUNTER, [ERRORS], language="c++", optional=True)] * Path(ERRORS).exists(),
+    ],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

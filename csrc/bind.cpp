@@ -11,7 +11,6 @@
 #include "bind/isa.h"
 #include "bind/neuron.h"
 #include "bind/operators.h"
-#include "errors.h"
 
 namespace mishkit {
 namespace {

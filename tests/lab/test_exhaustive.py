@@ -64,7 +64,7 @@ def in_numpy(
     *exactly: np.ndarray,
     turn: float,
 ) -> tuple[Rows, np.ndarray]:
-    """The rows of csrc/errors.h, by its definitions."""
+    """The rows of csrc/errors.cpp, by its definitions."""
     rows = empty(len(ROWS))
 
     def add(name: str, errors: np.ndarray, which: np.ndarray) -> None:

@@ -76,13 +76,6 @@ def compiler() -> str:
     return _handle.mishkit_compiler().decode() if _handle else "none"
 
 
-def library() -> ctypes.CDLL:
-    """The loaded library, for its functions other than operators."""
-    if _handle is None:
-        raise RuntimeError("mishkit's kernels are not loaded")
-    return _handle
-
-
 def use(name: str) -> None:
     """Switch to another instruction set, for every thread."""
     if name not in isas():

@@ -14,9 +14,9 @@ falls       how far f(x) and f of the next float32 are in the wrong order, in UL
 NaN         f of every NaN must be NaN.
 the others  where the other instruction set that is compared gives different bits, and by how much.
 
-The references are evaluated by torch and the errors counted in C++ (csrc/errors.h), in one process
-per core. Blocks of bit patterns are added up in order, so an interrupted sweep continues where it
-stopped and gives the same figures in the end.
+The references are evaluated by torch and the errors counted in C++ (csrc/errors.cpp), in one
+process per core. Blocks of bit patterns are added up in order, so an interrupted sweep continues
+where it stopped and gives the same figures in the end.
 """
 
 from __future__ import annotations
@@ -77,13 +77,15 @@ CHUNK = 1 << 14
 BLOCK = 1 << 24
 """Bit patterns after which the progress is saved."""
 INFINITY, MINUS_ZERO, MINUS_INFINITY = 0x7F80_0000, 0x8000_0000, 0xFF80_0000
+LIBRARY = Path(__file__).with_name("_errors.so")
+"""What counts errors; csrc/errors.cpp."""
 FINITE = ((0, INFINITY), (MINUS_ZERO, MINUS_INFINITY))
 NANS = ((INFINITY + 1, MINUS_ZERO), (MINUS_INFINITY + 1, 1 << 32))
 
 SLOPES = 11
 """Classes of |f'|: at least 1, at least 1/2, …, less than 2⁻⁹."""
 DF_ROWS = tuple(f"df_ulp_{place}" for place in range(SLOPES))
-# As in csrc/errors.h; each row is a maximum, where it is, a total and a count.
+# As in csrc/errors.cpp; each row is a maximum, where it is, a total and a count.
 ROWS = (
     *("f_ulp", "f_abs", "tail", "falls", "tail_falls", "df_abs"),
     *("df_y", "df_y_beyond", "df_far", *DF_ROWS),
@@ -214,7 +216,7 @@ def _add_far(row: Rows, x: Tensor, y: Tensor, decoded: Tensor, reference: Refere
 
 
 def rules(reference: Reference) -> Rows:
-    """What C++ must know about the function: `Rules` in csrc/errors.h."""
+    """What C++ must know about the function: `Rules` in csrc/errors.cpp."""
     turn = reference.activation.turn_at(*reference.parameters)
     # Rounded, as the kernels see it.
     turn = -math.inf if turn is None else float(np.float32(turn))
@@ -224,7 +226,9 @@ def rules(reference: Reference) -> Rows:
 @cache
 def _counter(name: str) -> Callable[..., int]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    counter = getattr(cpu.library(), name)
+    if not LIBRARY.exists():
+        raise LabError("the library that counts errors was not built (pip install -v says why)")
+    counter = getattr(ctypes.CDLL(str(LIBRARY)), name)
     if name == "mishkit_add_errors":
         counter.argtypes, counter.restype = [*[pointer] * 7, number, *[pointer] * 3], number
     else:

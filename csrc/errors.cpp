@@ -1,8 +1,6 @@
 // The statistics of `mishkit accuracy --exhaustive`: float32 results compared with references in
-// double. This is not in Python because it processes every float32 there is, and it is in this
-// library because a second one would have to be built, found and packaged too. Included once per
-// program, by bind.cpp.
-#pragma once
+// double. This is not in Python because it processes every float32 there is. A library of its own, which
+// lab/accuracy/exhaustive.py loads: users of the kernels don't need it.
 #include <cstdint>
 #include <cstring>
 
