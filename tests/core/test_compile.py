@@ -292,7 +292,7 @@ def check_operator(case: Case, ending: str, sample: str) -> None:
 
 
 # What is registered is the same for all values of the parameters.
-@every_function
+@pytest.mark.parametrize("case", mostly_slow(DEFAULTS, 5), ids=str)
 @pytest.mark.parametrize("ending", SCHEMAS)
 def test_opcheck(case: Case, ending: str) -> None:
     check_operator(case, ending, "channels_last")

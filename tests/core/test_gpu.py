@@ -396,6 +396,7 @@ for body in _paper.BODIES:
 """
 
 
+@pytest.mark.slow
 def test_compiled_offsets_of_programs_are_wide(tmp_path: Path) -> None:
     """With a count of 64 bits, as Triton passes one from 2³¹ on: what a program's number is
     multiplied with comes after it has been widened."""

@@ -256,6 +256,7 @@ def test_hard_mish_is_not_piecewise_linear() -> None:
     assert curve.at(mpf(-4), 2) == curve.at(mpf(4), 2) == 0
 
 
+@pytest.mark.slow
 def test_the_cubic_hard_forms_are_not_closer_and_not_smoother() -> None:
     mish, h_mish = curve_of(find("mish")), curve_of(find("h_mish"))
     for cubic, end in (("x*(x/4 + 1)**2", -4), ("x*(x + 1)**2", -1)):

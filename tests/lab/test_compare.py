@@ -452,6 +452,7 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path, changed: dict):
     assert one not in sweep.Store(tmp_path, other.shared(1), fresh=True)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_rows(tmp_path: Path):
     serial, parallel = tmp_path / "serial", tmp_path / "parallel"
     settings = dataclasses.replace(SEARCH, epochs=1)

@@ -111,19 +111,14 @@ def test_every_bar(functions: list[str]) -> None:
 TRAINED = [a.name for a in ACTIVATIONS.values() if a.trainable]
 
 
-@pytest.mark.parametrize(
-    ("trained", "shapes"),
-    mostly_slow([(TRAINED[:1], ["channels_last"]), (TRAINED, list(SHAPES))], 1),
-    ids=["few", "all"],
-)
-def test_kernels_that_follow_data_or_take_masks(trained: list[str], shapes: list[str]) -> None:
-    bodies = [f"{b} {s}" for b in ("trained", "trained_backward") for s in shapes]
-    iterated = [("aptx", "iterated")] if trained == TRAINED else []
+@pytest.mark.slow
+def test_kernels_that_follow_data_or_take_masks() -> None:
+    bodies = [f"{b} {s}" for b in ("trained", "trained_backward") for s in SHAPES]
     # Every body for every target; each in another dtype, as these differ in loads and stores alone.
     dtypes = itertools.cycle(_paper.DTYPES)
     jobs = [
         Job(function, body, next(dtypes), target)
-        for function, body in [*itertools.product(trained, bodies), *iterated]
+        for function, body in [*itertools.product(TRAINED, bodies), ("aptx", "iterated")]
         for target in TARGETS
     ]
     for job, code in compile_all(jobs, find):
