@@ -1,6 +1,6 @@
 // The statistics of `mishkit accuracy --exhaustive`: float32 results compared with references in
-// double. This is not in Python because it processes every float32 there is. A library of its own, which
-// lab/accuracy/exhaustive.py loads: users of the kernels don't need it.
+// double. This is not in Python because it processes every float32 there is. It is a library of its own,
+// loaded by lab/accuracy/exhaustive.py, because the kernels don't need it.
 #include <cstdint>
 #include <cstring>
 
