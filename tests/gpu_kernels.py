@@ -101,3 +101,21 @@ def build(function: str, body: str, dtype: str, target: str) -> Build | None:
         bytes_per_element=size + 1 / 8 if body == "packed" else 2 * size,
         aligned=() if body == "unaligned" else tuple(s for s in signature if s in "XYB"),
     )
+
+
+# ---- a·x + b·x², with a and b trained ----
+
+
+@triton.jit
+def two_numbers(p):
+    return p[0], p[1]
+
+
+@triton.jit
+def two_df(x, c, half):
+    return c[0] + 2.0 * c[1] * x
+
+
+@triton.jit
+def two_dp(x, c, half):
+    return x, x * x

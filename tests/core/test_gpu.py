@@ -732,3 +732,27 @@ def test_a_graph_of_forward_and_backward(options: dict[str, Any]) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert_same(got, step())
+
+
+# ---- trained parameters ----
+
+
+@pytest.mark.gpu
+def test_two_trained_parameters() -> None:
+    """No function has two yet: a·x + b·x²."""
+    from gpu_kernels import two_df, two_dp, two_numbers
+
+    device = "cuda" if GPUS else "cpu"
+    x, grad = (torch.randn(4, 3, 5, device=device) for _ in range(2))
+    parameters = torch.randn(2, 3, device=device)
+    tiling = triton.Tiling.of(x, 3)
+    sums, result = parameters.new_empty(2, 1, 3), torch.empty_like(x)
+    triton._kernels().trained_backward[(tiling.channel_blocks,)](
+        *(grad, x, parameters, result, sums, *tiling.shape, tiling.tiles, 1, tiling.tiles),
+        *(two_numbers, two_df, two_dp, 2, *tiling.tile),
+        num_warps=triton.WARPS,
+    )
+    a, b = (row.view(1, 3, 1) for row in parameters)
+    torch.testing.assert_close(result, grad * (a + 2 * b * x))
+    want = torch.stack([(grad * x).sum((0, 2)), (grad * x * x).sum((0, 2))])
+    torch.testing.assert_close(sums.sum(1), want)

@@ -257,8 +257,16 @@ def backward_packed(
 def _parameters(parameters, channel, channels, numbers: constexpr, count: constexpr):
     """The numbers for a block of channels."""
     mask = channel < channels
+    tl.static_assert(count <= 3, "there are no more sums")
     if count == 1:
         return numbers((tl.load(parameters + channel, mask=mask),))
+    elif count == 2:
+        return numbers(
+            (
+                tl.load(parameters + channel, mask=mask),
+                tl.load(parameters + channels + channel, mask=mask),
+            )
+        )
     else:
         return numbers(
             (
@@ -320,12 +328,14 @@ def trained_backward(
         store(result, at, df(of_x, c, half) * g, mask)
         by = dp(of_x, c, half)
         first += tl.where(mask, by[0] * g, 0.0)
-        if count == 3:
+        if count >= 2:
             second += tl.where(mask, by[1] * g, 0.0)
+        if count == 3:
             third += tl.where(mask, by[2] * g, 0.0)
     _store_sum(sums, first, part, channel, channels)
-    if count == 3:
+    if count >= 2:
         _store_sum(sums + parts * channels, second, part, channel, channels)
+    if count == 3:
         _store_sum(sums + 2 * parts * channels, third, part, channel, channels)
 
 
