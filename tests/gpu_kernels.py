@@ -1,4 +1,5 @@
-"""Triton kernels that are compiled for GPUs and never run: good ones, and one for every fault."""
+"""Triton kernels that are compiled for GPUs, good ones and one for every fault, and a function that
+runs in the interpreter."""
 
 from __future__ import annotations
 
