@@ -338,15 +338,16 @@ def main() -> int:
         with ThreadPoolExecutor(options.processes) as pool:
             yield from pool.map(in_a_process, wanted)
 
-    found = list(track(results(), "models", total=len(wanted), console=console))
+    found = []
+    for result in track(results(), "models", total=len(wanted), console=console):
+        found.append(result)
+        said = f"{result['name']}: {result['status']} {result['words'][:200]}"
+        console.print(said, markup=False, highlight=False)
     text = page(found)
     if options.begin:
         print(text)
     else:
         PAGE.write_text(text, encoding="utf-8")
-    for result in found:
-        if result["status"] == "differs":
-            console.print(f"{result['name']}: {result['words']}", markup=False)
     del mend
     return int(any(result["status"] == "differs" for result in found))
 
