@@ -130,6 +130,13 @@ def test_again_and_within_another() -> None:
     assert_close(step(block), step(model))
 
 
+def test_a_module_in_two_places_is_replaced_by_one() -> None:
+    act = nn.SiLU()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), act, nn.Conv2d(8, 8, 1), act)
+    mk.lean(model, images(), recompute=True)
+    assert type(model[2]) is mk.SiLU and model[2] is model[4]
+
+
 def test_an_error_leaves_nothing_behind() -> None:
     model = network()
     report = mk.lean(model, images(), recompute=True)

@@ -36,14 +36,12 @@ def attach(model: nn.Module) -> None:
         model.register_forward_hook(_leave, always_call=True)
 
 
-def detach(model: nn.Module) -> bool:
-    """Undo `attach`; whether there was anything to undo."""
-    attached = is_attached(model)
+def detach(model: nn.Module) -> None:
+    """Undo `attach`, if it was called."""
     for hooks, ours in ((model._forward_pre_hooks, _enter), (model._forward_hooks, _leave)):
         for key in [key for key, hook in hooks.items() if hook is ours]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
-    return attached
 
 
 def is_attached(model: nn.Module) -> bool:

@@ -314,10 +314,14 @@ class Plan:
     units: list[Unit]
 
 
+@suspended()
 def plan(
     model: nn.Module, inputs: Iterable[Any], kwargs: dict[str, Any], *, inplace: bool = False
 ) -> Plan:
-    """The audit, with what `lean` needs to follow the advice."""
+    """The audit, with what `lean` needs to follow the advice.
+
+    A model that recomputes runs as if it did not.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"mishkit.audit: the model must be a Module, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)
@@ -334,13 +338,11 @@ def plan(
         _allow_inplace(units, trace, model, inputs, kwargs)
     sites = tuple(_site(unit, trace) for unit in units)
     names = _blocks(model, {call.place.module for call in trace.calls})
-    with suspended():
-        checkpointed = _checkpointed(model, names, inputs, kwargs)
     report = Report(
         sites=sites,
         kept=trace.kept,
         lean=lean,
-        checkpointed=checkpointed,
+        checkpointed=_checkpointed(model, names, inputs, kwargs),
         blocks=names,
         after_lean=after_lean,
         advised=AdvisedCalls(

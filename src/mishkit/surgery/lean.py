@@ -89,8 +89,7 @@ def lean(
         return _recompute(model, inputs, kwargs)
     found = plan(model, inputs, kwargs, inplace=inplace)
     units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
-    replacements = [(unit, _replacement(unit)) for unit in units]
-    put_all([(slot, new) for unit, new in replacements for slot in unit.slots])
+    put_all(_changes(units, exact=False))
     changed = tuple(site.name for site in found.report.sites if site.by == LEAN)
     return dataclasses.replace(found.report, changed=changed)
 
@@ -98,43 +97,45 @@ def lean(
 def _recompute(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
     found = plan(model, inputs, kwargs)
     units = [unit for unit in found.units if can_compute(unit)]
-    changes = [(slot, _exact(unit)) for unit in units for slot in unit.slots]
+    changes = _changes(units, exact=True)
     before = [(slot, slot.value) for slot, _ in changes]
     root = getattr(model, "_orig_mod", model)
+
+    def put_back() -> None:
+        detach(root)
+        put_all(before)
+
     put_all(changes)
     attach(root)
     try:
-        kept = watch(root, inputs, kwargs, recompute=True).kept
+        kept = watch(root, inputs, kwargs).kept
     except BaseException:
-        detach(root)
-        put_all(before)
+        put_back()
         raise
     report = dataclasses.replace(found.report, lean=kept, after_lean=kept, recomputes=True)
     if kept >= report.kept:
-        detach(root)
-        put_all(before)
+        put_back()
         warnings.warn("mishkit.lean: nothing that this model keeps can be recomputed", stacklevel=3)
         return dataclasses.replace(report, changed=(), lean=report.kept, after_lean=report.kept)
     return dataclasses.replace(report, changed=tuple(slot.name for slot, _ in changes))
 
 
-def _exact(unit: Unit) -> nn.Module | Callable[..., Tensor]:
-    """Our module or function for it, working from the input."""
-    known = unit.slots[0].known
-    assert known is not None
-    save = "copy" if known.inplace else "input"
-    if isinstance(unit.slots[0].value, nn.Module):
-        return known.module(inplace=known.inplace, save=save)
-    return known.call(inplace=known.inplace, save=save)
+def _changes(units: list[Unit], *, exact: bool) -> list[tuple[Slot, Any]]:
+    """What goes into the slots: one replacement per unit, even if several slots hold the unit.
+
+    The replacements work from the input if `exact`, otherwise from the output.
+    """
+    replacements = [(unit, _replacement(unit, exact)) for unit in units]
+    return [(slot, new) for unit, new in replacements for slot in unit.slots]
 
 
-def _replacement(unit: Unit) -> nn.Module | Callable[..., Tensor]:
+def _replacement(unit: Unit, exact: bool) -> nn.Module | Callable[..., Tensor]:
     slot: Slot = unit.slots[0]
     known = slot.known
     assert known is not None
-    if not isinstance(slot.value, nn.Module):
-        return known.call(inplace=unit.inplace, save="output")
-    return known.module(inplace=unit.inplace, save="output")
+    make = known.module if isinstance(slot.value, nn.Module) else known.call
+    save = ("copy" if unit.inplace else "input") if exact else "output"
+    return make(inplace=unit.inplace, save=save)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import get_ident
 from types import FrameType, FunctionType
@@ -32,7 +32,6 @@ from .._checkpoint import in_checkpoint
 from .._torch_private import TorchDispatchMode, sequence_number
 from ..functions import ACTIVATIONS
 from ..memory import parts_of, storages_of
-from ..recompute.model import suspended
 from ._state import Region, Storage, arguments_of, region_of, storage_of, undisturbed, written_by
 from .known import Known, identify, identify_function
 from .slots import Slot, slots
@@ -151,19 +150,16 @@ def watch(
     kwargs: Mapping[str, Any],
     *,
     inplace: bool = False,
-    recompute: bool = False,
 ) -> Trace:
     """Run the model once with gradients, and leave it as it was: see `undisturbed`.
 
-    A model that recomputes runs as if it did not, unless `recompute` is true.
     With `inplace`, also find out which inputs nothing else needs. This keeps the outputs of layers
     alive for the whole pass.
     """
     observer = _Observer(model, inplace)
     tensors = (*model.parameters(), *model.buffers(), *tensors_of((args, kwargs)))
     given = {storage._cdata for tensor in tensors for storage in storages_of(tensor)}
-    plainly = nullcontext() if recompute else suspended()
-    with _only_young_garbage(), undisturbed(model, args, kwargs), torch.enable_grad(), plainly:
+    with _only_young_garbage(), undisturbed(model, args, kwargs), torch.enable_grad():
         with observer:
             output = model(*args, **kwargs)
         trace = observer.trace(given, output)
