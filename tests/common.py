@@ -148,6 +148,7 @@ def name_of(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+shapes_mostly_slow = pytest.mark.parametrize("case", mostly_slow(SHAPES, DEFAULTS), ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 half_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,12 @@ PRIVATE_NAME = re.compile(r"torch(\.\w+)*\.(_(?!_)\w+)")
 Graph = dict[str, set[str]]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file, which most of the rules look at."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def modules() -> dict[str, Path]:
     """The files of the package, by the names of their modules."""
     found = {}
@@ -75,7 +82,7 @@ def imports(files: dict[str, Path]) -> Graph:
     for name, path in files.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         graph[name] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             for target in _targets(node, package):
                 if target not in files:  # a name within a module
                     target = target.rpartition(".")[0]
@@ -137,7 +144,7 @@ def crowded() -> Iterator[str]:
 def long_functions(files: dict[str, Path]) -> Iterator[str]:
     """Functions that are too long to read."""
     for name, path in files.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             lines = (node.end_lineno or 0) - node.lineno + 1
@@ -153,7 +160,7 @@ def private_names(files: dict[str, Path]) -> Iterator[str]:
     for name, path in files.items():
         if name in PRIVATE:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             used = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             if isinstance(node, ast.ImportFrom) and not node.level:
                 used = f"{node.module}.{node.names[0].name}"
@@ -165,7 +172,7 @@ def missing_names(files: dict[str, Path]) -> Iterator[str]:
     """What is imported of the package, but is not there."""
     bound = {name: _bound_names(path) for name, path in files.items()}
     for path in sorted(path for folder in USERS for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             for target in _targets(node, ""):
                 module, _, name = target.rpartition(".")
                 if not f"{target}.".startswith("mishkit.") or target in files:
@@ -178,7 +185,7 @@ def missing_names(files: dict[str, Path]) -> Iterator[str]:
 def _bound_names(path: Path) -> set[str]:
     """What a module binds, in functions too; "*" where its text does not have all the names."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -39,6 +39,7 @@ from torch.utils.checkpoint import checkpoint
 import mishkit as mk
 from mishkit._torchvision import mend_torchvision
 from mishkit.recompute.model import suspended
+from mishkit.surgery.watch import tensors_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
 SECONDS = 240
@@ -130,19 +131,12 @@ def built(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
 # ---- one model -----------------------------------------------------------------------------------
 
 
-def first(output: Any) -> Tensor:
-    """The first tensor of floats in an output."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if hasattr(output, "values") else output
-    return next(first(v) for v in values if v is not None and not isinstance(v, (int, float, str)))
-
-
 def step(model: nn.Module, args: Any, kwargs: Any, run: Callable[..., Any]) -> list[Tensor]:
     """The output, and the gradients of a training step."""
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
-    y = first(run(model, *copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    output = run(model, *copy.deepcopy(args), **copy.deepcopy(kwargs))
+    y = next(tensor for tensor in tensors_of(output) if tensor.is_floating_point())
     y.double().square().mean().backward()
     return [y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 

@@ -16,7 +16,6 @@ from common import (
     FURTHER,
     KERNELS,
     OTHERS,
-    SHAPES,
     TRITON,
     Case,
     Engine,
@@ -24,6 +23,7 @@ from common import (
     every_function,
     every_shape,
     mostly_slow,
+    shapes_mostly_slow,
 )
 from pairwise import pairwise
 
@@ -81,7 +81,7 @@ def test_reference_f(case: Case) -> None:
         assert abs(value - true) <= 1e-13 * scale + 1e-45, at
 
 
-@pytest.mark.parametrize("case", mostly_slow(SHAPES, DEFAULTS), ids=str)
+@shapes_mostly_slow
 def test_reference_df(case: Case) -> None:
     x = points()
     x = x[x.abs() < 200]

@@ -15,7 +15,7 @@ import mpmath
 import pytest
 import references
 import torch
-from common import DEFAULTS, FURTHER, KERNELS, OTHERS, TURNLESS, Case, every_function, mostly_slow
+from common import DEFAULTS, KERNELS, Case, every_function, mostly_slow, shapes_mostly_slow
 from mpmath import mpf
 from typer.testing import CliRunner
 
@@ -31,9 +31,6 @@ from mishkit.lab.calculus.analyze import analyze_named, curve_of
 from mishkit.lab.calculus.curve import Curve, parse
 from mishkit.lab.code import machine as _machine_code
 from mishkit.lab.common.named import Named, find, options
-
-SHAPES = DEFAULTS + OTHERS + FURTHER + TURNLESS
-every_shape = pytest.mark.parametrize("case", mostly_slow(SHAPES, DEFAULTS), ids=str)
 
 
 def named(case: Case) -> Named:
@@ -63,7 +60,7 @@ def of(text: str) -> Analysis:
 # ---- against the formulas of the library ----
 
 
-@every_shape
+@shapes_mostly_slow
 @pytest.mark.parametrize(("order", "formula"), [(0, "f"), (1, "df"), (2, "d2f")])
 def test_derivatives_are_those_of_the_library(case: Case, order: int, formula: str) -> None:
     x = torch.linspace(-30.013, 30.013, 61, dtype=torch.float64)
@@ -72,7 +69,7 @@ def test_derivatives_are_those_of_the_library(case: Case, order: int, formula: s
     assert got == pytest.approx(want.tolist(), rel=1e-10, abs=1e-12)
 
 
-@every_shape
+@shapes_mostly_slow
 def test_digits(case: Case) -> None:
     """Values agree with the definition's to 30 digits, in the tails too."""
     for at in (-40.0, -7.3, -1.1, 0.6, 5.7, 33.0):
@@ -82,7 +79,7 @@ def test_digits(case: Case) -> None:
             assert abs(got - want) <= mpf(10) ** -30 * abs(want) + mpf(10) ** -300
 
 
-@every_shape
+@shapes_mostly_slow
 def test_the_minimum_is_the_turn(case: Case) -> None:
     minima = analysis(case).minima
     try:
@@ -99,7 +96,7 @@ def test_the_minimum_is_the_turn(case: Case) -> None:
         assert float(minimum.y) == pytest.approx(y, rel=1e-14)
 
 
-@every_shape
+@shapes_mostly_slow
 def test_limits_are_those_of_the_library(case: Case) -> None:
     ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
     found = analysis(case).ends
@@ -112,7 +109,7 @@ def test_limits_are_those_of_the_library(case: Case) -> None:
     assert case.exactly("f", far).tolist() == pytest.approx(lines, rel=1e-13, abs=1e-13)
 
 
-@every_shape
+@shapes_mostly_slow
 def test_bounds_hold_and_are_reached(case: Case) -> None:
     """On a dense grid f stays in its range and f′ and f″ below their bounds, and come near them."""
     found = analysis(case)
@@ -129,7 +126,7 @@ def test_bounds_hold_and_are_reached(case: Case) -> None:
         assert largest <= float(bound.steepest) * (1 + 1e-12)
 
 
-@every_shape
+@shapes_mostly_slow
 def test_gains(case: Case) -> None:
     """Against the trapezoidal rule."""
     z = torch.linspace(-12, 12, 960_001, dtype=torch.float64)
