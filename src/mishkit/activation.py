@@ -10,15 +10,16 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ._twin import Twin
-
 if TYPE_CHECKING:
     from .functions._branch_fit import Minimum
+    from .functions.gpu._twin import Twin
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -138,8 +139,6 @@ class Activation:
     """
     portable: Callable[..., Tensor]
     """f as one of torch's own operators (or the shortest expression), for export to other tools."""
-    twin: Twin
-    """The same formulas in Triton."""
     to_onnx: Callable[..., Any]
     """Writes f in standard ONNX operators: to_onnx(write, *parameters), see `OnnxWriter`."""
     parameters: tuple[Parameter, ...] = ()
@@ -168,6 +167,14 @@ class Activation:
     """Parameter values published for this form, each with its source or name."""
     torch_function: str | None = None
     """The function's name in `torch.nn.functional`, if torch has it with the same arguments."""
+
+    @cached_property
+    def twin(self) -> Twin:
+        """The same formulas in Triton, from the file of this name in `mishkit.functions.gpu`. The
+        first use imports Triton.
+        """
+        twin: Twin = import_module(f".functions.gpu.{self.name}", __package__).twin
+        return twin
 
     @property
     def defaults(self) -> tuple[float, ...]:

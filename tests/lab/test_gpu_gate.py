@@ -40,10 +40,9 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     sizes = SHAPES[shape]
     tiling = triton.Tiling(sizes, triton.tile_of(sizes, of))
     is_forward = kernel == "trained"
-    names = ("numbers", "f") if is_forward else ("numbers", "df", "dp")
-    devices = triton._formulas(a.twin.of_trained, "trained_numbers", *names[1:])
-    constants: dict[str, Any] = dict(zip(names, devices, strict=True))
-    constants |= {"count": len(a.parameters)}
+    twin = a.twin.of_trained
+    constants: dict[str, Any] = {"numbers": twin.trained_numbers, "count": len(a.parameters)}
+    constants |= {"f": twin.f} if is_forward else {"df": twin.df, "dp": twin.dp}
     constants |= dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))
     compiled = getattr(triton._kernels(), kernel)
     # What is 1 is a constant to Triton.

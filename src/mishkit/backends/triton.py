@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._twin import Twin, compiled
 from ..activation import Activation
 from ..bodies import BODIES
 from ..functions._branch_fit import leading
@@ -91,7 +90,7 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
     if body not in BODIES:
         raise ValueError(f"there is no kernel {body!r}")
     twin, tensors, formulas = a.twin.at(*parameters), BODIES[body].tensors, BODIES[body].formulas
-    constants = dict(zip(formulas, _formulas(twin, *formulas), strict=True))
+    constants = {formula: getattr(twin, formula) for formula in formulas}
     if "backward" in body:
         constants["dead"] = a.is_dead
     if body == "backward_packed":
@@ -122,7 +121,7 @@ def _blend_launch(
     first, second = a.twin.at(*of_a), b.twin.at(*of_b)
     f, g = (twin.df if is_backward else twin.f for twin in (first, second))
     names = ("df", "dg") if is_backward else ("f", "g")
-    constants = dict(zip(names, (compiled()[f], compiled()[g]), strict=True))
+    constants = dict(zip(names, (f, g), strict=True))
     if is_backward:
         constants["dead"] = a.is_dead and b.is_dead
     launch = Launch(
@@ -165,11 +164,6 @@ def _kernels() -> Any:
     from . import _triton_kernels
 
     return _triton_kernels
-
-
-def _formulas(twin: Twin, *names: str) -> list[Any]:
-    """Some of a twin's formulas, compiled."""
-    return [compiled()[getattr(twin, name)] for name in names]
 
 
 # ---- the operators -------------------------------------------------------------------------------
@@ -290,15 +284,11 @@ def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
     x, parameters = _dense(x), parameters.contiguous()
     y = torch.empty_like(x)
     if x.numel():
-        tiling = Tiling.of(x, parameters.shape[1])
+        twin, tiling = a.twin.of_trained, Tiling.of(x, parameters.shape[1])
         with on_device(x):
             _kernels().trained[(tiling.channel_blocks * tiling.tiles,)](
                 *(x, parameters, y, *tiling.shape, tiling.tiles),
-                *(
-                    *_formulas(a.twin.of_trained, "trained_numbers", "f"),
-                    len(a.parameters),
-                    *tiling.tile,
-                ),
+                *(twin.trained_numbers, twin.f, len(a.parameters), *tiling.tile),
                 num_warps=WARPS,
             )
     return y
@@ -319,15 +309,15 @@ def trained_backward(
     result = torch.empty_like(x)
     if not x.numel():
         return result, torch.zeros_like(parameters)
-    tiling = Tiling.of(x, parameters.shape[1])
+    twin, tiling = a.twin.of_trained, Tiling.of(x, parameters.shape[1])
     steps = min(STEPS, tiling.tiles)
     parts = _blocks(tiling.tiles, steps)
     sums = parameters.new_empty(parameters.shape[0], parts, parameters.shape[1])
     with on_device(x):
         _kernels().trained_backward[(tiling.channel_blocks * parts,)](
             *(_like(grad, x), x, parameters, result, sums, *tiling.shape, tiling.tiles),
-            *(parts, steps, *_formulas(a.twin.of_trained, "trained_numbers", "df", "dp")),
-            *(len(a.parameters), *tiling.tile),
+            *(parts, steps, twin.trained_numbers, twin.df, twin.dp, len(a.parameters)),
+            *tiling.tile,
             num_warps=WARPS,
         )
     return result, sums.sum(1)
