@@ -24,7 +24,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test slow check versions oldest newest sanitize bench peers accuracy zoo \
+.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize bench peers accuracy zoo \
 	exhaustive gallery docs format clean
 
 help: ## list the targets
@@ -42,6 +42,9 @@ test: kernels ## run the tests on all cores; PYTEST="-k mish" passes options on
 
 slow: kernels ## run the tests that `make test` leaves out: more functions, shapes and dtypes
 	@$(PY) -m pytest -n auto --dist worksteal -m slow $(PYTEST)
+
+opinfo: kernels ## run torch's own checks of the operators that mishkit.enable answers, with both kernels
+	@$(PY) tools/opinfo.py $(PYTEST)
 
 check: kernels ## check style, types, and everything generated or declared by hand against its source
 	@.venv/bin/ruff check

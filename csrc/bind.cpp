@@ -3,14 +3,17 @@
 // The operators' schemas, fakes and plain-torch forms are defined in Python (ops/). The headers in
 // bind/ contain what the dispatcher calls for CPU tensors. Results have the strides that
 // torch.empty_like gives, as the fakes predict.
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <string>
+#include <thread>
 
 #include "bind/blend.h"
 #include "bind/isa.h"
 #include "bind/neuron.h"
 #include "bind/operators.h"
+#include "bind/overrides.h"
 
 namespace mishkit {
 namespace {
@@ -71,4 +74,25 @@ MISHKIT_EXPORT const char* mishkit_compiler() {
 MISHKIT_EXPORT void mishkit_use_isa(const char* name) {
   for (int i = 0; i < mishkit::sets().count; i++)
     if (strcmp(mishkit::sets().set[i]->name, name) == 0) mishkit::chosen = mishkit::sets().set[i];
+}
+
+// Registers the override of each overload of torch's namespace aten, such as "silu.out", for CPU
+// tensors. `torchs` are torch's own kernels, C++ functions; where there is none, the overload is left
+// alone. Called once, by a thread that holds Python's lock.
+MISHKIT_EXPORT bool mishkit_override(const char* const* overloads, void* const* torchs, int count) {
+  // Other threads of Python can't begin a call now; those that have begun one get past the dispatcher.
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  try {
+    for (int i = 0; i < count; i++)
+      if (torchs[i]) mishkit::add_override(overloads[i], torchs[i]);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+// Whether the overrides of a function answer by themselves from now on, or pass everything on.
+MISHKIT_EXPORT void mishkit_answer(const char* function, bool answers) {
+  for (const mishkit::Answers& answer : mishkit::all_answers)
+    if (strcmp(answer.function, function) == 0) *answer.flag = answers;
 }

@@ -35,6 +35,12 @@ template <class Work> void in_threads(int64_t numel, const Work& work) {
   MISHKIT_CALL(torch_parallel_for(0, (numel + unit - 1) / unit, thread_grain / unit, part, &context));
 }
 
+// Whether to write past the caches. Not in place, where the cache lines are already loaded.
+bool streaming_pays(const void* in, const void* out, int64_t bytes) {
+  return bytes >= streaming_bytes &&
+         reinterpret_cast<uintptr_t>(out) % streaming_alignment == 0 && in != out;
+}
+
 // The tensors of one operator call, by their positions among its arguments.
 class Operands : public Inputs {
  public:
@@ -58,10 +64,8 @@ class Operands : public Inputs {
   }
 
  protected:
-  // Not in place, where the cache lines are already loaded.
   bool streaming_pays(const void* in, const void* out, int64_t numel) const {
-    return numel * element_size(codes().dtype[dtype_]) >= streaming_bytes &&
-           reinterpret_cast<uintptr_t>(out) % streaming_alignment == 0 && in != out;
+    return mishkit::streaming_pays(in, out, numel * element_size(codes().dtype[dtype_]));
   }
 
   int dtype_ = -1;

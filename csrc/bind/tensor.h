@@ -145,6 +145,8 @@ class Tensor {
     MISHKIT_CALL(torch_get_mutable_data_ptr(handle_, &p));
     return p;
   }
+  // Still owned by this tensor.
+  AtenTensorHandle handle() const { return handle_; }
   StableIValue release() {
     auto handle = handle_;
     handle_ = nullptr;
@@ -167,6 +169,12 @@ class Tensor {
   }
   bool same_sizes(const Tensor& other) const {
     return dim == other.dim && memcmp(sizes, other.sizes, dim * sizeof *sizes) == 0;
+  }
+  // Whether all elements are one in memory: an expanded scalar.
+  bool is_one_number() const {
+    for (int64_t i = 0; i < dim; i++)
+      if (sizes[i] != 1 && strides[i] != 0) return false;
+    return true;
   }
   // Whether two of its elements certainly share memory: an expanded dimension.
   bool overlaps_itself() const {

@@ -31,6 +31,8 @@ struct AtenTensorOpaque;
 using AtenTensorHandle = AtenTensorOpaque*;
 class TorchLibraryOpaque;
 using TorchLibraryHandle = TorchLibraryOpaque*;
+struct StringOpaque;
+using StringHandle = StringOpaque*;
 using ParallelFunc = void (*)(int64_t begin, int64_t end, void* ctx);
 
 // ---- Registration. A library lives as long as its handle: the binding never deletes it. ----
@@ -62,6 +64,8 @@ AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle tensor, void** borrow
 // ---- Making, copying and freeing a tensor. ----
 
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
+// A tensor object that is not a tensor yet.
+AOTITorchError aoti_torch_new_uninitialized_tensor(AtenTensorHandle* ret_new);
 // Uninitialised memory from torch's own allocator.
 AOTITorchError aoti_torch_empty_strided(
     int64_t dim,
@@ -75,6 +79,12 @@ AOTITorchError aoti_torch_empty_strided(
 AOTITorchError aoti_torch_clone(AtenTensorHandle tensor, AtenTensorHandle* ret_new);
 // to.copy_(from), with broadcasting and conversion of the dtype.
 AOTITorchError aoti_torch_copy_(AtenTensorHandle to, AtenTensorHandle from, int32_t non_blocking);
+
+// ---- Strings. A handle taken from a kernel's stack is owned by the kernel, as a tensor is. ----
+
+AOTITorchError torch_string_length(StringHandle string, size_t* ret);
+AOTITorchError torch_string_c_str(StringHandle string, const char** borrowed);
+AOTITorchError torch_delete_string(StringHandle string);
 
 // ---- Codes, which may differ between versions of torch: query once, do not hard-code. ----
 

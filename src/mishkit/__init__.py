@@ -10,6 +10,7 @@ See `mishkit.functional` for the arguments that every function takes.
 from typing import TYPE_CHECKING
 
 from . import functional, modules
+from ._enable import disable, enable, enable_from_environment, enabled
 from ._lazy import analyze
 from ._version import __version__
 from .functional import *  # noqa: F403
@@ -50,6 +51,9 @@ __all__ = [
     "analyze",
     "aptx_layer",
     "audit",
+    "disable",
+    "enable",
+    "enabled",
     "functional",
     "get",
     "lean",
@@ -64,3 +68,6 @@ __all__ = [
     *_functions,
     *_modules,
 ]
+
+enable_from_environment()
+del enable_from_environment

@@ -104,3 +104,40 @@ def _next_number() -> int:
 
 sequence_number: Callable[[], int] = getattr(torch.autograd, "_get_sequence_nr", _next_number)
 """The sequence number that autograd will give to the next node on this thread."""
+
+
+def _cpu_kernels() -> dict[str, tuple[str, ...]]:
+    one, two, out = "RKNS_6TensorE", "RKNS_6TensorES3_", "RS1_"
+    plain = ("",)
+    # std::string_view, as named by the C++ libraries of GCC and of clang
+    text = (
+        "St17basic_string_viewIcSt11char_traitsIcEE",
+        "NSt3__117basic_string_viewIcNS4_11char_traitsIcEEEE",
+    )
+
+    def symbols(name: str, inputs: str, options: tuple[str, ...], end: str) -> tuple[str, ...]:
+        return tuple(f"_ZN2at3cpu{len(name)}{name}E{inputs}{option}{end}" for option in options)
+
+    kernels = {}
+    for name, options, has_backward_out in (
+        ("mish", plain, False),
+        ("silu", plain, True),
+        ("gelu", text, True),
+        ("hardswish", plain, False),
+    ):
+        kernels[name] = symbols(name, one, options, "")
+        kernels[f"{name}_"] = symbols(f"{name}_", "RNS_6TensorE", options, "")
+        kernels[f"{name}.out"] = symbols(f"{name}_outf", one, options, out)
+        kernels[f"{name}_backward"] = symbols(f"{name}_backward", two, options, "")
+        if has_backward_out:
+            kernels[f"{name}_backward.grad_input"] = symbols(
+                f"{name}_backward_outf", two, options, out
+            )
+    return kernels
+
+
+CPU_KERNELS = _cpu_kernels()
+"""The symbols of torch's own CPU kernels, `at::cpu::silu` and so on, by overload: what each C++
+compiler calls them. Where a torch has none of an overload's symbols, `mishkit.enable` leaves the
+overload to torch.
+"""

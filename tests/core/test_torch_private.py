@@ -18,6 +18,7 @@ from torch import nn
 
 import mishkit as mk
 from mishkit import _torch_private as private
+from mishkit.backends import cpu
 
 NAMES = [
     (torch._C, "_is_tracing"),
@@ -39,6 +40,11 @@ NAMES = [
 @pytest.mark.parametrize(("owner", "name"), NAMES, ids=[name for _, name in NAMES])
 def test_torch_has_the_name(owner: object, name: str) -> None:
     assert hasattr(owner, name)
+
+
+@pytest.mark.skipif(not cpu.isas(), reason="there are no kernels")
+def test_torch_has_the_cpu_kernels() -> None:
+    assert cpu._torchs_kernels().keys() == private.CPU_KERNELS.keys()
 
 
 @pytest.fixture

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.autograd import Function
+
+from .._torch_private import CPU_KERNELS
 
 LIBRARY = Path(__file__).parent.parent / "_kernels.so"
 OLDEST_TORCH = (2, 10)
@@ -17,7 +21,13 @@ OLDEST_TORCH = (2, 10)
 VARIABLE = "MISHKIT_CPU_ISA"
 """The environment variable that forces an instruction set, or "none" for plain torch."""
 
+OVERRIDES = ("mish", "silu", "gelu", "hardswish")
+"""The functions of torch that the library can answer, for dense CPU tensors. It can't for others:
+torch's stable C ABI passes no Scalar, as softplus and the gradient of relu take.
+"""
+
 _handle: ctypes.CDLL | None = None
+_overridden: frozenset[str] = frozenset()
 
 
 def load() -> None:
@@ -48,6 +58,7 @@ def _register() -> str | None:
     failure: bytes = library.mishkit_failure()
     if failure:
         return f"its kernels can't be registered ({failure.decode()})"
+    library.mishkit_answer.argtypes = (ctypes.c_char_p, ctypes.c_bool)
     _handle = library
     return None
 
@@ -93,3 +104,59 @@ def using(name: str) -> Iterator[None]:
         yield
     finally:
         use(before)
+
+
+def answer(functions: Collection[str]) -> None:
+    """Let our kernels compute these of `OVERRIDES` when torch's own operators are called, and torch
+    the others. Without the library, torch computes all. Only one thread at a time may call this.
+    """
+    if _handle is None:
+        return
+    if functions and not _overridden:
+        _override()
+    for name in OVERRIDES:
+        _handle.mishkit_answer(name.encode(), name in functions)
+
+
+def overridden() -> frozenset[str]:
+    """The overloads of torch's operators that are overridden, whether or not we answer them now."""
+    return _overridden
+
+
+def _override() -> None:
+    """Register our kernels in the place of torch's."""
+    global _overridden
+    kernels = _torchs_kernels()
+    overloads = (ctypes.c_char_p * len(kernels))(*(name.encode() for name in kernels))
+    torchs = (ctypes.c_void_p * len(kernels))(*kernels.values())
+    # PyDLL keeps Python's lock, so that other threads don't begin a call meanwhile.
+    library = ctypes.PyDLL(str(LIBRARY))
+    library.mishkit_override.restype = ctypes.c_bool
+
+    class Register(Function):
+        """Within a call of torch, its warnings are Python's; from elsewhere it prints them."""
+
+        @staticmethod
+        def forward(ctx: Any) -> None:
+            if not library.mishkit_override(overloads, torchs, len(kernels)):
+                raise RuntimeError("mishkit.enable: torch's operators can't be overridden")
+
+    with warnings.catch_warnings():
+        # torch warns once a process about kernels that replace its own.
+        warnings.simplefilter("ignore")
+        Register.apply()
+    _overridden = frozenset(kernels)
+
+
+def _torchs_kernels() -> dict[str, int]:
+    """The address of torch's own kernel for each overload, as far as this torch has it."""
+    assert _handle is not None
+    addresses = {}
+    for overload, symbols in CPU_KERNELS.items():
+        for symbol in symbols:
+            # The library needs torch's, so their symbols are found with its own.
+            with suppress(AttributeError):
+                address = ctypes.cast(getattr(_handle, symbol), ctypes.c_void_p).value
+                assert address is not None
+                addresses[overload] = address
+    return addresses
