@@ -49,8 +49,8 @@ HELPERS = (
     "_torchvision",
 )
 BESIDE = ("recompute", "surgery", "lab", "cli")
-ENTRANCES = ("_lazy", "__main__")
-"""They lead into the laboratory and the command line."""
+ENTRANCES = ("_lazy", "__main__", "_program")
+"""They lead into the laboratory and the command line, and run other programs."""
 LAB = ("common", "code", "bench", "accuracy", "calculus", "study")
 MOST_FILES_IN_LAB = 4
 MOST_LINES = 90

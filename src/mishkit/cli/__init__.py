@@ -19,7 +19,7 @@ else:
     from .app import app as app
 
     # `mishkit --help` lists the commands in this order.
-    for _commands in ("surgery", "compare", "bench", "accuracy", "calculus"):
+    for _commands in ("surgery", "run", "compare", "bench", "accuracy", "calculus"):
         import_module(f".{_commands}", __package__)
 
     def main() -> None:

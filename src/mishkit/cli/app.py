@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from mishkit._missing import install
 
 TRACEBACK = "--traceback"
+RUN = "run"
 ROOM_FOR_BOXES = 80
 CLI_PACKAGES = frozenset(("rich", "typer"))
 LAB_PACKAGES = frozenset(
@@ -46,7 +47,8 @@ class _Commands(TyperGroup):
         return super().main(*args, **keywords)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if TRACEBACK in args:  # the option may also follow the command
+        # The option may also follow the command, unless that runs another program.
+        if TRACEBACK in args and RUN not in args[: args.index(TRACEBACK)]:
             args = [TRACEBACK, *(argument for argument in args if argument != TRACEBACK)]
         return super().parse_args(ctx, args)
 
