@@ -16,6 +16,10 @@ OPTIONS = ("inplace", "save", "trainable", "num_parameters")
 """Arguments that a module's repr shows only if they differ from the default."""
 
 
+standard = (nn.ReLU, nn.Softplus, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish)
+"""torch's classes that ours derive from, where torch has the function."""
+
+
 class Unscriptable(nn.Module):
     """Base of our modules, which torch.jit.script can't compile."""
 
@@ -46,6 +50,7 @@ class ActivationModule(Unscriptable):
     """Which of the arguments are parameters of the function."""
 
     way_out = "torch.jit.trace the model, or put torch's modules back (mishkit.unswap)"
+    __jit_ignored_attributes__: ClassVar = ["inplace", "save"]
 
     inplace: bool
     save: Save
@@ -71,6 +76,10 @@ class ActivationModule(Unscriptable):
                 f"{type(self).__name__}: inplace must be True or False, not {self.inplace!r}"
             )
         self._check(float(getattr(self, name)) for name in self.parameter_names)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by torch.jit.script, which compiles torch's own functions, if there is one."""
+        return self if isinstance(self, standard) else super().__prepare_scriptable__()
 
     def _check(self, values: Iterable[float]) -> None:
         """Raise ValueError for parameters that this module can't compute with."""

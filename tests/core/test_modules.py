@@ -124,3 +124,9 @@ def test_misuse(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any], messa
     with pytest.raises((TypeError, ValueError), match=message) as error:
         getattr(mishkit, case.a.module_name)(*args, **kwargs)
     assert case.a.module_name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "Softplus", "SiLU", "GELU", "Mish", "Hardswish"])
+def test_ours_are_instances_of_torchs_classes(name: str) -> None:
+    """Since libraries ask for these."""
+    assert isinstance(getattr(mishkit, name)(), getattr(torch.nn, name))

@@ -140,7 +140,7 @@ def test_a_trace_loads_without_mishkit(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        *(mishkit.Mish, mishkit.APTx, lambda: around(mishkit.HMish()), lambda: around(leaned())),
+        *(mishkit.HMish, mishkit.APTx, lambda: around(mishkit.HMish())),
         *(lambda: mishkit.APTx(trainable=True), lambda: around(annealed())),
         *(lambda: mishkit.APTxLayer(4, 4), lambda: nn.Sequential(mishkit.APTxNeuron(4))),
     ],
@@ -151,6 +151,39 @@ def test_jit_script_is_refused_in_one_line(make: Callable[[], nn.Module]) -> Non
     message = str(error.value)
     assert "torch.jit.script can't compile mishkit's modules; torch.jit.trace the " in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(mishkit.Mish, mishkit.SiLU, mishkit.GELU, mishkit.Hardswish, mishkit.ReLU),
+        *(lambda: mishkit.GELU(approximate="tanh"), lambda: mishkit.Softplus(2.0, 15.0)),
+        *(lambda: mishkit.Mish(inplace=True), lambda: leaned()),
+    ],
+)
+def test_jit_script_has_torchs_operators_alone(make: Callable[[], nn.Module]) -> None:
+    net = around(make())
+    x = torch.randn(5, 4)
+    with without_deprecations():
+        scripted = torch.jit.script(net)
+        file = io.BytesIO()
+        torch.jit.save(scripted, file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    assert "mishkit::" not in str(scripted.inlined_graph)
+    torch.testing.assert_close(loaded(x), net(x))
+    assert_trains_alike(loaded, net, torch.randn(7, 4))
+
+
+def test_a_leaned_model_is_scripted() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4))
+    x = torch.randn(2, 4)
+    mishkit.lean(net, x)
+    with without_deprecations():
+        scripted = torch.jit.script(net)
+    assert "aten::silu" in str(scripted.inlined_graph)
+    torch.testing.assert_close(scripted(x), net(x))
+    assert type(net[1]) is mishkit.SiLU  # the model itself is not changed
 
 
 def annealed() -> nn.Module:
