@@ -25,7 +25,7 @@ import torch
 import typer
 from pages import DOCS, facts, markdown
 
-from mishkit.surgery.audit import readable
+from mishkit.lab.surgery import readable
 
 FOLDER = Path(__file__).parent / "programs"
 PAGE = DOCS / "programs.md"
@@ -230,22 +230,22 @@ def _version(package: str) -> str:
 
 TEMPLATE = """# Programs that need not change
 
-Programs that no one here wrote: models, losses and training loops of other libraries, driven by their
-own classes, with random data. Each was run as it is, by `mishkit run --enable` (torch's own operators
-computed by mishkit's kernels) and by `mishkit run --enable --recompute` (and nothing kept that the
-backward pass can recompute). Made by `python benchmarks/programs.py`.
+Programs that no one here wrote: models, losses and training loops of other libraries, driven by
+their own classes, with random data. Each was run as it is, by `mishkit run --enable` (torch's own
+operators computed by mishkit's kernels) and by `mishkit run --enable --recompute` (and nothing kept
+that the backward pass can recompute). Made by `python benchmarks/programs.py`.
 
 {machine}; load {load}. {versions}.
 
 Times are the processor's, of a step: how many times faster, by the minimum of all steps, and in
-brackets by their median. Memory is the peak of resident memory beyond what the process had before its
-first step, divided by that of the program as it is. Bold: at least {time} times faster, or at most
-{memory} of the memory. The last column compares the loss of the last step (of a sampler, the mean of the
-result).
+brackets by their median. Memory is the peak of resident memory beyond what the process had before
+its first step, divided by that of the program as it is. Bold: at least {time} times faster, or at
+most {memory} of the memory. The last column compares the loss of the last step (of a sampler, the
+mean of the result).
 
 {table}
 
-{met} programs meet one of the two bars, of at least {wanted}.
+{met} programs meet one of the two bars. Wanted are {wanted}.
 
 ## Which don't, and why
 
@@ -256,10 +256,10 @@ result).
 {failed}
 
 - timm's training script is not part of its package, so its network is trained by Lightning.
-- With `--enable`, torch is imported before the program starts. A program that sets environment variables
-  for torch or OpenMP itself sets them too late; set them outside.
-- NewGELU and other formulas written out in Python are several operators, which `enable` does not see.
-  `mk.swap` and `mk.lean` recognise such modules.
+- With `--enable`, torch is imported before the program starts. A program that sets environment
+  variables for torch or OpenMP itself sets them too late; set them outside.
+- NewGELU and other formulas written out in Python are several operators, which `enable` does not
+  see.
 """
 
 
