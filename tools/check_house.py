@@ -49,8 +49,8 @@ HELPERS = (
     "_torchvision",
 )
 BESIDE = ("recompute", "surgery", "lab", "cli")
-ENTRANCES = ("_lazy", "__main__", "_program")
-"""They lead into the laboratory and the command line, and run other programs."""
+ENTRANCES = ("_lazy", "__main__", "_program", "integrations")
+"""They lead into the laboratory, the command line and surgery, and run other programs."""
 LAB = ("common", "code", "bench", "accuracy", "calculus", "study")
 MOST_FILES_IN_LAB = 4
 MOST_LINES = 90

@@ -7,6 +7,7 @@
 See `mishkit.functional` for the arguments that every function takes.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import functional, modules
@@ -23,6 +24,7 @@ from .recompute import recompute
 from .registry import get, names, register
 
 if TYPE_CHECKING:  # provided by `__getattr__`
+    from . import integrations
     from .surgery import Anneal, audit, lean, lean_functional, prune, swap, unswap
 
 _SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unswap")
@@ -30,6 +32,8 @@ _SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unsw
 
 def __getattr__(name: str) -> object:
     """Import what works on whole models only when it is first used."""
+    if name == "integrations":
+        return import_module(".integrations", __name__)
     if name not in _SURGERY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import surgery
@@ -39,7 +43,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SURGERY})
+    return sorted({*globals(), *_SURGERY, "integrations"})
 
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "enabled",
     "functional",
     "get",
+    "integrations",
     "lean",
     "lean_functional",
     "modules",

@@ -19,6 +19,7 @@ PAGES = (
     "docs/tutorial.md",
     "docs/audit.md",
     "docs/recompute.md",
+    "docs/enable.md",
     "docs/swap.md",
     "docs/anneal.md",
     "docs/prune.md",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from torch import Tensor, nn
+
 from .anneal import Anneal
+from .audit import Report
+from .lean import lean
 
 
 def checked_share(steps: int | float) -> int | float:
@@ -49,3 +53,57 @@ def end(anneal: Anneal) -> None:
         "the new ones in their place",
         stacklevel=2,
     )
+
+
+class FirstCalls:
+    """Remembers the first call of each outermost module that a training step calls, and then makes
+    these modules lean. So a training loop need not say what its model's inputs are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._depth = 0
+        self._calls: dict[str, tuple[nn.Module, Any, Any]] = {}
+        self._handles = []
+        for name, module in model.named_modules():
+            self._handles += [
+                module.register_forward_pre_hook(self._before(name), with_kwargs=True),
+                module.register_forward_hook(self._after, always_call=True),
+            ]
+
+    def lean(self, recompute: bool) -> dict[str, Report]:
+        """Make what was called lean; returns the reports by the modules' names."""
+        self.forget_hooks()
+        calls, self._calls = self._calls, {}
+        return {
+            name: lean(module, *args, recompute=recompute, **kwargs)
+            for name, (module, args, kwargs) in calls.items()
+        }
+
+    def forget_hooks(self) -> None:
+        """Look at no further calls."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # A part without parts of its own, such as a loss, has no activations in it.
+            if not self._depth and module._modules and name not in self._calls:
+                self._calls[name] = (module, _detached(args), _detached(kwargs))
+            self._depth += 1
+
+        return hook
+
+    def _after(self, *_: Any) -> None:
+        self._depth -= 1
+
+
+def _detached(value: Any) -> Any:
+    """A copy of the tensors in a structure, without their history."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (tuple, list):
+        return type(value)(map(_detached, value))
+    if type(value) is dict:
+        return {key: _detached(item) for key, item in value.items()}
+    return value

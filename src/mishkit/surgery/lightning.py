@@ -1,4 +1,4 @@
-"""Anneal activations during training with Lightning (`lightning` or `pytorch_lightning`)."""
+"""Callbacks for Lightning (`lightning` or `pytorch_lightning`): lean training, and annealing."""
 
 from __future__ import annotations
 
@@ -34,6 +34,58 @@ def _bases() -> tuple[type, ...]:
             name="pytorch_lightning",
         )
     return tuple(module.Callback for module in imported)
+
+
+class Lean(*_bases()):  # type: ignore[misc]
+    """`mishkit.lean` as a callback: ``Trainer(callbacks=[Lean()])``.
+
+    After the first training batch, whatever modules the training step has called are made lean,
+    with the inputs they were called with. Nothing needs to be known about the model, and the first
+    batch is computed as ever. The activations have no parameters, so optimizers, checkpoints and
+    DDP see no difference. The modules' names stay the same; `mishkit.unswap` undoes it.
+
+    Parameters
+    ----------
+    recompute : bool, default False
+        as for `mishkit.lean`: keep less, in more time
+
+    Attributes
+    ----------
+    reports : dict of str to mishkit.surgery.audit.Report
+        what was changed in each called module; ``print(callback.reports[""])`` shows the one of the
+        whole LightningModule, if it calls itself. Empty before the second batch.
+
+    Raises
+    ------
+    what `mishkit.lean` raises, after the first batch
+    """
+
+    def __init__(self, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.reports: dict[str, Any] = {}
+        self._calls: _callbacks.FirstCalls | None = None
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to look at what is called, if that has not been done."""
+        if not self.reports and self._calls is None:
+            self._calls = _callbacks.FirstCalls(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Make lean what was called."""
+        if self._calls is not None:
+            calls, self._calls = self._calls, None
+            self.reports = calls.lean(self.recompute)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave no hooks behind."""
+        if self._calls is not None:
+            self._calls.forget_hooks()
+            self._calls = None
 
 
 class AnnealCallback(*_bases()):  # type: ignore[misc]

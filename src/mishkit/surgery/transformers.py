@@ -1,4 +1,4 @@
-"""Anneal activations during training with the `Trainer` of transformers."""
+"""Callbacks for the `Trainer` of transformers: lean training, and annealing."""
 
 from __future__ import annotations
 
@@ -38,6 +38,52 @@ class _Held:
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> _Held:
         return self
+
+
+class LeanCallback(TrainerCallback):  # type: ignore[misc]
+    """`mishkit.lean` as a callback: ``Trainer(..., callbacks=[LeanCallback()])``.
+
+    After the first step, the model is made lean, with the inputs that it was called with. The first
+    step is computed as ever. The activations have no parameters, so optimizers, checkpoints and DDP
+    see no difference. `mishkit.unswap` undoes it.
+
+    Parameters
+    ----------
+    recompute : bool, default False
+        as for `mishkit.lean`: keep less, in more time
+
+    Attributes
+    ----------
+    reports : dict of str to mishkit.surgery.audit.Report
+        what was changed in each called module; ``print(callback.reports[""])`` shows the model's.
+        Empty before the second step.
+
+    Raises
+    ------
+    what `mishkit.lean` raises, after the first step
+    """
+
+    def __init__(self, recompute: bool = False) -> None:
+        self.recompute = recompute
+        self.reports: dict[str, Any] = {}
+        self._calls: _callbacks.FirstCalls | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin to look at what is called, if that has not been done."""
+        if not self.reports and self._calls is None:
+            self._calls = _callbacks.FirstCalls(kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make lean what was called."""
+        if self._calls is not None:
+            calls, self._calls = self._calls, None
+            self.reports = calls.lean(self.recompute)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave no hooks behind, should there have been no step."""
+        if self._calls is not None:
+            self._calls.forget_hooks()
+            self._calls = None
 
 
 class AnnealCallback(TrainerCallback, ExportableState):
