@@ -65,7 +65,7 @@ def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
     the model.
     """
     held = _Held(model, given)
-    with torch.random.fork_rng(devices=held.devices), _random_numbers(), held.copies:
+    with torch.random.fork_rng(devices=held.devices), random_numbers_kept(), held.copies:
         try:
             yield
         finally:
@@ -74,7 +74,7 @@ def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _random_numbers() -> Iterator[None]:
+def random_numbers_kept() -> Iterator[None]:
     """Restore the generators of Python and numpy at exit."""
     state = random.getstate()
     numpy = sys.modules.get("numpy")

@@ -1,6 +1,7 @@
 """Recognise the activation that a module or function computes: ours, torch's or others'.
 
-Modules are recognised by their exact class, since a subclass may do anything.
+Modules are recognised by their exact class, since a subclass may do anything, or else by evaluating
+them (`evaluated`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .._modules import ActivationModule, TrainableModule
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
 from ..modules import MODULES
+from .evaluated import function_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def identify(module: nn.Module) -> Known | None:
         return _ours(module)
     found = _read(kind, module)
     if found is None:
-        return None
+        by_hand = function_of(module)
+        return None if by_hand is None else Known(*by_hand)
     inplace = bool(getattr(module, "inplace", False))
     return Known(found.function, found.parameters, inplace, state=_has_state(module))
 

@@ -30,11 +30,11 @@ def lean(
     """Make a model's activations keep their outputs where that saves memory, and only there.
 
     Audits the model (see `audit`) and follows the advice for modules. ReLU, SiLU, GELU, Mish,
-    Hardswish and Softplus from torch, timm and transformers, and mishkit's own modules, become
-    mishkit's with ``save="output"``. Module names, state_dict, hooks and training mode stay the
-    same. So do the outputs, to rounding. Gradients are those of the rounded output: see
-    `mishkit.functional`. `mishkit.unswap` undoes everything. For function calls, use
-    `lean_functional`.
+    Hardswish and Softplus from torch, timm and transformers, modules without parameters that
+    compute these by hand, and mishkit's own modules, become mishkit's with ``save="output"``.
+    Module names, state_dict, hooks and training mode stay the same. So do the outputs, to rounding.
+    Gradients are those of the rounded output: see `mishkit.functional`. `mishkit.unswap` undoes
+    everything. For function calls, use `lean_functional`.
 
     With ``recompute=True`` the model keeps less: the backward pass recomputes whatever it can from
     the tensors that are saved anyway, as within `mishkit.recompute`. Gradients are then exact, as

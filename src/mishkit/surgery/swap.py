@@ -40,8 +40,9 @@ def swap(
         which sites to replace, and by what; the first rule that matches a site is used. A key is
 
         - the name of a function, ``"silu"``: matches every site that computes it, whether a class
-          from torch, mishkit, timm or transformers, or a function from torch or mishkit. ``"gelu"``
-          and ``"gelu_tanh"`` are different names;
+          from torch, mishkit, timm or transformers, a module without parameters that computes it by
+          hand (which is evaluated to see that), or a function from torch or mishkit. ``"gelu"`` and
+          ``"gelu_tanh"`` are different names;
         - a module class, ``torch.nn.GELU``: matches modules of exactly this class;
         - a pattern of paths, ``"blocks.*.act"``, in which ``*`` matches any text, dots too. It
           matches known activations. If its last part has no wildcard, it also matches modules of
