@@ -138,7 +138,7 @@ def test_the_wheel_has_everything(built: Path) -> None:
         if path.suffix in (".py", ".pyi", ".j2") or path.name == "py.typed"
     }
     inside = {name for name in names(built) if ".dist-info/" not in name}
-    assert inside == sources | {LIBRARY, COUNTER, "mishkit/py.typed"}
+    assert inside == sources | {LIBRARY, COUNTER, "mishkit/py.typed", "mishkit_autoload.py"}
 
 
 def test_the_wheel_asks_for_torch_alone(built: Path) -> None:
