@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import functional, modules
 from ._lazy import analyze
 from ._version import __version__
+from .export import export_form
 from .functional import *  # noqa: F403
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
@@ -50,6 +51,7 @@ __all__ = [
     "analyze",
     "aptx_layer",
     "audit",
+    "export_form",
     "functional",
     "get",
     "lean",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -66,7 +67,7 @@ activation = Activation(
     formula="max(0, x)",
     expression="Max(0, x)",
     source="Nair & Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines",
-    to_onnx=to_onnx,
+    forms=(Form(STANDARD, to_onnx, float32=0.0, float16=0.0),),
     ulp=3,
     made_of="lines",
     f=f,

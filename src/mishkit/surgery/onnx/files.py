@@ -1,43 +1,97 @@
-"""Open, check and save ONNX models, with their external data."""
+"""Open and save ONNX models, with their external data."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import onnx
 import onnx_ir as ir
 
+from .edit import Edits
+
 _SWAP = "mishkit.swap"
+_LARGE = 1 << 20
+"""Bytes of data from which on a tensor begins at a page, so that runtimes can map it."""
 
 
-def opened(model: Any) -> ir.Model:
+@dataclass(frozen=True)
+class Opened:
+    """A model to be rewritten, and what it came from."""
+
+    model: ir.Model
+    proto: onnx.ModelProto | None = None
+    """What the model was read from, if it was not given in its intermediate form."""
+    edits: Edits | None = None
+    folder: str | None = None
+    """The folder of the model's file; None for a model in memory."""
+
+    @property
+    def external(self) -> list[ir.ExternalTensor]:
+        """Every tensor of the model whose values are in another file."""
+        return list(external_tensors(self.model))
+
+    def update(self) -> None:
+        """Write what has changed into the ModelProto, if there is one."""
+        if self.edits is not None:
+            self.edits.apply()
+
+
+def opened(model: Any) -> Opened:
+    """Read a model, without its external data."""
     if isinstance(model, (str, os.PathLike)):
-        proto = onnx.load(model, load_external_data=False)
-        folder = os.path.dirname(os.path.abspath(model))
-    elif isinstance(model, onnx.ModelProto):
-        proto, folder = model, ""
-    else:
-        found = model if isinstance(model, ir.Model) else getattr(model, "model", None)
-        if not isinstance(found, ir.Model):
-            raise TypeError(f"{_SWAP}: an ONNX model is needed, not {type(model).__name__}")
-        for tensor in external_tensors(found):
-            _check_external(tensor, os.fspath(tensor.base_dir) or os.curdir)
-        return found
+        path = os.fspath(model)
+        return _read(_loaded(path), os.path.dirname(os.path.abspath(path)))
+    if isinstance(model, onnx.ModelProto):
+        return _read(model, None)
+    given = model if isinstance(model, ir.Model) else getattr(model, "model", None)
+    if not isinstance(given, ir.Model):
+        raise TypeError(f"{_SWAP}: an ONNX model is needed, not {type(model).__name__}")
+    for tensor in external_tensors(given):
+        _check_external(tensor, os.fspath(tensor.base_dir) or os.curdir)
+    return Opened(given)
+
+
+def _loaded(path: str) -> onnx.ModelProto:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+        raise ValueError(f"{_SWAP}: {path} is not a file")
     try:
-        opened = ir.from_proto(proto)
-    except (ValueError, ir.serde.SerdeError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{_SWAP}: the ONNX model can't be read: {cause}") from error
-    for tensor in external_tensors(opened):
+        return onnx.load_model(path, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the parser of its format raises
+        raise _unreadable(error) from error
+
+
+def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
+    try:
+        if not proto.HasField("graph"):
+            raise ValueError("there is no graph in it")
+        model = ir.from_proto(proto)
+        edits = Edits(proto, model)
+    except Exception as error:  # what is malformed fails anywhere
+        raise _unreadable(error) from error
+    for tensor in external_tensors(model):
         # A model in memory has no folder, so none of its external data is read.
-        if folder:
+        if folder is not None:
             _check_external(tensor, folder)
             tensor.base_dir = folder
-    return opened
+    return Opened(model, proto, edits, folder)
+
+
+def _unreadable(error: Exception) -> ValueError:
+    cause = str(error.__cause__ or error).strip() or type(error).__name__
+    return ValueError(f"{_SWAP}: the ONNX model can't be read: {one_line(cause)}")
+
+
+def one_line(text: str) -> str:
+    """The beginning of the text, in printable characters."""
+    line = " ".join(text.split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -80,6 +134,8 @@ def _check_external(tensor: ir.ExternalTensor, folder: str) -> None:
         path = os.path.realpath(os.path.join(folder, location))
         if os.path.commonpath([root, path]) != root:
             wrong = "a link to outside of the model's folder"
+        elif not os.path.exists(path):
+            return  # that the data is missing concerns only who needs it
         elif not os.path.isfile(path):
             wrong = "where there is no file"
         elif os.stat(path).st_nlink > 1:
@@ -88,8 +144,8 @@ def _check_external(tensor: ir.ExternalTensor, folder: str) -> None:
             wrong = _wrong_extent(tensor, os.path.getsize(path))
     if wrong is not None:
         raise ValueError(
-            f"{_SWAP}: the external data of {tensor.name!r} can't be read from {location!r}, "
-            f"{wrong}"
+            f"{_SWAP}: the external data of {one_line(repr(tensor.name))} can't be read from "
+            f"{one_line(repr(location))}, {wrong}"
         )
 
 
@@ -102,30 +158,105 @@ def _wrong_extent(tensor: ir.ExternalTensor, size: int) -> str | None:
     return None
 
 
-def check_can_be_saved(model: ir.Model, in_memory: bool) -> None:
-    if in_memory:
+def check_can_be_saved(model: Opened) -> None:
+    """Raise ValueError unless `save` can write the model to a file."""
+    if not model.external or model.folder is not None:
+        return
+    if model.proto is not None:
         raise ValueError(
             f"{_SWAP}: a model in memory without its external data can't be written to a file; "
             "give the model's path, or load it with its data"
         )
-    if any(_is_external(tensor) for tensor in _attributes(model)):
+    if any(_is_external(tensor) for tensor in _attributes(model.model)):
         raise ValueError(
             f"{_SWAP}: a model with external data in a node's attribute can't be written to a file"
         )
 
 
-def save(model: ir.Model, output: str, has_external: bool) -> None:
-    """Write complete files, then move them into place; external data goes beside the model."""
+def save(model: Opened, output: str) -> dict[str, str]:
+    """Write complete files, then move them into place. External data in the output's folder stays
+    where it is; other external data goes beside the model. Returns the tensors whose data is not
+    there, with what that means.
+    """
     if os.path.exists(output) and not os.path.isfile(output):
         raise ValueError(f"{_SWAP}: output={output!r} is not a file")
-    folder, name = os.path.split(output)
+    folder, name = os.path.split(os.path.abspath(output))
     data = f"{name}.data"
-    with tempfile.TemporaryDirectory(prefix=".mishkit-", dir=folder or os.curdir) as new:
-        written = os.path.join(new, name)
-        ir.save(model, written, external_data=data if has_external else None)
-        if has_external:
-            onnx.checker.check_model(written)
-            # There is no data file if all tensors were small enough for the model's own file.
-            if os.path.exists(os.path.join(new, data)):
-                os.replace(os.path.join(new, data), os.path.join(folder, data))
-        os.replace(written, output)
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix=".mishkit-", dir=folder) as new:
+        written, written_data = os.path.join(new, name), os.path.join(new, data)
+        if model.proto is None:
+            ir.save(model.model, written, external_data=data if model.external else None)
+        else:
+            if model.folder is not None and not _is_same_folder(model.folder, folder):
+                missing = _copy_data(model.proto, model.folder, written_data, data)
+            onnx.save_model(model.proto, written)
+        # There is no data file if all tensors were small enough for the model's own file.
+        if os.path.exists(written_data):
+            _move(written_data, os.path.join(folder, data))
+        _move(written, os.path.join(folder, name))
+    return missing
+
+
+def _is_same_folder(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _move(written: str, place: str) -> None:
+    """Put a file in its place, whole even if the machine loses power."""
+    with open(written, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(written, place)
+
+
+def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict[str, str]:
+    """Copy all external data, which has been checked, into one file called `name`."""
+    missing: dict[str, str] = {}
+    copied: dict[tuple[str, int, int], int] = {}
+    tensors = [tensor for tensor in _protos(proto) if tensor.data_location == tensor.EXTERNAL]
+    if not tensors:
+        return missing
+    with open(new, "wb") as file:
+        for tensor in tensors:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            place = os.path.join(folder, entries["location"])
+            if not os.path.isfile(place):
+                missing[tensor.name] = (
+                    f"its data in {one_line(repr(entries['location']))} is not there"
+                )
+                continue
+            offset = int(entries.get("offset", 0))
+            length = int(entries.get("length", os.path.getsize(place) - offset))
+            key = (os.path.realpath(place), offset, length)
+            if key not in copied:
+                copied[key] = _append(file, *key)
+            del tensor.external_data[:]
+            moved = {"location": name, "offset": str(copied[key]), "length": str(length)}
+            for entry, value in {**entries, **moved}.items():
+                tensor.external_data.add(key=entry, value=value)
+    return missing
+
+
+def _append(file: BinaryIO, place: str, offset: int, length: int) -> int:
+    """Copy bytes of another file to the end of this one; where they begin there."""
+    size = 4096 if length >= _LARGE else 64
+    file.write(bytes(-file.tell() % size))
+    begin = file.tell()
+    with open(place, "rb") as source:
+        source.seek(offset)
+        while length > 0 and (part := source.read(min(length, _LARGE))):
+            file.write(part)
+            length -= len(part)
+    return begin
+
+
+def _protos(proto: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, graph, function or node."""
+    if isinstance(proto, onnx.TensorProto):
+        yield proto
+        return
+    for field, value in proto.ListFields():
+        if field.message_type is None or field.name == "metadata_props":
+            continue
+        for part in value if field.is_repeated else (value,):
+            yield from _protos(part)
