@@ -110,7 +110,7 @@ def swap(
     elsewhere or a constant is off, are in `left`.
     """
     if not isinstance(model, nn.Module):
-        return _swap_onnx(model, rules, output, form or STANDARD)
+        return _swap_onnx(model, rules, output, STANDARD if form is None else form)
     if output is not None or form is not None:
         raise ValueError(f"{_SWAP}: {'form' if output is None else 'output'}= is for ONNX models")
     changes, unused, left = resolve(model, rules, _SWAP)

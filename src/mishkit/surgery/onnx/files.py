@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any, BinaryIO
@@ -71,7 +73,8 @@ def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
     try:
         if not proto.HasField("graph"):
             raise ValueError("there is no graph in it")
-        model = ir.from_proto(proto)
+        with _quiet():
+            model = ir.from_proto(proto)
         edits = Edits(proto, model)
     except Exception as error:  # what is malformed fails anywhere
         raise _unreadable(error) from error
@@ -81,6 +84,18 @@ def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
             _check_external(tensor, folder)
             tensor.base_dir = folder
     return Opened(model, proto, edits, folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings about what is invalid: it stays as it is, or an error names it."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _unreadable(error: Exception) -> ValueError:
@@ -226,7 +241,7 @@ def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict
                 )
                 continue
             offset = int(entries.get("offset", 0))
-            length = int(entries.get("length", os.path.getsize(place) - offset))
+            length = ir.from_proto(tensor).nbytes
             key = (os.path.realpath(place), offset, length)
             if key not in copied:
                 copied[key] = _append(file, *key)

@@ -11,6 +11,7 @@ import torch
 from ..known import Known
 from .evaluate import PASSING, constant, dtype_of, is_elementwise
 from .recognise import (
+    CLOSE,
     Site,
     allowed,
     closest,
@@ -23,9 +24,6 @@ from .recognise import (
     path_of,
     scopes,
 )
-
-CLOSE = 0.01
-"""Nodes this far off a function, next to the input and the value, are worth a word."""
 
 
 @dataclass(frozen=True)

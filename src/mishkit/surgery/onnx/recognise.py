@@ -40,6 +40,8 @@ LARGEST = 14
 """The most nodes a site may have: GELU has nine in its longest spelling, and casts come on top."""
 _LONGEST_NOTE = 10_000
 """Characters of a path in the model's metadata: longer ones are no paths."""
+CLOSE = 0.01
+"""Nodes this far off a function, next to the input and the value, are worth a word."""
 NEAR = 30.0
 """Within this distance from 0, a site must give finite values."""
 FAR = 1e6
@@ -225,31 +227,29 @@ def closest(
     if _is_line(y):
         return None, math.inf  # a line would be the limit of many functions
     names, values = _table()
-    candidates = [(Known(name), f) for name, f in zip(names, values, strict=True)]
-    for name, fit in _FITS.items():
-        parameters = fit(y)
-        if parameters is not None:
-            fitted = Known(name, parameters)
-            candidates.append((fitted, _values(fitted, _grid())))
+    known = [Known(name) for name in names]
+    fitted = [Known(name, given) for name, fit in _FITS.items() if (given := fit(y)) is not None]
+    values = torch.cat([values, *(_values(one, _grid())[None] for one in fitted)])
+    # Rounded, so that the first of two names for the same function wins.
+    errors = [round(error, 9) for error in _distances(_grid(), y, values).tolist()]
+    candidates = [*zip(errors, [*known, *fitted], strict=True)]
     if all(node.op_type != "Tanh" for node in nodes):
         # A scaled SiLU is an APTx too, but should be recognised as a scaled SiLU.
-        candidates = [one for one in candidates if one[0].function != "aptx"]
-    # Rounded, so that the first of two names for the same function wins.
-    errors = [round(_distance(_grid(), y, f), 9) for _, f in candidates]
-    best = min(range(len(errors)), key=errors.__getitem__)
-    known = candidates[best][0]
-    return known, max(errors[best], _distance(points, every, _values(known, points)))
+        candidates = [one for one in candidates if one[1].function != "aptx"]
+    error, best = min(candidates, key=lambda one: one[0])
+    if error > CLOSE:
+        return None, error
+    return best, max(error, float(_distances(points, every, _values(best, points)[None])))
 
 
-def _distance(x: Tensor, y: Tensor, f: Tensor) -> float:
-    """The largest error of the nodes' values y against a function's values f, next to x or f."""
-    scale = (x.abs() + f.abs()).clamp_min(1e-9)
-    error = torch.where(y == f, 0.0, (y - f).abs() / scale).nan_to_num(math.inf)
-    error[~y.isfinite()] = 0
+def _distances(x: Tensor, y: Tensor, functions: Tensor) -> Tensor:
+    """The largest error of the nodes' values y against each function's values, next to x or f."""
+    scale = (x.abs() + functions.abs()).clamp_min(1e-9)
+    error = torch.where(y == functions, 0.0, (y - functions).abs() / scale).nan_to_num(math.inf)
+    at_infinity = x.isinf()
     # At infinity a function is often undefined; where it is defined, bounds must match.
-    error[x.isinf() & f.isnan()] = 0
-    error[x.isinf() & f.isinf() & y.isfinite()] = math.inf
-    return float(error.max())
+    error = torch.where(at_infinity & functions.isinf() & y.isfinite(), math.inf, error)
+    return torch.where(~y.isfinite() | (at_infinity & functions.isnan()), 0.0, error).amax(1)
 
 
 def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
