@@ -110,7 +110,8 @@ def swap(
     elsewhere or a constant is off, are in `left`.
     """
     if not isinstance(model, nn.Module):
-        return _swap_onnx(model, rules, output, STANDARD if form is None else form)
+        _check_onnx(model, output)
+        return swap_onnx(model, rules, output, STANDARD if form is None else form)
     if output is not None or form is not None:
         raise ValueError(f"{_SWAP}: {'form' if output is None else 'output'}= is for ONNX models")
     changes, unused, left = resolve(model, rules, _SWAP)
@@ -119,6 +120,19 @@ def swap(
     with explained(_SWAP):
         put_all(changes)
     return Replacements(done, unused, left)
+
+
+def _check_onnx(model: Any, output: str | os.PathLike[str] | None) -> None:
+    library = type(model).__module__.partition(".")[0]
+    is_path = isinstance(model, (str, os.PathLike))
+    is_program = library == "torch" and type(model).__name__ == "ONNXProgram"
+    if not (is_path or is_program or library in ("onnx", "onnx_ir")):
+        raise TypeError(
+            f"{_SWAP}: the model must be a torch.nn.Module, an ONNX model or a path of one, not "
+            f"{type(model).__name__}"
+        )
+    if is_path and output is None:
+        raise ValueError(f"{_SWAP}: where the model in {os.fspath(model)} goes needs output=")
 
 
 def unswap(model: nn.Module) -> list[str]:
@@ -270,25 +284,32 @@ def _make(value: _rules.Value, slot: Slot) -> nn.Module | Callable[..., Any]:
     return value.function(slot.value, slot.known)
 
 
-def _swap_onnx(
-    model: Any, rules: Mapping[Any, Any], output: str | os.PathLike[str] | None, form: str
+def swap_onnx(
+    model: Any,
+    rules: Mapping[Any, Any],
+    output: str | os.PathLike[str] | None,
+    form: str,
+    *,
+    needs_match: bool = False,
 ) -> Replacements:
-    library = type(model).__module__.partition(".")[0]
-    is_path = isinstance(model, (str, os.PathLike))
-    is_program = library == "torch" and type(model).__name__ == "ONNXProgram"
-    if not (is_path or is_program or library in ("onnx", "onnx_ir")):
-        raise TypeError(
-            f"{_SWAP}: the model must be a torch.nn.Module, an ONNX model or a path of one, not "
-            f"{type(model).__name__}"
-        )
-    if is_path and output is None:
-        raise ValueError(f"{_SWAP}: where the model in {os.fspath(model)} goes needs output=")
+    """`swap` for ONNX models. Without an output a file is read alone; with `needs_match` nothing is
+    written unless a rule matches.
+    """
+    rewrite = import_onnx().swap
+    done: Replacements = rewrite(
+        model, _rules.parse(rules, _SWAP), output, form, needs_match=needs_match
+    )
+    return done
+
+
+def import_onnx() -> Any:
+    """What works on ONNX models. Raises ModuleNotFoundError if a package is missing."""
     try:
-        from .onnx import swap as rewrite
+        from . import onnx
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnx_ir"):
             raise
         raise ModuleNotFoundError(
             f"{_SWAP} needs {error.name} for this: {install(error.name, 'onnx')}", name=error.name
         ) from None
-    return rewrite(model, _rules.parse(rules, _SWAP), output, form)
+    return onnx

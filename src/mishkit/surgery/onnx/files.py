@@ -173,8 +173,13 @@ def _wrong_extent(tensor: ir.ExternalTensor, size: int) -> str | None:
     return None
 
 
-def check_can_be_saved(model: Opened) -> None:
-    """Raise ValueError unless `save` can write the model to a file."""
+def check_can_be_saved(model: Opened, output: str) -> None:
+    """Raise ValueError unless `save` can write the model to this file."""
+    folder = os.path.dirname(os.path.abspath(output))
+    if not os.path.isdir(folder):
+        raise ValueError(f"{_SWAP}: there is no folder {folder}")
+    if os.path.exists(output) and not os.path.isfile(output):
+        raise ValueError(f"{_SWAP}: output={output!r} is not a file")
     if not model.external or model.folder is not None:
         return
     if model.proto is not None:
@@ -193,8 +198,6 @@ def save(model: Opened, output: str) -> dict[str, str]:
     where it is; other external data goes beside the model. Returns the tensors whose data is not
     there, with what that means.
     """
-    if os.path.exists(output) and not os.path.isfile(output):
-        raise ValueError(f"{_SWAP}: output={output!r} is not a file")
     folder, name = os.path.split(os.path.abspath(output))
     data = f"{name}.data"
     missing: dict[str, str] = {}
@@ -241,7 +244,7 @@ def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict
                 )
                 continue
             offset = int(entries.get("offset", 0))
-            length = ir.from_proto(tensor).nbytes
+            length = ir.serde.deserialize_tensor(tensor).nbytes
             key = (os.path.realpath(place), offset, length)
             if key not in copied:
                 copied[key] = _append(file, *key)

@@ -33,8 +33,10 @@ def swap(
     rules: Sequence[tuple[Key, Value]],
     output: str | os.PathLike[str] | None,
     form: str = STANDARD,
+    *,
+    needs_match: bool = False,
 ) -> Replacements:
-    """Rewrite an ONNX model by rules; see `mishkit.swap`."""
+    """Rewrite an ONNX model by rules; see `mishkit.surgery.swap.swap_onnx`."""
     limit = _limit(form)
     targets = [(_target(value), value) for _, value in rules]
     for key, _ in rules:
@@ -45,13 +47,14 @@ def swap(
             )
     whole = opened(model)
     if output is not None:
-        check_can_be_saved(whole)
+        check_can_be_saved(whole, os.fspath(output))
     try:
         done = _rewrite(whole.model, rules, targets, form, limit)
     except RecursionError:
         raise ValueError(f"{_SWAP}: the ONNX model can't be read: it is nested too deep") from None
     whole.update()
-    if output is not None:
+    is_matched = len(done.unused) < len(rules)
+    if output is not None and (is_matched or not needs_match):
         done.left.update(save(whole, os.fspath(output)))
     return done
 
