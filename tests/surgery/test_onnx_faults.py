@@ -188,6 +188,36 @@ def test_data_outside_of_the_folder_is_refused(kind: str, relative: bool, folder
     assert sorted(os.listdir(folder)) == before
 
 
+def test_data_is_checked_wherever_it_stands(folder: Path) -> None:
+    model = onnx.load(save_with_data(folder, "../secret"), load_external_data=False)
+    weight = onnx.TensorProto()
+    weight.CopyFrom(model.graph.initializer[0])
+    places = {
+        "sparse": lambda one: one.graph.sparse_initializer.add().values.CopyFrom(weight),
+        "training": lambda one: one.training_info.add().algorithm.initializer.append(weight),
+        "attribute": lambda one: (
+            one.graph.node[0].attribute.add(name="a", type=4).t.CopyFrom(weight)
+        ),
+        "function": lambda one: (
+            one.functions.add(name="f", domain="d")
+            .node.add(op_type="Constant")
+            .attribute.add(name="value", type=4)
+            .t.CopyFrom(weight)
+        ),
+    }
+    os.mkdir("other")
+    del model.graph.initializer[:]
+    for put in places.values():
+        hostile = onnx.ModelProto()
+        hostile.CopyFrom(model)
+        put(hostile)
+        Path("old.onnx").write_bytes(hostile.SerializeToString())
+        for output in ("new.onnx", "other/new.onnx"):
+            with pytest.raises(ValueError, match=r"^mishkit\.swap: .* can't be read"):
+                mk.swap("old.onnx", {"silu": "mish"}, output=output)
+    assert sorted(os.listdir()) == ["old.data", "old.onnx", "other"] and not os.listdir("other")
+
+
 @pytest.mark.parametrize(
     "extent", [{"offset": 980}, {"offset": 5000, "length": 24}, {"length": 5}, {"length": 2000},
                {"offset": -1}, {"length": "much"}]

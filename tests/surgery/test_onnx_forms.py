@@ -20,7 +20,7 @@ ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper  # noqa: E402
 
 from mishkit.functions import ACTIVATIONS  # noqa: E402
-from mishkit.surgery.onnx import found  # noqa: E402
+from mishkit.surgery.onnx import survey  # noqa: E402
 from mishkit.surgery.onnx.write import Writer  # noqa: E402
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -344,5 +344,5 @@ def test_near_misses_are_told_with_the_reason(case: str) -> None:
     assert model.SerializeToString() == before
     # Those that no rule is for are not this call's concern.
     assert mk.swap(model, {"elu": "h_mish"}).left == {}
-    _, missed = found(model)
+    _, missed = survey(model)
     assert reason in map(str, missed)

@@ -17,7 +17,7 @@ import mishkit as mk
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from mishkit.surgery.onnx import found  # noqa: E402
+from mishkit.surgery.onnx import survey  # noqa: E402
 
 RULES = dict.fromkeys(mk.names(), "h_mish") | {"tanh": "mish", "sigmoid": "aptx"}
 BODY = """<ir_version: 9, opset_import: ["" : 18, "local" : 1, "com.microsoft" : 1]>
@@ -239,7 +239,7 @@ def test_hostile_graphs_take_no_memory_and_no_depth(make: Any, folder: Path) -> 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         mk.swap("old.onnx", RULES, output="new.onnx")
-        found("old.onnx")
+        survey("old.onnx")
     except ValueError as error:
         check_one_line(error)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

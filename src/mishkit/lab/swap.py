@@ -52,7 +52,7 @@ def main(settings: Settings) -> int:
     onnx = import_onnx()
     model: Any = settings.name if settings.is_file else _exported(settings)
     if not rules:
-        sites, missed = onnx.found(model)
+        sites, missed = onnx.survey(model)
         rows = [(site.name, str(site)) for site in sites]
         _print([*aligned([("site", "function"), *rows])] if rows else [])
         _print(f"{miss.name} is left: {miss}" for miss in missed)

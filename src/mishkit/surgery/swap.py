@@ -305,11 +305,11 @@ def swap_onnx(
 def import_onnx() -> Any:
     """What works on ONNX models. Raises ModuleNotFoundError if a package is missing."""
     try:
-        from . import onnx
+        from .onnx import rewrite
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnx_ir"):
             raise
         raise ModuleNotFoundError(
             f"{_SWAP} needs {error.name} for this: {install(error.name, 'onnx')}", name=error.name
         ) from None
-    return onnx
+    return rewrite

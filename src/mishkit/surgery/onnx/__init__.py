@@ -2,6 +2,6 @@
 
 from .near import NearMiss
 from .recognise import Site, sites
-from .rewrite import found, swap
+from .rewrite import survey, swap
 
-__all__ = ["NearMiss", "Site", "found", "sites", "swap"]
+__all__ = ["NearMiss", "Site", "sites", "survey", "swap"]

@@ -84,8 +84,8 @@ def dtype_of(value: ir.Value, x: ir.Value, nodes: Sequence[ir.Node]) -> ir.DataT
     read = node.inputs[1:] if node.op_type in ("CastLike", "Where") else node.inputs
     rest = [one for one in nodes if one is not node]
     # Operators want one dtype, so any input tells.
-    found = [dtype_of(v, x, rest) for v in read if v is not None and number(v) is None]
-    return found[0] if found and None not in found else None
+    dtypes = [dtype_of(v, x, rest) for v in read if v is not None and number(v) is None]
+    return dtypes[0] if dtypes and None not in dtypes else None
 
 
 def evaluate(

@@ -33,9 +33,11 @@ class Opened:
     """The folder of the model's file; None for a model in memory."""
 
     @property
-    def external(self) -> list[ir.ExternalTensor]:
-        """Every tensor of the model whose values are in another file."""
-        return list(external_tensors(self.model))
+    def has_external(self) -> bool:
+        """Whether the values of a tensor are in another file."""
+        if self.proto is not None:
+            return any(True for _ in _external_protos(self.proto))
+        return any(True for _ in external_tensors(self.model))
 
     def update(self) -> None:
         """Write what has changed into the ModelProto, if there is one."""
@@ -76,12 +78,14 @@ def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
         with _quiet():
             model = ir.from_proto(proto)
         edits = Edits(proto, model)
+        external = list(_external_protos(proto))
     except Exception as error:  # what is malformed fails anywhere
         raise _unreadable(error) from error
-    for tensor in external_tensors(model):
-        # A model in memory has no folder, so none of its external data is read.
-        if folder is not None:
+    # A model in memory has no folder, so none of its external data is read.
+    if folder is not None:
+        for _, tensor in external:
             _check_external(tensor, folder)
+        for tensor in external_tensors(model):
             tensor.base_dir = folder
     return Opened(model, proto, edits, folder)
 
@@ -180,7 +184,7 @@ def check_can_be_saved(model: Opened, output: str) -> None:
         raise ValueError(f"{_SWAP}: there is no folder {folder}")
     if os.path.exists(output) and not os.path.isfile(output):
         raise ValueError(f"{_SWAP}: output={output!r} is not a file")
-    if not model.external or model.folder is not None:
+    if model.folder is not None or not model.has_external:
         return
     if model.proto is not None:
         raise ValueError(
@@ -204,7 +208,7 @@ def save(model: Opened, output: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix=".mishkit-", dir=folder) as new:
         written, written_data = os.path.join(new, name), os.path.join(new, data)
         if model.proto is None:
-            ir.save(model.model, written, external_data=data if model.external else None)
+            ir.save(model.model, written, external_data=data if model.has_external else None)
         else:
             if model.folder is not None and not _is_same_folder(model.folder, folder):
                 missing = _copy_data(model.proto, model.folder, written_data, data)
@@ -231,27 +235,24 @@ def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict
     """Copy all external data, which has been checked, into one file called `name`."""
     missing: dict[str, str] = {}
     copied: dict[tuple[str, int, int], int] = {}
-    tensors = [tensor for tensor in _protos(proto) if tensor.data_location == tensor.EXTERNAL]
-    if not tensors:
+    external = list(_external_protos(proto))
+    if not external:
         return missing
     with open(new, "wb") as file:
-        for tensor in tensors:
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            place = os.path.join(folder, entries["location"])
+        for entry, tensor in external:
+            place = os.path.realpath(os.path.join(folder, tensor.location))
             if not os.path.isfile(place):
-                missing[tensor.name] = (
-                    f"its data in {one_line(repr(entries['location']))} is not there"
-                )
+                location = one_line(repr(os.fspath(tensor.location)))
+                missing[one_line(entry.name)] = f"its data in {location} is not there"
                 continue
-            offset = int(entries.get("offset", 0))
-            length = ir.serde.deserialize_tensor(tensor).nbytes
-            key = (os.path.realpath(place), offset, length)
-            if key not in copied:
-                copied[key] = _append(file, *key)
-            del tensor.external_data[:]
-            moved = {"location": name, "offset": str(copied[key]), "length": str(length)}
-            for entry, value in {**entries, **moved}.items():
-                tensor.external_data.add(key=entry, value=value)
+            extent = (place, tensor.offset or 0, tensor.nbytes)
+            if extent not in copied:
+                copied[extent] = _append(file, *extent)
+            moved = {"location": name, "offset": copied[extent], "length": tensor.nbytes}
+            others = {one.key: one.value for one in entry.external_data if one.key not in moved}
+            del entry.external_data[:]
+            for key, value in {**moved, **others}.items():
+                entry.external_data.add(key=key, value=str(value))
     return missing
 
 
@@ -266,6 +267,17 @@ def _append(file: BinaryIO, place: str, offset: int, length: int) -> int:
             file.write(part)
             length -= len(part)
     return begin
+
+
+def _external_protos(
+    proto: onnx.ModelProto,
+) -> Iterator[tuple[onnx.TensorProto, ir.ExternalTensor]]:
+    """Every tensor in the file whose values are in another, wherever it stands."""
+    for entry in _protos(proto):
+        if entry.data_location == entry.EXTERNAL:
+            tensor = ir.serde.deserialize_tensor(entry)
+            assert isinstance(tensor, ir.ExternalTensor)
+            yield entry, tensor
 
 
 def _protos(proto: Any) -> Iterator[onnx.TensorProto]:

@@ -59,7 +59,7 @@ def swap(
     return done
 
 
-def found(model: Any) -> tuple[list[Site], list[NearMiss]]:
+def survey(model: Any) -> tuple[list[Site], list[NearMiss]]:
     """The sites of an ONNX model, and what is all but one."""
     graph = opened(model).model
     every = sites(graph)
