@@ -19,7 +19,9 @@ ort = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
 
+from mishkit.export import RUNTIMES  # noqa: E402
 from mishkit.functions import ACTIVATIONS  # noqa: E402
+from mishkit.functions._fastest import FASTEST  # noqa: E402
 from mishkit.surgery.onnx import survey  # noqa: E402
 from mishkit.surgery.onnx.write import Writer  # noqa: E402
 
@@ -97,6 +99,22 @@ def test_every_form_is_valid_in_every_opset(opset: int) -> None:
                 torch.testing.assert_close(
                     y, getattr(mk, a.name)(x), rtol=1e-5, atol=4e-6, msg=f"{a.name} {form.name}"
                 )
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_fastest_form_of_a_runtime_is_taken(runtime: str) -> None:
+    x = torch.linspace(-9, 9, 400).reshape(-1, 4)
+    for name, a in ACTIVATIONS.items():
+        model, other = parsed("y = Tanh(x)", opset=20), parsed("y = Tanh(x)", opset=20)
+        mk.swap(model, {"tanh": name}, form=f"fast:{runtime}")
+        value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
+        writer = Writer(value, 20, ir.DataType.FLOAT, 20)
+        a.form(FASTEST[runtime][name]).write(writer, *a.defaults)
+        assert types(model) == [n.op_type for n in writer.nodes if n.op_type != "Constant"]
+        torch.testing.assert_close(run(model, x), getattr(mk, name)(x), rtol=1e-5, atol=4e-6)
+        if runtime == RUNTIMES[0]:
+            mk.swap(other, {"tanh": name}, form="fast")
+            assert types(other) == types(model)
 
 
 @pytest.mark.parametrize(("op", "rule", "opset", "to"), [
