@@ -260,6 +260,17 @@ def test_without_an_opset_operators_are_written_that_mean_the_same_in_all() -> N
     assert types(model) == ["HardSigmoid", "Mul"]
 
 
+def test_a_function_of_an_old_opset_is_left_with_the_reason() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18, "local" : 1]> m (float[N] x) => (float[N] y) '
+        '{ r = local.Act(x) y = Relu(r) } <domain: "local", opset_import: ["" : 8]> '
+        "Act (u) => (v) { v = Relu(u) }"
+    )
+    done = mk.swap(model, {"relu": "mish"})
+    assert len(done) == 1 and done.left == {"v": "it is of opset 8, before 9"}
+    assert [node.op_type for node in model.functions[0].node] == ["Relu"]
+
+
 # ---- ONNX Runtime's operators ----
 
 

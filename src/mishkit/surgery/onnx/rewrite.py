@@ -109,27 +109,28 @@ def _rewrite(
 ) -> Replacements:
     every = sites(model)
     missed = near_misses(model, every)
-    chosen: list[tuple[Site, Known]] = []
+    taken: list[tuple[Site, Known]] = []
     used = set()
     for site in every:
         rule = _rule_for(site, rules)
         if rule is not None:
-            chosen.append((site, _kept(site.known, *targets[rule])))
+            taken.append((site, _kept(site.known, *targets[rule])))
             used.add(rule)
     for key, _ in rules:
         seen: list[Site | NearMiss] = [*every, *missed]
         if key.pattern is not None and not any(_takes(key, one) for one in seen):
             raise ValueError(f"{_SWAP}: {unknown(key.pattern, [site.name for site in every])}")
-    for site, _ in chosen:
-        if 0 < site.opset < OLDEST:
-            raise ValueError(
-                f"{_SWAP}: the model is of opset {site.opset}; it must be of {OLDEST} "
-                "or later: onnx.version_converter.convert_version changes that"
-            )
+    too_old = [site for site, _ in taken if 0 < site.opset < OLDEST]
+    if too_old and len(too_old) == len(taken):
+        raise ValueError(
+            f"{_SWAP}: the model is of opset {too_old[0].opset}; it must be of {OLDEST} "
+            "or later: onnx.version_converter.convert_version changes that"
+        )
+    taken = [(site, target) for site, target in taken if site not in too_old]
     taken_names = _Names(model)
     done = []
     # From the end, since one site's input may be another's output.
-    for site, target in reversed(chosen):
+    for site, target in reversed(taken):
         written = _written(site, target, form, limit)
         if _is_pointless(site, target, written, form):
             _discard(written.nodes)
@@ -137,12 +138,15 @@ def _rewrite(
         types = ", ".join(node.op_type for node in _computing(written.nodes))
         done.append(Replacement(site.name, str(site), f"{named(target)} ({types})"))
         _put(site, written.nodes, written.result, taken_names)
-    if any(node.domain == MICROSOFT for site, _ in chosen for node in site.nodes):
+    if any(node.domain == MICROSOFT for site, _ in taken for node in site.nodes):
         _forget_microsoft(model)
     return Replacements(
         reversed(done),
         [key.given for i, (key, _) in enumerate(rules) if i not in used],
-        {miss.name: str(miss) for miss in missed if _rule_for(miss, rules) is not None},
+        {
+            **{site.name: f"it is of opset {site.opset}, before {OLDEST}" for site in too_old},
+            **{miss.name: str(miss) for miss in missed if _rule_for(miss, rules) is not None},
+        },
     )
 
 
