@@ -94,7 +94,7 @@ class Row:
 @contextmanager
 def taking(function: str, form: str) -> Iterator[str]:
     """What `mk.swap` takes for this form of a function."""
-    names = [one.name for one in ACTIVATIONS[function].forms]
+    names = [known.name for known in ACTIVATIONS[function].forms]
     if form not in names or form == STANDARD:
         yield form
         return
@@ -108,7 +108,7 @@ def taking(function: str, form: str) -> Iterator[str]:
 
 def forms(function: str, *, network: bool) -> list[str]:
     """The forms to be timed."""
-    names = [form.name for form in ACTIVATIONS[function].forms]
+    names = [known.name for known in ACTIVATIONS[function].forms]
     if function in ("mish", "gelu", "gelu_tanh", "hardswish"):
         names.insert(1, OLDER if function != "hardswish" else "opset:13")
     return [*names, RELU] if network else names
@@ -163,7 +163,7 @@ def time_function(runtime: Runtime, function: str, dtype: str, folder: Path) -> 
     for form in forms(function, network=False):
         try:
             if hasattr(runtime, "load_form"):
-                if form not in [one.name for one in a.forms]:
+                if form not in [known.name for known in a.forms]:
                     continue
                 run = runtime.load_form(a.form(form).write, a.defaults, x)
             else:
@@ -330,11 +330,11 @@ sample of float32, over every float16, and over all opsets. A test measures them
 
 def page(rows: Sequence[Row], facts: dict[str, str]) -> str:
     """docs/runtimes.md"""
-    runtimes = [one for one in RUNTIMES if any(row.runtime == one.key for row in rows)]
+    runtimes = [runtime for runtime in RUNTIMES if any(row.runtime == runtime.key for row in rows)]
     versions = {row.runtime: row.version for row in rows}
     return TEXT.format(
         **facts,
-        versions=", ".join(f"{one.title} {versions[one.key]}" for one in runtimes),
+        versions=", ".join(f"{r.title} {versions[r.key]}" for r in runtimes),
         size=SIZE,
         **{dtype: _functions(rows, runtimes, dtype) for dtype in DTYPES},
         networks=_networks(rows, runtimes),
@@ -357,12 +357,12 @@ def _functions(rows: Sequence[Row], runtimes: Sequence[Runtime], dtype: str) -> 
                 cells.append(f"**{text}**" if is_best and dtype == DTYPES[0] else text)
             if any(cell != "–" for cell in cells):
                 body.append([function, form, *cells])
-    return markdown(["function", "form", *(one.title for one in runtimes)], body, words=2)
+    return markdown(["function", "form", *(runtime.title for runtime in runtimes)], body, words=2)
 
 
 def _networks(rows: Sequence[Row], runtimes: Sequence[Runtime]) -> str:
     times = {(r.subject, r.form, r.runtime): r.minimum for r in rows if r.subject in NETWORKS}
-    shown = [one for one in runtimes if one.takes_networks]
+    shown = [runtime for runtime in runtimes if runtime.takes_networks]
     body = []
     for name, (function, _) in NETWORKS.items():
         for form in forms(function, network=True):
@@ -377,7 +377,9 @@ def _networks(rows: Sequence[Row], runtimes: Sequence[Runtime]) -> str:
                 else:
                     cells.append(f"{significant(time)} ({base / time:.2f})")
             body.append([name, function if form != RELU else "", form, *cells])
-    return markdown(["network", "function", "form", *(one.title for one in shown)], body, words=3)
+    return markdown(
+        ["network", "function", "form", *(runtime.title for runtime in shown)], body, words=3
+    )
 
 
 def _errors() -> str:
@@ -392,8 +394,8 @@ def _lacks(rows: Sequence[Row], runtimes: Sequence[Runtime]) -> str:
         reasons: dict[str, list[str]] = {}
         for row in rows:
             if row.runtime == runtime.key and row.note:
-                what = f"{row.subject} {row.form} {row.dtype}"
-                reasons.setdefault(row.note.replace("|", "\\|"), []).append(what)
+                place = f"{row.subject} {row.form} {row.dtype}"
+                reasons.setdefault(row.note.replace("|", "\\|"), []).append(place)
         for reason, which in reasons.items():
             some = ", ".join(which[:4]) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
             lines.append([runtime.title, some, f"`{reason}`"])
@@ -442,13 +444,13 @@ def main(
             for runtime in RUNTIMES:
                 if (only and runtime.key not in only) or not _is_installed(runtime):
                     continue
-                for what, dtype in _work(runtime):
-                    if subject and what not in subject:
+                for name, dtype in _work(runtime):
+                    if subject and name not in subject:
                         continue
-                    new = in_process(runtime, what, dtype, Path(folder))
+                    new = in_process(runtime, name, dtype, Path(folder))
                     print(*(f"{r.runtime} {r.subject} {r.dtype} {r.form}: {r.minimum} {r.note}"
                             for r in new), sep="\n", flush=True)  # fmt: skip
-                    key = (runtime.key, what, dtype)
+                    key = (runtime.key, name, dtype)
                     rows = [r for r in rows if (r.runtime, r.subject, r.dtype) != key] + new
                     write_rows(_ordered(rows), facts)
     rows = _ordered(rows)

@@ -80,7 +80,7 @@ def _update(scope: _Scope) -> None:
     if not isinstance(proto, onnx.GraphProto):
         return
     _drop(proto.initializer, scope.initializers - {*graph.initializers})
-    stated = {one.name for one in (*proto.value_info, *proto.output)}
+    stated = {entry.name for entry in (*proto.value_info, *proto.output)}
     for value in (value for node in added for value in node.outputs):
         if value.type is not None and value.name not in stated:
             proto.value_info.append(ir.to_proto(value))

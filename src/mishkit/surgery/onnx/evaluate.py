@@ -82,7 +82,7 @@ def dtype_of(value: ir.Value, x: ir.Value, nodes: Sequence[ir.Node]) -> ir.DataT
         dtype = None if to is None or to.is_ref() else ir.DataType(to.value)
         return None if dtype == x.dtype else dtype
     read = node.inputs[1:] if node.op_type in ("CastLike", "Where") else node.inputs
-    rest = [one for one in nodes if one is not node]
+    rest = [other for other in nodes if other is not node]
     # Operators want one dtype, so any input tells.
     dtypes = [dtype_of(v, x, rest) for v in read if v is not None and number(v) is None]
     return dtypes[0] if dtypes and None not in dtypes else None
@@ -111,7 +111,7 @@ def evaluate(
         raise UnknownError
     computed[value] = None
     read = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
-    given = [None if one is None else evaluate(one, nodes, computed) for one in read]
+    given = [None if source is None else evaluate(source, nodes, computed) for source in read]
     if node.op_type == QUANTIZE:
         result = _quantized(node, *given)
     else:
@@ -139,7 +139,7 @@ def tolerance(nodes: Sequence[ir.Node]) -> float:
         if node.op_type == QUANTIZE and node.inputs[1] is not None:
             scale = number(node.inputs[1])
             steps.append(min(abs(float(scale)), 1 / _FINEST) if scale is not None else 0.0)
-    return max([*steps, *(4 * _eps(one.dtype) for one in constants(nodes))])
+    return max([*steps, *(4 * _eps(tensor.dtype) for tensor in constants(nodes))])
 
 
 def _eps(dtype: ir.DataType) -> float:

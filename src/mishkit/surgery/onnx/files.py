@@ -220,8 +220,8 @@ def save(model: Opened, output: str) -> dict[str, str]:
     return missing
 
 
-def _is_same_folder(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _is_same_folder(folder: str, other: str) -> bool:
+    return os.path.realpath(folder) == os.path.realpath(other)
 
 
 def _move(written: str, place: str) -> None:
@@ -249,7 +249,7 @@ def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict
             if extent not in copied:
                 copied[extent] = _append(file, *extent)
             moved = {"location": name, "offset": copied[extent], "length": tensor.nbytes}
-            others = {one.key: one.value for one in entry.external_data if one.key not in moved}
+            others = {pair.key: pair.value for pair in entry.external_data if pair.key not in moved}
             del entry.external_data[:]
             for key, value in {**moved, **others}.items():
                 entry.external_data.add(key=key, value=str(value))

@@ -55,11 +55,17 @@ def near_misses(model: ir.Model, sites: Sequence[Site]) -> list[NearMiss]:
 def _near_miss(last: ir.Node) -> NearMiss | None:
     for nodes in groups(last, elementwise_producer):
         given = inputs(nodes)
-        by_channel = {v: one for v in given if (one := constant(v)) is not None and one.size > 1}
+        by_channel = {
+            value: tensor
+            for value in given
+            if (tensor := constant(value)) is not None and tensor.size > 1
+        }
         given = [value for value in given if value not in by_channel]
         if len(nodes) < 2 or len(given) != 1:
             continue
-        also = {value: torch.tensor(_first(one)).double() for value, one in by_channel.items()}
+        also = {
+            value: torch.tensor(_first(tensor)).double() for value, tensor in by_channel.items()
+        }
         known, error = closest(nodes, given[0], also)
         if known is None or error > max(CLOSE, allowed(nodes)):
             continue

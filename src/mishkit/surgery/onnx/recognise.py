@@ -103,7 +103,7 @@ def scopes(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
     graphs = [(model.graph, model.opset_imports)]
     graphs += [(function.graph, function.opset_imports) for function in model.functions.values()]
     for graph, imports in graphs:
-        yield graph, next((imports[one] for one in STANDARD_DOMAINS if one in imports), 0)
+        yield graph, next((imports[name] for name in STANDARD_DOMAINS if name in imports), 0)
 
 
 def sites(model: ir.Model) -> list[Site]:
@@ -195,7 +195,7 @@ def fits(nodes: Sequence[ir.Node], x: ir.Value) -> bool:
         return False
     # A constant with more dimensions would add some.
     rank = len(x.shape) if x.shape is not None else 1
-    same_shape = all(len(one.shape) <= rank for one in constants(nodes))
+    same_shape = all(len(tensor.shape) <= rank for tensor in constants(nodes))
     return same_shape and dtype_of(nodes[0].outputs[0], x, nodes) is None
 
 
@@ -229,14 +229,14 @@ def closest(
     names, values = _table()
     known = [Known(name) for name in names]
     fitted = [Known(name, given) for name, fit in _FITS.items() if (given := fit(y)) is not None]
-    values = torch.cat([values, *(_values(one, _grid())[None] for one in fitted)])
+    values = torch.cat([values, *(_values(function, _grid())[None] for function in fitted)])
     # Rounded, so that the first of two names for the same function wins.
     errors = [round(error, 9) for error in _distances(_grid(), y, values).tolist()]
     candidates = [*zip(errors, [*known, *fitted], strict=True)]
     if all(node.op_type != "Tanh" for node in nodes):
         # A scaled SiLU is an APTx too, but should be recognised as a scaled SiLU.
-        candidates = [one for one in candidates if one[1].function != "aptx"]
-    error, best = min(candidates, key=lambda one: one[0])
+        candidates = [pair for pair in candidates if pair[1].function != "aptx"]
+    error, best = min(candidates, key=lambda pair: pair[0])
     if error > CLOSE:
         return None, error
     return best, max(error, float(_distances(points, every, _values(best, points)[None])))

@@ -118,7 +118,7 @@ def _rewrite(
             used.add(rule)
     for key, _ in rules:
         seen: list[Site | NearMiss] = [*every, *missed]
-        if key.pattern is not None and not any(_takes(key, one) for one in seen):
+        if key.pattern is not None and not any(_takes(key, place) for place in seen):
             raise ValueError(f"{_SWAP}: {unknown(key.pattern, [site.name for site in every])}")
     too_old = [site for site, _ in taken if 0 < site.opset < OLDEST]
     if too_old and len(too_old) == len(taken):
@@ -180,7 +180,7 @@ def _is_pointless(site: Site, target: Known, written: _Written, form: str) -> bo
     if form.startswith(FAST):
         return old == new
     limit = _limit(form) or site.opset
-    is_there = all(exists(one, min(limit, site.opset)) for one in old) or site.opset == 0
+    is_there = all(exists(operator, min(limit, site.opset)) for operator in old) or site.opset == 0
     return len(new) >= len(old) and is_there
 
 
@@ -216,9 +216,10 @@ def _is_same(one: Known, other: Known) -> bool:
 
 
 def _dtype(site: Site) -> ir.DataType | None:
-    read = [one.dtype for one in constants(site.nodes) if one.dtype.is_floating_point()]
-    quantised = any(node.op_type in PASSING for node in site.nodes)
-    return site.input.dtype or site.output.dtype or (read[0] if read and not quantised else None)
+    dtypes = [tensor.dtype for tensor in constants(site.nodes)]
+    floats = [dtype for dtype in dtypes if dtype.is_floating_point()]
+    is_cast = any(node.op_type in PASSING for node in site.nodes)
+    return site.input.dtype or site.output.dtype or (floats[0] if floats and not is_cast else None)
 
 
 class _Names:
