@@ -10,7 +10,8 @@ random weights. Every form of a function runs in one process, in turns, on one t
 processor's time, which other work on the machine does not lengthen. A process of its own for each
 function and network, as some runtimes end theirs where they lack an operator. What a runtime can't
 load, or computes wrongly, is not timed, and the page says so. What is fastest in float32 becomes
-`mishkit.functions._fastest.FASTEST`, if it is at least 10 % faster than the standard form.
+`mishkit.functions._fastest.FASTEST`, if it is at least 10 % faster than the standard form by
+itself, and not slower in a network.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -65,8 +67,10 @@ RELU = "relu"
 SECONDS, NETWORK_SECONDS, PATIENCE = 0.7, 10.0, 400
 WRONG = {"float32": 1e-4, "float16": 0.02}
 """Errors from which on a runtime does not compute the function, next to max(1, |f|)."""
-FASTER = 1.1
-"""How much faster than the standard form another must be to be chosen."""
+FASTER, SLOWER = 1.1, 1.03
+"""How much faster than the standard form another must be by itself to be chosen, and how much
+slower it may be in a network, where timing is no better.
+"""
 
 
 @dataclass(frozen=True)
@@ -253,23 +257,32 @@ def one(key: str, subject: str, dtype: str, folder: str) -> None:
 
 def fastest(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """The fastest form of every function in every runtime."""
-    chosen: dict[str, dict[str, str]] = {}
-    for key in dict.fromkeys(row.runtime for row in rows):
-        chosen[key] = {}
-        for function, a in ACTIVATIONS.items():
-            names = [form.name for form in a.forms]
-            times = {
-                row.form: row.minimum
-                for row in rows
-                if row.minimum
-                and row.form in names
-                and (row.runtime, row.subject, row.dtype) == (key, function, "float32")
-            }
-            best = min(times, key=times.__getitem__, default=STANDARD)
-            if STANDARD in times and times[STANDARD] < FASTER * times[best]:
-                best = STANDARD
-            chosen[key][function] = best
-    return chosen
+    minima = {(r.runtime, r.subject, r.dtype, r.form): r.minimum for r in rows}
+    return {
+        key: {function: _fastest_form(minima, key, function) for function in ACTIVATIONS}
+        for key in dict.fromkeys(row.runtime for row in rows)
+    }
+
+
+def _fastest_form(
+    minima: Mapping[tuple[str, ...], float | None], runtime: str, function: str
+) -> str:
+    def timed(subject: str, form: str) -> float | None:
+        return minima.get((runtime, subject, DTYPES[0], form))
+
+    times = {form.name: time for form in ACTIVATIONS[function].forms
+             if (time := timed(function, form.name)) is not None}  # fmt: skip
+    for name, (other, _) in NETWORKS.items():
+        standard = timed(name, STANDARD)
+        if other != function or standard is None:
+            continue
+        for form in [*times]:
+            # A runtime may fuse the standard form with what is before it.
+            if (timed(name, form) or math.inf) > SLOWER * standard:
+                del times[form]
+    best = min(times, key=times.__getitem__, default=STANDARD)
+    is_near = STANDARD in times and times[STANDARD] < FASTER * times[best]
+    return STANDARD if is_near else best
 
 
 def write_table(rows: Sequence[Row]) -> None:
@@ -296,8 +309,9 @@ Made by `python benchmarks/runtimes.py`; all rows are in [runtimes.csv](runtimes
 A form is a way to write a function in standard ONNX operators. The standard form is the function's
 own operator, where the opset has one; [swap](swap.md#forms) says how to choose. In bold: what
 `form="fast:RUNTIME"` takes, which for ONNX Runtime is `form="fast"`. A dash: the runtime can't do
-it (the reasons are below). Times are processor time, the minimum over repeats that alternate
-between the forms. Trust ratios within a row, not times.
+it (the reasons are below). A form other than the standard one is taken if it is 10 % faster by
+itself and not slower in a network. Times are processor time, the minimum over repeats that
+alternate between the forms. Trust ratios within a row, not times.
 
 ## One call, float32
 
