@@ -285,6 +285,19 @@ def test_output_stays_in_its_folder_and_is_whole(
         mk.swap("old.onnx", {"silu": "mish"}, output=folder)
 
 
+def test_weights_beyond_what_a_file_takes_are_put_beside_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("s = Sigmoid(x) y = Mul(x, s)")
+    weights = np.arange(1000, dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    monkeypatch.setattr("mishkit.surgery.onnx.files._LARGEST_FILE", 3000)
+    mk.swap(ir.from_proto(model), {"silu": "mish"}, output="new.onnx")
+    assert Path("new.onnx.data").stat().st_size >= 4000
+    (weight,) = onnx.load("new.onnx").graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), weights)
+
+
 def test_data_that_is_not_there_concerns_only_who_needs_it(folder: Path) -> None:
     path = save_with_data(folder, "lost.data")
     os.mkdir("other")

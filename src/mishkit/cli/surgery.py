@@ -104,7 +104,7 @@ def swap(
     rules: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="OLD=NEW…",
+            metavar="OLD=NEW",
             help="silu=mish, gelu=hard_mish:k=3, 'blocks.*=relu': a function or a pattern of "
             "names, and what takes its place.",
             show_default="with --form, every function as itself",

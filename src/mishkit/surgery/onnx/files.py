@@ -17,6 +17,8 @@ import onnx_ir as ir
 from .edit import Edits
 
 _SWAP = "mishkit.swap"
+_LARGEST_FILE = 2_000_000_000
+"""Bytes of weights from which on they go into a file of their own: protobuf takes 2 GiB."""
 _LARGE = 1 << 20
 """Bytes of data from which on a tensor begins at a page, so that runtimes can map it."""
 
@@ -208,7 +210,9 @@ def save(model: Opened, output: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix=".mishkit-", dir=folder) as new:
         written, written_data = os.path.join(new, name), os.path.join(new, data)
         if model.proto is None:
-            ir.save(model.model, written, external_data=data if model.has_external else None)
+            weights = sum(getattr(tensor, "nbytes", 0) for tensor in _initializers(model.model))
+            is_apart = model.has_external or weights > _LARGEST_FILE
+            ir.save(model.model, written, external_data=data if is_apart else None)
         else:
             if model.folder is not None and not _is_same_folder(model.folder, folder):
                 missing = _copy_data(model.proto, model.folder, written_data, data)
