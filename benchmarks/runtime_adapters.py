@@ -129,7 +129,7 @@ class Mnn(Runtime):
         done = subprocess.run([tool, *command], capture_output=True, text=True)
         if not new.exists():
             lacks = [line for line in done.stdout.splitlines() if "Not Support" in line]
-            raise ValueError(lacks[0].partition("] ")[2] if lacks else "can't be converted")
+            raise ValueError(f"lacks {lacks[0].split()[-1]}" if lacks else "can't be converted")
         precision = "low" if x.dtype == np.float16 else "high"
         settings = {"backend": 0, "numThread": 1, "precision": precision}
         manager = MNN.nn.create_runtime_manager((settings,))

@@ -27,7 +27,7 @@ def export_form(form: str) -> Iterator[None]:
     Every form computes the same function in standard operators. In ``"standard"``, which is the
     default, that is one operator where there is one: Mish becomes ``Mish``. In ``"fast"`` it is
     whatever takes the least time: for ONNX Runtime, Mish becomes ``Sigmoid`` and five operators of
-    arithmetic, which take a sixth of the time. In float16 every form is finite for finite inputs.
+    arithmetic, which take a tenth of the time. In float16 every form is finite for finite inputs.
     What runs eagerly or is compiled is not affected.
 
     Parameters
