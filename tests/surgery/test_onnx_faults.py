@@ -229,6 +229,16 @@ def test_data_beyond_the_file_is_refused(extent: dict[str, Any], folder: Path) -
     assert sorted(os.listdir(folder)) == ["old.data", "old.onnx"]
 
 
+@pytest.mark.parametrize("dims", [[-8], [-8, -2], [1 << 62, 4]])
+def test_shapes_that_no_data_has_are_refused(dims: list[int], folder: Path) -> None:
+    model = onnx.load(save_with_data(folder, "old.data"), load_external_data=False)
+    model.graph.initializer[0].dims[:] = dims
+    Path("old.onnx").write_bytes(model.SerializeToString())
+    os.mkdir("other")
+    with pytest.raises(ValueError, match=r"^mishkit\.swap: [^\n]* can't be read[^\n]*$"):
+        mk.swap("old.onnx", {"silu": "mish"}, output="other/new.onnx")
+
+
 def test_data_inside_is_read_by_a_link_too(folder: Path) -> None:
     os.symlink("old.data", "link")
     os.mkdir("other")

@@ -77,6 +77,7 @@ def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
     try:
         if not proto.HasField("graph"):
             raise ValueError("there is no graph in it")
+        _check_extents(proto)
         with _quiet():
             model = ir.from_proto(proto)
         edits = Edits(proto, model)
@@ -271,6 +272,18 @@ def _append(file: BinaryIO, place: str, offset: int, length: int) -> int:
             file.write(part)
             length -= len(part)
     return begin
+
+
+def _check_extents(proto: onnx.ModelProto) -> None:
+    for entry in _protos(proto):
+        if entry.data_location != entry.EXTERNAL:
+            continue
+        extent = {pair.key: pair.value for pair in entry.external_data}
+        numbers = [extent.get(key, "0") for key in ("offset", "length")]
+        if min(entry.dims, default=0) < 0 or not all(
+            number.isascii() and number.isdigit() for number in numbers
+        ):
+            raise ValueError(f"shape, offset or length of {entry.name!r} is no number from 0 on")
 
 
 def _external_protos(
