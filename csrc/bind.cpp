@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 
+#include "bind/affine.h"
 #include "bind/blend.h"
 #include "bind/isa.h"
 #include "bind/neuron.h"
@@ -28,6 +29,7 @@ struct Registration {
       Operators<0>::add_to(library);
       add_neuron(library);
       add_blend(library);
+      add_affine(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

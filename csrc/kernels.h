@@ -69,6 +69,36 @@ struct BlendKernels {
   BlendKernel of[dtype_count][3];  // forward, backward, and backward of two dead functions
 };
 
+// A call of f(scale·x + shift), or of grad·f'(scale·x + shift). In memory x has samples of `sample`
+// elements, each with rows of `channels` runs of `inner` elements.
+struct AffineArguments {
+  const void* grad;  // null in the forward pass
+  const void* x;
+  void* out;
+  const void *scale, *shift;  // `channels` numbers per sample, float (double for double)
+  int64_t sample, channels, inner;
+  Kernel kernel;  // of f, forward or backward, for the type of x; null for scale·x + shift alone
+  const double* parameters;
+  bool streaming;  // as in Arguments
+};
+// Computes elements [begin, end).
+using AffineKernel = void (*)(const AffineArguments&, int64_t begin, int64_t end);
+
+struct LayerNormArguments {
+  const void* x;
+  void* out;
+  const void *mean, *rstd;    // one number per row, float (double for double)
+  const void *weight, *bias;  // one number per column
+  int64_t columns;
+};
+// Computes rows [begin, end).
+using LayerNormKernel = void (*)(const LayerNormArguments&, int64_t begin, int64_t end);
+
+struct AffineKernels {
+  AffineKernel affine[dtype_count];
+  LayerNormKernel layer_norm[dtype_count];
+};
+
 struct NeuronKernels;  // neuron_kernels.h
 
 // One instruction set: its name and the kernels of every function, in the order of the table.
@@ -77,6 +107,7 @@ struct InstructionSet {
   const FunctionKernels* functions;
   const NeuronKernels* neuron;
   const BlendKernels* blend;
+  const AffineKernels* affine;
 };
 
 }  // namespace mishkit

@@ -57,6 +57,16 @@ if hasattr(torch.compiler, "_is_exporting_flag"):
 else:  # pragma: no cover
     is_exporting = torch.compiler.is_exporting
 
+def first_packed(node: Any) -> Any:
+    """What hooks on saved tensors have put in the place of the first tensor that the node of a
+    Python autograd function saved; without hooks it is that tensor. None if there is no way to tell.
+    """
+    try:
+        return node._raw_saved_tensors[0].data
+    except (AttributeError, IndexError, RuntimeError):  # the graph may have been freed
+        return None
+
+
 DisableTorchDispatch: Callable[[], Any] = getattr(torch._C, "_DisableTorchDispatch", nullcontext)
 """Within this context, operators don't reach `__torch_dispatch__`."""
 

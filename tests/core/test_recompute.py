@@ -141,7 +141,7 @@ def test_every_recipe_has_an_example() -> None:
 def test_normalisations_round_as_torchs_kernels_do() -> None:
     """Where they don't, nothing is wrong, but more is kept than the documentation says."""
     for again in (recipes._again_batch, recipes._again_layer, recipes._again_group):
-        assert recipes._rounds_alike(again, torch.float32, "cpu")
+        assert recipes._rounds_alike(again, torch.float32, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(

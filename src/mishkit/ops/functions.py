@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._mode import are_transforms_active
+from .._torch_private import first_packed
 from ..activation import Activation, Formulas
 from ..backends import cpu, triton
 from ..backends import torch as plain
@@ -244,8 +245,15 @@ def saving_input(
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
+            differentiable = torch.is_grad_enabled() or are_transforms_active()
+            # `mishkit.recompute` may know a way without the input.
+            through = getattr(first_packed(ctx), "gradient_through", None)
+            if through is not None and not differentiable:
+                gradient = through(a.name, ctx.parameters, grad)
+                if gradient is not None:
+                    return gradient, *no_gradients
             (x,) = ctx.saved_tensors
-            if torch.is_grad_enabled() or are_transforms_active():
+            if differentiable:
                 gradient = Backward.apply(grad, x, *ctx.parameters)
             else:
                 gradient = backward(grad, x, *ctx.parameters)

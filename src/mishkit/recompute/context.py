@@ -82,6 +82,8 @@ class _Packer:
     def pack(self, tensor: Tensor) -> Any:
         """What a node keeps in place of a tensor."""
         node = tensor.grad_fn
+        if node is None and self.outside is None:
+            return tensor, tensor._version
         if node is None or type(tensor) is not Tensor:
             return Kept(tensor, self.outside)
         number = tensor.output_nr

@@ -8,11 +8,14 @@ held until the last of them has run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..functions import ACTIVATIONS
+from ..ops.affine import Affine, affine_backward, function
 from .recipes import Node, Recipe
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
@@ -40,12 +43,7 @@ class Kept:
         """The tensor; raises RuntimeError if it was modified in place."""
         if self._outside is not None:
             return self._outside[1](self._packed)
-        tensor: Tensor = self._packed
-        if tensor._version != self._version:
-            raise RuntimeError(
-                _CHANGED.format(tensor.type(), [*tensor.shape], tensor._version, self._version)
-            )
-        return tensor
+        return _unchanged(self._packed, self._version)
 
 
 class Made:
@@ -57,6 +55,7 @@ class Made:
         self.node, self.number, self.recipe = node, number, recipe
         self.inputs, self.sums = inputs, sums
         self._value: Tensor | None = None
+        self._affine: Affine | None = None
 
     def value(self) -> Tensor:
         """The tensor, computed once and held while any node that needs it has yet to run."""
@@ -65,6 +64,14 @@ class Made:
             inputs = [source.value() for source in self.inputs]
             value = self._value = self.recipe.make(self.node, inputs, self.number)
         return value
+
+    def affine(self) -> Affine | None:
+        """The tensor as scale·x + shift, if its recipe can tell and nobody has computed it yet."""
+        if self._value is not None or self.recipe.affine is None:
+            return None
+        if self._affine is None:
+            self._affine = self.recipe.affine(self.node, self.inputs)
+        return self._affine
 
 
 Source = Kept | Made
@@ -80,9 +87,7 @@ class Handle:
 
     def tensor(self) -> Tensor:
         """The tensor as it was."""
-        # Recipes call the same kernels as the forward pass, with the same dtypes, so autocast is
-        # off.
-        with torch.no_grad(), torch.autocast(self._device, enabled=False):
+        with self._plainly():
             value = self._made.value()
             if value.stride() == self._strides and value.shape == self._shape:
                 return value
@@ -91,7 +96,54 @@ class Handle:
             )
             return result.copy_(value)
 
+    def affine(self) -> Affine | None:
+        """The tensor as scale·x + shift, if that is possible and nobody has computed it yet."""
+        with self._plainly():
+            affine = self._made.affine()
+        if affine is None or affine.input.stride() != self._strides:
+            return None
+        return affine if affine.input.shape == self._shape else None
 
-def unpack(packed: Kept | Handle) -> Tensor:
+    def gradient_through(
+        self, name: str, parameters: Sequence[float], grad: Tensor
+    ) -> Tensor | None:
+        """grad·f'(this tensor) in one pass, for a function of the table, if that is possible."""
+        affine = self.affine() if name in ACTIVATIONS else None
+        if affine is None or grad.dtype != affine.input.dtype:
+            return None
+        return affine_backward(grad, *affine, *function(name, *parameters))
+
+    def _plainly(self) -> AbstractContextManager[Any]:
+        """Without gradients, and without autocast: recipes call the kernels of the forward pass
+        with the dtypes that these had.
+        """
+        if not (torch.is_grad_enabled() or torch.is_autocast_enabled(self._device)):
+            return _NOTHING
+        stack = ExitStack()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(self._device, enabled=False))
+        return stack
+
+
+_NOTHING = nullcontext()
+
+
+Leaf = tuple[Tensor, int]
+"""A tensor without a node, and its version."""
+
+
+def unpack(packed: Leaf | Kept | Handle) -> Tensor:
     """The tensor that a node's packed value stands for."""
-    return packed.tensor() if isinstance(packed, Handle) else packed.value()
+    if isinstance(packed, Handle):
+        return packed.tensor()
+    if isinstance(packed, Kept):
+        return packed.value()
+    return _unchanged(*packed)
+
+
+def _unchanged(tensor: Tensor, version: int) -> Tensor:
+    if tensor._version != version:
+        raise RuntimeError(
+            _CHANGED.format(tensor.type(), [*tensor.shape], tensor._version, version)
+        )
+    return tensor
