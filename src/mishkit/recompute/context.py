@@ -13,7 +13,7 @@ from torch import Tensor
 from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
 from .handles import Handle, Hooks, Kept, Made, Source, unpack
-from .recipes import Node, find
+from .recipes import RESHAPES, Node, find
 
 MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
@@ -22,8 +22,8 @@ sum before it, a whole residual network would depend on its first sum.
 LEAST_BYTES = 1024
 """Smaller tensors are kept: a handle takes memory too."""
 
-_NOTES = "mishkit"
-"""Key in a node's metadata; maps an output's number to the object that keeps or makes it."""
+_NOTE = "mishkit"
+"""With an output's number, the key in a node's metadata of the object that keeps or makes it."""
 
 
 @contextmanager
@@ -82,17 +82,16 @@ class _Packer:
     def pack(self, tensor: Tensor) -> Any:
         """What a node keeps in place of a tensor."""
         node = tensor.grad_fn
-        if node is None and self.outside is None:
+        if self.outside is None and (node is None or _is_of_leaf(tensor)):
             return tensor, tensor._version
         if node is None or type(tensor) is not Tensor:
             return Kept(tensor, self.outside)
-        number = tensor.output_nr
-        if tensor.numel() * tensor.element_size() >= LEAST_BYTES:
-            source = _source(node, number)
-            if isinstance(source, Made):
+        if tensor.nbytes >= LEAST_BYTES:
+            source = _source(*_behind_reshapes(node, tensor.output_nr))
+            if type(source) is Made:
                 return Handle(source, tensor)
         kept = Kept(tensor, self.outside)
-        _note(node, number, kept)
+        _note(node, tensor.output_nr, kept)
         base = tensor._base
         if base is not None and base.grad_fn is not None and self.outside is None:
             # Keeping the view keeps all memory of its base anyway.
@@ -101,24 +100,46 @@ class _Packer:
         return kept
 
 
-def _source(node: Node, number: int) -> Source | None:
+def _is_of_leaf(tensor: Tensor) -> bool:
+    """Whether it is a view of a leaf, such as a transposed weight, whose memory stays anyway."""
+    base = tensor._base
+    return base is not None and base.grad_fn is None
+
+
+def _behind_reshapes(node: Node, number: int) -> tuple[Node | None, int]:
+    """The node whose output only got another shape by this node and those before it."""
+    while node is not None and node.name() in RESHAPES and _noted(node, number) is None:
+        node, number = node.next_functions[0]
+    return node, number
+
+
+def _source(node: Node | None, number: int) -> Source | None:
     """The object that can provide this output of a node; None if there is none."""
+    if node is None:
+        return None
     known = _noted(node, number)
     if known is not None:
         return known
-    if (leaf := getattr(node, "variable", None)) is not None:
-        return Kept(leaf)
     recipe = find(node)
-    if recipe is None or (number and not recipe.outputs):
+    if recipe is None:
+        leaf = getattr(node, "variable", None)
+        return None if leaf is None else Kept(leaf)
+    if number and not recipe.outputs:
         return None
     inputs: list[Source] = []
+    sums = 0
     for place in recipe.inputs(node):
-        before, output = node.next_functions[place]
-        source = None if before is None else _source(before, output)
+        source = _source(*node.next_functions[place])
         if source is None:
             return None
         inputs.append(source)
-    sums = recipe.sums + max((source.sums for source in (*inputs, *_behind(node))), default=0)
+        sums = max(sums, source.sums)
+    # The tensors that this node itself keeps may have to be recomputed, too.
+    for before, output in node.next_functions:
+        behind = None if before is None else _noted(before, output)
+        if behind is not None:
+            sums = max(sums, behind.sums)
+    sums += recipe.sums
     if sums > MOST_SUMS:
         return None
     made = Made(node, number, recipe, inputs, sums)
@@ -126,19 +147,11 @@ def _source(node: Node, number: int) -> Source | None:
     return made
 
 
-def _behind(node: Node) -> Iterator[Source]:
-    """What may have to be recomputed to get the tensors that this node itself keeps."""
-    for before, output in node.next_functions:
-        source = None if before is None else _noted(before, output)
-        if source is not None:
-            yield source
-
-
 def _note(node: Node, number: int, source: Source) -> None:
     # A weak reference: what is kept must not outlive the nodes that keep it.
-    node.metadata.setdefault(_NOTES, {})[number] = weakref.ref(source)
+    node.metadata[_NOTE, number] = weakref.ref(source)
 
 
 def _noted(node: Node, number: int) -> Source | None:
-    reference = node.metadata.get(_NOTES, {}).get(number)
+    reference = node.metadata.get((_NOTE, number))
     return None if reference is None else reference()

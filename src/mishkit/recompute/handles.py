@@ -30,6 +30,7 @@ _CHANGED = (
 class Kept:
     """A tensor that is kept, packed by the hooks that were active outside."""
 
+    __slots__ = ("__weakref__", "_outside", "_packed", "_version", "base")
     sums = 0
 
     def __init__(self, tensor: Tensor, outside: Hooks | None = None) -> None:
@@ -48,6 +49,8 @@ class Kept:
 
 class Made:
     """A node's output that its recipe can recompute."""
+
+    __slots__ = ("__weakref__", "_affine", "_value", "inputs", "node", "number", "recipe", "sums")
 
     def __init__(
         self, node: Node, number: int, recipe: Recipe, inputs: Sequence[Source], sums: int
@@ -80,16 +83,19 @@ Source = Kept | Made
 class Handle:
     """A tensor to be recomputed, in its original layout."""
 
+    __slots__ = ("_device", "_made", "_shape", "_strides")
+
     def __init__(self, made: Made, tensor: Tensor) -> None:
         self._made = made
-        self._shape, self._strides = tensor.shape, tensor.stride()
-        self._device = tensor.device.type
+        self._shape, self._strides, self._device = tensor.shape, tensor.stride(), tensor.device
 
     def tensor(self) -> Tensor:
         """The tensor as it was."""
         with self._plainly():
             value = self._made.value()
-            if value.stride() == self._strides and value.shape == self._shape:
+            if value.shape != self._shape:  # the same elements, reshaped
+                value = value.reshape(self._shape)
+            if value.stride() == self._strides:
                 return value
             result = torch.empty_strided(
                 self._shape, self._strides, dtype=value.dtype, device=value.device
@@ -117,11 +123,12 @@ class Handle:
         """Without gradients, and without autocast: recipes call the kernels of the forward pass
         with the dtypes that these had.
         """
-        if not (torch.is_grad_enabled() or torch.is_autocast_enabled(self._device)):
+        device = self._device.type
+        if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
             return _NOTHING
         stack = ExitStack()
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(self._device, enabled=False))
+        stack.enter_context(torch.autocast(device, enabled=False))
         return stack
 
 
