@@ -57,9 +57,10 @@ if hasattr(torch.compiler, "_is_exporting_flag"):
 else:  # pragma: no cover
     is_exporting = torch.compiler.is_exporting
 
+
 def first_packed(node: Any) -> Any:
-    """What hooks on saved tensors have put in the place of the first tensor that the node of a
-    Python autograd function saved; without hooks it is that tensor. None if there is no way to tell.
+    """What hooks on saved tensors have put in the place of the first tensor that a Python autograd
+    function saved; without hooks it is that tensor. None if there is no way to tell.
     """
     try:
         return node._raw_saved_tensors[0].data

@@ -39,10 +39,13 @@ _TABLE = tuple(ACTIVATIONS.values())
 _FUNCTION = ", int f" + "".join(f", float f_{i}" for i in range(NUMBERS))
 NO_FUNCTION = (-1, *(0.0,) * NUMBERS)
 """In place of a function: scale·input + shift itself."""
+_NUMBERS_OF_INPUT = "Tensor input, Tensor scale, Tensor shift"
 SCHEMAS = {
-    "affine": f"(Tensor input, Tensor scale, Tensor shift{_FUNCTION}) -> Tensor",
-    "affine_backward": f"(Tensor grad, Tensor input, Tensor scale, Tensor shift{_FUNCTION}) -> Tensor",
-    "layer_norm_again": "(Tensor input, Tensor mean, Tensor rstd, Tensor weight, Tensor bias) -> Tensor",
+    "affine": f"({_NUMBERS_OF_INPUT}{_FUNCTION}) -> Tensor",
+    "affine_backward": f"(Tensor grad, {_NUMBERS_OF_INPUT}{_FUNCTION}) -> Tensor",
+    "layer_norm_again": (
+        "(Tensor input, Tensor mean, Tensor rstd, Tensor weight, Tensor bias) -> Tensor"
+    ),
 }
 
 
@@ -92,6 +95,19 @@ def _layer_norm_again(
 
 # ---- operators -----------------------------------------------------------------------------------
 
+
+def _on_gpu(name: str, *arguments: Any) -> Tensor:
+    """The Triton version of the operators, for the dtypes that Triton supports."""
+    if arguments[-1 - (name != "layer_norm_again") * (NUMBERS + 1)].dtype == torch.float64:
+        return _BODIES[name](*arguments)
+    if name == "layer_norm_again":
+        return triton.layer_norm_again(*arguments)
+    *tensors, f = arguments[:-NUMBERS]
+    a = _TABLE[f] if f >= 0 else None
+    numbers = arguments[-NUMBERS:][: len(a.parameters)] if a else ()
+    return getattr(triton, name)(a, *tensors, *numbers)
+
+
 _library = torch.library.Library("mishkit", "FRAGMENT")
 _BODIES: dict[str, Callable[..., Tensor]] = {
     "affine": _forward,
@@ -107,8 +123,8 @@ def _like_input(name: str, *arguments: Any) -> Tensor:
 for _name, _body in _BODIES.items():
     _library.define(_name + SCHEMAS[_name], tags=torch.Tag.pt2_compliant_tag)
     _library.impl(_name, _body, "CompositeExplicitAutograd")
-    if triton.available() and hasattr(triton, _name):
-        _library.impl(_name, getattr(triton, _name), "CUDA")
+    if triton.available():
+        _library.impl(_name, functools.partial(_on_gpu, _name), "CUDA")
     register_fake(_library, _name, functools.partial(_like_input, _name))
 
 affine = operator("affine")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
-from .handles import Handle, Hooks, Kept, Made, Source, unpack
+from .handles import Handle, Hooks, Kept, Leaf, Made, Source, unpack
 from .recipes import RESHAPES, Node, find
 
 MOST_SUMS = 2
@@ -83,7 +83,7 @@ class _Packer:
         """What a node keeps in place of a tensor."""
         node = tensor.grad_fn
         if self.outside is None and (node is None or _is_of_leaf(tensor)):
-            return tensor, tensor._version
+            return Leaf(tensor)
         if node is None or type(tensor) is not Tensor:
             return Kept(tensor, self.outside)
         if tensor.nbytes >= LEAST_BYTES:
@@ -120,10 +120,12 @@ def _source(node: Node | None, number: int) -> Source | None:
     known = _noted(node, number)
     if known is not None:
         return known
+    leaf = getattr(node, "variable", None)
+    if leaf is not None:
+        return Leaf(leaf)
     recipe = find(node)
     if recipe is None:
-        leaf = getattr(node, "variable", None)
-        return None if leaf is None else Kept(leaf)
+        return None
     if number and not recipe.outputs:
         return None
     inputs: list[Source] = []

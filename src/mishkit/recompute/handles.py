@@ -21,30 +21,45 @@ from .recipes import Node, Recipe
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 """Another context's saved-tensor hooks: the pack and the unpack function."""
 
-_CHANGED = (
-    "one of the variables needed for gradient computation has been modified by an inplace "
-    "operation: [{} of shape {}] is at version {}; expected version {} instead"
-)
+
+class Leaf:
+    """A tensor without a node of its own, which is kept as it is."""
+
+    __slots__ = ("__weakref__", "_tensor", "_version")
+    sums = 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    def value(self) -> Tensor:
+        """The tensor; raises RuntimeError if it was modified in place."""
+        tensor = self._tensor
+        if tensor._version != self._version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: [{tensor.type()} of shape {[*tensor.shape]}] is at version "
+                f"{tensor._version}; expected version {self._version} instead"
+            )
+        return tensor
 
 
-class Kept:
+class Kept(Leaf):
     """A tensor that is kept, packed by the hooks that were active outside."""
 
-    __slots__ = ("__weakref__", "_outside", "_packed", "_version", "base")
-    sums = 0
+    __slots__ = ("_outside", "base")
 
     def __init__(self, tensor: Tensor, outside: Hooks | None = None) -> None:
         self._version, self._outside = tensor._version, outside
         # Detach: an output saved by its own node would otherwise never be freed.
-        self._packed = tensor.detach() if outside is None else outside[0](tensor)
+        self._tensor = tensor.detach() if outside is None else outside[0](tensor)
         self.base: Kept | None = None
         """The base of this view, if keeping the view also keeps the base."""
 
     def value(self) -> Tensor:
         """The tensor; raises RuntimeError if it was modified in place."""
         if self._outside is not None:
-            return self._outside[1](self._packed)
-        return _unchanged(self._packed, self._version)
+            return self._outside[1](self._tensor)
+        return super().value()
 
 
 class Made:
@@ -77,7 +92,7 @@ class Made:
         return self._affine
 
 
-Source = Kept | Made
+Source = Leaf | Made
 
 
 class Handle:
@@ -135,22 +150,6 @@ class Handle:
 _NOTHING = nullcontext()
 
 
-Leaf = tuple[Tensor, int]
-"""A tensor without a node, and its version."""
-
-
-def unpack(packed: Leaf | Kept | Handle) -> Tensor:
+def unpack(packed: Leaf | Handle) -> Tensor:
     """The tensor that a node's packed value stands for."""
-    if isinstance(packed, Handle):
-        return packed.tensor()
-    if isinstance(packed, Kept):
-        return packed.value()
-    return _unchanged(*packed)
-
-
-def _unchanged(tensor: Tensor, version: int) -> Tensor:
-    if tensor._version != version:
-        raise RuntimeError(
-            _CHANGED.format(tensor.type(), [*tensor.shape], tensor._version, version)
-        )
-    return tensor
+    return packed.tensor() if type(packed) is Handle else packed.value()  # type: ignore[union-attr]

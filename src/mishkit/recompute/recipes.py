@@ -57,12 +57,11 @@ class Recipe:
 
 def find(node: Node) -> Recipe | None:
     """The recipe for a node, if there is one and the node keeps enough."""
-    recipe = _RECIPES.get(node.name()) or _of_ours(node)
-    return recipe if recipe is not None and recipe.applies(node) else None
-
-
-def _of_ours(node: Node) -> Recipe | None:
-    return _OURS.get(getattr(type(node), "_forward_cls", None))
+    recipe = _RECIPES.get(node.name())
+    if recipe is None:
+        recipe = _OURS.get(getattr(node, "_forward_cls", None))
+        return recipe
+    return recipe if recipe.applies is _always or recipe.applies(node) else None
 
 
 def _first(node: Node) -> Sequence[int]:
@@ -215,17 +214,6 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Ten
     return layer_norm_again(x.contiguous(), *rows)
 
 
-def _shift_of(node: Node) -> Tensor:
-    """The bias of a batch norm or group norm: a leaf, which the node itself does not keep."""
-    return node.next_functions[2][0].variable
-
-
-def _has_shift(node: Node) -> bool:
-    """Whether scale and shift are available. A shift that needs no gradient can't be found."""
-    shift = node.next_functions[2][0]
-    return _needs_gradient(node, 1) and hasattr(shift, "variable")
-
-
 def _known_shift(node: Node) -> Sequence[int]:
     return (2,)
 
@@ -305,30 +293,32 @@ def _rounds_alike(
     return True
 
 
-def _alike(node: Node, again: Callable[..., tuple[Tensor, Tensor]], number: int) -> bool:
-    """Whether a formula holds for a node, whose input of that number has the dtype of its weights."""
-    output = node._input_metadata[0]
-    before, place = node.next_functions[number]
-    weights = before._input_metadata[place].dtype
-    return _rounds_alike(again, output.dtype, weights, torch.device(output.device).type)
+def _norm_applies(node: Node, again: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+    """Whether the formula holds for a norm, and weight and bias are available. A batch norm or a
+    group norm does not keep its bias. If that needs no gradient, or is no leaf, it can't be found.
+    """
+    (_, _), (weight, _), (bias, _) = node.next_functions
+    leaf = getattr(bias, "variable", None)
+    if weight is None or leaf is None:
+        return False
+    return _rounds_alike(again, node._input_metadata[0].dtype, leaf.dtype, leaf.device.type)
 
 
 def _batch_norm_applies(node: Node) -> bool:
-    again = _again_batch if node._saved_training else _again_frozen_batch
-    return _has_shift(node) and _alike(node, again, 2)
+    return _norm_applies(node, _again_batch if node._saved_training else _again_frozen_batch)
 
 
 def _group_norm_applies(node: Node) -> bool:
-    return _has_shift(node) and _alike(node, _again_group, 2)
+    return _norm_applies(node, _again_group)
 
 
 def _layer_norm_applies(node: Node) -> bool:
-    has_both = _needs_gradient(node, 1) and _needs_gradient(node, 2)
-    return has_both and _alike(node, _again_layer, 2)
+    return _norm_applies(node, _again_layer)
 
 
 def _dropout_applies(node: Node) -> bool:
-    return _alike(node, _again_dropout, 0)
+    output = node._input_metadata[0]
+    return _rounds_alike(_again_dropout, output.dtype, output.dtype, output.device.type)
 
 
 def _affine_norm(
