@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
 from .handles import Handle, Hooks, Kept, Leaf, Made, Source, unpack
-from .recipes import RESHAPES, Node, find
+from .recipes import Node, find
 
 MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
@@ -76,41 +75,49 @@ def _hooks_outside() -> Hooks | None:
 
 
 class _Packer:
+    """Python code that runs between two convolutions finds nothing of its own in the processor's
+    caches, so every line here costs a microsecond or more.
+    """
+
     def __init__(self, outside: Hooks | None) -> None:
         self.outside = outside
 
-    def pack(self, tensor: Tensor) -> Any:
+    def pack(self, tensor: Tensor) -> Leaf | Handle:
         """What a node keeps in place of a tensor."""
-        node = tensor.grad_fn
-        if self.outside is None and (node is None or _is_of_leaf(tensor)):
-            return Leaf(tensor)
-        if node is None or type(tensor) is not Tensor:
-            return Kept(tensor, self.outside)
+        node, outside = tensor.grad_fn, self.outside
+        if node is None:
+            return Leaf(tensor) if outside is None else Kept(tensor, outside)
+        if type(tensor) is not Tensor:
+            return Kept(tensor, outside)
+        if outside is None and tensor._base is not None:
+            return _packed_view(tensor, tensor._base)
+        number = tensor.output_nr
         if tensor.nbytes >= LEAST_BYTES:
-            source = _source(*_behind_reshapes(node, tensor.output_nr))
+            source = _source(node, number)
             if type(source) is Made:
                 return Handle(source, tensor)
-        kept = Kept(tensor, self.outside)
-        _note(node, tensor.output_nr, kept)
-        base = tensor._base
-        if base is not None and base.grad_fn is not None and self.outside is None:
-            # Keeping the view keeps all memory of its base anyway.
-            kept.base = Kept(base)
-            _note(base.grad_fn, base.output_nr, kept.base)
+        kept = Kept(tensor, outside)
+        _note(node, number, kept)
         return kept
 
 
-def _is_of_leaf(tensor: Tensor) -> bool:
-    """Whether it is a view of a leaf, such as a transposed weight, whose memory stays anyway."""
-    base = tensor._base
-    return base is not None and base.grad_fn is None
-
-
-def _behind_reshapes(node: Node, number: int) -> tuple[Node | None, int]:
-    """The node whose output only got another shape by this node and those before it."""
-    while node is not None and node.name() in RESHAPES and _noted(node, number) is None:
-        node, number = node.next_functions[0]
-    return node, number
+def _packed_view(tensor: Tensor, base: Tensor) -> Leaf | Handle:
+    """What is kept in place of a view. To keep a view is to keep all memory of its base."""
+    node = base.grad_fn
+    if node is None:
+        return Leaf(tensor)
+    source = _source(node, base.output_nr)
+    if type(source) is Made and tensor.nbytes >= LEAST_BYTES:
+        if tensor.numel() == base.numel() and tensor.is_contiguous() and base.is_contiguous():
+            return Handle(source, tensor)
+        view = _source(tensor.grad_fn, tensor.output_nr)
+        if type(view) is Made:
+            return Handle(view, tensor)
+    kept = Kept(tensor)
+    if type(source) is not Kept:
+        kept.base = Kept(base)
+        _note(node, base.output_nr, kept.base)
+    return kept
 
 
 def _source(node: Node | None, number: int) -> Source | None:

@@ -372,18 +372,6 @@ def _same(node: Node, inputs: Sequence[Any]) -> Affine | None:
 
 
 _SAME = Recipe(lambda node, inputs, number: inputs[0], _first, affine=_same)
-RESHAPES = frozenset(
-    (
-        "ViewBackward0",
-        "UnsafeViewBackward0",
-        "ReshapeAliasBackward0",
-        "UnsqueezeBackward0",
-        "SqueezeBackward0",
-        "SqueezeBackward1",
-        "SqueezeBackward2",
-    )
-)
-"""Nodes whose output has the elements of its input, in the same order of its dimensions."""
 _RESHAPED = _view(lambda node, x, number: x.reshape(_shape(node)))
 
 
@@ -437,7 +425,13 @@ _RECIPES: dict[str, Recipe] = {
     # views, and copies that have the values of their input
     "AliasBackward0": _SAME,
     "CloneBackward0": _SAME,
-    **dict.fromkeys(RESHAPES, _RESHAPED),
+    "ViewBackward0": _RESHAPED,
+    "UnsafeViewBackward0": _RESHAPED,
+    "ReshapeAliasBackward0": _RESHAPED,
+    "UnsqueezeBackward0": _RESHAPED,
+    "SqueezeBackward0": _RESHAPED,
+    "SqueezeBackward1": _RESHAPED,
+    "SqueezeBackward2": _RESHAPED,
     "ExpandBackward0": _view(lambda node, x, number: x.expand(_shape(node))),
     "TBackward0": _view(lambda node, x, number: x.t()),
     "TransposeBackward0": _view(
