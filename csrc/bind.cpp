@@ -10,6 +10,7 @@
 #include "bind/affine.h"
 #include "bind/blend.h"
 #include "bind/isa.h"
+#include "bind/mask.h"
 #include "bind/neuron.h"
 #include "bind/operators.h"
 
@@ -30,6 +31,7 @@ struct Registration {
       add_neuron(library);
       add_blend(library);
       add_affine(library);
+      add_mask(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

@@ -3,6 +3,7 @@
 #include "blend.h"
 #include "functions/table.h"
 #include "loops.h"
+#include "mask.h"
 #include "neuron.h"
 #include "trained.h"
 
@@ -37,7 +38,7 @@ static constexpr FunctionKernels functions[] = {MISHKIT_FUNCTIONS(X)};
 extern const InstructionSet instruction_set;
 constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions,
                                             &neuron_kernels, &blend_kernels,
-                                            &affine_kernels};
+                                            &affine_kernels, &mask_kernels};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

@@ -99,6 +99,15 @@ struct AffineKernels {
   LayerNormKernel layer_norm[dtype_count];
 };
 
+// Masks, whose elements are 0 or one other number, in one bit an element.
+struct MaskKernels {
+  double (*number[dtype_count])(const void* element);
+  // Elements [begin, end); begin is a multiple of kernel_grain. Packing tells whether it could.
+  bool (*pack[dtype_count])(const void* x, double value, uint8_t* bits, int64_t begin, int64_t end);
+  void (*unpack[dtype_count])(const uint8_t* bits, double value, void* out, int64_t begin,
+                              int64_t end);
+};
+
 struct NeuronKernels;  // neuron_kernels.h
 
 // One instruction set: its name and the kernels of every function, in the order of the table.
@@ -108,6 +117,7 @@ struct InstructionSet {
   const NeuronKernels* neuron;
   const BlendKernels* blend;
   const AffineKernels* affine;
+  const MaskKernels* masks;
 };
 
 }  // namespace mishkit

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
-from .handles import Handle, Hooks, Kept, Leaf, Made, Source, unpack
+from .choice import Choice, Meter, kind_of
+from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
 from .recipes import Node, find
 
 MOST_SUMS = 2
@@ -20,6 +21,8 @@ sum before it, a whole residual network would depend on its first sum.
 """
 LEAST_BYTES = 1024
 """Smaller tensors are kept: a handle takes memory too."""
+LEAST_MASK = 16384
+"""Smaller masks are kept: packing them takes time, and there are many small tensors to look at."""
 
 _NOTE = "mishkit"
 """With an output's number, the key in a node's metadata of the object that keeps or makes it."""
@@ -55,11 +58,18 @@ def recompute() -> Iterator[None]:
     a weight does. A tensor is freed only if nobody else holds it. A tensor that one of torch's
     ``inplace=True`` activations overwrites can't be recomputed.
     """
+    with recompute_some(None):
+        yield
+
+
+@contextmanager
+def recompute_some(choice: Choice | None, meter: Meter | None = None) -> Iterator[None]:
+    """`recompute`, but dropping only what is chosen, and measuring what that takes."""
     if in_checkpoint() or is_recomputing():
         yield
         return
-    outside = _hooks_outside()
-    with torch.autograd.graph.saved_tensors_hooks(_Packer(outside).pack, unpack):
+    packer = _Packer(_hooks_outside(), choice, meter)
+    with torch.autograd.graph.saved_tensors_hooks(packer.pack, unpack):
         yield
 
 
@@ -79,45 +89,76 @@ class _Packer:
     caches, so every line here costs a microsecond or more.
     """
 
-    def __init__(self, outside: Hooks | None) -> None:
-        self.outside = outside
+    def __init__(
+        self, outside: Hooks | None, choice: Choice | None = None, meter: Meter | None = None
+    ) -> None:
+        self.outside, self.choice, self.meter = outside, choice, meter
+        self.left = choice.allowance if choice else 0
 
-    def pack(self, tensor: Tensor) -> Leaf | Handle:
+    def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
         node, outside = tensor.grad_fn, self.outside
         if node is None:
+            if tensor.nbytes >= LEAST_MASK and type(tensor) is Tensor:
+                bits = bits_of(tensor, outside)
+                if bits is not None:
+                    return bits
             return Leaf(tensor) if outside is None else Kept(tensor, outside)
         if type(tensor) is not Tensor:
             return Kept(tensor, outside)
         if outside is None and tensor._base is not None:
-            return _packed_view(tensor, tensor._base)
+            return self.packed_view(tensor, tensor._base)
         number = tensor.output_nr
         if tensor.nbytes >= LEAST_BYTES:
             source = _source(node, number)
-            if type(source) is Made:
+            if type(source) is Made and self.drops(source, tensor):
                 return Handle(source, tensor)
         kept = Kept(tensor, outside)
         _note(node, number, kept)
         return kept
 
-
-def _packed_view(tensor: Tensor, base: Tensor) -> Leaf | Handle:
-    """What is kept in place of a view. To keep a view is to keep all memory of its base."""
-    node = base.grad_fn
-    if node is None:
-        return Leaf(tensor)
-    source = _source(node, base.output_nr)
-    if type(source) is Made and tensor.nbytes >= LEAST_BYTES:
-        if tensor.numel() == base.numel() and tensor.is_contiguous() and base.is_contiguous():
-            return Handle(source, tensor)
-        view = _source(tensor.grad_fn, tensor.output_nr)
-        if type(view) is Made:
+    def packed_view(self, tensor: Tensor, base: Tensor) -> Leaf | Handle:
+        """What is kept in place of a view. To keep a view is to keep all memory of its base."""
+        node = base.grad_fn
+        if node is None:
+            return Leaf(tensor)
+        source = _source(node, base.output_nr)
+        if (
+            type(source) is Made
+            and tensor.nbytes >= LEAST_BYTES
+            and (view := self.view_of(source, tensor, base)) is not None
+            and self.drops(source, base)
+        ):
             return Handle(view, tensor)
-    kept = Kept(tensor)
-    if type(source) is not Kept:
-        kept.base = Kept(base)
-        _note(node, base.output_nr, kept.base)
-    return kept
+        kept = Kept(tensor)
+        if type(source) is not Kept:
+            kept.base = Kept(base)
+            _note(node, base.output_nr, kept.base)
+        return kept
+
+    def view_of(self, source: Made, tensor: Tensor, base: Tensor) -> Made | None:
+        """What makes a view, given what makes its base."""
+        if tensor.numel() == base.numel() and tensor.is_contiguous() and base.is_contiguous():
+            return source  # the same elements, reshaped
+        view = _source(tensor.grad_fn, tensor.output_nr)
+        return view if type(view) is Made else None
+
+    def drops(self, made: Made, tensor: Tensor) -> bool:
+        """Whether to drop this tensor."""
+        if made.is_dropped:
+            return True
+        if self.choice is not None:
+            kind = kind_of(made.node, tensor.nbytes)
+            if kind == self.choice.partly and tensor.nbytes <= self.left:
+                self.left -= tensor.nbytes
+            elif kind not in self.choice.whole:
+                return False
+        made.is_dropped = True
+        if self.meter is not None:
+            kind = kind_of(made.node, tensor.nbytes)
+            self.meter.nbytes[kind] += tensor.nbytes
+            made.seconds = self.meter.seconds, kind
+        return True
 
 
 def _source(node: Node | None, number: int) -> Source | None:

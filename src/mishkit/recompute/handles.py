@@ -7,6 +7,7 @@ held until the last of them has run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..activation import DTYPES
 from ..functions import ACTIVATIONS
 from ..ops.affine import Affine, affine_backward, function
+from ..ops.mask import pack_mask, unpack_mask
+from .choice import Kind
 from .recipes import Node, Recipe
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
@@ -62,16 +66,57 @@ class Kept(Leaf):
         return super().value()
 
 
+class Bits:
+    """A mask that is kept in one bit per element: see `mishkit.ops.mask`."""
+
+    __slots__ = ("_bits", "_device", "_dtype", "_outside", "_shape", "_strides", "_value")
+
+    def __init__(self, tensor: Tensor, bits: Tensor, value: float, outside: Hooks | None) -> None:
+        self._bits = bits if outside is None else outside[0](bits)
+        self._value, self._outside = value, outside
+        self._shape, self._strides = tensor.shape, tensor.stride()
+        self._dtype, self._device = tensor.dtype, tensor.device
+
+    def value(self) -> Tensor:
+        """The mask as it was."""
+        result = torch.empty_strided(
+            self._shape, self._strides, dtype=self._dtype, device=self._device
+        )
+        bits = self._bits if self._outside is None else self._outside[1](self._bits)
+        unpack_mask(bits, result, self._value)
+        return result
+
+
+def bits_of(tensor: Tensor, outside: Hooks | None = None) -> Bits | None:
+    """The tensor in one bit per element, if it is a mask: of bools, or on a CPU of floats that are
+    0 or one other number. (Elsewhere, to look at the floats would wait for the device.)
+    """
+    dtype = tensor.dtype
+    if dtype is not torch.bool and not (dtype in DTYPES and tensor.is_cpu):
+        return None
+    if tensor.requires_grad or not torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return None
+    bits, value = pack_mask(tensor)
+    return Bits(tensor, bits, value, outside) if value else None
+
+
 class Made:
     """A node's output that its recipe can recompute."""
 
-    __slots__ = ("__weakref__", "_affine", "_value", "inputs", "node", "number", "recipe", "sums")
+    __slots__ = (
+        *("__weakref__", "_affine", "_value", "inputs", "is_dropped", "node", "number"),
+        *("recipe", "seconds", "sums"),
+    )
 
     def __init__(
         self, node: Node, number: int, recipe: Recipe, inputs: Sequence[Source], sums: int
     ) -> None:
         self.node, self.number, self.recipe = node, number, recipe
         self.inputs, self.sums = inputs, sums
+        self.is_dropped = False
+        """Whether a tensor was dropped because of this."""
+        self.seconds: tuple[dict[Kind, float], Kind] | None = None
+        """Where to add the time that this takes, if it is measured."""
         self._value: Tensor | None = None
         self._affine: Affine | None = None
 
@@ -79,8 +124,12 @@ class Made:
         """The tensor, computed once and held while any node that needs it has yet to run."""
         value = self._value
         if value is None:
+            start = time.perf_counter() if self.seconds else 0.0
             inputs = [source.value() for source in self.inputs]
             value = self._value = self.recipe.make(self.node, inputs, self.number)
+            if self.seconds:
+                total, kind = self.seconds
+                total[kind] += time.perf_counter() - start
         return value
 
     def affine(self) -> Affine | None:
@@ -150,6 +199,6 @@ class Handle:
 _NOTHING = nullcontext()
 
 
-def unpack(packed: Leaf | Handle) -> Tensor:
+def unpack(packed: Leaf | Bits | Handle) -> Tensor:
     """The tensor that a node's packed value stands for."""
     return packed.tensor() if type(packed) is Handle else packed.value()  # type: ignore[union-attr]

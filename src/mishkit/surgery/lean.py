@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from .._checkpoint import in_checkpoint
 from ..functional import FUNCTIONS
 from ..recompute.model import attach, detach
-from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan
+from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan, readable
+from .budget import Curve
 from .slots import Slot, put_all
 from .watch import convertible, line_of_model, on_modules, watch
 
@@ -25,6 +26,7 @@ def lean(
     *inputs: Any,
     recompute: bool = False,
     inplace: bool = False,
+    budget: float | None = None,
     **kwargs: Any,
 ) -> Report:
     """Make a model's activations keep their outputs where that saves memory, and only there.
@@ -62,6 +64,12 @@ def lean(
         check. Other inputs or options, and hooks and checkpoints added later, are not seen: leave
         this off if they matter. Modules that already work in place keep doing so.
 
+    budget : int or float, optional
+        With ``recompute=True``: how much the model may keep, as a number of bytes, or as a share
+        from 0 to 1 of what it keeps now. Only as much is recomputed as that takes, and first what
+        takes the least time for the bytes that it saves, as measured by a few passes. The report's
+        `curve` tells what other budgets would take.
+
     Returns
     -------
     Report
@@ -73,20 +81,23 @@ def lean(
     TypeError
         if `model` is not a module
     ValueError
-        if its parameters are not initialized yet, as in lazy modules, or if both `inplace` and
-        `recompute` are given
+        if its parameters are not initialized yet, as in lazy modules; if both `inplace` and
+        `recompute` are given; if there is a `budget` without `recompute`, or it is not positive
 
     Warns
     -----
     UserWarning
-        if recomputing saves nothing here; the model is then left as it was
+        if recomputing saves nothing here; the model is then left as it was. If the model keeps more
+        than the budget even when it recomputes all that it can.
 
     If anything is raised, nothing has been changed.
     """
     if recompute and inplace:
         raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
+    if budget is not None and not (recompute and budget > 0):
+        raise ValueError("mishkit.lean: budget must be positive, and needs recompute=True")
     if recompute:
-        return _recompute(model, inputs, kwargs)
+        return _recompute(model, inputs, kwargs, budget)
     found = plan(model, inputs, kwargs, inplace=inplace)
     units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
     put_all(_changes(units, exact=False))
@@ -94,30 +105,55 @@ def lean(
     return dataclasses.replace(found.report, changed=changed)
 
 
-def _recompute(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+def _recompute(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], budget: float | None
+) -> Report:
     found = plan(model, inputs, kwargs)
-    units = [unit for unit in found.units if can_compute(unit)]
-    changes = _changes(units, exact=True)
+    changes = _changes([unit for unit in found.units if can_compute(unit)], exact=True)
     before = [(slot, slot.value) for slot, _ in changes]
     root = getattr(model, "_orig_mod", model)
-
-    def put_back() -> None:
-        detach(root)
-        put_all(before)
-
+    unchanged = dataclasses.replace(
+        found.report,
+        recomputes=True,
+        changed=(),
+        lean=found.report.kept,
+        after_lean=found.report.kept,
+    )
+    limit = int(budget * found.report.kept) if isinstance(budget, float) else budget
+    if limit is not None and limit >= found.report.kept:
+        return unchanged
     put_all(changes)
-    attach(root)
     try:
+        curve, choice = None, None
+        if limit is not None:
+            curve = Curve(root, inputs, kwargs)
+            choice = curve.choice(limit)
+        attach(root, choice)
         kept = watch(root, inputs, kwargs).kept
     except BaseException:
-        put_back()
+        detach(root)
+        put_all(before)
         raise
-    report = dataclasses.replace(found.report, lean=kept, after_lean=kept, recomputes=True)
-    if kept >= report.kept:
-        put_back()
-        warnings.warn("mishkit.lean: nothing that this model keeps can be recomputed", stacklevel=3)
-        return dataclasses.replace(report, changed=(), lean=report.kept, after_lean=report.kept)
-    return dataclasses.replace(report, changed=tuple(slot.name for slot, _ in changes))
+    if kept >= found.report.kept:
+        detach(root)
+        put_all(before)
+        _warn("nothing that this model keeps can be recomputed")
+        return unchanged
+    if limit is not None and kept > limit:
+        _warn(
+            f"the model keeps {readable(kept)} at least, more than the budget of {readable(limit)}"
+        )
+    return dataclasses.replace(
+        unchanged,
+        changed=tuple(slot.name for slot, _ in changes),
+        lean=kept,
+        after_lean=kept,
+        curve=() if curve is None else tuple(curve.points),
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"mishkit.lean: {message}", stacklevel=4)
 
 
 def _changes(units: list[Unit], *, exact: bool) -> list[tuple[Slot, Any]]:
