@@ -32,6 +32,7 @@ NAMES = [
     (forward_ad, "_current_level"),
     (dispatch, "TorchDispatchMode"),
     (dispatch, "is_traceable_wrapper_subclass"),
+    (dispatch, "_disable_current_modes"),
     *((torch_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward")),
 ]
 

@@ -106,7 +106,7 @@ class _Packer:
             return Leaf(tensor) if outside is None else Kept(tensor, outside)
         if type(tensor) is not Tensor:
             return Kept(tensor, outside)
-        if outside is None and tensor._base is not None:
+        if tensor._base is not None:
             return self.packed_view(tensor, tensor._base)
         number = tensor.output_nr
         if tensor.nbytes >= LEAST_BYTES:
@@ -119,9 +119,9 @@ class _Packer:
 
     def packed_view(self, tensor: Tensor, base: Tensor) -> Leaf | Handle:
         """What is kept in place of a view. To keep a view is to keep all memory of its base."""
-        node = base.grad_fn
+        node, outside = base.grad_fn, self.outside
         if node is None:
-            return Leaf(tensor)
+            return Leaf(tensor) if outside is None else Kept(tensor, outside)
         source = _source(node, base.output_nr)
         if (
             type(source) is Made
@@ -130,8 +130,10 @@ class _Packer:
             and self.drops(source, base)
         ):
             return Handle(view, tensor)
-        kept = Kept(tensor)
-        if type(source) is not Kept:
+        kept = Kept(tensor, outside)
+        if outside is not None:
+            _note(tensor.grad_fn, tensor.output_nr, kept)
+        elif type(source) is not Kept:
             kept.base = Kept(base)
             _note(node, base.output_nr, kept.base)
         return kept

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .._torch_private import DisableTorchDispatch
+from .._torch_private import without_modes
 from ..memory import KeptBytes
 from ..recompute.choice import Choice, Meter
 from ..recompute.context import recompute_some
@@ -30,17 +30,18 @@ class Point(NamedTuple):
 class Curve:
     """What each choice keeps and takes: from dropping nothing to dropping everything.
 
-    Runs the model a few times, and its backward pass twice, and leaves everything as it was.
+    Runs the model once for each kind of tensor that can be dropped, and its backward pass twice.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
         self._given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
+        self._measured()  # warms up
         meter = self._measured()
         self.kinds = sorted(meter.nbytes, key=lambda k: (meter.seconds[k] / meter.nbytes[k], k))
         """The cheapest first."""
         self.nbytes = meter.nbytes
-        self.points = [Point(self.kept(Choice(frozenset())), 0.0)]
+        self.points = [Point(self.kept(self._first(0)), 0.0)]
         seconds = 0.0
         for count, kind in enumerate(self.kinds, 1):
             seconds += meter.seconds[kind]
@@ -49,7 +50,7 @@ class Curve:
     def choice(self, budget: int) -> Choice | None:
         """The choice that meets the budget with the least time; None if all must be dropped."""
         if self.points[0].kept <= budget:
-            return Choice(frozenset())
+            return self._first(0)
         count = next((i for i, point in enumerate(self.points) if point.kept <= budget), None)
         if count is None:
             return None
@@ -64,32 +65,34 @@ class Curve:
         partly = Choice(before.whole, kind, high)
         return partly if self.kept(partly) <= budget else self._first(count)
 
-    def kept(self, choice: Choice | None) -> int:
+    def kept(self, choice: Choice) -> int:
         """The bytes that the model keeps with this choice."""
-        with self._alone(), KeptBytes(exclude=self._given) as kept, recompute_some(choice):
+        counted = KeptBytes(exclude=self._given)
+        with torch.enable_grad(), suspended(), counted, recompute_some(choice):
             self._model(*self._args, **self._kwargs)
-        return kept.total
+        return counted.total
 
     def _first(self, count: int) -> Choice:
         return Choice(frozenset(self.kinds[:count]))
 
     def _measured(self) -> Meter:
         parameters = [p for p in self._model.parameters() if p.requires_grad]
-        for _ in range(2):  # the first pass warms up
-            meter = Meter()
-            with self._alone():
-                with recompute_some(None, meter):
-                    output = self._model(*self._args, **self._kwargs)
-                losses = [t.float().sum() for t in tensors_of(output) if t.grad_fn is not None]
-                # Without the modes that watch for writes, which would take most of the time.
-                with DisableTorchDispatch():
-                    if losses and parameters:
-                        loss = torch.stack(losses).sum()
-                        torch.autograd.grad(loss, parameters, allow_unused=True)
+        meter = Meter()
+        with torch.enable_grad(), suspended():
+            with recompute_some(None, meter):
+                output = self._model(*self._args, **self._kwargs)
+            losses = [t.float().sum() for t in tensors_of(output) if t.grad_fn is not None]
+            if losses and parameters:
+                loss = torch.stack(losses).sum()
+                torch.autograd.grad(loss, parameters, allow_unused=True)
         return meter
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The model as it is without recomputing, in a pass that leaves it as it was."""
-        with undisturbed(self._model, self._args, self._kwargs), suspended(), torch.enable_grad():
-            yield
+
+@contextmanager
+def curve_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Curve]:
+    """The curve of a model, which is left as it was."""
+    with undisturbed(model, args, kwargs):
+        with torch.no_grad():
+            model(*args, **kwargs)  # whatever it writes to has been copied now
+        with without_modes():
+            yield Curve(model, args, kwargs)

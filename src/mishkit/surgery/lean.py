@@ -16,7 +16,7 @@ from .._checkpoint import in_checkpoint
 from ..functional import FUNCTIONS
 from ..recompute.model import attach, detach
 from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan, readable
-from .budget import Curve
+from .budget import Point, curve_of
 from .slots import Slot, put_all
 from .watch import convertible, line_of_model, on_modules, watch
 
@@ -124,10 +124,11 @@ def _recompute(
         return unchanged
     put_all(changes)
     try:
-        curve, choice = None, None
+        points: tuple[Point, ...] = ()
+        choice = None
         if limit is not None:
-            curve = Curve(root, inputs, kwargs)
-            choice = curve.choice(limit)
+            with curve_of(root, inputs, kwargs) as curve:
+                points, choice = tuple(curve.points), curve.choice(limit)
         attach(root, choice)
         kept = watch(root, inputs, kwargs).kept
     except BaseException:
@@ -148,7 +149,7 @@ def _recompute(
         changed=tuple(slot.name for slot, _ in changes),
         lean=kept,
         after_lean=kept,
-        curve=() if curve is None else tuple(curve.points),
+        curve=points,
     )
 
 
