@@ -249,6 +249,36 @@ def test_views_of_weights_stay_as_they_are() -> None:
     assert isinstance(kept, Leaf) and kept.value()._base is weight
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+def test_recipes_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "_RECIPES", dict(recipes._RECIPES))
+    function: Step = lambda x, w: Square.apply(x)  # noqa: E731
+    assert isinstance(packed(function, torch.float32)[1], Kept)
+
+    @mk.recompute.recipe("SquareBackward")
+    def square(node: Any) -> Tensor:
+        (x,) = node.saved_tensors
+        return x * x
+
+    y, kept = packed(function, torch.float32)
+    assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
+    plain, ours = (gradients(function, torch.float32, w) for w in (nullcontext, recompute))
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+    with pytest.raises(ValueError, match="a recipe for SquareBackward already"):
+        mk.recompute.recipe("SquareBackward")
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_copy_of_the_input_is_not_kept(inplace: bool) -> None:
     def function(x: Tensor, w: Weights) -> Tensor:

@@ -13,7 +13,7 @@ from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
 from .choice import Choice, Meter, kind_of
 from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
-from .recipes import Node, find
+from .recipes import Node, find, recipe
 
 MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
@@ -42,8 +42,9 @@ def recompute() -> Iterator[None]:
         loss.backward()
 
     The outputs of normalisations, activations, products, sums, casts, dropouts, concatenations and
-    views are dropped if what their node keeps is enough to compute them again. Nothing else is
-    rerun: no convolution, no matrix product, no random numbers, no statistics. Gradients are
+    views are dropped if what their node keeps is enough to compute them again. Masks, such as those
+    of dropout, are kept in one bit per element. Nothing else is rerun: no convolution, no matrix
+    product, no random numbers, no statistics. Gradients are
     bitwise identical. The model is not changed, and the backward pass may run later and outside the
     context.
 
@@ -51,6 +52,9 @@ def recompute() -> Iterator[None]:
     is saved, and the transforms of `torch.func` refuse to run inside it. Other saved-tensor hooks
     that are active outside (`torch.autograd.graph.save_on_cpu`, `mishkit.KeptBytes`) receive the
     tensors that are really kept.
+
+    To have the outputs of your own autograd functions recomputed, register a recipe with
+    `mishkit.recompute.recipe`.
 
     Notes
     -----
@@ -60,6 +64,9 @@ def recompute() -> Iterator[None]:
     """
     with recompute_some(None):
         yield
+
+
+recompute.recipe = recipe  # type: ignore[attr-defined]
 
 
 @contextmanager

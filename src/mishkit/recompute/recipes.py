@@ -455,6 +455,34 @@ _RECIPES: dict[str, Recipe] = {
 """One entry per node type."""
 
 
+def recipe(name: str) -> Callable[[Callable[[Node], Tensor]], Callable[[Node], Tensor]]:
+    """Tell `mishkit.recompute` how to recompute the output of autograd's nodes of this name.
+
+    The function gets a node and returns what its operation returned, to the bit, from what the node
+    keeps. The node of a `torch.autograd.Function` has its name with ``Backward`` behind it::
+
+        @mishkit.recompute.recipe("SquareBackward")
+        def square(node):
+            (x,) = node.saved_tensors
+            return x * x
+
+    Only the first output of a node is recomputed, without gradients and outside autocast.
+
+    Raises
+    ------
+    ValueError
+        if there is a recipe for that name already
+    """
+    if name in _RECIPES:
+        raise ValueError(f"mishkit.recompute: there is a recipe for {name} already")
+
+    def register(function: Callable[[Node], Tensor]) -> Callable[[Node], Tensor]:
+        _RECIPES[name] = _kept(function)
+        return function
+
+    return register
+
+
 def _ours(forward: Callable[..., Tensor], name: str = "") -> Recipe:
     """A function of ours, from the input that its node keeps; `name` if it can follow an affine."""
 
