@@ -24,24 +24,23 @@ from .watch import convertible, line_of_model, on_modules, watch
 def lean(
     model: nn.Module,
     *inputs: Any,
-    recompute: bool = False,
+    recompute: bool | None = None,
     inplace: bool = False,
     budget: float | None = None,
     **kwargs: Any,
 ) -> Report:
-    """Make a model's activations keep their outputs where that saves memory, and only there.
+    """Make a model keep less between the forward and the backward pass.
 
-    Audits the model (see `audit`) and follows the advice for modules. ReLU, SiLU, GELU, Mish,
-    Hardswish and Softplus from torch, timm and transformers, and mishkit's own modules, become
-    mishkit's with ``save="output"``. Module names, state_dict, hooks and training mode stay the
-    same. So do the outputs, to rounding. Gradients are those of the rounded output: see
-    `mishkit.functional`. `mishkit.unswap` undoes everything. For function calls, use
-    `lean_functional`.
+    From then on the model's own forward pass keeps nothing that the backward pass can recompute
+    cheaply, as within `mishkit.recompute`, and activations for which mishkit has a faster kernel
+    get it. Gradients stay exact: nothing is rounded that was not before. Module names, state_dict,
+    hooks and training mode stay the same; `mishkit.unswap` undoes everything.
 
-    With ``recompute=True`` the model keeps less: the backward pass recomputes whatever it can from
-    the tensors that are saved anyway, as within `mishkit.recompute`. Gradients are then exact, as
-    they are computed from the activations' inputs, and calls of functions are covered too. A
-    training step takes longer.
+    With ``recompute=False`` activations keep their outputs instead, where an audit says that this
+    saves memory (see `audit`). ReLU, SiLU, GELU, Mish, Hardswish and Softplus from torch, timm and
+    transformers, and mishkit's own modules, become mishkit's with ``save="output"``. This saves
+    less and takes no longer. Gradients are those of the rounded output: see `mishkit.functional`.
+    For function calls, use `lean_functional`.
 
     Parameters
     ----------
@@ -49,26 +48,26 @@ def lean(
         changed in place
     *inputs, **kwargs
         arguments of the model, as in training
-    recompute : bool, default False
-        Run the model's own forward pass under `mishkit.recompute` from now on, in every thread, by
-        hooks on the model. Copies, pickles and the state_dict work as before. Activations for which
-        mishkit has a faster kernel get it, with ``save="input"``, or with ``save="copy"`` if they
-        work in place. Under torch.compile, torch.export and the transforms of torch.func, without
-        gradients, and within `torch.utils.checkpoint`, the model runs as before.
+    recompute : bool, optional
+        Whether to recompute; by default True, unless `inplace`. Hooks on the model do that, in
+        every thread. Copies, pickles and the state_dict work as before. Activations get kernels
+        with ``save="input"``, or with ``save="copy"`` if they work in place. Under torch.compile,
+        torch.export and the transforms of torch.func, without gradients, and within
+        `torch.utils.checkpoint`, the model runs as before.
     inplace : bool, default False
-        Also overwrite an activation's input where nothing else needs it. This saves no more of what
-        is kept between the passes, but allocates less. The input must come from torch's Linear,
-        Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm, and the activation must take that very
-        tensor, whole, in the same ``forward``. Nothing else may read it, hold it after the pass or
-        have a hook on it, in training and in eval mode alike; the model is run in both modes to
-        check. Other inputs or options, and hooks and checkpoints added later, are not seen: leave
-        this off if they matter. Modules that already work in place keep doing so.
-
+        With ``recompute=False``: also overwrite an activation's input where nothing else needs it.
+        This saves no more of what is kept between the passes, but allocates less. The input must
+        come from torch's Linear, Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm, and the
+        activation must take that very tensor, whole, in the same ``forward``. Nothing else may read
+        it, hold it after the pass or have a hook on it, in training and in eval mode alike; the
+        model is run in both modes to check. Other inputs or options, and hooks and checkpoints
+        added later, are not seen: leave this off if they matter. Modules that already work in place
+        keep doing so.
     budget : int or float, optional
-        With ``recompute=True``: how much the model may keep, as a number of bytes, or as a share
-        from 0 to 1 of what it keeps now. Only as much is recomputed as that takes, and first what
-        takes the least time for the bytes that it saves, as measured by a few passes. The report's
-        `curve` tells what other budgets would take.
+        How much the model may keep, as a number of bytes, or as a share from 0 to 1 of what it
+        keeps now. Only as much is recomputed as that takes, and first what takes the least time for
+        the bytes that it saves, as measured by a few passes. The report's `curve` tells what other
+        budgets would take.
 
     Returns
     -------
@@ -92,6 +91,7 @@ def lean(
 
     If anything is raised, nothing has been changed.
     """
+    recompute = not inplace if recompute is None else recompute
     if recompute and inplace:
         raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
     if budget is not None and not (recompute and budget > 0):
