@@ -106,12 +106,12 @@ class _Packer:
         """What a node keeps in place of a tensor."""
         node, outside = tensor.grad_fn, self.outside
         if node is None:
-            if tensor.nbytes >= LEAST_MASK and type(tensor) is Tensor:
+            if _is_plain(tensor) and tensor.nbytes >= LEAST_MASK:
                 bits = bits_of(tensor, outside)
                 if bits is not None:
                     return bits
             return Leaf(tensor) if outside is None else Kept(tensor, outside)
-        if type(tensor) is not Tensor:
+        if not _is_plain(tensor):
             return Kept(tensor, outside)
         if tensor._base is not None:
             return self.packed_view(tensor, tensor._base)
@@ -168,6 +168,11 @@ class _Packer:
             self.meter.nbytes[kind] += tensor.nbytes
             made.seconds = self.meter.seconds, kind
         return True
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not a subclass, and not sparse."""
+    return type(tensor) is Tensor and tensor.layout is torch.strided
 
 
 def _source(node: Node | None, number: int) -> Source | None:
