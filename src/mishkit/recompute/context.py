@@ -127,8 +127,8 @@ class _Packer:
     def packed_view(self, tensor: Tensor, base: Tensor) -> Leaf | Handle:
         """What is kept in place of a view. To keep a view is to keep all memory of its base."""
         node, outside = base.grad_fn, self.outside
-        if node is None:
-            return Leaf(tensor) if outside is None else Kept(tensor, outside)
+        if node is None:  # detached, in case it is an output of the node that saves it
+            return Leaf(tensor.detach()) if outside is None else Kept(tensor, outside)
         source = _source(node, base.output_nr)
         if (
             type(source) is Made
