@@ -93,6 +93,11 @@ EXAMPLES: dict[str, Step] = {
 """A call for each recipe, whose result that recipe makes."""
 
 
+@pytest.fixture(autouse=True)
+def _small_tensors_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "LEAST_BYTES", 1024)
+
+
 def gradients(function: Step, dtype: torch.dtype, within: Callable[[], Any]) -> list[Tensor]:
     """Of the input and of all weights, where silu is before the function and a product behind."""
     torch.manual_seed(0)
@@ -263,6 +268,7 @@ class Square(torch.autograd.Function):
 
 def test_recipes_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "_RECIPES", dict(recipes._RECIPES))
+    monkeypatch.setattr(recipes, "_by_class", {})
     function: Step = lambda x, w: Square.apply(x)  # noqa: E731
     assert isinstance(packed(function, torch.float32)[1], Kept)
 

@@ -13,13 +13,13 @@ from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
 from .choice import Choice, Meter, kind_of
 from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
-from .recipes import Node, find, recipe
+from .recipes import LEAF, Node, find, recipe
 
 MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
 sum before it, a whole residual network would depend on its first sum.
 """
-LEAST_BYTES = 1024
+LEAST_BYTES = 4096
 """Smaller tensors are kept: a handle takes memory too."""
 LEAST_MASK = 16384
 """Smaller masks are kept: packing them takes time, and there are many small tensors to look at."""
@@ -182,12 +182,11 @@ def _source(node: Node | None, number: int) -> Source | None:
     known = _noted(node, number)
     if known is not None:
         return known
-    leaf = getattr(node, "variable", None)
-    if leaf is not None:
-        return Leaf(leaf)
     recipe = find(node)
     if recipe is None:
         return None
+    if recipe is LEAF:
+        return Leaf(node.variable)
     if number and not recipe.outputs:
         return None
     inputs: list[Source] = []

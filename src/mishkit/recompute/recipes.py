@@ -56,12 +56,27 @@ class Recipe:
 
 
 def find(node: Node) -> Recipe | None:
-    """The recipe for a node, if there is one and the node keeps enough."""
-    recipe = _RECIPES.get(node.name())
-    if recipe is None:
-        recipe = _OURS.get(getattr(node, "_forward_cls", None))
+    """The recipe for a node, if there is one and the node keeps enough; `LEAF` for a leaf."""
+    kind = type(node)
+    if kind not in _by_class:
+        # Nodes of C++ extensions may share a class.
+        if kind.__name__ not in (node.name(), "AccumulateGrad"):
+            return _RECIPES.get(node.name())
+        _by_class[kind] = _of_class(node)
+    recipe = _by_class[kind]
+    if recipe is None or recipe.applies is _always or recipe.applies(node):
         return recipe
-    return recipe if recipe.applies is _always or recipe.applies(node) else None
+    return None
+
+
+_by_class: dict[type, Recipe | None] = {}
+"""The recipes that have been looked up, by the class of the node."""
+
+
+def _of_class(node: Node) -> Recipe | None:
+    if hasattr(node, "variable"):
+        return LEAF
+    return _RECIPES.get(node.name()) or _OURS.get(getattr(node, "_forward_cls", None))
 
 
 def _first(node: Node) -> Sequence[int]:
@@ -71,6 +86,10 @@ def _first(node: Node) -> Sequence[int]:
 def _from_input(function: Callable[[Tensor], Tensor]) -> Recipe:
     """Of a function whose node keeps nothing but the output: from its input."""
     return Recipe(lambda node, inputs, number: function(inputs[0]), _first)
+
+
+LEAF = Recipe(lambda node, inputs, number: node.variable)
+"""Of the node behind a leaf, which holds it."""
 
 
 def _all(node: Node) -> Sequence[int]:
@@ -478,6 +497,7 @@ def recipe(name: str) -> Callable[[Callable[[Node], Tensor]], Callable[[Node], T
 
     def register(function: Callable[[Node], Tensor]) -> Callable[[Node], Tensor]:
         _RECIPES[name] = _kept(function)
+        _by_class.clear()
         return function
 
     return register
