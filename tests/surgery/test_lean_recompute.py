@@ -213,8 +213,14 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return torch.compile(model, backend="aot_eager")
 
 
+def saved_on_cpu(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return model(x)
+
+
 RUNS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "checkpoint": lambda model: lambda x: checkpoint(model, x, use_reentrant=False),
+    "save_on_cpu": lambda model: lambda x: saved_on_cpu(model, x),
     "checkpoint of a block": lambda model: (
         lambda x: model[2:](checkpoint(model[1], model[0](x), use_reentrant=False))
     ),
@@ -236,6 +242,19 @@ def test_beside_other_tools(
     mk.lean(model, images(), recompute=True)
     got, want = step(model, run(model)), step(plain, run(plain))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_reentrant_checkpoints() -> None:
+    """Which only `backward` can go through."""
+    results = []
+    for change in (lambda model: None, lambda model: mk.lean(model, images())):
+        model = network(mk.Mish)
+        change(model)
+        torch.manual_seed(1)
+        y = checkpoint(model, images().requires_grad_(), use_reentrant=True)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_where_it_stands_back() -> None:
