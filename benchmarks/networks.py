@@ -156,7 +156,7 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
             options = (f"network={network}", f"variant={variant!r}")
             # By module, not by file: its folder is on the path of a script and of its children.
             settings = Settings(f"{Path(__file__).stem}:build", (), options)
-            peak = peak_in_process(settings, False, True)
+            peak = peak_in_process(settings, None)
         rows.append(
             Row(
                 network,
@@ -343,8 +343,8 @@ def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
         samples = min(row.samples for row in chosen)
         parts.append(
             f"## {network}, {shape}\n\n{facts['cpu']}, {facts['cores']} cores, kernels "
-            f"{facts['isa']}, torch {facts['torch']}; {facts['date']}; the load before was "
-            f"{facts['load']}; at least {samples} samples.\n\n{table(chosen)}"
+            f"{facts['isa']}, torch {facts['torch']}; {facts['date']}; load average before "
+            f"the run {facts['load']}; at least {samples} samples of each.\n\n{table(chosen)}"
         )
     bars = [(v.what, v.bar, v.measured, v.word) for v in verdicts(rows)]
     return TEMPLATE.format(
@@ -356,30 +356,32 @@ def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
 
 TEMPLATE = """# Whole networks
 
-One training step and one inference pass with ReLU, with torch's activations and with ours, at the
-same sites. Made by `python benchmarks/networks.py`; every row is in [networks.csv](networks.csv).
-Times are minima of one thread's processor time over {processes} processes, and (medians) the
-medians of their medians: all variants in turns, each after a step of its own that is not timed.
-*Peak* is by how much a training step raises the resident memory above parameters, gradients and the
-optimizer's state, each in a process of its own.
+One training step and one inference pass with ReLU, with torch's activations and with ours in the
+same places. `python benchmarks/networks.py` makes this page; [networks.csv](networks.csv) has every
+row. Times are processor times of one thread: the minimum over {processes} processes and, under
+(medians), the median of the processes' medians. The variants take turns, and an untimed step of the
+same variant comes before each timed one. *Peak* is how far a training step raises the resident
+memory above parameters, gradients and the optimizer's state; each is measured in its own process.
 
 ## The bars: our Mish in place against ReLU in place
 
 {bars}
 
-A bar is met where both are. Why one is missed is told in [benchmarks.md](benchmarks.md).
+A bar on time is met if both ratios are within it. Misses are explained in
+[benchmarks.md](benchmarks.md).
 
 {parts}
 
 ## What page faults cost
 
-The C library of Linux gives large freed blocks back to the system and takes them anew, zeroed page
-by page, at the next step. How often depends on the order in which blocks come and go, so it falls
-on one activation or another by chance. The tables above are with
-`mallopt(M_TRIM_THRESHOLD, 1 << 30)` and `mallopt(M_MMAP_THRESHOLD, 1 << 30)`, which keeps freed
-memory; for any program that trains on a CPU
+The C library of Linux returns large freed blocks to the system and gets them again at the next
+step, zeroed page by page. How often this happens depends on the order in which blocks are allocated
+and freed, so it slows down one activation or another by chance. For the tables above,
+`mallopt(M_TRIM_THRESHOLD, 1 << 30)` and `mallopt(M_MMAP_THRESHOLD, 1 << 30)` made the library keep
+freed memory. In any program that trains on a CPU,
 `MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824` in the environment does the
-same. Medians of training steps, with and without; without, over {processes} processes of each:
+same. Medians of training steps with the library's own settings, over {processes} processes of each
+variant, and with memory kept:
 
 {default}
 """.replace("{processes}", str(PROCESSES))

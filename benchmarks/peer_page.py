@@ -207,8 +207,8 @@ def _by_medians(duel: Duel, everything: Times) -> str | None:
     if duel.of_medians > 1:
         return None
     return (
-        f"by their medians ours is first, {significant(1 / duel.of_medians)}×: "
-        f"{duel.best.peer}'s samples differ by more than the gap"
+        f"by medians ours is first, by {significant(1 / duel.of_medians)}×: "
+        f"{duel.best.peer}'s samples vary by more than the gap"
     )
 
 
@@ -218,7 +218,7 @@ def _arena(duel: Duel, everything: Times) -> str | None:
     torch = everything[duel.cell].get("torch")
     others = f", torch's {torch.faults:,}" if torch else ""
     return (
-        f"{duel.best.peer}'s fresh memory is not fresh: its arena hands out that of the last "
+        f"{duel.best.peer}'s fresh memory is not fresh: its arena reuses that of the last "
         f"result. Its call makes {duel.best.faults:,} page faults, ours {duel.ours.faults:,}"
         f"{others}"
     )
@@ -228,17 +228,17 @@ def _into_fresh(duel: Duel, everything: Times) -> str | None:
     fresh = everything.get(duel.cell._replace(memory=FRESH), {})
     if duel.ours.memory == duel.cell.memory or not fresh:
         return None
-    text = "ours, like any gradient of autograd, goes into fresh memory"
+    text = "ours goes into fresh memory, as every gradient of autograd does"
     for next_best in rivals(fresh)[:1]:
         ratio = significant(next_best.min / duel.ours.min)
-        text += f"; of those that do, the fastest other, {next_best.peer}, takes {ratio}× its time"
+        text += f"; of the others that do so, the fastest, {next_best.peer}, takes {ratio}× as long"
     return text
 
 
 def _of_the_call(duel: Duel, everything: Times) -> str | None:
     gap = _gap(duel.ours, duel.best)
     if duel.cell.size < SMALL:
-        return f"the call, from Python and with checks of its arguments: {gap:.1f} µs more"
+        return f"the call, made from Python and with checked arguments: {gap:.1f} µs more"
     extra = _extra_call(duel, everything)
     if extra is None or extra < MOSTLY * gap:
         return None
@@ -252,7 +252,7 @@ def _tail(duel: Duel, everything: Times) -> str | None:
     extra, gap = _extra_call(duel, everything) or 0.0, _gap(duel.ours, duel.best)
     call = f"; {extra:.1f} of the {gap:.1f} µs are the call" if extra >= 0.05 else ""
     return (
-        f"{duel.best.peer} is right to an absolute error alone: its largest relative error among "
+        f"{duel.best.peer} keeps only its absolute error small: its largest relative error on "
         f"these inputs is {best:.2g}, ours {ours:.2g}{call}"
     )
 
@@ -263,7 +263,7 @@ def _second_thread(duel: Duel, everything: Times) -> str | None:
         return None
     took, takes = (row.min * row.size / 1e3 for row in (alone, duel.ours))
     return (
-        f"a second thread brings ours nothing: {took:.1f} µs with one, {takes:.1f} with "
+        f"a second thread does not speed up ours: {took:.1f} µs with one, {takes:.1f} with "
         f"{duel.cell.threads}"
     )
 
@@ -368,18 +368,18 @@ def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> N
     pages.put(path, "peers", made)
 
 
-README_TEMPLATE = """One thread of {machine}; nanoseconds an element, the minimum over
-interleaved repeats; into existing memory, or where it says so into fresh.
+README_TEMPLATE = """One thread of {machine}. Nanoseconds per element, the minimum
+over interleaved repeats, into existing memory unless the column says fresh.
 
 {beside}
 
-Mish by everyone who computes it on a CPU; in brackets: into fresh memory, where there is no form
-into existing memory; the fastest in bold, ReLU and copy aside. "1 exp" is the expression with one
-exponential, given to a compiler.
+Mish in the libraries that compute it on a CPU. Brackets: into fresh memory, where a library can't
+write into existing memory. Bold: the fastest, ReLU and copy aside. "1 exp" is the expression with
+one exponential, passed to a compiler.
 
 {table}
 
-Of all functions, both dtypes and both directions, that at least one other offers:
+Over all functions, dtypes and directions that at least one other library offers:
 
 {counts}
 
@@ -471,7 +471,7 @@ def page(rows: Sequence[Row], facts: Mapping[str, str], figure: str) -> str:
     dtypes = dict.fromkeys(row.dtype for row in timed)
     return TEMPLATE.format(
         facts=f"{facts['cpu']}, {facts['cores']} cores, mishkit's kernels: {facts['isa']}; load "
-        f"before the run {facts['load']}; {facts['minutes']} minutes, {facts['date']}.",
+        f"average before the run {facts['load']}; {facts['minutes']} minutes, {facts['date']}.",
         versions=versions,
         table=table(rows),
         bfloat16=table(rows, dtype="bfloat16"),
@@ -486,47 +486,49 @@ def page(rows: Sequence[Row], facts: Mapping[str, str], figure: str) -> str:
 
 TEMPLATE = """# Against everyone
 
-What mishkit's functions cost beside everyone else who computes them on a CPU. Made by `make peers`;
-every timing is a row of [peers.csv](peers.csv). {facts}
+What mishkit's functions cost on a CPU, compared with those of other libraries. `make peers` makes
+this page; [peers.csv](peers.csv) has a row for every timing. {facts}
 
 {versions}.
 
-All peers of a function are timed in one process, in turns, on inputs N(0, 2), nanoseconds an
-element, minima (the CSV has medians and quantiles). *Existing*: the result goes into memory that is
-there, the same for all; *fresh*: into memory that the call allocates. Backward is (grad, input) →
-grad_input. Each result was compared with the formula in float64 before it was timed: in the CSV
-`error` is the largest |result − exact|/(1 + |exact|), `relative` the largest
-|result − exact|/|exact|, and `faults` the page faults of a call. torch ReLU and copy are the floor:
-they compute less. "1 exp" is x·n/(n + 2), n = eˣ(eˣ + 2), given to a compiler.
+All peers of a function are timed in one process, taking turns, on inputs from N(0, 2). Times are
+minima, in nanoseconds per element; the CSV has medians and quantiles too. *Existing* means that the
+result goes into memory that already exists, the same for all peers; *fresh* means into memory that
+the call allocates. Backward is (grad, input) → grad_input. Each result was compared with the
+formula in float64 before it was timed: in the CSV, `error` is the largest
+|result − exact|/(1 + |exact|), `relative` the largest |result − exact|/|exact|, and `faults` the
+number of page faults per call. torch ReLU and copy compute less and serve as a floor. "1 exp" is
+x·n/(n + 2), n = eˣ(eˣ + 2), passed to a compiler.
 
 {table}
 
-In brackets: into fresh memory, where there is no form into existing memory.
+Brackets: into fresh memory, where a peer can't write into existing memory.
 
 {bfloat16}
 
-![Nanoseconds an element of mish against the size, a line a peer]({figure})
+![Nanoseconds per element of mish against the size, one line per peer]({figure})
 
 ## How far ahead
 
 {counts}
 
-The time of the fastest other over ours, one thread; in bold where we are behind by more than 5%.
+The time of the fastest other peer divided by ours, with one thread; bold where ours is behind by
+more than 5%.
 
 {leads}
 
 ## Where we are behind
 
-The cause is told from the rows: the gap at 1 Ki is the call's, page faults are counted, errors
-compared. By more than 5% at 64 Ki elements and above:
+The cause is derived from the rows: the gap at 1 Ki elements is that of the call, page faults are
+counted, and errors are compared. Behind by more than 5% at 64 Ki elements and above:
 
 {large}
 
-At 1 Ki, where the cost of a call decides:
+At 1 Ki elements, where the cost of a call decides:
 
 {small}
 
-## Who is missing, and what is not offered
+## Missing peers, and what peers don't offer
 
 {notes}
 """

@@ -214,14 +214,14 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         functions=", ".join(FUNCTIONS),
         parts="\n\n".join(parts),
         edges=(
-            "At the edge of the grid, so that a better rate may lie beyond, the choice was for "
+            "The chosen rate lies at the edge of the grid, so a better one may lie beyond it, for "
             + "; ".join(
                 f"{verdicts.listed(rows['label'])} on {data}"
                 for data, rows in edges.groupby("data", sort=False)
             )
             + "."
             if len(edges)
-            else "No choice lay at the edge of the grid."
+            else "No chosen rate lies at the edge of the grid."
         ),
         trials=len(trials),
         tuned=len(trials) - len(final),
@@ -250,13 +250,14 @@ def for_readme(summary: pd.DataFrame, trials: pd.DataFrame) -> str:
     )
 
 
-README_TEMPLATE = """{headline}. In points, over {seeds} seeds; ± is the
-interval that holds all comparisons to 95 % together, and bold what it tells apart. The learning
-rate is tuned for each.
+README_TEMPLATE = """{headline}. The table shows differences in points over
+{seeds} seeds. With 95 % confidence, all of its ± intervals hold at once; those in bold exclude 0.
+The learning rate is tuned for each activation.
 
 {overview}
 
-The time of a training step and the bytes kept for backward, over those of {base}, all in place:
+The time of a training step and the bytes kept for the backward pass, divided by those of {base},
+all in place:
 
 {prices}
 
@@ -268,18 +269,18 @@ TEMPLATE = """# The study: which activation is worth its price
 
 {counted}. {budget}
 
-{functions},
-each in place, against {base} in place: on images, on two tables and on sentences, with a learning
-rate tuned for each. Made by `python benchmarks/study.py`, which runs `mishkit compare`; how it
-compares is told in [its page](compare.md). Every number here is in
-[summary.csv](study/summary.csv), or a count in [trials.csv](study/trials.csv) and
-[epochs.csv](study/epochs.csv). [The report](study/report.html) shows the same with curves, the
-search for the rates, and every trial.
+The activations are {functions},
+each in place. They are compared with {base} in place: on images, on two tables and on sentences,
+with a learning rate tuned for each. `python benchmarks/study.py` makes this page with
+`mishkit compare`, whose method has [its own page](compare.md). Every number here comes from
+[summary.csv](study/summary.csv), or is a count of rows in [trials.csv](study/trials.csv) and
+[epochs.csv](study/epochs.csv). [The report](study/report.html) shows the same results with curves,
+the search for the learning rates, and every trial.
 
 ## Accuracy
 
-Differences to {base} on equal seeds. ± is the interval from which verdicts are drawn: it
-holds all {pairs} comparisons to 95 % together. In bold: told apart.
+Differences from {base} on equal seeds. ± is the interval that the verdicts are based on: with 95 %
+confidence, all {pairs} intervals hold at once. Bold differences are told apart from 0.
 
 {overview}
 
@@ -287,7 +288,7 @@ holds all {pairs} comparisons to 95 % together. In bold: told apart.
 
 ## Price
 
-The time of a training step and the bytes kept for backward, over those of {base}.
+The time of a training step and the bytes kept for the backward pass, divided by those of {base}.
 
 {prices}
 
@@ -295,22 +296,24 @@ The time of a training step and the bytes kept for backward, over those of {base
 
 {parts}
 
-In these tables ± and ranges are 95 % intervals of each number by itself. *Step*: forward and
-backward of one batch, over {base}'s on equal seeds. *Kept*: bytes that autograd holds for backward.
+In these tables, ± and ranges are 95 % intervals of each number by itself. *Step* is the time of
+the forward and backward pass of one batch, and *kept* is what autograd holds for the backward pass,
+both divided by {base}'s on equal seeds.
 
 ## How far this reaches
 
-- Small settings, for two cores: {epochs} epochs, at most {samples} training samples, networks of
-  {channels} channels' width. Other sizes may come out otherwise.
-- Intervals are over {seeds} seeds: weights and the order of samples. They say nothing of other test
-  data.
-- The rate was searched among {rates}, by {tuning} seeds of its own, on a fifth of the training
+- The settings are small enough for two cores: {epochs} epochs, at most {samples} training samples,
+  networks {channels} channels wide. Other sizes may give other results.
+- The intervals are over {seeds} seeds, which set the weights and the order of samples. They say
+  nothing about other test data.
+- The learning rate was chosen from {rates}, with {tuning} further seeds, on a fifth of the training
   data. {edges}
-- Rates are tuned for the accuracy at the end, not for the time to the target, which depends on them
-  too: where {base} has another rate than the others, that is part of the difference.
-- The functions work in place, with the gradient from the output; the lab's networks allow it.
-- {trials} trainings, {tuned} of them for the search; {minutes} minutes of training in all, one at a
-  time. {machine}.
+- The rates are tuned for the accuracy at the end, not for the time to the target, which also
+  depends on them. Where the rate of {base} is not that of the others, this is part of the
+  difference.
+- The functions work in place and compute the gradient from the output, which suits these networks.
+- {trials} training runs, {tuned} of them for the search; {minutes} minutes of training in all, one
+  run at a time. {machine}.
 """
 
 

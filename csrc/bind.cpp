@@ -7,8 +7,10 @@
 #include <exception>
 #include <string>
 
+#include "bind/affine.h"
 #include "bind/blend.h"
 #include "bind/isa.h"
+#include "bind/mask.h"
 #include "bind/neuron.h"
 #include "bind/operators.h"
 
@@ -28,6 +30,8 @@ struct Registration {
       Operators<0>::add_to(library);
       add_neuron(library);
       add_blend(library);
+      add_affine(library);
+      add_mask(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

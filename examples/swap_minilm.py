@@ -240,7 +240,7 @@ def verdict(rows: Sequence[Row], target: str) -> str:
         1: f"Annealing beats swapping at once: the mean of the four measures is {shown} higher",
         -1: f"Annealing is worse than swapping at once: the mean of the four measures is {shown}",
         0: f"Annealing is not shown to beat swapping at once: on the mean of the four measures the "
-        f"difference is {shown}, an interval that holds 0",
+        f"difference is {shown}, an interval that contains 0",
     }[found.sign]
     n = len(paired(rows, target, MEAN))
     text = f"{answer} (95%, paired over {n} seeds)."
@@ -250,13 +250,12 @@ def verdict(rows: Sequence[Row], target: str) -> str:
         if Estimate.of(paired(rows, target, name)).sign
     ]
     if apart:
-        several = "each interval" if len(apart) > 1 else "the interval"
         text += (
-            f" By itself, {several} leaves out 0 on {', '.join(apart)}; of five such intervals one "
-            "in four sets would do so by chance somewhere."
+            f" Taken alone, the interval excludes 0 for {', '.join(apart)}; in one of four sets of "
+            "five such intervals, at least one does so by chance."
         )
     else:
-        text += " Nor does any single measure, or the cosine, tell them apart."
+        text += " No single measure tells them apart either, nor does the cosine."
     return text
 
 
@@ -576,9 +575,9 @@ class Circumstances:
     data: Data
 
     def __str__(self) -> str:
-        loads = "the load average {:.1f} at first and {:.1f} at the end".format(*self.load)
+        loads = "load average {:.1f} at the start and {:.1f} at the end".format(*self.load)
         return (
-            f"{self.seconds / 60:.1f} minutes in all, in {self.threads} processes of one thread "
+            f"{self.seconds / 60:.1f} minutes in all, in {self.threads} processes with one thread "
             f"each, on {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}; "
             f"{loads}."
         )
@@ -590,32 +589,34 @@ def markdown(rows: Sequence[Row], targets: Sequence[str], figure: str, about: Ci
     lines = [
         "# Swapping the activation of a sentence encoder",
         "",
-        "This page was written by `examples/swap_minilm.py --markdown`; no figure in it is typed "
-        "by hand.",
+        "`examples/swap_minilm.py --markdown` wrote this page, with every figure in it.",
         "",
-        "MiniLM-L6-v2, 22.7 million parameters, turns a sentence into a vector; 6 GELUs stand in "
-        f"its layers. They were replaced by {' and by '.join(f'`{t}`' for t in targets)} in three "
-        "ways:",
+        "MiniLM-L6-v2, with 22.7 million parameters, turns a sentence into a vector. Its layers "
+        f"have 6 GELUs. They were replaced by {' and by '.join(f'`{t}`' for t in targets)} in "
+        "three ways:",
         "",
         '- **cold**: `mishkit.swap(model, {"gelu": …})` and nothing else;',
         f"- **annealed**: `mishkit.Anneal` with the cosine schedule over the first "
         f"{ANNEALED_SHARE:.0%} of {about.steps} distillation steps;",
-        f"- **swapped, then tuned**: swapped at once, and tuned for the same {about.steps} steps.",
+        f"- **swapped, then tuned**: all swapped at once, then tuned for the same {about.steps} "
+        "steps.",
         "",
-        f"Distillation makes the cosine to the original's embeddings large, on {BATCH} sentences a "
-        f"step of at most {LENGTH} tokens, with AdamW ({RATE:g}, 10 steps of warm-up, falling to 0 "
-        f"over the last {1 - ANNEALED_SHARE:.0%}), all layers but the embeddings, no dropout. The "
-        f"{len(data.sentences):,} sentences are those of film reviews, product reviews and "
-        "editorials; their ratings are not used, and none of them is measured on. Each of "
-        f"{about.seeds} seeds draws its own batches, on which both kinds are trained.",
+        "Distillation maximises the cosine to the original's embeddings, with "
+        f"{BATCH} sentences of at most {LENGTH} tokens per step, AdamW (learning rate {RATE:g}, 10 "
+        f"steps of warm-up, falling to 0 over the last {1 - ANNEALED_SHARE:.0%}) and no dropout. "
+        "It trains all layers except the embeddings. The "
+        f"{len(data.sentences):,} sentences come from film reviews, product reviews and "
+        "editorials. Their ratings are not used, and nothing is measured on them. Each of "
+        f"{about.seeds} seeds draws its own batches, and both ways of tuning train on the same "
+        "ones.",
         "",
-        "Measured were:",
+        "We measured:",
         "",
         f"- **Lee**: Pearson's r between the cosines of {len(data.documents)} news summaries and "
-        "what people said of each two of them;",
+        "how similar people found each pair;",
         f"- **WordSim** and **SimLex**: Spearman's ρ between cosines and ratings of "
         f"{len(data.wordsim)} and {len(data.simlex)} pairs of words;",
-        f"- **tweets**: Pearson's r between the rated sentiment of "
+        "- **tweets**: Pearson's r between the rated sentiment of "
         f"{len(data.tweets) - trained:,} tweets and a ridge regression on the embeddings of "
         f"{trained:,} others;",
         "- **cosine**: the mean cosine to the original's embeddings over all these texts.",
@@ -633,7 +634,7 @@ def markdown(rows: Sequence[Row], targets: Sequence[str], figure: str, about: Ci
             "",
             verdict(rows, target),
         ]
-    lines += ["", f"![Each measure by method, a dot a seed]({figure})", "", str(about), ""]
+    lines += ["", f"![Each measure by method, one dot per seed]({figure})", "", str(about), ""]
     return "\n".join(lines)
 
 

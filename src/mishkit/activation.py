@@ -10,16 +10,18 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ._twin import Twin
 from .forms import STANDARD, Form
 
 if TYPE_CHECKING:
     from .functions._branch_fit import Minimum
+    from .functions.gpu._twin import Twin
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -140,8 +142,6 @@ class Activation:
     """
     portable: Callable[..., Tensor]
     """f as one of torch's own operators (or the shortest expression), for export to other tools."""
-    twin: Twin
-    """The same formulas in Triton."""
     forms: tuple[Form, ...]
     """The ways to write f in standard ONNX operators. The first is `forms.STANDARD`."""
     parameters: tuple[Parameter, ...] = ()
@@ -170,6 +170,14 @@ class Activation:
     """Parameter values published for this form, each with its source or name."""
     torch_function: str | None = None
     """The function's name in `torch.nn.functional`, if torch has it with the same arguments."""
+
+    @cached_property
+    def twin(self) -> Twin:
+        """The same formulas in Triton, from the file of this name in `mishkit.functions.gpu`. The
+        first use imports Triton.
+        """
+        twin: Twin = import_module(f".functions.gpu.{self.name}", __package__).twin
+        return twin
 
     @property
     def defaults(self) -> tuple[float, ...]:

@@ -44,8 +44,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._twin import compiled
-from ..functions._triton_math import divide
+from ..functions.gpu._math import divide
 from .triton import WARPS, on_device
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -82,8 +81,6 @@ TWO_LOG2_E = tl.constexpr(2.8853900817779268)
 LARGEST = tl.constexpr(3.4e38)
 SIGN = tl.constexpr(-(2**31))
 
-_divide = compiled()[divide]
-
 
 @triton.jit
 def _scaled(x, factor: tl.constexpr):
@@ -102,7 +99,7 @@ def _with_sign_of(x, y):
 def _tanh(z):
     """|tanh(βx)| and (1 − tanh²(βx))/4 for z = −2·log₂e·|βx|."""
     e = tl.exp2(z)
-    r = _divide(1.0, 1.0 + e)
+    r = divide(1.0, 1.0 + e)
     w = e * r
     # 2r − 1 would double the error of r where tanh is small.
     return r - w, w * r

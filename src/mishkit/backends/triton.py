@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._twin import Twin, compiled
 from ..activation import Activation
 from ..bodies import BODIES
 from ..functions._branch_fit import leading
@@ -91,7 +90,7 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
     if body not in BODIES:
         raise ValueError(f"there is no kernel {body!r}")
     twin, tensors, formulas = a.twin.at(*parameters), BODIES[body].tensors, BODIES[body].formulas
-    constants = dict(zip(formulas, _formulas(twin, *formulas), strict=True))
+    constants = {formula: getattr(twin, formula) for formula in formulas}
     if "backward" in body:
         constants["dead"] = a.is_dead
     if body == "backward_packed":
@@ -122,7 +121,7 @@ def _blend_launch(
     first, second = a.twin.at(*of_a), b.twin.at(*of_b)
     f, g = (twin.df if is_backward else twin.f for twin in (first, second))
     names = ("df", "dg") if is_backward else ("f", "g")
-    constants = dict(zip(names, (compiled()[f], compiled()[g]), strict=True))
+    constants = dict(zip(names, (f, g), strict=True))
     if is_backward:
         constants["dead"] = a.is_dead and b.is_dead
     launch = Launch(
@@ -165,11 +164,6 @@ def _kernels() -> Any:
     from . import _triton_kernels
 
     return _triton_kernels
-
-
-def _formulas(twin: Twin, *names: str) -> list[Any]:
-    """Some of a twin's formulas, compiled."""
-    return [compiled()[getattr(twin, name)] for name in names]
 
 
 # ---- the operators -------------------------------------------------------------------------------
@@ -283,6 +277,58 @@ def blend_backward(
     return result
 
 
+def affine(
+    a: Activation | None, x: Tensor, scale: Tensor, shift: Tensor, *parameters: float
+) -> Tensor:
+    """f(scale·x + shift) for a dtype of `DTYPES`; without a function, scale·x + shift."""
+    x = _dense(x)
+    y = torch.empty_like(x)
+    if x.numel():
+        twin = a.twin.at(*parameters) if a else None
+        numbers = _given(twin.numbers(*parameters) if twin else ())
+        tiling, rows = Tiling.of_affine(x, scale)
+        with on_device(x):
+            _kernels().affine[(tiling.channel_blocks * tiling.tiles,)](
+                *(x, scale, shift, y, *tiling.shape, tiling.tiles, rows, numbers),
+                *(twin.f if twin else None, *tiling.tile),
+                num_warps=WARPS,
+            )
+    return y
+
+
+def affine_backward(
+    a: Activation, grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *parameters: float
+) -> Tensor:
+    """grad·f'(scale·x + shift) for the same dtypes."""
+    _check("affine_backward", x, grad)
+    x = _dense(x)
+    result = torch.empty_like(x)
+    if x.numel():
+        twin = a.twin.at(*parameters)
+        tiling, rows = Tiling.of_affine(x, scale)
+        with on_device(x):
+            _kernels().affine_backward[(tiling.channel_blocks * tiling.tiles,)](
+                *(_like(grad, x), x, scale, shift, result, *tiling.shape, tiling.tiles, rows),
+                *(_given(twin.numbers(*parameters)), twin.df, a.is_dead, *tiling.tile),
+                num_warps=WARPS,
+            )
+    return result
+
+
+def layer_norm_again(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """((x − mean)·rstd)·weight + bias for a contiguous x of the same dtypes."""
+    y = torch.empty_like(x)
+    if x.numel():
+        rows, columns = x.numel() // weight.numel(), weight.numel()
+        tile = tile_of((rows, columns, 1), x.dtype)[:2]
+        tiles = _blocks(columns, tile[1])
+        with on_device(x):
+            _kernels().layer_norm_again[(_blocks(rows, tile[0]) * tiles,)](
+                *(x, mean, rstd, weight, bias, y, rows, columns, tiles, *tile), num_warps=WARPS
+            )
+    return y
+
+
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
     """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel."""
     if x.dtype not in DTYPES:
@@ -290,15 +336,11 @@ def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
     x, parameters = _dense(x), parameters.contiguous()
     y = torch.empty_like(x)
     if x.numel():
-        tiling = Tiling.of(x, parameters.shape[1])
+        twin, tiling = a.twin.of_trained, Tiling.of(x, parameters.shape[1])
         with on_device(x):
             _kernels().trained[(tiling.channel_blocks * tiling.tiles,)](
                 *(x, parameters, y, *tiling.shape, tiling.tiles),
-                *(
-                    *_formulas(a.twin.of_trained, "trained_numbers", "f"),
-                    len(a.parameters),
-                    *tiling.tile,
-                ),
+                *(twin.trained_numbers, twin.f, len(a.parameters), *tiling.tile),
                 num_warps=WARPS,
             )
     return y
@@ -319,15 +361,15 @@ def trained_backward(
     result = torch.empty_like(x)
     if not x.numel():
         return result, torch.zeros_like(parameters)
-    tiling = Tiling.of(x, parameters.shape[1])
+    twin, tiling = a.twin.of_trained, Tiling.of(x, parameters.shape[1])
     steps = min(STEPS, tiling.tiles)
     parts = _blocks(tiling.tiles, steps)
     sums = parameters.new_empty(parameters.shape[0], parts, parameters.shape[1])
     with on_device(x):
         _kernels().trained_backward[(tiling.channel_blocks * parts,)](
             *(_like(grad, x), x, parameters, result, sums, *tiling.shape, tiling.tiles),
-            *(parts, steps, *_formulas(a.twin.of_trained, "trained_numbers", "df", "dp")),
-            *(len(a.parameters), *tiling.tile),
+            *(parts, steps, twin.trained_numbers, twin.df, twin.dp, len(a.parameters)),
+            *tiling.tile,
             num_warps=WARPS,
         )
     return result, sums.sum(1)
@@ -347,6 +389,23 @@ class Tiling:
         inner = x.numel() if channels == 1 else x.stride(1)
         shape = (x.numel() // (channels * inner), channels, inner)
         return cls(shape, tile_of(shape, x.dtype))
+
+    @classmethod
+    def of_affine(cls, x: Tensor, scale: Tensor) -> tuple[Tiling, int]:
+        """The tiling of a tensor with a scale per channel, or per sample and channel; and how many
+        of its rows share their numbers.
+        """
+        samples, channels = x.shape[:2]
+        if scale.dim() == 1:
+            tiling = cls.of(x, channels)
+            return tiling, tiling.shape[0]
+        if samples > 1 and x.stride(0) * samples != x.numel():
+            raise RuntimeError(
+                "mishkit.affine: the samples of the input must follow each other in memory"
+            )
+        inner = x.stride(1) if channels > 1 else x.numel() // samples
+        shape = (x.numel() // (channels * inner), channels, inner)
+        return cls(shape, tile_of(shape, x.dtype)), shape[0] // samples
 
     @property
     def tiles(self) -> int:

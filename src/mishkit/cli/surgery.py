@@ -75,11 +75,26 @@ def lean(
     option: Options = None,
     autocast: Autocast = None,
     evaluation: Evaluation = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            help="Recompute in the backward pass what can be recomputed cheaply; otherwise let "
+            "activations keep their outputs where the audit advises it.",
+        ),
+    ] = True,
     inplace: Annotated[
-        bool, typer.Option(help="Also write over inputs that nothing else needs.")
+        bool,
+        typer.Option(help="With --no-recompute: also write over inputs that nothing else needs."),
     ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Recompute only until the model keeps this share of what it keeps now, from 0 to "
+            "1, or this many bytes."
+        ),
+    ] = None,
 ) -> None:
-    """Follow the audit's advice, and show one training step before and after.
+    """Make a model keep less for the backward pass, and show a training step before and after.
 
     Prints the bytes kept for the backward pass, as predicted and as counted, the loss and the
     gradient. On Linux it also prints how much resident memory a step adds, measured in separate
@@ -89,7 +104,10 @@ def lean(
 
     shapes, options = tuple(input_ or ()), tuple(option or ())
     settings = lab.Settings(model, shapes, options, autocast, evaluation)
-    lab.show_effects([lab.effect(settings, inplace=inplace)])
+    if budget is not None and budget > 1:
+        budget = int(budget)
+    how = {"recompute": recompute and not inplace, "inplace": inplace, "budget": budget}
+    lab.show_effects([lab.effect(settings, how)])
 
 
 @app.command(epilog="For example: mishkit swap yolo.onnx mish=mish --form fast -o fast.onnx")

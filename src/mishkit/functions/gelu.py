@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
-from ._triton_math import NORMAL_END, at_most, branch_table, from_output, normal
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
 
 FAR = 50.0
 """Φ(−FAR) and φ(FAR) are 0 in float64."""
@@ -53,44 +46,6 @@ def _pdf(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x|, clamped where the tail is 0, with exp(−x²/2) and Φ(−|x|)."""
-    size = at_most(tl.abs(x), NORMAL_END)
-    e, tail = normal(size, half)
-    return size, e, tail
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    size, _e, tail = gpu_parts(x, half)
-    # x·Φ(x) is x − x·Φ(−x) on the right and −|x|·Φ(−|x|) on the left.
-    rest = size * tail
-    # Triton's unary minus subtracts from 0, which makes −0 positive.
-    return tl.where(x < 0, rest * -1.0, x - rest)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    size, e, tail = gpu_parts(x, half)
-    rise = size * (e * 0.3989422804014327) - tail
-    return tl.where(x < 0, -rise, rise + 1.0)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    size, e, _tail = gpu_parts(x, half)
-    return e * 0.3989422804014327 * (2.0 - size * size)
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    return from_output(y, right, table)
-
-
 def to_onnx(write: OnnxWriter) -> Any:
     """Gelu, or the formula if the opset doesn't have it."""
     return write("Gelu", write.x) if write.has("Gelu") else by_erf(write)
@@ -120,5 +75,4 @@ activation = Activation(
     minimum=MINIMA["gelu"],
     portable=F.gelu,
     torch_function="gelu",
-    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "gelu")),
 )

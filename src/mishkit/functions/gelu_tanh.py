@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
-from ._branch_fit import leading
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
-from ._triton_math import (
-    FLOOR,
-    LOG2E,
-    at_least,
-    at_most,
-    branch_table,
-    divide,
-    exp2_sum,
-    from_output,
-)
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
 
 FAR = 30.0
 """σ(−2u(FAR)) is 0 in float64."""
@@ -74,69 +57,6 @@ def _portable(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-# w in powers of two: w·log₂ e = x·(LINEAR + WEIGHT·x²). LINEAR is split into two parts, and WEIGHT
-# into its float32 value and the rest.
-LINEAR_HIGH = leading(SCALE * LOG2E, 12)
-LINEAR_LOW = SCALE * LOG2E - LINEAR_HIGH
-WEIGHT = SCALE * CUBIC * LOG2E
-WEIGHT_REST = WEIGHT - leading(WEIGHT, 24)
-GPU_NEAR, GPU_FAR = 7.5, 26.0
-"""Above GPU_NEAR, σ(w) rounds to 1; below −GPU_FAR, exp(w) is 0."""
-
-
-@device
-def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x clamped on the far left, c = x clamped on the far right, exp(w(c)) and w'(c)."""
-    x = at_least(x, -GPU_FAR)
-    c = at_most(x, GPU_NEAR)
-    square = c * c
-    slope = square * (3 * SCALE * CUBIC) + SCALE
-    bow = square * WEIGHT
-    if half:
-        return x, c, tl.exp2(c * (bow + (LINEAR_HIGH + LINEAR_LOW))), slope
-    else:
-        # w in two parts, because the exponential would magnify its rounding error up to 87 times.
-        # The high part is short enough for the difference between the sum and it to be exact.
-        total = bow + LINEAR_HIGH
-        w = c * total
-        rest = (bow - (total - LINEAR_HIGH)) + tl.fma(square, WEIGHT, -bow)
-        rest = tl.fma(tl.fma(c, c, -square), WEIGHT, rest)
-        rest += tl.fma(square, WEIGHT_REST, LINEAR_LOW)
-        low = tl.fma(c, rest, tl.fma(c, total, -w))
-        return x, c, exp2_sum(at_least(w, FLOOR * LOG2E), low), slope
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    x, _within, e, _dw = gpu_parts(x, half)
-    return x * divide(e, e + 1.0)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    _x, within, e, dw = gpu_parts(x, half)
-    r = divide(1.0, e + 1.0)
-    sigma = e * r
-    return sigma + sigma * (within * dw * r)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    _x, within, e, dw = gpu_parts(x, half)
-    r = divide(1.0, e + 1.0)
-    sigma = e * r
-    bend = dw * dw * (r - sigma) + within * (6 * SCALE * CUBIC)
-    return sigma * r * (within * bend + dw * 2.0)
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    return from_output(y, right, table)
-
-
 def to_onnx(write: OnnxWriter) -> Any:
     """Gelu in its tanh form, or the formula if the opset doesn't have it."""
     if write.has("Gelu"):
@@ -177,5 +97,4 @@ activation = Activation(
     turn=MINIMA["gelu_tanh"].turn,
     minimum=MINIMA["gelu_tanh"],
     portable=_portable,
-    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "gelu_tanh")),
 )

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
 from ._branch_fit import Minimum
 from ._inverse import centring
-from ._triton_math import at_least, at_most
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
-
 
 MINIMUM = Minimum(-1.0, -0.5, math.sqrt(0.5))
 
@@ -45,39 +38,6 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
 
 def _portable(x: Tensor) -> Tensor:
     return 0.5 * x * (x + 2).clamp(0, 2)
-
-
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    x = at_least(x, -2.0)
-    return x * 0.5 * at_most(x + 2.0, 2.0)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    # At −2 the sum is 0, which is the gradient there, and it is NaN for NaN.
-    x = at_least(x, -2.0)
-    return tl.where(x > -2.0, at_most(x, 0.0) + 1.0, x + 2.0)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    x = at_least(x, -2.0)
-    return tl.where(x > 0, 0.0, tl.where(x > -2.0, 1.0, x + 2.0))
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    """±√(2y + 1) on the quadratic part."""
-    size = tl.sqrt(at_most(at_least((y + 0.5) + c[0], c[1]) * 2.0, 1.0))
-    return tl.where(right, size, tl.where(y < 0, -size, y))
-
-
-def gpu_output_numbers(saved: torch.dtype) -> tuple[float, ...]:
-    return centring(0.5, saved)
 
 
 def to_onnx(write: OnnxWriter) -> Any:
@@ -111,5 +71,4 @@ activation = Activation(
     minimum=MINIMUM,
     portable=_portable,
     is_dead=True,
-    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, output_numbers=gpu_output_numbers),
 )

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter, Parameter
 from ..forms import STANDARD, Form
 from ._branch_fit import Minimum, leading
 from ._inverse import centring
 from ._limits import LARGEST, SMALLEST
-from ._triton_math import at_least, at_most
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
 
 
 def f(x: Tensor, k: float) -> Tensor:
@@ -71,50 +65,6 @@ def _portable(x: Tensor, k: float) -> Tensor:
     return x * ((x + 3).clamp(0.0, k) / k)
 
 
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    x = at_least(x, -3.0)
-    return x * at_most((x + 3.0) * c[0], 1.0)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    # At −3 the sum is 0, which is the gradient there, and it is NaN for NaN.
-    x = at_least(x, -3.0)
-    inside = tl.where(x > -3.0, (x * 2.0 + 3.0) * c[0], x + 3.0)
-    return tl.where(x > c[1], 1.0, inside)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    x = at_least(x, -3.0)
-    inside = tl.where(x > -3.0, c[0] + c[0], x + 3.0)
-    return tl.where(x > c[1], 0.0, inside)
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    """±2·√((y − y_min)/k) on the quadratic part."""
-    size = tl.sqrt(at_least((y + c[0]) + c[1], c[2]) * c[3])
-    return tl.where(right, tl.where(y > c[4], 1.0, size), tl.where(y < 0, -size, y))
-
-
-def gpu_numbers(k: float) -> tuple[float, ...]:
-    """The slope of the weight, and the x at which the weight becomes 1."""
-    return 1 / k, k - 3
-
-
-def gpu_output_numbers(saved: torch.dtype, k: float) -> tuple[float, ...]:
-    """The depth in two parts, the lower bound for y − y_min, 4/k, and y at the joint."""
-    kinked = k < 1.5
-    shift, least = (0.0, 0.0) if kinked else centring(9 / (4 * k), saved)
-    depth = 9 / (4 * k) + shift
-    return depth, depth - leading(depth, 24), least, 4 / k, -math.inf if kinked else k - 3
-
-
 def to_onnx(write: OnnxWriter, k: float) -> Any:
     """x·HardSigmoid(x) with slope 1/k, which is HardSwish for k = 6."""
     return write.hard(1 / k, 3 / k)
@@ -156,8 +106,5 @@ activation = Activation(
         ),
     ),
     is_dead=True,
-    twin=Twin(
-        gpu_f, gpu_df, gpu_d2f, gpu_df_y, numbers=gpu_numbers, output_numbers=gpu_output_numbers
-    ),
     published=(("hard Mish, k = 5", (5,)), ("hard Mish, k = 3", (3,)), ("hardswish", (6,))),
 )

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._twin import Twin
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
 from . import hard_mish
@@ -30,14 +29,6 @@ def d2f(x: Tensor) -> Tensor:
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
     return hard_mish.df_y(y, right, saved, K)
-
-
-def _numbers() -> tuple[float, ...]:
-    return hard_mish.gpu_numbers(K)
-
-
-def _output_numbers(saved: torch.dtype) -> tuple[float, ...]:
-    return hard_mish.gpu_output_numbers(saved, K)
 
 
 def to_onnx(write: OnnxWriter) -> Any:
@@ -71,12 +62,4 @@ activation = Activation(
     portable=F.hardswish,
     torch_function="hardswish",
     is_dead=True,
-    twin=Twin(
-        hard_mish.gpu_f,
-        hard_mish.gpu_df,
-        hard_mish.gpu_d2f,
-        hard_mish.gpu_df_y,
-        numbers=_numbers,
-        output_numbers=_output_numbers,
-    ),
 )

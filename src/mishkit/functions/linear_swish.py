@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
 from . import silu
@@ -17,22 +15,6 @@ from ._branch_fit import Minimum
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
-from ._triton_math import (
-    FLOOR,
-    at_least,
-    at_most,
-    divide,
-    exp_product,
-    factor,
-    from_scaled_output,
-    scaled_numbers,
-    scaled_table,
-)
-from .silu import gpu_bend, gpu_rise
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
 
 BETA = 1.25
 _OF_SILU = MINIMA["silu"]
@@ -62,51 +44,6 @@ def _portable(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 2 * x * torch.sigmoid(BETA * x))
 
 
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-SHARPNESS = factor(BETA)
-
-
-@device
-def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x clamped where its exponential is 0, then z = BETA·x and exp(z) for x left of 0."""
-    x = at_least(x, FLOOR / BETA)
-    left = at_most(x, 0.0)
-    return x, left * BETA, exp_product(left, SHARPNESS[0], SHARPNESS[1], SHARPNESS[2], half)
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    x, _z, e = gpu_parts(x, half)
-    sigma = divide(e, e + 1.0)
-    # Right of 0 σ is exactly ½.
-    return x * (sigma + sigma)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    x, z, e = gpu_parts(x, half)
-    rise = gpu_rise(z, e)
-    return tl.where(x > 0, 1.0, rise + rise)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    x, z, e = gpu_parts(x, half)
-    return tl.where(x > 0, 0.0, gpu_bend(z, e) * (2 * BETA))
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    left = from_scaled_output(at_most(y, 0.0), right, c, table)
-    return tl.where(right & (y >= 0), 1.0, left + left)
-
-
-def _output_numbers(saved: torch.dtype) -> tuple[float, ...]:
-    return scaled_numbers("silu", BETA / 2, saved)
-
-
 def to_onnx(write: OnnxWriter) -> Any:
     """x·Min(2·Sigmoid(1.25·x), 1)."""
     weight = write("Mul", write("Sigmoid", write("Mul", write.x, 1.25)), 2.0)
@@ -129,12 +66,4 @@ activation = Activation(
     turn=MINIMUM.turn,
     minimum=MINIMUM,
     portable=_portable,
-    twin=Twin(
-        gpu_f,
-        gpu_df,
-        gpu_d2f,
-        gpu_df_y,
-        output_numbers=_output_numbers,
-        table=partial(scaled_table, "silu"),
-    ),
 )

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
 from . import silu
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
-from ._triton_math import (
-    FAR_RIGHT,
-    FLOOR,
-    NEAR,
-    at_least,
-    at_most,
-    branch_table,
-    divide,
-    exp,
-    from_output,
-)
-from .silu import gpu_bend, gpu_rise
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
 
 
 def f(x: Tensor) -> Tensor:
@@ -59,42 +41,6 @@ def _portable(x: Tensor) -> Tensor:
     return x * torch.sigmoid(_steepened(x))
 
 
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_parts(x: Any, half: constexpr) -> Any:
-    """x clamped where its exponential is 0, z = max(x, 2x), and exp(z)."""
-    x = at_least(x, FLOOR)
-    z = at_least(x + x, x)
-    return x, z, exp(at_most(z, NEAR), half)
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    x, _z, e = gpu_parts(x, half)
-    return x * divide(e, e + 1.0)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    _x, z, e = gpu_parts(x, half)
-    return gpu_rise(z, e)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    x = at_most(at_least(x, FLOOR), FAR_RIGHT / 2)
-    z = at_least(x + x, x)
-    bend = gpu_bend(z, exp(z, half))
-    return tl.where(x > 0, bend + bend, bend)
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    return from_output(at_least(y + y, y), right, table)
-
-
 def to_onnx(write: OnnxWriter) -> Any:
     """x·Sigmoid(x + Relu(x))."""
     return write("Mul", write.x, write("Sigmoid", write("Add", write.x, write("Relu", write.x))))
@@ -116,5 +62,4 @@ activation = Activation(
     turn=MINIMA["silu"].turn,
     minimum=MINIMA["silu"],
     portable=_portable,
-    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y, table=partial(branch_table, "silu")),
 )

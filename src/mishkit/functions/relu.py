@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter
 from ..forms import STANDARD, Form
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
 
 
 def f(x: Tensor) -> Tensor:
@@ -31,29 +26,6 @@ def d2f(x: Tensor) -> Tensor:
 
 def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
     return df(y)
-
-
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    return tl.where(x <= 0, 0.0, 1.0)
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    return tl.zeros_like(x)
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    return tl.where(y <= 0, 0.0, 1.0)
 
 
 def to_onnx(write: OnnxWriter) -> Any:
@@ -79,5 +51,4 @@ activation = Activation(
     portable=torch.relu,
     torch_function="relu",
     is_dead=True,
-    twin=Twin(gpu_f, gpu_df, gpu_d2f, gpu_df_y),
 )

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter, Parameter
 from ..forms import STANDARD, Form
 from ._limits import LARGEST, SMALLEST
-from ._triton_math import FLOOR, at_least, divide, exp, expm1, log1p
-
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
-
 
 LINEAR = 60.0
 """The z above which ln(1 + exp(z)) equals z in every dtype; exp(z) is far from overflowing."""
@@ -55,50 +48,6 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype, beta: float, threshold: f
     z = beta * y
     # σ = 1 − exp(−softplus) loses all its digits in the tail; expm1 keeps every one.
     return torch.where(z > threshold, 1.0, -torch.expm1(-z))
-
-
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_parts(x: Any, c: Any, half: constexpr) -> Any:
-    """z = beta·x and exp(−|z|), with c = (beta, threshold, 1/beta)."""
-    z = c[0] * x
-    return z, exp(at_least(-tl.abs(z), FLOOR), half)
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    z, a = gpu_parts(x, c, half)
-    return tl.where(z > c[1], x, (at_least(z, 0.0) + log1p(a, half)) * c[2])
-
-
-@device
-def gpu_df(x: Any, c: Any, half: constexpr) -> Any:
-    z, a = gpu_parts(x, c, half)
-    return tl.where(z > c[1], 1.0, divide(tl.where(z < 0, a, 1.0), a + 1.0))
-
-
-@device
-def gpu_d2f(x: Any, c: Any, half: constexpr) -> Any:
-    z, a = gpu_parts(x, c, half)
-    r = divide(1.0, a + 1.0)
-    return tl.where(z > c[1], 0.0, c[0] * a * r * r)
-
-
-@device
-def gpu_df_y(y: Any, right: Any, c: Any, table: constexpr, half: constexpr) -> Any:
-    """1 − exp(−beta·y)"""
-    z = c[0] * y
-    return tl.where(z > c[1], 1.0, -expm1(at_least(-z, FLOOR), half))
-
-
-def gpu_numbers(beta: float, threshold: float) -> tuple[float, ...]:
-    return beta, threshold, 1 / beta
-
-
-def gpu_output_numbers(saved: torch.dtype, beta: float, threshold: float) -> tuple[float, ...]:
-    return beta, threshold
 
 
 def to_onnx(write: OnnxWriter, beta: float, threshold: float) -> Any:
@@ -147,7 +96,4 @@ activation = Activation(
         Parameter("threshold", 20.0, "beta·x above which x is returned as it is", infinite=True),
     ),
     torch_function="softplus",
-    twin=Twin(
-        gpu_f, gpu_df, gpu_d2f, gpu_df_y, numbers=gpu_numbers, output_numbers=gpu_output_numbers
-    ),
 )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._twin import Twin, device
 from ..activation import Activation, OnnxWriter, Parameter
 from ..forms import STANDARD, Form
 from . import aptx
 from ._branch_fit import Minimum
 from ._limits import LARGEST, SMALLEST
-from ._triton_math import divide
-from .aptx import Value, gpu_block_numbers, gpu_d2f, gpu_df, gpu_df_y, gpu_dp, gpu_parts
-
-if TYPE_CHECKING:
-    from triton.language import constexpr
+from .aptx import Value
 
 
 def f(x: Tensor, beta: Value) -> Tensor:
@@ -52,38 +47,6 @@ def minimum(beta: float) -> Minimum:
 
 def _portable(x: Tensor, beta: Value) -> Tensor:
     return x * torch.sigmoid(beta * x)
-
-
-# ---- in Triton -----------------------------------------------------------------------------------
-
-
-@device
-def gpu_f(x: Any, c: Any, half: constexpr) -> Any:
-    x, _within, e = gpu_parts(x, c, half)
-    return x * divide(e, e + 1.0)  # gpu_sum without the terms that are 0 or 1 here
-
-
-@device
-def gpu_swish_numbers(p: Any) -> Any:
-    return gpu_block_numbers(1.0, p[0] * 0.5, 0.5, 1.0)
-
-
-@device
-def gpu_swish_dp(x: Any, c: Any, half: constexpr) -> Any:
-    _to_alpha, to_beta, _to_gamma = gpu_dp(x, c, half)
-    return (to_beta * 0.5,)
-
-
-def _numbers(beta: float) -> tuple[float, ...]:
-    return aptx.gpu_numbers(1.0, beta / 2, 0.5)
-
-
-def _output_numbers(saved: torch.dtype, beta: float) -> tuple[float, ...]:
-    return aptx.gpu_output_numbers(saved, 1.0, beta / 2, 0.5)
-
-
-def _table(saved: torch.dtype, beta: float) -> Any:
-    return aptx.gpu_table(saved, 1.0, beta / 2, 0.5)
 
 
 def to_onnx(write: OnnxWriter, beta: float) -> Any:
@@ -124,17 +87,6 @@ activation = Activation(
             smallest=SMALLEST,
             largest=LARGEST,
         ),
-    ),
-    twin=Twin(
-        gpu_f,
-        gpu_df,
-        gpu_d2f,
-        gpu_df_y,
-        numbers=_numbers,
-        output_numbers=_output_numbers,
-        table=_table,
-        trained_numbers=gpu_swish_numbers,
-        dp=gpu_swish_dp,
     ),
     published=(("SiLU", (1,)), ("APTx for Mish", (2,)), ("for GELU", (1.702,))),
 )

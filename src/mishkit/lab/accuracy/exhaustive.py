@@ -584,9 +584,10 @@ def markdown(swept: dict[str, Swept], settings: Settings, show: Callable[..., No
 HEAD = """\
 # Every float32
 
-Made by `mishkit accuracy --exhaustive --markdown FILE` (`make exhaustive`): all 2³² bit patterns of
-float32 through the CPU kernels of every function with its default parameters. What the figures mean
-is in [accuracy.md](accuracy.md), and in the head of `src/mishkit/lab/accuracy/exhaustive.py`.
+`mishkit accuracy --exhaustive --markdown FILE` (`make exhaustive`) makes this page. It passes all
+2³² bit patterns of float32 through the CPU kernels of every function, with default parameters. What
+the figures mean is explained in [accuracy.md](accuracy.md) and at the top of
+`src/mishkit/lab/accuracy/exhaustive.py`.
 """
 
 

@@ -55,10 +55,6 @@ from .gpu import (
 from .roofline import A100, GPU, GPUS, H100, roofline
 
 DTYPES = ("float32", "bfloat16", "float16")
-CLOSED = tuple(
-    a.name for a in ACTIVATIONS.values() if a.twin.table(torch.float32, *a.defaults) is None
-)
-"""Functions whose derivative from the output has a closed form; the others use tables."""
 WIDTH = 132
 """Columns that the tables need."""
 TORCHS = f"{_inductor.PREFIX}mish"
@@ -267,10 +263,17 @@ class Bar(NamedTuple):
 
 def _of(dtype: str, *bodies: str, closed: bool | None = None) -> Callable[[Kernel], bool]:
     def applies(kernel: Kernel) -> bool:
-        fits = closed is None or (kernel.function in CLOSED) == closed
-        return kernel.dtype == dtype and kernel.body in bodies and fits
+        if kernel.dtype != dtype or kernel.body not in bodies:
+            return False
+        return closed is None or _is_closed(kernel.function) == closed
 
     return applies
+
+
+def _is_closed(function: str) -> bool:
+    """Whether the derivative from the output has a closed form; the others use tables."""
+    a = ACTIVATIONS[function]
+    return a.twin.table(torch.float32, *a.defaults) is None
 
 
 def _words(body: str) -> str:

@@ -7,15 +7,18 @@ constant below 1.2e-38 for a float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
 
-from .._twin import device
-from ._branch_fit import leading
-from ._df_y_tables import MINIMA, TABLES
-from ._inverse import centring
-from ._triton_tables import (
+from .._branch_fit import leading
+from .._df_y_tables import MINIMA, TABLES
+from .._inverse import centring
+from ._constants import INTERPRETED, constant, value_of
+from ._tables import (
     LOG1P_RATIO,
     LOG1P_RATIO_HALF,
     MILLS_OVER,
@@ -24,59 +27,52 @@ from ._triton_tables import (
     MILLS_UNDER_HALF,
 )
 
-if TYPE_CHECKING:
-    import triton.language as tl
-    from triton.language import constexpr
-    from triton.language.extra import libdevice
-
-    interpreted = constexpr(False)
-
-LOG2E = 1.4426950408889634
-LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094172e-06
+LOG2E = constant(1.4426950408889634)
+LN2_HIGH, LN2_LOW = constant(0.693145751953125), constant(1.4286068203094172e-06)
 """ln 2 in two parts. The product of the first and a float32's exponent is exact."""
-ROUNDER = 12582912.0
+ROUNDER = constant(12582912.0)
 """1.5·2²³: adding it to a float32 rounds that to an integer."""
 
-FLOOR = -104.0
+FLOOR = constant(-104.0)
 """Below this exp is 0. (Below −87.34, where results are subnormal, GPUs already return 0.)"""
-NEAR = 19.40812110900879
+NEAR = constant(19.40812110900879)
 """28·ln 2. Above this, 1/(1 + exp(−x)) rounds to 1. At this point exp is a power of two, so its
 reciprocal is exact and the quotient is exactly 1.
 """
-NEARER = 15.9
+NEARER = constant(15.9)
 """Beyond this, NEARER·exp(−x) can replace x·exp(−x) beside 1; at NEAR it no longer counts."""
-FAR_RIGHT = 80.0
+FAR_RIGHT = constant(80.0)
 """Here x·exp(−x) is effectively 0, and exp(x) is still finite."""
-EXPM1_SERIES = (1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)
+EXPM1_SERIES = constant((1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040))
 """(eˣ − 1)/x for |x| ≤ 0.35: error 2e-8."""
-NORMAL_END = 14.46
+NORMAL_END = constant(14.46)
 """From here on the tail of the normal distribution is 0."""
 
 
-@device
-def at_least(x: Any, low: Any) -> Any:
+@triton.jit
+def at_least(x, low):
     """max(x, low), and NaN for NaN."""
     return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
 
 
-@device
-def at_most(x: Any, high: Any) -> Any:
+@triton.jit
+def at_most(x, high):
     """min(x, high), and NaN for NaN."""
     return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
-@device
-def divide(a: Any, b: Any) -> Any:
+@triton.jit
+def divide(a, b):
     """a/b for |b| below 2¹²⁶; 2 ULP."""
     # Triton's own division is twice as accurate and costs six more instructions.
-    if interpreted:
+    if INTERPRETED:
         return a / b
     else:
         return libdevice.fast_dividef(a, b)
 
 
-@device
-def polynomial(x: Any, coefficients: constexpr) -> Any:
+@triton.jit
+def polynomial(x, coefficients: tl.constexpr):
     """c[0] + c[1]·x + c[2]·x² + …"""
     last: tl.constexpr = len(coefficients) - 1
     p = tl.fma(x, coefficients[last], coefficients[last - 1])
@@ -85,14 +81,14 @@ def polynomial(x: Any, coefficients: constexpr) -> Any:
     return p
 
 
-@device
-def exp_reduced(k: Any, r: Any) -> Any:
+@triton.jit
+def exp_reduced(k, r):
     """exp(k·ln 2 + r) for an integer k."""
     return tl.exp2(r * LOG2E) * tl.exp2(k)
 
 
-@device
-def exp(x: Any, half: constexpr) -> Any:
+@triton.jit
+def exp(x, half: tl.constexpr):
     """eˣ for FLOOR ≤ x ≤ 88."""
     if half:
         # Rounding the product is magnified to |x|·2⁻²⁴.
@@ -102,8 +98,8 @@ def exp(x: Any, half: constexpr) -> Any:
         return exp_reduced(k, tl.fma(k, -LN2_LOW, tl.fma(k, -LN2_HIGH, x)))
 
 
-@device
-def exp_sum(x: Any, low: Any, half: constexpr) -> Any:
+@triton.jit
+def exp_sum(x, low, half: tl.constexpr):
     """exp(x + low), where `low` extends x beyond float32's digits. Not read if `half`."""
     if half:
         return tl.exp2(x * LOG2E)
@@ -112,15 +108,15 @@ def exp_sum(x: Any, low: Any, half: constexpr) -> Any:
         return exp_reduced(k, tl.fma(k, -LN2_LOW, tl.fma(k, -LN2_HIGH, x)) + low)
 
 
-@device
-def exp2_sum(x: Any, low: Any) -> Any:
+@triton.jit
+def exp2_sum(x, low):
     """2^(x + low), where `low` extends x beyond float32's digits."""
     k = (x + ROUNDER) - ROUNDER
     return tl.exp2((x - k) + low) * tl.exp2(k)
 
 
-@device
-def exp_product(x: Any, high: Any, binary: Any, ln2_low: Any, half: constexpr) -> Any:
+@triton.jit
+def exp_product(x, high, binary, ln2_low, half: tl.constexpr):
     """exp(x·factor) without rounding the product; takes the numbers from `factor`."""
     if half:
         return tl.exp2(x * binary)
@@ -135,17 +131,18 @@ def factor(value: float) -> tuple[float, float, float]:
     product.
     """
     rest = value - leading(value, 24)
-    return value, value * LOG2E, LN2_LOW - (rest / value / LOG2E if value else 0)
+    log2e, ln2_low = value_of(LOG2E), value_of(LN2_LOW)
+    return value, value * log2e, ln2_low - (rest / value / log2e if value else 0)
 
 
-@device
-def expm1(x: Any, half: constexpr) -> Any:
+@triton.jit
+def expm1(x, half: tl.constexpr):
     """eˣ − 1 for FLOOR ≤ x ≤ 88; relative error 4e-7."""
     return tl.where(tl.abs(x) < 0.35, x * polynomial(x, EXPM1_SERIES), exp(x, half) - 1.0)
 
 
-@device
-def log1p(a: Any, half: constexpr) -> Any:
+@triton.jit
+def log1p(a, half: tl.constexpr):
     """ln(1 + a) for 0 ≤ a ≤ 1."""
     if half:
         return a * polynomial(a, LOG1P_RATIO_HALF)
@@ -153,8 +150,8 @@ def log1p(a: Any, half: constexpr) -> Any:
         return a * polynomial(a, LOG1P_RATIO)
 
 
-@device
-def normal(t: Any, half: constexpr) -> Any:
+@triton.jit
+def normal(t, half: tl.constexpr):
     """exp(−t²/2) and Φ(−t), for 0 ≤ t ≤ NORMAL_END."""
     if half:
         e = tl.exp2(t * t * (-0.5 * LOG2E))
@@ -173,17 +170,17 @@ def normal(t: Any, half: constexpr) -> Any:
 # A table is one flat row of numbers: the ends of the tail and of two pieces, then y_max, y_min_hi,
 # y_min_lo, least and end of the `BranchFit`. Groups of four follow, one number per piece: the
 # centres (0 for none) and the coefficients, starting at degree 0.
-CENTERS, ROWS = 8, 12
+CENTERS, ROWS = constant(8), constant(12)
 
 
-@device
-def lookup(second: Any, third: Any, table: constexpr, row: constexpr) -> Any:
+@triton.jit
+def lookup(second, third, table: tl.constexpr, row: tl.constexpr):
     """Of the four numbers at `row`, the one for each element's piece (the tail is separate)."""
     return tl.where(third, table[row + 3], tl.where(second, table[row + 2], table[row + 1]))
 
 
-@device
-def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
+@triton.jit
+def from_table(y, above, right, table: tl.constexpr):
     """f' from an output that exceeds the minimum by `above`."""
     tail = (y > table[0]) & ~right
     second = (y > table[1]) & right
@@ -204,8 +201,8 @@ def from_table(y: Any, above: Any, right: Any, table: constexpr) -> Any:
     return tl.where(tail, q, p)
 
 
-@device
-def from_output(y: Any, right: Any, table: constexpr) -> Any:
+@triton.jit
+def from_output(y, right, table: tl.constexpr):
     """f' from an output of the function that the table was made for."""
     above = at_most(y, table[3]) + table[4]
     if table[5] != 0:
@@ -213,8 +210,8 @@ def from_output(y: Any, right: Any, table: constexpr) -> Any:
     return from_table(y, at_least(above, table[6]), right, table)
 
 
-@device
-def from_scaled_output(y: Any, right: Any, c: Any, table: constexpr) -> Any:
+@triton.jit
+def from_scaled_output(y, right, c, table: tl.constexpr):
     """f' where scale·y is an output of the table's function; c begins with `scaled_numbers`."""
     y = at_most(y, c[0])
     scaled = y * c[1]
