@@ -36,3 +36,7 @@ class Meter:
 
     nbytes: dict[Kind, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[Kind, float] = field(default_factory=lambda: defaultdict(float))
+    count: int = 0
+    """How many tensors autograd wanted to keep so far."""
+    spared: dict[int, int] = field(default_factory=dict)
+    """Of the tensors with these numbers: how many bytes are not kept."""

@@ -75,7 +75,7 @@ def recompute_some(choice: Choice | None, meter: Meter | None = None) -> Iterato
     if in_checkpoint() or is_recomputing():
         yield
         return
-    packer = _Packer(_hooks_outside(), choice, meter)
+    packer = (_Packer if meter is None else _Metered)(_hooks_outside(), choice, meter)
     with torch.autograd.graph.saved_tensors_hooks(packer.pack, unpack):
         yield
 
@@ -168,6 +168,21 @@ class _Packer:
             self.meter.nbytes[kind] += tensor.nbytes
             made.seconds = self.meter.seconds, kind
         return True
+
+
+class _Metered(_Packer):
+    """Also counts."""
+
+    def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
+        """What a node keeps in place of a tensor."""
+        packed = super().pack(tensor)
+        assert self.meter is not None
+        if type(packed) is Handle:
+            self.meter.spared[self.meter.count] = tensor.untyped_storage().nbytes()
+        elif type(packed) is Bits:
+            self.meter.spared[self.meter.count] = tensor.nbytes - packed.nbytes
+        self.meter.count += 1
+        return packed
 
 
 def _is_plain(tensor: Tensor) -> bool:

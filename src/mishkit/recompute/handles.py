@@ -77,6 +77,11 @@ class Bits:
         self._shape, self._strides = tensor.shape, tensor.stride()
         self._dtype, self._device = tensor.dtype, tensor.device
 
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        return (self._shape.numel() + 7) // 8
+
     def value(self) -> Tensor:
         """The mask as it was."""
         result = torch.empty_strided(
