@@ -1,6 +1,6 @@
 """Try mishkit's surgery on every architecture family of timm and transformers.
 
-    python tools/zoo.py                        # all of them, resumed after Ctrl-C; writes docs/zoo.md
+    python tools/zoo.py                        # all; goes on after Ctrl-C; writes docs/zoo.md
     python tools/zoo.py --fresh                # the same from the beginning
     python tools/zoo.py timm transformers:b    # only those whose names begin so
     python tools/zoo.py --one timm:resnet10t   # one of them, in this process
@@ -278,7 +278,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "# Every architecture",
         "",
         "`make zoo` tries `lean`, `lean(recompute=False)` and `unswap` on one model of every",
-        "family of timm and on every model type of transformers. They have random weights and small",
+        "family of timm and every model type of transformers. They have random weights and small",
         "sizes. They run in training, in eval mode, under a checkpoint and in channels_last, in",
         "float64. Outputs and gradients must agree with those of the model as it was built: to",
         f"{EXACT:g} from the input, to {FROM_OUTPUT:g} from the output, and after `unswap` bit by",
