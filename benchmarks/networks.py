@@ -156,7 +156,7 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
             options = (f"network={network}", f"variant={variant!r}")
             # By module, not by file: its folder is on the path of a script and of its children.
             settings = Settings(f"{Path(__file__).stem}:build", (), options)
-            peak = peak_in_process(settings, False, True)
+            peak = peak_in_process(settings, None)
         rows.append(
             Row(
                 network,

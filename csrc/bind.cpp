@@ -9,8 +9,10 @@
 #include <string>
 #include <thread>
 
+#include "bind/affine.h"
 #include "bind/blend.h"
 #include "bind/isa.h"
+#include "bind/mask.h"
 #include "bind/neuron.h"
 #include "bind/operators.h"
 #include "bind/overrides.h"
@@ -31,6 +33,8 @@ struct Registration {
       Operators<0>::add_to(library);
       add_neuron(library);
       add_blend(library);
+      add_affine(library);
+      add_mask(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

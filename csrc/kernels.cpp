@@ -1,7 +1,9 @@
 // Every kernel for one instruction set. Compiled once per instruction set, which MISHKIT_ISA names.
+#include "affine.h"
 #include "blend.h"
 #include "functions/table.h"
 #include "loops.h"
+#include "mask.h"
 #include "neuron.h"
 #include "trained.h"
 
@@ -35,7 +37,8 @@ static constexpr FunctionKernels functions[] = {MISHKIT_FUNCTIONS(X)};
 
 extern const InstructionSet instruction_set;
 constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions,
-                                            &neuron_kernels, &blend_kernels};
+                                            &neuron_kernels, &blend_kernels,
+                                            &affine_kernels, &mask_kernels};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

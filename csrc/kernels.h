@@ -69,6 +69,45 @@ struct BlendKernels {
   BlendKernel of[dtype_count][3];  // forward, backward, and backward of two dead functions
 };
 
+// A call of f(scale·x + shift), or of grad·f'(scale·x + shift). In memory x has samples of `sample`
+// elements, each with rows of `channels` runs of `inner` elements.
+struct AffineArguments {
+  const void* grad;  // null in the forward pass
+  const void* x;
+  void* out;
+  const void *scale, *shift;  // `channels` numbers per sample, float (double for double)
+  int64_t sample, channels, inner;
+  Kernel kernel;  // of f, forward or backward, for the type of x; null for scale·x + shift alone
+  const double* parameters;
+  bool streaming;  // as in Arguments
+};
+// Computes elements [begin, end).
+using AffineKernel = void (*)(const AffineArguments&, int64_t begin, int64_t end);
+
+struct LayerNormArguments {
+  const void* x;
+  void* out;
+  const void *mean, *rstd;    // one number per row, float (double for double)
+  const void *weight, *bias;  // one number per column
+  int64_t columns;
+};
+// Computes rows [begin, end).
+using LayerNormKernel = void (*)(const LayerNormArguments&, int64_t begin, int64_t end);
+
+struct AffineKernels {
+  AffineKernel affine[dtype_count];
+  LayerNormKernel layer_norm[dtype_count];
+};
+
+// Masks, whose elements are 0 or one other number, in one bit an element.
+struct MaskKernels {
+  double (*number[dtype_count])(const void* element);
+  // Elements [begin, end); begin is a multiple of kernel_grain. Packing tells whether it could.
+  bool (*pack[dtype_count])(const void* x, double value, uint8_t* bits, int64_t begin, int64_t end);
+  void (*unpack[dtype_count])(const uint8_t* bits, double value, void* out, int64_t begin,
+                              int64_t end);
+};
+
 struct NeuronKernels;  // neuron_kernels.h
 
 // One instruction set: its name and the kernels of every function, in the order of the table.
@@ -77,6 +116,8 @@ struct InstructionSet {
   const FunctionKernels* functions;
   const NeuronKernels* neuron;
   const BlendKernels* blend;
+  const AffineKernels* affine;
+  const MaskKernels* masks;
 };
 
 }  // namespace mishkit

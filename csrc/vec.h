@@ -381,6 +381,36 @@ template <Store how> MISHKIT_INLINE void store(Float16* p, Vec<float> a, Vec<flo
 }
 #endif
 
+// Numbers of float in the order in which load gives elements of S.
+template <class S, class T> MISHKIT_INLINE void load_in_order_of(const T* p, Vec<T>& a, Vec<T>& b) {
+  load(p, a, b);
+  if constexpr (__is_same(S, BFloat16)) {
+#if defined(__AVX512F__)
+    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512 even = _mm512_permutex2var_ps(a.v, evens, b.v);
+    b = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b.v);
+    a = even;
+#elif defined(__AVX2__)
+    const __m256d even = (__m256d)_mm256_shuffle_ps(a.v, b.v, 0x88);
+    const __m256d odd = (__m256d)_mm256_shuffle_ps(a.v, b.v, 0xdd);
+    a = (__m256)_mm256_permute4x64_pd(even, 0xd8);
+    b = (__m256)_mm256_permute4x64_pd(odd, 0xd8);
+#elif defined(__SSE2__)
+    const __m128 even = _mm_shuffle_ps(a.v, b.v, 0x88);
+    b = _mm_shuffle_ps(a.v, b.v, 0xdd);
+    a = even;
+#else
+    constexpr int lanes = Vec<T>::lanes;
+    Vec<T> even, odd;
+    MISHKIT_UNROLL for (int i = 0; i < lanes; i++) {
+      even.v[i] = 2 * i < lanes ? a.v[2 * i % lanes] : b.v[2 * i % lanes];
+      odd.v[i] = 2 * i < lanes ? a.v[(2 * i + 1) % lanes] : b.v[(2 * i + 1) % lanes];
+    }
+    a = even, b = odd;
+#endif
+  }
+}
+
 // Spread the lowest bits of a word to its even positions, and gather them again.
 MISHKIT_INLINE uint32_t spread(uint32_t bits) {
 #if defined(__BMI2__)

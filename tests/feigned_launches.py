@@ -54,6 +54,13 @@ def main() -> None:
                 y, side = triton.forward_packed(a, x, *values)
                 triton.forward_packed_out(a, x, x, *values)
                 triton.backward_packed(a, x, y, side, *values)
+                if x.dim() > 1:
+                    for numbers in (torch.ones(x.shape[1]), torch.ones(x.shape[:2])):
+                        triton.affine(None, x, numbers, numbers)
+                        triton.affine(a, x, numbers, numbers, *values)
+                        triton.affine_backward(a, x, x, numbers, numbers, *values)
+                    row, column = torch.ones(x.numel() // x.shape[-1]), torch.ones(x.shape[-1])
+                    triton.layer_norm_again(x, row, row, column, column)
                 if a.trainable:
                     channels = x.shape[1] if x.dim() > 1 else 1
                     for count in {1, channels}:

@@ -27,9 +27,10 @@ SOURCE = ROOT / "src"
 USERS = ("tests", "tools", "benchmarks", "examples")
 CORE = ("functional", "ops", "backends", "functions")
 """Each may import those that follow it."""
-SECOND_LAYER = ("activation", "functions", "bodies", "backends", "ops")
+SECOND_LAYER = ("activation", "forms", "functions", "bodies", "backends", "ops")
 """What the parts beside the core may import beyond the public API."""
 PUBLIC = (
+    "export",
     "functional",
     "modules",
     "neuron",

@@ -1,16 +1,17 @@
 """Try mishkit's surgery on every architecture family of timm and transformers.
 
-    python tools/zoo.py                        # all of them; writes docs/zoo.md
+    python tools/zoo.py                        # all; goes on after Ctrl-C; writes docs/zoo.md
+    python tools/zoo.py --fresh                # the same from the beginning
     python tools/zoo.py timm transformers:b    # only those whose names begin so
     python tools/zoo.py --one timm:resnet10t   # one of them, in this process
 
 Every model has random weights, takes a small input and runs in a process of its own. In each mode
 (training, evaluation, under a checkpoint, in channels_last) a step in float64 is compared between
-the model as it was built and the model after `lean`, after `lean(recompute=True)` and after
-`unswap`. Under bfloat16 autocast a training step after `lean(recompute=True)` is compared with and
-without recomputation. Outputs and gradients must agree, those after `unswap` and under autocast bit
-by bit. What is refused is listed with its error. What differs without an error is a silent fault,
-and the exit status is 1.
+the model as it was built and the model after `lean(recompute=False)`, after `lean` and after
+`unswap`. Under bfloat16 autocast a training step after `lean` is compared with and without
+recomputation. Outputs and gradients must agree, those after `unswap` and under autocast bit by bit.
+What is refused is listed with its error. What differs without an error is a silent fault, and the
+exit status is 1.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from mishkit._torchvision import mend_torchvision
 from mishkit.recompute.model import suspended
 from mishkit.surgery.watch import tensors_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
+ROOT = Path(__file__).parent.parent
+PAGE, STORE = ROOT / "docs" / "zoo.md", ROOT / "build" / "zoo.jsonl"
 SECONDS = 240
 """What one model may take."""
 MOST_PARAMETERS = 60_000_000
@@ -212,7 +214,7 @@ def tried(name: str) -> dict[str, Any]:
         if again:  # not even the same model gives the same numbers
             continue
         for how, options, most in (
-            ("lean", {}, FROM_OUTPUT),
+            ("lean", {"recompute": False}, FROM_OUTPUT),
             ("recompute", {"recompute": True}, EXACT),
         ):
             model = copy.deepcopy(start)
@@ -275,8 +277,8 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Every architecture",
         "",
-        "`make zoo` tries `lean`, `lean(recompute=True)` and `unswap` on one model of every family",
-        "of timm and on every model type of transformers. The models have random weights and small",
+        "`make zoo` tries `lean`, `lean(recompute=False)` and `unswap` on one model of every",
+        "family of timm and every model type of transformers. They have random weights and small",
         "sizes. They run in training, in eval mode, under a checkpoint and in channels_last, in",
         "float64. Outputs and gradients must agree with those of the model as it was built: to",
         f"{EXACT:g} from the input, to {FROM_OUTPUT:g} from the output, and after `unswap` bit by",
@@ -297,7 +299,7 @@ def page(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {library} | {' | '.join(map(str, row))} |")
     lines += [
         "",
-        "*Kept* is what `lean(recompute=True)` keeps, over what the model kept before.",
+        "*Kept* is what `lean` keeps, over what the model kept before.",
         "",
     ]
     lines += ["| model | sites | kept | |", "|---|---|---|---|"]
@@ -314,6 +316,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("begin", nargs="*", help="only models whose names begin with one of these")
     parser.add_argument("--one", help="try one model here, and print the result as JSON")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     mend = mend_torchvision()  # held for as long as this runs
@@ -327,16 +330,27 @@ def main() -> int:
         return 0
     wanted = [n for n in names() if not options.begin or n.startswith(tuple(options.begin))]
     console = Console(stderr=True)
+    STORE.parent.mkdir(exist_ok=True)
+    if options.fresh:
+        STORE.unlink(missing_ok=True)
+    known = {}
+    if STORE.exists():
+        known = {result["name"]: result for result in map(json.loads, STORE.open())}
 
     def results() -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(options.processes) as pool:
-            yield from pool.map(in_a_process, wanted)
+        todo = [name for name in wanted if name not in known]
+        with ThreadPoolExecutor(options.processes) as pool, STORE.open("a") as store:
+            for result in pool.map(in_a_process, todo):
+                store.write(json.dumps(result) + "\n")
+                store.flush()
+                yield result
 
-    found = []
-    for result in track(results(), "models", total=len(wanted), console=console):
-        found.append(result)
+    missing = sum(name not in known for name in wanted)
+    for result in track(results(), "models", total=missing, console=console):
+        known[result["name"]] = result
         said = f"{result['name']}: {result['status']} {result['words'][:200]}"
         console.print(said, markup=False, highlight=False)
+    found = [known[name] for name in wanted]
     text = page(found)
     if options.begin:
         print(text)

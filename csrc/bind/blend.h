@@ -8,6 +8,19 @@
 namespace mishkit {
 namespace {
 
+// How many numbers follow each function in the schemas: as many as any function has.
+int most_numbers() {
+  static const int most = [] {
+    int most = 0;
+    for (int i = 0; i < function_count; i++) {
+      const int count = sets().set[0]->functions[i].parameter_count;
+      most = count > most ? count : most;
+    }
+    return most;
+  }();
+  return most;
+}
+
 // (input or grad and input, f, its numbers, g, its numbers, t): each function is followed by as
 // many numbers as any function has at most; its own numbers come first.
 class BlendCall : public Operands {
@@ -40,18 +53,6 @@ class BlendCall : public Operands {
   }
 
  private:
-  static int most_numbers() {
-    static const int most = [] {
-      int most = 0;
-      for (int i = 0; i < function_count; i++) {
-        const int count = sets().set[0]->functions[i].parameter_count;
-        most = count > most ? count : most;
-      }
-      return most;
-    }();
-    return most;
-  }
-
   void run(const void* grad, const void* x, void* out, int64_t numel) const {
     if (!(0 <= t_ && t_ <= 1)) refuse("t must be from 0 to 1");
     const FunctionKernels* functions[2];

@@ -155,19 +155,12 @@ class NeuronCall {
   template <class Arguments>
   void run(NeuronKernel<Arguments> kernel, const Arguments& arguments, int64_t tasks, int64_t work,
            int64_t scratch_bytes) const {
-    struct Job {
-      NeuronKernel<Arguments> kernel;
-      const Arguments& arguments;
-      int64_t scratch_bytes;
-    } job{kernel, arguments, scratch_bytes};
-    auto part = [](int64_t begin, int64_t end, void* context) {
-      const Job& job = *static_cast<const Job*>(context);
-      Tensor memory = scratch(job.scratch_bytes);
-      job.kernel(job.arguments, memory.mutable_data(), begin, end);
+    const auto part = [&](int64_t begin, int64_t end) {
+      Tensor memory = scratch(scratch_bytes);
+      kernel(arguments, memory.mutable_data(), begin, end);
     };
-    if (work <= thread_grain || tasks == 1) return part(0, tasks, &job);
-    const int64_t grain = at_least_one(tasks * thread_grain / work);
-    MISHKIT_CALL(torch_parallel_for(0, tasks, grain, part, &job));
+    if (work <= thread_grain) return part(0, tasks);
+    in_parts(tasks, at_least_one(tasks * thread_grain / work), part);
   }
 
   int32_t dtype_;

@@ -18,21 +18,23 @@ constexpr int64_t thread_grain = 16384;
 constexpr int64_t streaming_bytes = int64_t{32} << 20;
 constexpr uintptr_t streaming_alignment = 64;
 
+// Calls work(begin, end) for parts of at least `grain` that cover [0, count).
+template <class Work> void in_parts(int64_t count, int64_t grain, const Work& work) {
+  if (count <= grain) return work(0, count);
+  auto part = [](int64_t begin, int64_t end, void* work) {
+    (*static_cast<const Work*>(work))(begin, end);
+  };
+  MISHKIT_CALL(torch_parallel_for(0, count, grain, part, const_cast<Work*>(&work)));
+}
+
 // Calls work(begin, end) for parts that cover all elements.
 template <class Work> void in_threads(int64_t numel, const Work& work) {
-  if (numel <= thread_grain) return work(0, numel);
   // Whole grains, so that no two threads share a byte of the side.
   constexpr int64_t unit = kernel_grain;
-  struct Context {
-    const Work& work;
-    int64_t numel;
-  } context{work, numel};
-  auto part = [](int64_t begin, int64_t end, void* context) {
-    const Context& c = *static_cast<const Context*>(context);
-    int64_t last = end * unit;
-    c.work(begin * unit, last < c.numel ? last : c.numel);
-  };
-  MISHKIT_CALL(torch_parallel_for(0, (numel + unit - 1) / unit, thread_grain / unit, part, &context));
+  in_parts((numel + unit - 1) / unit, thread_grain / unit, [&](int64_t begin, int64_t end) {
+    const int64_t last = end * unit;
+    work(begin * unit, last < numel ? last : numel);
+  });
 }
 
 // Whether to write past the caches. Not in place, where the cache lines are already loaded.

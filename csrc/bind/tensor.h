@@ -155,13 +155,15 @@ class Tensor {
     return slot;
   }
 
-  // Whether its elements fill one run of memory without gaps, in any order of dimensions.
-  bool dense() const {
+  // Whether its elements fill one run of memory without gaps, in the order of its dimensions.
+  bool contiguous() const {
     int64_t run = 1;
     int i = (int)dim - 1;
     while (i >= 0 && (sizes[i] == 1 || strides[i] == run)) run *= sizes[i--];
-    return i < 0 || numel < 2 || dense_in_some_order();
+    return i < 0 || numel < 2;
   }
+  // The same, in any order of dimensions.
+  bool dense() const { return contiguous() || dense_in_some_order(); }
   bool same_strides(const Tensor& other) const {
     for (int64_t i = 0; i < dim; i++)
       if (sizes[i] != 1 && strides[i] != other.strides[i]) return false;

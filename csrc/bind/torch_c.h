@@ -93,6 +93,7 @@ int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_uint8();
+int32_t aoti_torch_dtype_bool();
 int32_t aoti_torch_device_type_cpu();
 
 // ---- Threads: torch's own pool, so torch.set_num_threads holds. ----

@@ -27,18 +27,10 @@ int64_t pattern_elements(const TrainedArguments& a) {
 }
 
 void run(TrainedKernel kernel, const TrainedArguments& arguments, int64_t scratch_bytes) {
-  struct Context {
-    TrainedKernel kernel;
-    const TrainedArguments& arguments;
-    int64_t scratch_bytes;
-  } context = {kernel, arguments, scratch_bytes};
-  auto part = [](int64_t begin, int64_t end, void* context) {
-    const Context& c = *static_cast<const Context*>(context);
-    Tensor scratch = Tensor::bytes(c.scratch_bytes);
-    c.kernel(c.arguments, c.scratch_bytes ? scratch.mutable_data() : nullptr, begin, end);
-  };
-  if (arguments.parts <= 1) return part(0, arguments.parts, &context);
-  MISHKIT_CALL(torch_parallel_for(0, arguments.parts, 1, part, &context));
+  in_parts(arguments.parts, 1, [&](int64_t begin, int64_t end) {
+    Tensor scratch = Tensor::bytes(scratch_bytes);
+    kernel(arguments, scratch_bytes ? scratch.mutable_data() : nullptr, begin, end);
+  });
 }
 
 // One call of an operator whose parameters are passed as a tensor.

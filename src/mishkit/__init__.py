@@ -14,6 +14,7 @@ from . import functional, modules
 from ._enable import disable, enable, enable_from_environment, enabled
 from ._lazy import analyze
 from ._version import __version__
+from .export import export_form
 from .functional import *  # noqa: F403
 from .functional import FUNCTIONS as _functions
 from .memory import KeptBytes
@@ -58,6 +59,7 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "export_form",
     "functional",
     "get",
     "integrations",

@@ -23,6 +23,7 @@ from ._mode import (
 )
 from .activation import DTYPES, Activation
 from .backends import torch as plain
+from .export import exported, portable
 from .ops.functions import RULES, fast_apply
 
 Save = Literal["input", "output", "copy"]
@@ -90,7 +91,8 @@ class Call:
         self, x: Tensor, parameters: Sequence[Any], inplace: bool, out: Tensor | None
     ) -> Tensor:
         """Compute with torch's own operators."""
-        y = self.a.portable(x.clone() if inplace else x, *parameters)
+        write = exported if wants_standard() else portable
+        y = write(self.a, x.clone() if inplace else x, parameters)
         target = x if inplace else out
         return y if target is None else target.copy_(y)
 
@@ -191,7 +193,8 @@ class Call:
         rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
         kept = x.clone() if needs_grad and save == "copy" else x
         if standard:
-            y = self.a.portable(kept, *rows)
+            write = exported if wants_standard() else portable
+            y = write(self.a, kept, rows)
         elif rows:
             return self.refused(TypeError(), x, rows, inplace, save, out)
         elif compiler.is_compiling() or is_transformed():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 try:
     from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+    from torch.utils._python_dispatch import _disable_current_modes
     from torch.utils._python_dispatch import (
         is_traceable_wrapper_subclass as is_traceable_wrapper_subclass,
     )
@@ -28,9 +29,14 @@ except ImportError:  # pragma: no cover
                 "TorchDispatchMode"
             )
 
+    _disable_current_modes = nullcontext  # type: ignore[assignment]
+
     def is_traceable_wrapper_subclass(t: object) -> bool:  # type: ignore[misc]
         return type(t) is not Tensor and hasattr(t, "__tensor_flatten__")
 
+
+without_modes: Callable[[], Any] = _disable_current_modes
+"""A context in which no dispatch mode is active; without the name, they stay and cost time."""
 
 is_tracing: Callable[[], bool] = (
     getattr(torch._C, "_is_tracing", None) or torch.jit.is_tracing  # type: ignore[attr-defined]
@@ -56,6 +62,17 @@ if hasattr(torch.compiler, "_is_exporting_flag"):
 
 else:  # pragma: no cover
     is_exporting = torch.compiler.is_exporting
+
+
+def first_packed(node: Any) -> Any:
+    """What hooks on saved tensors have put in the place of the first tensor that a Python autograd
+    function saved; without hooks it is that tensor. None if there is no way to tell.
+    """
+    try:
+        return node._raw_saved_tensors[0].data
+    except (AttributeError, IndexError, RuntimeError):  # the graph may have been freed
+        return None
+
 
 DisableTorchDispatch: Callable[[], Any] = getattr(torch._C, "_DisableTorchDispatch", nullcontext)
 """Within this context, operators don't reach `__torch_dispatch__`."""

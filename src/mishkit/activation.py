@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from .forms import STANDARD, Form
+
 if TYPE_CHECKING:
     from .functions._branch_fit import Minimum
     from .functions.gpu._twin import Twin
@@ -78,18 +80,19 @@ class Formulas(Protocol):
 
 
 class OnnxWriter(Protocol):
-    """Writes the nodes of a function of x, using the operators of an ONNX opset.
+    """Writes a function of x in the operators of an ONNX opset: as nodes, or in torch's operators.
 
     ``write("Mul", write.x, 2.0)`` adds a node and returns its output. Numbers become constants of
-    x's dtype, and keyword arguments become attributes.
+    x's dtype, and keyword arguments become attributes. `has` tells whether the opset has an
+    operator.
     """
 
     @property
     def x(self) -> Any: ...
-    @property
-    def opset(self) -> int: ...
+    def has(self, operator: str) -> bool: ...
     def __call__(self, operator: str, *inputs: Any, **attributes: Any) -> Any: ...
     def scaled(self, x: Any, factor: float) -> Any: ...
+    def clip(self, x: Any, low: float, high: float) -> Any: ...
     def swish(self, beta: float) -> Any: ...
     def hard(self, slope: float, middle: float) -> Any: ...
 
@@ -139,8 +142,8 @@ class Activation:
     """
     portable: Callable[..., Tensor]
     """f as one of torch's own operators (or the shortest expression), for export to other tools."""
-    to_onnx: Callable[..., Any]
-    """Writes f in standard ONNX operators: to_onnx(write, *parameters), see `OnnxWriter`."""
+    forms: tuple[Form, ...]
+    """The ways to write f in standard ONNX operators. The first is `forms.STANDARD`."""
     parameters: tuple[Parameter, ...] = ()
     dp: Callable[..., tuple[Tensor, ...]] | None = None
     """The derivatives of f by its parameters, dp(x, *parameters); None if they are fixed."""
@@ -180,6 +183,10 @@ class Activation:
     def defaults(self) -> tuple[float, ...]:
         """The parameters' default values, in order."""
         return tuple(parameter.default for parameter in self.parameters)
+
+    def form(self, name: str = STANDARD) -> Form:
+        """The form with this name."""
+        return next(form for form in self.forms if form.name == name)
 
     @property
     def trainable(self) -> bool:

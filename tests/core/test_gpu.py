@@ -82,6 +82,7 @@ from mishkit.functions import ACTIVATIONS
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 names = [a.name + ending for a in ACTIVATIONS.values() for ending in ops.schemas(a)]
 names += ["aptx_layer", "aptx_layer_backward", "blend", "blend_backward"]
+names += ["affine", "affine_backward", "layer_norm_again"]
 assert all(has(f"mishkit::{name}", "CUDA") for name in names), names
 assert torch.float16 in neuron._kernels["cuda"]
 assert "triton" not in sys.modules

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mishkit as mk
 from mishkit.functional import FUNCTIONS
 from mishkit.recompute import context, recipes, recompute
-from mishkit.recompute.handles import Handle, Kept
+from mishkit.recompute.handles import Handle, Kept, Leaf
 
 Step = Callable[[Tensor, "Weights"], Tensor]
 
@@ -92,6 +93,11 @@ EXAMPLES: dict[str, Step] = {
 """A call for each recipe, whose result that recipe makes."""
 
 
+@pytest.fixture(autouse=True)
+def _small_tensors_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "LEAST_BYTES", 1024)
+
+
 def gradients(function: Step, dtype: torch.dtype, within: Callable[[], Any]) -> list[Tensor]:
     """Of the input and of all weights, where silu is before the function and a product behind."""
     torch.manual_seed(0)
@@ -140,8 +146,9 @@ def test_every_recipe_has_an_example() -> None:
 
 def test_normalisations_round_as_torchs_kernels_do() -> None:
     """Where they don't, nothing is wrong, but more is kept than the documentation says."""
-    for again in (recipes._again_batch, recipes._again_layer, recipes._again_group):
-        assert recipes._rounds_alike(again, torch.float32, "cpu")
+    norms = recipes._again_batch, recipes._again_layer, recipes._again_group
+    for again in (*norms, recipes._again_frozen_batch):
+        assert recipes._rounds_alike(again, torch.float32, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,113 @@ def test_our_own_functions(name: str) -> None:
     assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
     plain, ours = (gradients(function, torch.float32, w) for w in (nullcontext, recompute))
     assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+
+
+NORMS: dict[str, Step] = {
+    "batch": EXAMPLES["NativeBatchNormBackward0"],
+    "frozen batch": lambda x, w: F.batch_norm(
+        x, w.row.detach(), w.rows.detach() ** 2, w.scale, w.shift
+    ),
+    "group": EXAMPLES["NativeGroupNormBackward0"],
+    "layer": EXAMPLES["NativeLayerNormBackward0"],
+}
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators of ours that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mishkit":
+            self.names.append(func._schema.name.removeprefix("mishkit::"))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("options", [{}, {"save": "copy", "inplace": True}], ids=["", "in place"])
+@pytest.mark.parametrize("norm", ["batch", "frozen batch", "group"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_behind_a_norm_takes_one_pass(
+    name: str, norm: str, options: dict[str, Any]
+) -> None:
+    """Forward again and backward, from the norm's input; its output is never made."""
+    function: Step = lambda x, w: FUNCTIONS[name](NORMS[norm](x, w), **options)  # noqa: E731
+    plain = gradients(function, torch.float32, nullcontext)
+    with Operators() as operators:
+        ours = gradients(function, torch.float32, recompute)
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+    assert operators.names[-2:] == ["affine", "affine_backward"]
+
+
+def test_a_norm_with_two_readers_is_made_once() -> None:
+    def function(x: Tensor, w: Weights) -> Tensor:
+        y = NORMS["batch"](x, w)
+        return mk.mish(y) * y
+
+    plain = gradients(function, torch.float32, nullcontext)
+    with Operators() as operators:
+        ours = gradients(function, torch.float32, recompute)
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+    assert operators.names.count("affine") <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_of_16_bits_with_weights_of_32(norm: str, dtype: torch.dtype) -> None:
+    """As under autocast."""
+
+    def function(x: Tensor, w: Weights) -> Tensor:
+        return NORMS[norm](x.to(dtype), w)
+
+    y, kept = packed(function, torch.float32)
+    assert y.dtype == dtype
+    if norm != "layer" or dtype == torch.bfloat16:  # torch rounds float16's otherwise
+        assert isinstance(kept, Handle)
+    if isinstance(kept, Handle):
+        assert torch.equal(kept.tensor(), y)
+    plain, ours = (gradients(function, torch.float32, w) for w in (nullcontext, recompute))
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+
+
+def test_views_of_weights_stay_as_they_are() -> None:
+    """Their memory stays anyway."""
+    weight = torch.randn(64, 64).requires_grad_()
+    with recompute():
+        kept = context._Packer(None).pack(weight.t())
+    assert isinstance(kept, Leaf) and kept.value().data_ptr() == weight.data_ptr()
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+def test_recipes_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "_RECIPES", dict(recipes._RECIPES))
+    monkeypatch.setattr(recipes, "_by_class", {})
+    function: Step = lambda x, w: Square.apply(x)  # noqa: E731
+    assert isinstance(packed(function, torch.float32)[1], Kept)
+
+    @mk.recompute.recipe("SquareBackward")
+    def square(node: Any) -> Tensor:
+        (x,) = node.saved_tensors
+        return x * x
+
+    y, kept = packed(function, torch.float32)
+    assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
+    plain, ours = (gradients(function, torch.float32, w) for w in (nullcontext, recompute))
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+    with pytest.raises(ValueError, match="a recipe for SquareBackward already"):
+        mk.recompute.recipe("SquareBackward")
 
 
 @pytest.mark.parametrize("inplace", [False, True])

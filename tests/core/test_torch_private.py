@@ -33,6 +33,7 @@ NAMES = [
     (forward_ad, "_current_level"),
     (dispatch, "TorchDispatchMode"),
     (dispatch, "is_traceable_wrapper_subclass"),
+    (dispatch, "_disable_current_modes"),
     *((torch_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward")),
 ]
 
@@ -95,3 +96,14 @@ def test_tracing_is_seen() -> None:
     with pytest.warns((DeprecationWarning, FutureWarning)):
         torch.jit.trace(function, torch.randn(3))
     assert seen[0] == (True, True)
+
+
+def test_what_hooks_have_packed() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: "packed", lambda _: x):
+        y = mk.mish(x)
+    assert private.first_packed(y.grad_fn) == "packed"
+    assert private.first_packed(mk.mish(x).grad_fn) is not None
+    y.sum().backward()
+    assert private.first_packed(y.grad_fn) is None
+    assert private.first_packed((x * 2).grad_fn) is None

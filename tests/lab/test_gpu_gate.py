@@ -26,7 +26,8 @@ SHAPES = {
     "scalar": (1, 1, 1 << 24),
     "few": (3, 20, 1),
 }
-"""(outer, channels, inner) of tensors with trained parameters."""
+"""(outer, channels, inner) of tensors with numbers per channel."""
+NUMBERS = ("parameters", "sums", "scale", "shift")
 POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 
 
@@ -39,11 +40,15 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     kernel, _, shape = body.partition(" ")
     sizes = SHAPES[shape]
     tiling = triton.Tiling(sizes, triton.tile_of(sizes, of))
-    is_forward = kernel == "trained"
-    twin = a.twin.of_trained
-    constants: dict[str, Any] = {"numbers": twin.trained_numbers, "count": len(a.parameters)}
-    constants |= {"f": twin.f} if is_forward else {"df": twin.df, "dp": twin.dp}
-    constants |= dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))
+    is_forward = not kernel.endswith("backward")
+    constants: dict[str, Any] = dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))
+    if kernel.startswith("affine"):
+        twin = a.twin.at(*a.defaults)
+        constants |= {"f": twin.f} if is_forward else {"df": twin.df, "dead": a.is_dead}
+    else:
+        twin = a.twin.of_trained
+        constants |= {"numbers": twin.trained_numbers, "count": len(a.parameters)}
+        constants |= {"f": twin.f} if is_forward else {"df": twin.df, "dp": twin.dp}
     compiled = getattr(triton._kernels(), kernel)
     # What is 1 is a constant to Triton.
     sizes_by_name = dict(zip(("outer", "channels", "inner"), sizes, strict=True))
@@ -56,8 +61,10 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
             signature[name] = "constexpr"
         elif name in ("x", "y", "grad", "result"):
             signature[name] = POINTERS[dtype]
+        elif name == "c":
+            signature[name] = ("fp32",) * max(1, len(twin.numbers(*a.defaults)))
         else:
-            signature[name] = "*fp32" if name in ("parameters", "sums") else "i32"
+            signature[name] = "*fp32" if name in NUMBERS else "i32"
     pointers = tuple(name for name, kind in signature.items() if str(kind).startswith("*"))
     return Build(
         compiled,
@@ -110,6 +117,22 @@ def test_every_bar(functions: list[str]) -> None:
 TRAINED = [a.name for a in ACTIVATIONS.values() if a.trainable]
 
 
+@pytest.mark.parametrize(
+    "functions", mostly_slow([["mish"], list(ACTIVATIONS)], 1), ids=["mish", "all"]
+)
+def test_kernels_of_what_follows_a_norm(functions: list[str]) -> None:
+    bodies = [f"{b} {s}" for b in ("affine", "affine_backward") for s in SHAPES]
+    dtypes = itertools.cycle(_paper.DTYPES)
+    jobs = [
+        Job(function, body, next(dtypes), target)
+        for function, body in itertools.product(functions, bodies)
+        for target in TARGETS
+    ]
+    for job, code in compile_all(jobs, find):
+        assert isinstance(code, Code), (job, code)
+        assert FLOAT64 not in code.faults and LOCAL not in code.faults, (job, code.faults)
+
+
 @pytest.mark.slow
 def test_kernels_that_follow_data_or_take_masks() -> None:
     bodies = [f"{b} {s}" for b in ("trained", "trained_backward") for s in SHAPES]
@@ -133,5 +156,6 @@ def test_every_launch_fits_its_kernel() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     count, *names = done.stdout.split()
     bodies = ("forward", "forward_packed", "backward", "backward_packed", "double_backward")
-    assert names == sorted([*bodies, "trained", "trained_backward"])
+    others = ("trained", "trained_backward", "affine", "affine_backward", "layer_norm_again")
+    assert names == sorted([*bodies, *others])
     assert int(count) > 200

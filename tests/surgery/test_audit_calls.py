@@ -241,7 +241,7 @@ def _to_be_scripted(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("build", [scripted_module, traced_module, scripted_function])
 def test_nothing_is_promised_for_what_is_scripted(build: Callable[[], nn.Module]) -> None:
     model, x = between(build()), rows()
-    report = mk.lean(model, x)
+    report = mk.lean(model, x, recompute=False)
     (site,) = report.sites
     assert (site.name, site.advice) == ("1", "leave")
     assert site.reason in ("as it is scripted", "as lean_functional does not see how it is called")
@@ -324,7 +324,7 @@ def test_what_is_promised_is_what_comes(build: Callable[[], nn.Module]) -> None:
     assert kept(model, x) == report.kept
     assert sum(site.saving for site in report.sites) == report.kept - report.lean
     assert all((site.saving > 0) == (site.advice == "output") for site in report.sites)
-    done = mk.lean(model, x)
+    done = mk.lean(model, x, recompute=False)
     assert done.kept == report.kept and len(done.changed or ()) == sum(
         site.by == "lean" for site in report.sites
     )
@@ -461,20 +461,20 @@ def test_another_thread_keeps_its_own_modules_in_lean_functional() -> None:
 
 
 def test_the_first_line_says_what_lean_has_changed() -> None:
-    report = mk.lean(with_modules(), rows())
+    report = mk.lean(with_modules(), rows(), recompute=False)
     assert str(report).splitlines()[0] == (
         f"changed 2 of 3 sites: saves {2 * (FULL - BITS)} B; 1 is a call: see lean_functional"
     )
     assert report.changed == ("1", "5") and report.after_lean - report.lean == FULL - BITS
     assert "3 sites, 3 of which pay: 2 by lean, 1 within lean_functional" in str(report)
-    nothing = mk.lean(between(nn.ReLU()), rows())
+    nothing = mk.lean(between(nn.ReLU()), rows(), recompute=False)
     assert str(nothing).startswith("changed none of 1 site\n")
     assert "changed" not in str(mk.audit(between(nn.SiLU()), rows()))
 
 
 def test_the_model_itself_is_held_by_nothing() -> None:
     model, x = nn.SiLU(), rows().requires_grad_()
-    report = mk.lean(model, (x * 1))
+    report = mk.lean(model, (x * 1), recompute=False)
     assert report.sites[0].advice == "leave" and report.changed == ()
 
 
@@ -489,7 +489,7 @@ def test_savings_of_sites_that_share_their_input_are_shared_out() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.left(self.a(x)) + self.right(self.b(x))
 
-    report = mk.lean(between(Two()), rows())
+    report = mk.lean(between(Two()), rows(), recompute=False)
     assert all(site.saving > 0 for site in report.sites)
     assert sum(site.saving for site in report.sites) == report.kept - report.lean
     assert "-" not in str(report).replace("lean-", "")

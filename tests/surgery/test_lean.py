@@ -45,7 +45,7 @@ def step(model: nn.Module, *inputs: Any) -> tuple[float, Tensor]:
 def check(model: nn.Module, *inputs: Any, **options: Any) -> mk.surgery.audit.Report:
     """Lean a model: bytes as promised, the same step, names and state; and back."""
     plain, names = copy.deepcopy(model), [name for name, _ in model.named_modules()]
-    report = mk.lean(model, *inputs, **options)
+    report = mk.lean(model, *inputs, **{"recompute": False, **options})
     assert kept_in_graph(plain, *inputs) == report.kept
     assert kept_in_graph(model, *inputs) == report.lean
     assert [name for name, _ in model.named_modules()] == names
@@ -115,7 +115,7 @@ def test_hooks_copies_and_pickles() -> None:
     model = network(nn.SiLU())
     seen: list[str] = []
     model[2].register_forward_hook(lambda module, x, y: seen.append(type(module).__name__))
-    mk.lean(model, images())
+    mk.lean(model, images(), recompute=False)
     assert not seen  # the audit leaves no trace
     model(images())
     assert seen[-1] == "SiLU" and isinstance(model[2], mk.SiLU)
@@ -164,7 +164,7 @@ class Calls(nn.Module):
 
 def test_functional_calls() -> None:
     model, x = Calls(0.5), torch.randn(5, 8)
-    report = mk.lean(model, x)
+    report = mk.lean(model, x, recompute=False)
     assert [s.advice for s in report.sites] == ["output", "leave"]
     assert kept_in_graph(model, x) == report.kept, "lean changes modules alone"
     loss, gradient = step(model, x)
@@ -243,7 +243,7 @@ def test_a_bert_and_a_llama(torchvision: None) -> None:
 def test_autocast_and_checkpoint() -> None:
     model = network(nn.Mish())
     with torch.autocast("cpu", torch.bfloat16):
-        report = mk.lean(model, images())
+        report = mk.lean(model, images(), recompute=False)
         assert kept_in_graph(model, images()) == report.lean < report.kept
         loss = model(images()).float().square().mean()
     loss.backward()
@@ -251,7 +251,7 @@ def test_autocast_and_checkpoint() -> None:
 
     plain, model = network(nn.GELU()).eval(), network(nn.GELU()).eval()
     model.load_state_dict(plain.state_dict())
-    mk.lean(model, images())
+    mk.lean(model, images(), recompute=False)
     x = images().requires_grad_()
     found = []
     for one in (plain, model):
@@ -266,7 +266,7 @@ def test_compile(fresh_compiler: None) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
     x = torch.randn(5, 4)
     loss, gradient = step(model, x)
-    mk.lean(model, x)
+    mk.lean(model, x, recompute=False)
     compiled_loss, compiled_gradient = step(torch.compile(model, backend="aot_eager"), x)
     assert compiled_loss == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(compiled_gradient, gradient, rtol=1e-3, atol=1e-5)
@@ -276,7 +276,7 @@ def test_ddp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     model, x = network(nn.SiLU()).eval(), images()
     loss, gradient = step(model, x)
-    mk.lean(model, x)
+    mk.lean(model, x, recompute=False)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
@@ -306,6 +306,6 @@ def test_what_writes_over_an_output_in_training_is_seen_in_evaluation(
         _DropsInFunction() if drop is None else nn.Sequential(nn.GELU(), drop(0.5, inplace=True))
     )
     model = nn.Sequential(nn.Linear(8, 8), after).eval()
-    report = mk.lean(model, torch.randn(5, 8))
+    report = mk.lean(model, torch.randn(5, 8), recompute=False)
     assert not report.changed and "writes over its output" in report.sites[0].reason
     model.train()(torch.randn(5, 8)).sum().backward()

@@ -168,7 +168,7 @@ def test_outputs_stay_in_every_mode(forward: Forward, inplace: bool, training: b
     model, x = Holder(forward).train(training), rows()
     model.act = nn.GELU()
     before = copy.deepcopy(model)
-    mk.lean(model, x, inplace=inplace)
+    mk.lean(model, x, inplace=inplace, recompute=False)
     assert getattr(model.act, "inplace", False) == (inplace and forward is plain)
     assert torch.equal(x, rows())
     for mode in (True, False):
@@ -239,7 +239,7 @@ def test_modules_and_attributes_may_work_in_place(block: nn.Module) -> None:
 
 def test_what_works_in_place_goes_on_to() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.SiLU(inplace=True), nn.Linear(8, 8))
-    mk.lean(model, rows())
+    mk.lean(model, rows(), recompute=False)
     assert model[1].inplace
 
 
@@ -256,7 +256,7 @@ def test_checkpoint_around_a_block_that_begins_with_the_activation(inplace: bool
         return nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 8)))
 
     model, before = build(), build()
-    mk.lean(model, rows(), inplace=inplace)
+    mk.lean(model, rows(), inplace=inplace, recompute=False)
     assert isinstance(model[1][0], mk.SiLU) and not model[1][0].inplace
     for reentrant in (False, True):
         found = []

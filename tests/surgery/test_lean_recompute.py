@@ -7,6 +7,7 @@ import io
 import pickle
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -212,8 +213,14 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return torch.compile(model, backend="aot_eager")
 
 
+def saved_on_cpu(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return model(x)
+
+
 RUNS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "checkpoint": lambda model: lambda x: checkpoint(model, x, use_reentrant=False),
+    "save_on_cpu": lambda model: lambda x: saved_on_cpu(model, x),
     "checkpoint of a block": lambda model: (
         lambda x: model[2:](checkpoint(model[1], model[0](x), use_reentrant=False))
     ),
@@ -235,6 +242,19 @@ def test_beside_other_tools(
     mk.lean(model, images(), recompute=True)
     got, want = step(model, run(model)), step(plain, run(plain))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_reentrant_checkpoints() -> None:
+    """Which only `backward` can go through."""
+    results = []
+    for change in (lambda model: None, lambda model: mk.lean(model, images())):
+        model = network(mk.Mish)
+        change(model)
+        torch.manual_seed(1)
+        y = checkpoint(model, images().requires_grad_(), use_reentrant=True)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_where_it_stands_back() -> None:
@@ -265,3 +285,72 @@ def test_gradients_of_gradients_and_accumulated_ones() -> None:
         results.append([first, second, *(p.grad for p in one.parameters())])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+# ---- a budget ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [0.95, 0.8, 0.65])
+def test_a_budget(budget: float) -> None:
+    """It is met, to the byte that the report says, with bit-identical gradients."""
+    model, plain = network(), network()
+    report = mk.lean(model, images(), recompute=True, budget=budget)
+    assert report.lean == kept(model, images()) <= budget * report.kept
+    everything = mk.lean(network(), images(), recompute=True)
+    assert everything.lean <= report.lean
+    assert_close(step(model), step(plain))
+    exact = copy.deepcopy(model)
+    mk.unswap(exact)
+    assert is_attached(model) and not is_attached(exact)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert kept(other, images()) == report.lean
+
+
+def test_budgets_are_monotone() -> None:
+    shares = [
+        mk.lean(network(), images(), recompute=True, budget=b) for b in (0.6, 0.7, 0.85, 0.99)
+    ]
+    assert [r.lean for r in shares] == sorted(r.lean for r in shares)
+    curve = shares[0].curve
+    assert [kept for kept, _ in curve] == sorted((kept for kept, _ in curve), reverse=True)
+    assert [seconds for _, seconds in curve] == sorted(seconds for _, seconds in curve)
+    assert curve[0][1] == 0 and curve[-1][0] <= shares[0].lean
+
+
+def test_a_budget_in_bytes() -> None:
+    model = network()
+    most = mk.audit(model, images()).kept * 3 // 4
+    report = mk.lean(model, images(), recompute=True, budget=most)
+    assert kept(model, images()) == report.lean <= most
+
+
+def test_a_budget_that_needs_nothing() -> None:
+    model = network()
+    before = str(model)
+    report = mk.lean(model, images(), recompute=True, budget=10**9)
+    assert report.lean == report.kept and not report.changed
+    assert str(model) == before and not is_attached(model)
+
+
+def test_a_budget_that_cannot_be_met() -> None:
+    model = network()
+    with pytest.warns(UserWarning, match="more than the budget of 100 B"):
+        report = mk.lean(model, images(), recompute=True, budget=100)
+    assert report.lean == kept(model, images()) < report.kept
+    assert report.lean == mk.lean(network(), images(), recompute=True).lean
+
+
+def test_a_budget_leaves_the_model_as_it_was() -> None:
+    model = network().train()
+    state = copy.deepcopy(model.state_dict())
+    generator = torch.get_rng_state()
+    mk.lean(model, images(), recompute=True, budget=0.8)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"budget": 0.5, "recompute": False}, {"budget": 0}], ids=str)
+def test_wrong_budgets(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="budget must be positive, and needs recompute=True"):
+        mk.lean(network(), images(), **options)

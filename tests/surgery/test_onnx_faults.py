@@ -172,7 +172,6 @@ OUTSIDE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda folder: "", "that is no path"),
     "NUL": (lambda folder: "old.data\0", "that is no path"),
     "a folder": (lambda folder: ".", "where there is no file"),
-    "none": (lambda folder: "none.data", "where there is no file"),
 }
 
 
@@ -189,6 +188,36 @@ def test_data_outside_of_the_folder_is_refused(kind: str, relative: bool, folder
     assert sorted(os.listdir(folder)) == before
 
 
+def test_data_is_checked_wherever_it_stands(folder: Path) -> None:
+    model = onnx.load(save_with_data(folder, "../secret"), load_external_data=False)
+    weight = onnx.TensorProto()
+    weight.CopyFrom(model.graph.initializer[0])
+    places = {
+        "sparse": lambda one: one.graph.sparse_initializer.add().values.CopyFrom(weight),
+        "training": lambda one: one.training_info.add().algorithm.initializer.append(weight),
+        "attribute": lambda one: (
+            one.graph.node[0].attribute.add(name="a", type=4).t.CopyFrom(weight)
+        ),
+        "function": lambda one: (
+            one.functions.add(name="f", domain="d")
+            .node.add(op_type="Constant")
+            .attribute.add(name="value", type=4)
+            .t.CopyFrom(weight)
+        ),
+    }
+    os.mkdir("other")
+    del model.graph.initializer[:]
+    for put in places.values():
+        hostile = onnx.ModelProto()
+        hostile.CopyFrom(model)
+        put(hostile)
+        Path("old.onnx").write_bytes(hostile.SerializeToString())
+        for output in ("new.onnx", "other/new.onnx"):
+            with pytest.raises(ValueError, match=r"^mishkit\.swap: .* can't be read"):
+                mk.swap("old.onnx", {"silu": "mish"}, output=output)
+    assert sorted(os.listdir()) == ["old.data", "old.onnx", "other"] and not os.listdir("other")
+
+
 @pytest.mark.parametrize(
     "extent", [{"offset": 980}, {"offset": 5000, "length": 24}, {"length": 5}, {"length": 2000},
                {"offset": -1}, {"length": "much"}]
@@ -200,10 +229,21 @@ def test_data_beyond_the_file_is_refused(extent: dict[str, Any], folder: Path) -
     assert sorted(os.listdir(folder)) == ["old.data", "old.onnx"]
 
 
+@pytest.mark.parametrize("dims", [[-8], [-8, -2], [1 << 62, 4]])
+def test_shapes_that_no_data_has_are_refused(dims: list[int], folder: Path) -> None:
+    model = onnx.load(save_with_data(folder, "old.data"), load_external_data=False)
+    model.graph.initializer[0].dims[:] = dims
+    Path("old.onnx").write_bytes(model.SerializeToString())
+    os.mkdir("other")
+    with pytest.raises(ValueError, match=r"^mishkit\.swap: [^\n]* can't be read[^\n]*$"):
+        mk.swap("old.onnx", {"silu": "mish"}, output="other/new.onnx")
+
+
 def test_data_inside_is_read_by_a_link_too(folder: Path) -> None:
     os.symlink("old.data", "link")
-    mk.swap(save_with_data(folder, "link", offset=8), {"silu": "mish"}, output="new.onnx")
-    (weight,) = onnx.load("new.onnx").graph.initializer
+    os.mkdir("other")
+    mk.swap(save_with_data(folder, "link", offset=8), {"silu": "mish"}, output="other/new.onnx")
+    (weight,) = onnx.load("other/new.onnx").graph.initializer
     assert onnx.numpy_helper.to_array(weight).tobytes() == b"D" * 24
 
 
@@ -225,26 +265,55 @@ def test_output_stays_in_its_folder_and_is_whole(
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
     model.graph.output.append(onnx.helper.make_tensor_value_info("w", 1, [1000]))
     onnx.save(model, "old.onnx", save_as_external_data=True, location="weights.data")
+    # In its own folder, data stays where it is.
+    mk.swap("old.onnx", {"silu": "mish"}, output="same.onnx")
+    assert sorted(os.listdir(folder)) == ["old.data", "old.onnx", "same.onnx", "weights.data"]
+    os.mkdir("other")
     # What lies where the data will be is replaced; what it links to stays.
-    os.symlink("../secret", "new.onnx.data")
-    mk.swap("old.onnx", {"silu": "mish"}, output="new.onnx")
+    os.symlink("../../secret", "other/new.onnx.data")
+    mk.swap("old.onnx", {"silu": "mish"}, output="other/new.onnx")
     assert Path("../secret").read_bytes() == b"S" * 1000
-    assert not Path("new.onnx.data").is_symlink()
-    mk.swap("new.onnx", {"mish": "relu"}, output="new.onnx")
-    (weight,) = onnx.load("new.onnx").graph.initializer
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), weights)
+    assert not Path("other/new.onnx.data").is_symlink()
+    mk.swap("other/new.onnx", {"mish": "relu"}, output="other/new.onnx")
+    for name in ("same.onnx", "other/new.onnx"):
+        (weight,) = onnx.load(name).graph.initializer
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), weights)
 
-    before = Path("new.onnx").read_bytes(), Path("new.onnx.data").read_bytes()
-    names = sorted(os.listdir(folder))
+    before = Path("other/new.onnx").read_bytes(), Path("other/new.onnx.data").read_bytes()
+    names = sorted(os.listdir("other"))
 
     def fail(*args: Any, **options: Any) -> None:
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ir, "save", fail)
+    monkeypatch.setattr(onnx, "save_model", fail)
     with pytest.raises(OSError, match="No space left"):
-        mk.swap("old.onnx", {"silu": "mish"}, output="new.onnx")
-    assert (Path("new.onnx").read_bytes(), Path("new.onnx.data").read_bytes()) == before
-    assert sorted(os.listdir(folder)) == names
+        mk.swap("old.onnx", {"silu": "mish"}, output="other/new.onnx")
+    after = Path("other/new.onnx").read_bytes(), Path("other/new.onnx.data").read_bytes()
+    assert after == before and sorted(os.listdir("other")) == names
     with pytest.raises(ValueError, match="is not a file"):
         mk.swap("old.onnx", {"silu": "mish"}, output=folder)
+
+
+def test_weights_beyond_what_a_file_takes_are_put_beside_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("s = Sigmoid(x) y = Mul(x, s)")
+    weights = np.arange(1000, dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    monkeypatch.setattr("mishkit.surgery.onnx.files._LARGEST_FILE", 3000)
+    mk.swap(ir.from_proto(model), {"silu": "mish"}, output="new.onnx")
+    assert Path("new.onnx.data").stat().st_size >= 4000
+    (weight,) = onnx.load("new.onnx").graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), weights)
+
+
+def test_data_that_is_not_there_concerns_only_who_needs_it(folder: Path) -> None:
+    path = save_with_data(folder, "lost.data")
+    os.mkdir("other")
+    assert mk.swap(path, {"silu": "mish"}, output="new.onnx").left == {}
+    done = mk.swap(path, {"silu": "mish"}, output="other/new.onnx")
+    assert len(done) == 1 and done.left == {"w": "its data in 'lost.data' is not there"}
+    weights = [onnx.load(name, load_external_data=False).graph.initializer[0]
+               for name in ("old.onnx", "new.onnx", "other/new.onnx")]  # fmt: skip
+    assert weights[0] == weights[1] == weights[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -62,17 +63,36 @@ def test_audit_of_mixed_precision_and_evaluation(file: str) -> None:
 
 def test_lean_prints_a_step_before_and_after(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The peaks take two processes, and are measured where they matter.
-    monkeypatch.setattr(
-        surgery, "peak_in_process", lambda settings, lean, inplace: 2000 - 1000 * lean
-    )
-    status, printed = run("lean", f"{file}:build")
+    peaks = lambda settings, how: 2000 if how is None else 1000  # noqa: E731
+    monkeypatch.setattr(surgery, "peak_in_process", peaks)
+    status, printed = run("lean", f"{file}:build", "--no-recompute")
     assert status == 0, printed
     assert "192 B" in printed and "99 B" in printed  # the output, and 24 bits
     assert not sys.platform.startswith("linux") or "0.500" in printed
 
 
+def test_lean_recomputes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that can be, or as much as a budget asks for."""
+    monkeypatch.setattr(surgery, "peak_in_process", lambda settings, how: None)
+    source = """
+    import torch
+    from torch import nn
+    def build():
+        layers = [nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.SiLU()] * 1 + [nn.Conv2d(8, 8, 1)]
+        return nn.Sequential(*layers), torch.randn(2, 3, 16, 16)
+    """
+    file = tmp_path / "net.py"
+    file.write_text(textwrap.dedent(source))
+    status, printed = run("lean", f"{file}:build")
+    assert status == 0 and "48.06 KiB" in printed and "16.06 KiB" in printed, printed
+    status, printed = run("lean", f"{file}:build", "--budget", "0.7")
+    assert status == 0 and "32.06 KiB" in printed, printed
+    status, printed = run("lean", f"{file}:build", "--budget", "40000")
+    assert status == 0 and "32.06 KiB" in printed, printed
+
+
 def test_the_effect_is_counted(file: str) -> None:
-    found = effect(Settings(f"{file}:build"), peaks=False)
+    found = effect(Settings(f"{file}:build"), {"recompute": False}, peaks=False)
     full, bits = 3 * 8 * 4, 3
     assert found.kept == found.audited == 2 * full
     assert found.promised == found.after == full + bits

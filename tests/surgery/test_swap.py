@@ -398,5 +398,5 @@ def test_the_page_on_swapping_runs_and_prints_what_it_shows(
                 block[2].splitlines()
             )
             shown += 1
-    assert shown == 2
+    assert shown == 4
     assert {"mish.onnx", "short.onnx"} <= {path.name for path in tmp_path.iterdir()}

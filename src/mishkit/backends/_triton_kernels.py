@@ -343,3 +343,67 @@ def trained_backward(
 def _store_sum(sums, terms, part, channel, channels):
     total = tl.sum(tl.sum(terms, 2, keep_dims=True), 0, keep_dims=True)
     tl.store(sums + part.to(tl.int64) * channels + channel, total, mask=channel < channels)
+
+
+# ---- what follows a normalisation ----------------------------------------------------------------
+# In tiles, as above. `scale` and `shift` have a row of numbers, one per channel, for every `rows`
+# rows of x.
+
+
+@triton.jit
+def _scaled(x, scale, shift, row, channel, place, outer, channels, inner, rows):
+    """scale·x + shift, rounded to x's type as the normalisation had rounded it; where; the mask"""
+    at = (row * channels + channel) * inner + place
+    mask = (row < outer) & (channel < channels) & (place < inner)
+    numbers = (row // rows) * channels + channel
+    present = (row < outer) & (channel < channels)
+    of_scale = tl.load(scale + numbers, mask=present)
+    of_shift = tl.load(shift + numbers, mask=present)
+    z = tl.fma(load(x, at, mask), of_scale, of_shift)
+    return z.to(x.dtype.element_ty).to(tl.float32), at, mask
+
+
+@triton.jit
+def affine(
+    x, scale, shift, y, outer, channels, inner, tiles, rows, c,
+    f: constexpr, OUTER: constexpr, CHANNELS: constexpr, INNER: constexpr,
+):  # fmt: skip
+    """y = f(scale·x + shift); without f, y = scale·x + shift"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    program = tl.program_id(0)
+    channel = (program // tiles) * CHANNELS + tl.arange(0, CHANNELS)[None, :, None]
+    row, place = _tile(program % tiles, outer, inner, OUTER, INNER)
+    z, at, mask = _scaled(x, scale, shift, row, channel, place, outer, channels, inner, rows)
+    if f is not None:
+        z = f(z, c, half)
+    store(y, at, z, mask)
+
+
+@triton.jit
+def affine_backward(
+    grad, x, scale, shift, result, outer, channels, inner, tiles, rows, c,
+    df: constexpr, dead: constexpr, OUTER: constexpr, CHANNELS: constexpr, INNER: constexpr,
+):  # fmt: skip
+    """result = grad·f'(scale·x + shift)"""
+    half: tl.constexpr = x.dtype.element_ty != tl.float32
+    program = tl.program_id(0)
+    channel = (program // tiles) * CHANNELS + tl.arange(0, CHANNELS)[None, :, None]
+    row, place = _tile(program % tiles, outer, inner, OUTER, INNER)
+    z, at, mask = _scaled(x, scale, shift, row, channel, place, outer, channels, inner, rows)
+    store(result, at, passed(df(z, c, half), load(grad, at, mask), dead), mask)
+
+
+@triton.jit
+def layer_norm_again(
+    x, mean, rstd, weight, bias, y, rows, columns, tiles, ROWS: constexpr, COLUMNS: constexpr
+):
+    """y = ((x − mean)·rstd)·weight + bias"""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    in_rows, in_columns = row < rows, column < columns
+    at, mask = row * columns + column, in_rows & in_columns
+    normal = load(x, at, mask) - tl.load(mean + row, mask=in_rows)
+    normal *= tl.load(rstd + row, mask=in_rows)
+    of_weight = tl.load(weight + column, mask=in_columns)
+    store(y, at, tl.fma(normal, of_weight, tl.load(bias + column, mask=in_columns)), mask)

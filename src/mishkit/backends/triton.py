@@ -277,6 +277,58 @@ def blend_backward(
     return result
 
 
+def affine(
+    a: Activation | None, x: Tensor, scale: Tensor, shift: Tensor, *parameters: float
+) -> Tensor:
+    """f(scale·x + shift) for a dtype of `DTYPES`; without a function, scale·x + shift."""
+    x = _dense(x)
+    y = torch.empty_like(x)
+    if x.numel():
+        twin = a.twin.at(*parameters) if a else None
+        numbers = _given(twin.numbers(*parameters) if twin else ())
+        tiling, rows = Tiling.of_affine(x, scale)
+        with on_device(x):
+            _kernels().affine[(tiling.channel_blocks * tiling.tiles,)](
+                *(x, scale, shift, y, *tiling.shape, tiling.tiles, rows, numbers),
+                *(twin.f if twin else None, *tiling.tile),
+                num_warps=WARPS,
+            )
+    return y
+
+
+def affine_backward(
+    a: Activation, grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *parameters: float
+) -> Tensor:
+    """grad·f'(scale·x + shift) for the same dtypes."""
+    _check("affine_backward", x, grad)
+    x = _dense(x)
+    result = torch.empty_like(x)
+    if x.numel():
+        twin = a.twin.at(*parameters)
+        tiling, rows = Tiling.of_affine(x, scale)
+        with on_device(x):
+            _kernels().affine_backward[(tiling.channel_blocks * tiling.tiles,)](
+                *(_like(grad, x), x, scale, shift, result, *tiling.shape, tiling.tiles, rows),
+                *(_given(twin.numbers(*parameters)), twin.df, a.is_dead, *tiling.tile),
+                num_warps=WARPS,
+            )
+    return result
+
+
+def layer_norm_again(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """((x − mean)·rstd)·weight + bias for a contiguous x of the same dtypes."""
+    y = torch.empty_like(x)
+    if x.numel():
+        rows, columns = x.numel() // weight.numel(), weight.numel()
+        tile = tile_of((rows, columns, 1), x.dtype)[:2]
+        tiles = _blocks(columns, tile[1])
+        with on_device(x):
+            _kernels().layer_norm_again[(_blocks(rows, tile[0]) * tiles,)](
+                *(x, mean, rstd, weight, bias, y, rows, columns, tiles, *tile), num_warps=WARPS
+            )
+    return y
+
+
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
     """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel."""
     if x.dtype not in DTYPES:
@@ -337,6 +389,23 @@ class Tiling:
         inner = x.numel() if channels == 1 else x.stride(1)
         shape = (x.numel() // (channels * inner), channels, inner)
         return cls(shape, tile_of(shape, x.dtype))
+
+    @classmethod
+    def of_affine(cls, x: Tensor, scale: Tensor) -> tuple[Tiling, int]:
+        """The tiling of a tensor with a scale per channel, or per sample and channel; and how many
+        of its rows share their numbers.
+        """
+        samples, channels = x.shape[:2]
+        if scale.dim() == 1:
+            tiling = cls.of(x, channels)
+            return tiling, tiling.shape[0]
+        if samples > 1 and x.stride(0) * samples != x.numel():
+            raise RuntimeError(
+                "mishkit.affine: the samples of the input must follow each other in memory"
+            )
+        inner = x.stride(1) if channels > 1 else x.numel() // samples
+        shape = (x.numel() // (channels * inner), channels, inner)
+        return cls(shape, tile_of(shape, x.dtype)), shape[0] // samples
 
     @property
     def tiles(self) -> int:

@@ -1,4 +1,4 @@
-"""`mishkit audit` and `mishkit lean`: whole models."""
+"""`mishkit audit`, `mishkit lean` and `mishkit swap`: whole models."""
 
 from __future__ import annotations
 
@@ -75,11 +75,26 @@ def lean(
     option: Options = None,
     autocast: Autocast = None,
     evaluation: Evaluation = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            help="Recompute in the backward pass what can be recomputed cheaply; otherwise let "
+            "activations keep their outputs where the audit advises it.",
+        ),
+    ] = True,
     inplace: Annotated[
-        bool, typer.Option(help="Also write over inputs that nothing else needs.")
+        bool,
+        typer.Option(help="With --no-recompute: also write over inputs that nothing else needs."),
     ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Recompute only until the model keeps this share of what it keeps now, from 0 to "
+            "1, or this many bytes."
+        ),
+    ] = None,
 ) -> None:
-    """Follow the audit's advice, and show one training step before and after.
+    """Make a model keep less for the backward pass, and show a training step before and after.
 
     Prints the bytes kept for the backward pass, as predicted and as counted, the loss and the
     gradient. On Linux it also prints how much resident memory a step adds, measured in separate
@@ -89,4 +104,65 @@ def lean(
 
     shapes, options = tuple(input_ or ()), tuple(option or ())
     settings = lab.Settings(model, shapes, options, autocast, evaluation)
-    lab.show_effects([lab.effect(settings, inplace=inplace)])
+    if budget is not None and budget > 1:
+        budget = int(budget)
+    how = {"recompute": recompute and not inplace, "inplace": inplace, "budget": budget}
+    lab.show_effects([lab.effect(settings, how)])
+
+
+@app.command(epilog="For example: mishkit swap yolo.onnx mish=mish --form fast -o fast.onnx")
+def swap(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An ONNX file; or a model as audit takes it, which is exported to ONNX: "
+            "timm:NAME, hf:NAME, path/to/file.py:FUNCTION, package.module:FUNCTION."
+        ),
+    ],
+    rules: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OLD=NEW",
+            help="silu=mish, gelu=hard_mish:k=3, 'blocks.*=relu': a function or a pattern of "
+            "names, and what takes its place.",
+            show_default="with --form, every function as itself",
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", "-r", help="A rule, OLD=NEW; repeat the option for more."),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            help="How to write the functions: standard; fast, for ONNX Runtime; fast:openvino and "
+            "so on; opset:17, in operators that this opset has too.",
+            show_default="standard",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The ONNX file to write.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing: list what would be done or, without rules, the sites."
+        ),
+    ] = False,
+    input_: Shapes = None,
+    option: Options = None,
+) -> None:
+    """Replace activations in an ONNX file, or write the same ones in a faster form.
+
+    Prints a table of what was replaced, and what was nearly a site with the reason why not. Only
+    the sites are rewritten; the rest of the file stays as it is. Exits with status 1, and writes
+    nothing, if no rule matches.
+    """
+    from mishkit.lab import LabError
+    from mishkit.lab import swap as lab
+
+    if dry_run == (output is not None):
+        raise LabError("where does the result go? -o FILE.onnx, or --dry-run to write nothing")
+    every = (*(rules or ()), *(rule or ()))
+    shapes, options = tuple(input_ or ()), tuple(option or ())
+    raise typer.Exit(lab.main(lab.Settings(model, every, form, output, shapes, options)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter, Parameter
+from ..forms import STANDARD, Form
 from . import silu
 from ._branch_fit import Minimum, leading
 from ._df_y_tables import MINIMA
@@ -196,13 +197,26 @@ def to_onnx(write: OnnxWriter, alpha: float, beta: float, gamma: float) -> Any:
     return write("Mul", write.x, write.scaled(weight, gamma))
 
 
+def by_sigmoid(write: OnnxWriter, alpha: float, beta: float, gamma: float) -> Any:
+    """x·(2·gamma·Sigmoid(2·beta·x) + gamma·(alpha − 1))."""
+    steep = write("Sigmoid", write.scaled(write.x, 2 * beta))
+    weight = write.scaled(steep, 2 * gamma)
+    is_centred = isinstance(alpha, float) and alpha == 1
+    return write(
+        "Mul", write.x, weight if is_centred else write("Add", weight, gamma * (alpha - 1))
+    )
+
+
 activation = Activation(
     name="aptx",
     module_name="APTx",
     formula="(alpha + tanh(beta·x))·gamma·x",
     expression="(alpha + tanh(beta*x))*gamma*x",
     source="Kumar 2022, APTx: Better Activation Function (arXiv:2209.06119)",
-    to_onnx=to_onnx,
+    forms=(
+        Form(STANDARD, to_onnx, float32=1.5e-7, float16=7.4e-4),
+        Form("sigmoid", by_sigmoid, float32=1.5e-7, float16=7.4e-4),
+    ),
     made_of="one exponential",
     f=f,
     df=df,

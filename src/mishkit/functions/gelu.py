@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 
@@ -46,9 +47,12 @@ def _pdf(x: Tensor) -> Tensor:
 
 
 def to_onnx(write: OnnxWriter) -> Any:
-    """Gelu, or x·(1 + Erf(x/√2))/2 if the opset doesn't have it."""
-    if write.opset >= 20:
-        return write("Gelu", write.x)
+    """Gelu, or the formula if the opset doesn't have it."""
+    return write("Gelu", write.x) if write.has("Gelu") else by_erf(write)
+
+
+def by_erf(write: OnnxWriter) -> Any:
+    """x·(1 + Erf(x/√2))/2."""
     both = write("Add", write("Erf", write("Mul", write.x, math.sqrt(0.5))), 1.0)
     return write("Mul", write.x, write("Mul", both, 0.5))
 
@@ -59,7 +63,10 @@ activation = Activation(
     formula="x·Φ(x) = x/2·(1 + erf(x/√2))",
     expression="x*(1 + erf(x/sqrt(2)))/2",
     source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
-    to_onnx=to_onnx,
+    forms=(
+        Form(STANDARD, to_onnx, float32=9.1e-7, float16=8.9e-4),
+        Form("erf", by_erf, float32=1.8e-7, float16=8.9e-4),
+    ),
     f=f,
     df=df,
     d2f=d2f,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 
@@ -58,12 +59,24 @@ def _portable(x: Tensor) -> Tensor:
 
 def to_onnx(write: OnnxWriter) -> Any:
     """Gelu in its tanh form, or the formula if the opset doesn't have it."""
-    if write.opset >= 20:
+    if write.has("Gelu"):
         return write("Gelu", write.x, approximate="tanh")
+    return by_tanh(write)
+
+
+def by_tanh(write: OnnxWriter) -> Any:
+    """x·(1 + Tanh(√(2/π)·(x + 0.044715·x³)))/2."""
     root = math.sqrt(2 / math.pi)
     slope = write("Add", write("Mul", write("Mul", write.x, write.x), 0.044715 * root), root)
     both = write("Add", write("Tanh", write("Mul", write.x, slope)), 1.0)
     return write("Mul", write.x, write("Mul", both, 0.5))
+
+
+def by_sigmoid(write: OnnxWriter) -> Any:
+    """x·Sigmoid(√(8/π)·(x + 0.044715·x³))."""
+    root = math.sqrt(8 / math.pi)
+    slope = write("Add", write("Mul", write("Mul", write.x, write.x), 0.044715 * root), root)
+    return write("Mul", write.x, write("Sigmoid", write("Mul", write.x, slope)))
 
 
 activation = Activation(
@@ -72,7 +85,11 @@ activation = Activation(
     formula="x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))",
     expression="x/2*(1 + tanh(sqrt(2/pi)*(x + 44715*x**3/1000000)))",
     source="Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415)",
-    to_onnx=to_onnx,
+    forms=(
+        Form(STANDARD, to_onnx, float32=1.6e-7, float16=9.2e-4),
+        Form("tanh", by_tanh, float32=1.2e-7, float16=9.2e-4),
+        Form("sigmoid", by_sigmoid, float32=1.5e-7, float16=7.7e-4),
+    ),
     f=f,
     df=df,
     d2f=d2f,

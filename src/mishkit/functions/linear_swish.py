@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 from . import silu
 from ._branch_fit import Minimum
 from ._df_y_tables import MINIMA
@@ -55,7 +56,7 @@ activation = Activation(
     formula="2x·σ(1.25x) where x ≤ 0, x where x > 0",
     expression="Piecewise((2*x/(1 + exp(-5*x/4)), x <= 0), (x, True))",
     source="a swish (arXiv:1710.05941) of slope 1 at 0, continued by a straight line",
-    to_onnx=to_onnx,
+    forms=(Form(STANDARD, to_onnx, float32=9.8e-8, float16=5.1e-4),),
     ulp=3,
     made_of="one exponential",
     f=f,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
@@ -47,9 +48,16 @@ def df_y(y: Tensor, right: Tensor, saved: torch.dtype) -> Tensor:
 
 def to_onnx(write: OnnxWriter) -> Any:
     """Mish, or x·Tanh(Softplus(x)) if the opset doesn't have it."""
-    if write.opset >= 18:
+    if write.has("Mish"):
         return write("Mish", write.x)
     return write("Mul", write.x, write("Tanh", write("Softplus", write.x)))
+
+
+def by_sigmoid(write: OnnxWriter) -> Any:
+    """x·u/(2 − u) with u = s·(2 − s) and s = Sigmoid(x): nothing overflows, in any dtype."""
+    s = write("Sigmoid", write.x)
+    u = write("Mul", s, write("Sub", 2.0, s))
+    return write("Div", write("Mul", write.x, u), write("Sub", 2.0, u))
 
 
 activation = Activation(
@@ -58,7 +66,10 @@ activation = Activation(
     formula="x·tanh(ln(1 + eˣ))",
     expression="x*tanh(log(1 + exp(x)))",
     source="Misra 2019, Mish: A Self Regularized Non-Monotonic Activation (arXiv:1908.08681)",
-    to_onnx=to_onnx,
+    forms=(
+        Form(STANDARD, to_onnx, float32=1.1e-7, float16=7.6e-4),
+        Form("sigmoid", by_sigmoid, float32=3.4e-7, float16=2.5e-3),
+    ),
     ulp=3,
     f=f,
     df=df,

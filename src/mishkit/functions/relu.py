@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 
 
 def f(x: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ activation = Activation(
     formula="max(0, x)",
     expression="Max(0, x)",
     source="Nair & Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines",
-    to_onnx=to_onnx,
+    forms=(Form(STANDARD, to_onnx, float32=0.0, float16=0.0),),
     ulp=3,
     made_of="lines",
     f=f,

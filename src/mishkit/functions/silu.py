@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter
+from ..forms import STANDARD, Form
 from ._df_y_tables import MINIMA
 from ._inverse import df_from_output
 from ._limits import FAR
@@ -39,13 +40,21 @@ def to_onnx(write: OnnxWriter) -> Any:
     return write.swish(1.0)
 
 
+def by_sigmoid(write: OnnxWriter) -> Any:
+    """x·Sigmoid(x)."""
+    return write("Mul", write.x, write("Sigmoid", write.x))
+
+
 activation = Activation(
     name="silu",
     module_name="SiLU",
     formula="x·σ(x)",
     expression="x/(1 + exp(-x))",
     source="Elfwing, Uchibe & Doya 2018, Sigmoid-Weighted Linear Units (arXiv:1702.03118)",
-    to_onnx=to_onnx,
+    forms=(
+        Form(STANDARD, to_onnx, float32=1.5e-7, float16=7.4e-4),
+        Form("sigmoid", by_sigmoid, float32=1.5e-7, float16=7.4e-4),
+    ),
     ulp=3,
     f=f,
     df=df,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation, OnnxWriter, Parameter
+from ..forms import STANDARD, Form
 from . import aptx
 from ._branch_fit import Minimum
 from ._limits import LARGEST, SMALLEST
@@ -53,13 +54,21 @@ def to_onnx(write: OnnxWriter, beta: float) -> Any:
     return write.swish(beta)
 
 
+def by_sigmoid(write: OnnxWriter, beta: float) -> Any:
+    """x·Sigmoid(beta·x)."""
+    return write("Mul", write.x, write("Sigmoid", write.scaled(write.x, beta)))
+
+
 activation = Activation(
     name="swish",
     module_name="Swish",
     formula="x·σ(beta·x)",
     expression="x/(1 + exp(-beta*x))",
     source="Ramachandran, Zoph & Le 2017, Searching for Activation Functions (arXiv:1710.05941)",
-    to_onnx=to_onnx,
+    forms=(
+        Form(STANDARD, to_onnx, float32=1.5e-7, float16=7.6e-4),
+        Form("sigmoid", by_sigmoid, float32=1.5e-7, float16=7.6e-4),
+    ),
     ulp=3,
     made_of="one exponential",
     f=f,

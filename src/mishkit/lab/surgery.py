@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ class Effect:
     name: str
     sites: int
     leaned: int
-    """How many of the sites `lean` changes."""
+    """How many modules `lean` changes."""
     kept: int
     """Bytes kept for the backward pass before, as counted by `KeptBytes`."""
     audited: int
@@ -104,8 +104,9 @@ def _calling(example: Example) -> AbstractContextManager[None]:
     return telling(f"{example.name} with inputs {' and '.join(shapes)}".replace("torch.", ""))
 
 
-def effect(settings: Settings, *, inplace: bool = False, peaks: bool = True) -> Effect:
-    """Apply `lean` to a model given by name, and measure what changes for one training step.
+def effect(settings: Settings, how: Mapping[str, Any], *, peaks: bool = True) -> Effect:
+    """Apply `lean` with these options to a model given by name, and measure what changes for one
+    training step.
 
     Both steps start with the same parameters and random numbers. Resident memory is measured in a
     separate process for each.
@@ -114,7 +115,7 @@ def effect(settings: Settings, *, inplace: bool = False, peaks: bool = True) -> 
     with _calling(example):
         kept, loss, gradient = _step(settings, example)
         with settings.casting(example.model):
-            report = mk.lean(example.model, *example.inputs, inplace=inplace)
+            report = mk.lean(example.model, *example.inputs, **how)
         after, lean_loss, lean_gradient = _step(settings, example)
     pays = [site for site in report.sites if site.by == LEAN]
     norm = torch.linalg.vector_norm
@@ -122,11 +123,11 @@ def effect(settings: Settings, *, inplace: bool = False, peaks: bool = True) -> 
     del example, lean_gradient, gradient
     peak = peak_after = None
     if peaks and Path("/proc/self/clear_refs").exists():
-        peak, peak_after = (peak_in_process(settings, lean, inplace) for lean in (False, True))
+        peak, peak_after = (peak_in_process(settings, options) for options in (None, how))
     return Effect(
         name=settings.name,
         sites=len(report.sites),
-        leaned=len(pays),
+        leaned=len(report.changed or ()),
         kept=kept,
         audited=report.kept,
         promised=report.after_lean,
@@ -170,22 +171,23 @@ def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tenso
 # ---- resident memory ----
 
 
-def peak_in_process(settings: Settings, lean: bool, inplace: bool) -> int | None:
+def peak_in_process(settings: Settings, how: Mapping[str, Any] | None) -> int | None:
     """`_peak` in a separate process."""
-    found: int | None = in_process(_peak, settings, lean, inplace)
+    found: int | None = in_process(_peak, settings, how)
     return found
 
 
-def _peak(settings: Settings, lean: bool, inplace: bool) -> int | None:
+def _peak(settings: Settings, how: Mapping[str, Any] | None) -> int | None:
     """Bytes by which one training step raises the resident memory above its starting level: the
-    model, its gradients, the optimizer's state and what is cached after a first step.
+    model, its gradients, the optimizer's state and what is cached after a first step. `lean` is
+    applied with the options `how`; None leaves the model as it is.
     """
     return_freed_memory()
     example = settings.load()
     model = example.model
-    if lean:
+    if how is not None:
         with settings.casting(model):
-            mk.lean(model, *example.inputs, inplace=inplace)
+            mk.lean(model, *example.inputs, **how)
     step = training_step(example, partial(settings.casting, model))
     step()
     gc.collect()

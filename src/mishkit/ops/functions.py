@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._mode import are_transforms_active
+from .._torch_private import first_packed
 from ..activation import Activation, Formulas
 from ..backends import cpu, triton
 from ..backends import torch as plain
@@ -244,11 +245,12 @@ def saving_input(
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
-            (x,) = ctx.saved_tensors
-            if torch.is_grad_enabled() or are_transforms_active():
-                gradient = Backward.apply(grad, x, *ctx.parameters)
-            else:
-                gradient = backward(grad, x, *ctx.parameters)
+            differentiable = torch.is_grad_enabled() or are_transforms_active()
+            gradient = None if differentiable else _without_input(ctx, a.name, grad)
+            if gradient is None:
+                (x,) = ctx.saved_tensors
+                gradient_of = Backward.apply if differentiable else backward
+                gradient = gradient_of(grad, x, *ctx.parameters)
             return gradient, *no_gradients
 
         @staticmethod
@@ -263,6 +265,14 @@ def saving_input(
             return SavingInput.apply(x, *parameters), in_dims[0]
 
     return SavingInput
+
+
+def _without_input(ctx: Any, name: str, grad: Tensor) -> Tensor | None:
+    """grad·f'(x), if hooks on saved tensors have dropped x and know a way that does without it, as
+    `mishkit.recompute` does behind a normalisation.
+    """
+    way = getattr(first_packed(ctx), "gradient_through", None)
+    return None if way is None else way(name, ctx.parameters, grad)
 
 
 def _copying(keeping_input: type[Function], forward_out: Callable[..., None]) -> type[Function]:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._checkpoint import in_checkpoint
 from .._torch_private import top_saved_tensor_hooks
-from .handles import Handle, Hooks, Kept, Made, Source, unpack
-from .recipes import Node, find
+from .choice import Choice, Meter, kind_of
+from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
+from .recipes import LEAF, Node, find, recipe
 
 MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
 sum before it, a whole residual network would depend on its first sum.
 """
-LEAST_BYTES = 1024
+LEAST_BYTES = 4096
 """Smaller tensors are kept: a handle takes memory too."""
+LEAST_MASK = 16384
+"""Smaller masks are kept: packing them takes time, and there are many small tensors to look at."""
 
-_NOTES = "mishkit"
-"""Key in a node's metadata; maps an output's number to the object that keeps or makes it."""
+_NOTE = "mishkit"
+"""With an output's number, the key in a node's metadata of the object that keeps or makes it."""
 
 
 @contextmanager
@@ -40,8 +42,9 @@ def recompute() -> Iterator[None]:
         loss.backward()
 
     The outputs of normalisations, activations, products, sums, casts, dropouts, concatenations and
-    views are dropped if what their node keeps is enough to compute them again. Nothing else is
-    rerun: no convolution, no matrix product, no random numbers, no statistics. Gradients are
+    views are dropped if what their node keeps is enough to compute them again. Masks, such as those
+    of dropout, are kept in one bit per element. Nothing else is rerun: no convolution, no matrix
+    product, no random numbers, no statistics. Gradients are
     bitwise identical. The model is not changed, and the backward pass may run later and outside the
     context.
 
@@ -50,17 +53,30 @@ def recompute() -> Iterator[None]:
     that are active outside (`torch.autograd.graph.save_on_cpu`, `mishkit.KeptBytes`) receive the
     tensors that are really kept.
 
+    To have the outputs of your own autograd functions recomputed, register a recipe with
+    `mishkit.recompute.recipe`.
+
     Notes
     -----
     Overwriting a bias between the forward and the backward pass raises RuntimeError, as overwriting
     a weight does. A tensor is freed only if nobody else holds it. A tensor that one of torch's
     ``inplace=True`` activations overwrites can't be recomputed.
     """
+    with recompute_some(None):
+        yield
+
+
+recompute.recipe = recipe  # type: ignore[attr-defined]
+
+
+@contextmanager
+def recompute_some(choice: Choice | None, meter: Meter | None = None) -> Iterator[None]:
+    """`recompute`, but dropping only what is chosen, and measuring what that takes."""
     if in_checkpoint() or is_recomputing():
         yield
         return
-    outside = _hooks_outside()
-    with torch.autograd.graph.saved_tensors_hooks(_Packer(outside).pack, unpack):
+    packer = (_Packer if meter is None else _Metered)(_hooks_outside(), choice, meter)
+    with torch.autograd.graph.saved_tensors_hooks(packer.pack, unpack):
         yield
 
 
@@ -76,47 +92,132 @@ def _hooks_outside() -> Hooks | None:
 
 
 class _Packer:
-    def __init__(self, outside: Hooks | None) -> None:
-        self.outside = outside
+    """Python code that runs between two convolutions finds nothing of its own in the processor's
+    caches, so every line here costs a microsecond or more.
+    """
 
-    def pack(self, tensor: Tensor) -> Any:
+    def __init__(
+        self, outside: Hooks | None, choice: Choice | None = None, meter: Meter | None = None
+    ) -> None:
+        self.outside, self.choice, self.meter = outside, choice, meter
+        self.left = choice.allowance if choice else 0
+
+    def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
-        node = tensor.grad_fn
-        if node is None or type(tensor) is not Tensor:
-            return Kept(tensor, self.outside)
+        node, outside = tensor.grad_fn, self.outside
+        if node is None:
+            if _is_plain(tensor) and tensor.nbytes >= LEAST_MASK:
+                bits = bits_of(tensor, outside)
+                if bits is not None:
+                    return bits
+            return Leaf(tensor) if outside is None else Kept(tensor, outside)
+        if not _is_plain(tensor):
+            return Kept(tensor, outside)
+        if tensor._base is not None:
+            return self.packed_view(tensor, tensor._base)
         number = tensor.output_nr
-        if tensor.numel() * tensor.element_size() >= LEAST_BYTES:
+        if tensor.nbytes >= LEAST_BYTES:
             source = _source(node, number)
-            if isinstance(source, Made):
+            if type(source) is Made and self.drops(source, tensor):
                 return Handle(source, tensor)
-        kept = Kept(tensor, self.outside)
+        kept = Kept(tensor, outside)
         _note(node, number, kept)
-        base = tensor._base
-        if base is not None and base.grad_fn is not None and self.outside is None:
-            # Keeping the view keeps all memory of its base anyway.
-            kept.base = Kept(base)
-            _note(base.grad_fn, base.output_nr, kept.base)
         return kept
 
+    def packed_view(self, tensor: Tensor, base: Tensor) -> Leaf | Handle:
+        """What is kept in place of a view. To keep a view is to keep all memory of its base."""
+        node, outside = base.grad_fn, self.outside
+        if node is None:  # detached, in case it is an output of the node that saves it
+            return Leaf(tensor.detach()) if outside is None else Kept(tensor, outside)
+        source = _source(node, base.output_nr)
+        if (
+            type(source) is Made
+            and tensor.nbytes >= LEAST_BYTES
+            and (view := self.view_of(source, tensor, base)) is not None
+            and self.drops(source, base)
+        ):
+            return Handle(view, tensor)
+        kept = Kept(tensor, outside)
+        if outside is not None:
+            _note(tensor.grad_fn, tensor.output_nr, kept)
+        elif type(source) is not Kept:
+            kept.base = Kept(base)
+            _note(node, base.output_nr, kept.base)
+        return kept
 
-def _source(node: Node, number: int) -> Source | None:
+    def view_of(self, source: Made, tensor: Tensor, base: Tensor) -> Made | None:
+        """What makes a view, given what makes its base."""
+        if tensor.numel() == base.numel() and tensor.is_contiguous() and base.is_contiguous():
+            return source  # the same elements, reshaped
+        view = _source(tensor.grad_fn, tensor.output_nr)
+        return view if type(view) is Made else None
+
+    def drops(self, made: Made, tensor: Tensor) -> bool:
+        """Whether to drop this tensor."""
+        if made.is_dropped:
+            return True
+        if self.choice is not None:
+            kind = kind_of(made.node, tensor.nbytes)
+            if kind == self.choice.partly and tensor.nbytes <= self.left:
+                self.left -= tensor.nbytes
+            elif kind not in self.choice.whole:
+                return False
+        made.is_dropped = True
+        if self.meter is not None:
+            kind = kind_of(made.node, tensor.nbytes)
+            self.meter.nbytes[kind] += tensor.nbytes
+            made.seconds = self.meter.seconds, kind
+        return True
+
+
+class _Metered(_Packer):
+    """Also counts."""
+
+    def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
+        """What a node keeps in place of a tensor."""
+        packed = super().pack(tensor)
+        assert self.meter is not None
+        if type(packed) is Handle:
+            self.meter.spared[self.meter.count] = tensor.untyped_storage().nbytes()
+        elif type(packed) is Bits:
+            self.meter.spared[self.meter.count] = tensor.nbytes - packed.nbytes
+        self.meter.count += 1
+        return packed
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not a subclass, and not sparse."""
+    return type(tensor) is Tensor and tensor.layout is torch.strided
+
+
+def _source(node: Node | None, number: int) -> Source | None:
     """The object that can provide this output of a node; None if there is none."""
+    if node is None:
+        return None
     known = _noted(node, number)
     if known is not None:
         return known
-    if (leaf := getattr(node, "variable", None)) is not None:
-        return Kept(leaf)
     recipe = find(node)
-    if recipe is None or (number and not recipe.outputs):
+    if recipe is None:
+        return None
+    if recipe is LEAF:
+        return Leaf(node.variable)
+    if number and not recipe.outputs:
         return None
     inputs: list[Source] = []
+    sums = 0
     for place in recipe.inputs(node):
-        before, output = node.next_functions[place]
-        source = None if before is None else _source(before, output)
+        source = _source(*node.next_functions[place])
         if source is None:
             return None
         inputs.append(source)
-    sums = recipe.sums + max((source.sums for source in (*inputs, *_behind(node))), default=0)
+        sums = max(sums, source.sums)
+    # The tensors that this node itself keeps may have to be recomputed, too.
+    for before, output in node.next_functions:
+        behind = None if before is None else _noted(before, output)
+        if behind is not None:
+            sums = max(sums, behind.sums)
+    sums += recipe.sums
     if sums > MOST_SUMS:
         return None
     made = Made(node, number, recipe, inputs, sums)
@@ -124,19 +225,11 @@ def _source(node: Node, number: int) -> Source | None:
     return made
 
 
-def _behind(node: Node) -> Iterator[Source]:
-    """What may have to be recomputed to get the tensors that this node itself keeps."""
-    for before, output in node.next_functions:
-        source = None if before is None else _noted(before, output)
-        if source is not None:
-            yield source
-
-
 def _note(node: Node, number: int, source: Source) -> None:
     # A weak reference: what is kept must not outlive the nodes that keep it.
-    node.metadata.setdefault(_NOTES, {})[number] = weakref.ref(source)
+    node.metadata[_NOTE, number] = weakref.ref(source)
 
 
 def _noted(node: Node, number: int) -> Source | None:
-    reference = node.metadata.get(_NOTES, {}).get(number)
+    reference = node.metadata.get((_NOTE, number))
     return None if reference is None else reference()

@@ -7,91 +7,203 @@ held until the last of them has run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..activation import DTYPES
+from ..functions import ACTIVATIONS
+from ..ops.affine import Affine, affine_backward, function
+from ..ops.mask import pack_mask, unpack_mask
+from .choice import Kind
 from .recipes import Node, Recipe
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 """Another context's saved-tensor hooks: the pack and the unpack function."""
 
-_CHANGED = (
-    "one of the variables needed for gradient computation has been modified by an inplace "
-    "operation: [{} of shape {}] is at version {}; expected version {} instead"
-)
+
+class Leaf:
+    """A tensor without a node of its own, which is kept as it is."""
+
+    __slots__ = ("__weakref__", "_tensor", "_version")
+    sums = 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    def value(self) -> Tensor:
+        """The tensor; raises RuntimeError if it was modified in place."""
+        tensor = self._tensor
+        if tensor._version != self._version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: [{tensor.type()} of shape {[*tensor.shape]}] is at version "
+                f"{tensor._version}; expected version {self._version} instead"
+            )
+        return tensor
 
 
-class Kept:
+class Kept(Leaf):
     """A tensor that is kept, packed by the hooks that were active outside."""
 
-    sums = 0
+    __slots__ = ("_outside", "base")
 
     def __init__(self, tensor: Tensor, outside: Hooks | None = None) -> None:
         self._version, self._outside = tensor._version, outside
         # Detach: an output saved by its own node would otherwise never be freed.
-        self._packed = tensor.detach() if outside is None else outside[0](tensor)
+        self._tensor = tensor.detach() if outside is None else outside[0](tensor)
         self.base: Kept | None = None
         """The base of this view, if keeping the view also keeps the base."""
 
     def value(self) -> Tensor:
         """The tensor; raises RuntimeError if it was modified in place."""
         if self._outside is not None:
-            return self._outside[1](self._packed)
-        tensor: Tensor = self._packed
-        if tensor._version != self._version:
-            raise RuntimeError(
-                _CHANGED.format(tensor.type(), [*tensor.shape], tensor._version, self._version)
-            )
-        return tensor
+            return self._outside[1](self._tensor)
+        return super().value()
+
+
+class Bits:
+    """A mask that is kept in one bit per element: see `mishkit.ops.mask`."""
+
+    __slots__ = ("_bits", "_device", "_dtype", "_outside", "_shape", "_strides", "_value")
+
+    def __init__(self, tensor: Tensor, bits: Tensor, value: float, outside: Hooks | None) -> None:
+        self._bits = bits if outside is None else outside[0](bits)
+        self._value, self._outside = value, outside
+        self._shape, self._strides = tensor.shape, tensor.stride()
+        self._dtype, self._device = tensor.dtype, tensor.device
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        return (self._shape.numel() + 7) // 8
+
+    def value(self) -> Tensor:
+        """The mask as it was."""
+        result = torch.empty_strided(
+            self._shape, self._strides, dtype=self._dtype, device=self._device
+        )
+        bits = self._bits if self._outside is None else self._outside[1](self._bits)
+        unpack_mask(bits, result, self._value)
+        return result
+
+
+def bits_of(tensor: Tensor, outside: Hooks | None = None) -> Bits | None:
+    """The tensor in one bit per element, if it is a mask: of bools, or on a CPU of floats that are
+    0 or one other number. (Elsewhere, to look at the floats would wait for the device.)
+    """
+    dtype = tensor.dtype
+    if dtype is not torch.bool and not (dtype in DTYPES and tensor.is_cpu):
+        return None
+    if tensor.requires_grad or not torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return None
+    bits, value = pack_mask(tensor)
+    return Bits(tensor, bits, value, outside) if value else None
 
 
 class Made:
     """A node's output that its recipe can recompute."""
+
+    __slots__ = (
+        *("__weakref__", "_affine", "_value", "inputs", "is_dropped", "node", "number"),
+        *("recipe", "seconds", "sums"),
+    )
 
     def __init__(
         self, node: Node, number: int, recipe: Recipe, inputs: Sequence[Source], sums: int
     ) -> None:
         self.node, self.number, self.recipe = node, number, recipe
         self.inputs, self.sums = inputs, sums
+        self.is_dropped = False
+        """Whether a tensor was dropped because of this."""
+        self.seconds: tuple[dict[Kind, float], Kind] | None = None
+        """Where to add the time that this takes, if it is measured."""
         self._value: Tensor | None = None
+        self._affine: Affine | None = None
 
     def value(self) -> Tensor:
         """The tensor, computed once and held while any node that needs it has yet to run."""
         value = self._value
         if value is None:
+            start = time.perf_counter() if self.seconds else 0.0
             inputs = [source.value() for source in self.inputs]
             value = self._value = self.recipe.make(self.node, inputs, self.number)
+            if self.seconds:
+                total, kind = self.seconds
+                total[kind] += time.perf_counter() - start
         return value
 
+    def affine(self) -> Affine | None:
+        """The tensor as scale·x + shift, if its recipe can tell and nobody has computed it yet."""
+        if self._value is not None or self.recipe.affine is None:
+            return None
+        if self._affine is None:
+            self._affine = self.recipe.affine(self.node, self.inputs)
+        return self._affine
 
-Source = Kept | Made
+
+Source = Leaf | Made
 
 
 class Handle:
     """A tensor to be recomputed, in its original layout."""
 
+    __slots__ = ("_device", "_made", "_shape", "_strides")
+
     def __init__(self, made: Made, tensor: Tensor) -> None:
         self._made = made
-        self._shape, self._strides = tensor.shape, tensor.stride()
-        self._device = tensor.device.type
+        self._shape, self._strides, self._device = tensor.shape, tensor.stride(), tensor.device
 
     def tensor(self) -> Tensor:
         """The tensor as it was."""
-        # Recipes call the same kernels as the forward pass, with the same dtypes, so autocast is
-        # off.
-        with torch.no_grad(), torch.autocast(self._device, enabled=False):
+        with self._plainly():
             value = self._made.value()
-            if value.stride() == self._strides and value.shape == self._shape:
+            if value.shape != self._shape:  # the same elements, reshaped
+                value = value.reshape(self._shape)
+            if value.stride() == self._strides:
                 return value
             result = torch.empty_strided(
                 self._shape, self._strides, dtype=value.dtype, device=value.device
             )
             return result.copy_(value)
 
+    def affine(self) -> Affine | None:
+        """The tensor as scale·x + shift, if that is possible and nobody has computed it yet."""
+        with self._plainly():
+            affine = self._made.affine()
+        if affine is None or affine.input.stride() != self._strides:
+            return None
+        return affine if affine.input.shape == self._shape else None
 
-def unpack(packed: Kept | Handle) -> Tensor:
+    def gradient_through(
+        self, name: str, parameters: Sequence[float], grad: Tensor
+    ) -> Tensor | None:
+        """grad·f'(this tensor) in one pass, for a function of the table, if that is possible."""
+        affine = self.affine() if name in ACTIVATIONS else None
+        if affine is None or grad.dtype != affine.input.dtype:
+            return None
+        return affine_backward(grad, *affine, *function(name, *parameters))
+
+    def _plainly(self) -> AbstractContextManager[Any]:
+        """Without gradients, and without autocast: recipes call the kernels of the forward pass
+        with the dtypes that these had.
+        """
+        device = self._device.type
+        if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
+            return _NOTHING
+        stack = ExitStack()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device, enabled=False))
+        return stack
+
+
+_NOTHING = nullcontext()
+
+
+def unpack(packed: Leaf | Bits | Handle) -> Tensor:
     """The tensor that a node's packed value stands for."""
-    return packed.tensor() if isinstance(packed, Handle) else packed.value()
+    return packed.tensor() if type(packed) is Handle else packed.value()  # type: ignore[union-attr]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from .._mode import are_transforms_active
-from .context import is_recomputing, recompute
+from .choice import Choice
+from .context import is_recomputing, recompute_some
 
 
 class _Running(threading.local):
@@ -26,27 +28,29 @@ class _Running(threading.local):
 _running = _Running()
 
 
-def attach(model: nn.Module) -> None:
-    """Run the model's forward pass under `recompute` from now on.
+def attach(model: nn.Module, choice: Choice | None = None) -> None:
+    """Run the model's forward pass under `recompute` from now on, dropping all that can be dropped,
+    or only what is chosen.
 
-    The hooks are plain functions, so that the model can be copied, pickled and saved as before.
+    The hooks are plain functions or small objects, so that the model can be copied, pickled and
+    saved as before.
     """
-    if not is_attached(model):
-        model.register_forward_pre_hook(_enter, prepend=True)
-        model.register_forward_hook(_leave, always_call=True)
+    detach(model)
+    model.register_forward_pre_hook(_Enter(choice), prepend=True)
+    model.register_forward_hook(_leave, always_call=True)
 
 
 def detach(model: nn.Module) -> None:
     """Undo `attach`, if it was called."""
-    for hooks, ours in ((model._forward_pre_hooks, _enter), (model._forward_hooks, _leave)):
-        for key in [key for key, hook in hooks.items() if hook is ours]:
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook is _leave or type(hook) is _Enter]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
 
 
 def is_attached(model: nn.Module) -> bool:
     """Whether the model's forward pass runs under `recompute`."""
-    return _enter in model._forward_pre_hooks.values()
+    return any(type(hook) is _Enter for hook in model._forward_pre_hooks.values())
 
 
 @contextmanager
@@ -59,21 +63,26 @@ def suspended() -> Iterator[None]:
         _running.suspended = before
 
 
-def _enter(model: nn.Module, inputs: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    # The transforms of torch.func refuse to run under hooks on saved tensors.
-    stands_back = _running.suspended or is_recomputing() or are_transforms_active()
-    context = recompute() if torch.is_grad_enabled() and not stands_back else None
-    if context is not None:
-        context.__enter__()
-    _running.passes.append((model, context))
+@dataclass(frozen=True)
+class _Enter:
+    choice: Choice | None
+
+    def __call__(self, model: nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        # The transforms of torch.func refuse to run under hooks on saved tensors.
+        stands_back = _running.suspended or is_recomputing() or are_transforms_active()
+        wanted = torch.is_grad_enabled() and not stands_back
+        context = recompute_some(self.choice) if wanted else None
+        if context is not None:
+            context.__enter__()
+        _running.passes.append((model, context))
 
 
 def _leave(model: nn.Module, inputs: Any, output: Any) -> None:
     if torch.compiler.is_compiling():
         return
-    # Called after an error too, even one that was raised before `_enter` was called.
+    # Called after an error too, even one that was raised before `_Enter` was called.
     if _running.passes and _running.passes[-1][0] is model:
         context = _running.passes.pop()[1]
         if context is not None:

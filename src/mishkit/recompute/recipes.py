@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._torch_private import prelu_kernel, suggest_memory_format
+from .._torch_private import first_packed, prelu_kernel, suggest_memory_format
+from ..ops.affine import NO_FUNCTION, Affine, affine, function, layer_norm_again
 from ..ops.functions import RULES
 
 Node = Any
@@ -50,16 +51,32 @@ class Recipe:
     """How many sums this adds to a chain: x + f(x) needs the previous sum, and so on."""
     outputs: bool = False
     """Whether it can make every output, not only the first."""
+    affine: Callable[[Node, Sequence[Any]], Affine | None] | None = None
+    """affine(node, what provides the inputs): the output as scale·x + shift, if that is known."""
 
 
 def find(node: Node) -> Recipe | None:
-    """The recipe for a node, if there is one and the node keeps enough."""
-    recipe = _RECIPES.get(node.name()) or _of_ours(node)
-    return recipe if recipe is not None and recipe.applies(node) else None
+    """The recipe for a node, if there is one and the node keeps enough; `LEAF` for a leaf."""
+    kind = type(node)
+    if kind not in _by_class:
+        # Nodes of C++ extensions may share a class.
+        if kind.__name__ not in (node.name(), "AccumulateGrad"):
+            return _RECIPES.get(node.name())
+        _by_class[kind] = _of_class(node)
+    recipe = _by_class[kind]
+    if recipe is None or recipe.applies is _always or recipe.applies(node):
+        return recipe
+    return None
 
 
-def _of_ours(node: Node) -> Recipe | None:
-    return _OURS.get(getattr(type(node), "_forward_cls", None))
+_by_class: dict[type, Recipe | None] = {}
+"""The recipes that have been looked up, by the class of the node."""
+
+
+def _of_class(node: Node) -> Recipe | None:
+    if hasattr(node, "variable"):
+        return LEAF
+    return _RECIPES.get(node.name()) or _OURS.get(getattr(node, "_forward_cls", None))
 
 
 def _first(node: Node) -> Sequence[int]:
@@ -69,6 +86,10 @@ def _first(node: Node) -> Sequence[int]:
 def _from_input(function: Callable[[Tensor], Tensor]) -> Recipe:
     """Of a function whose node keeps nothing but the output: from its input."""
     return Recipe(lambda node, inputs, number: function(inputs[0]), _first)
+
+
+LEAF = Recipe(lambda node, inputs, number: node.variable)
+"""Of the node behind a leaf, which holds it."""
 
 
 def _all(node: Node) -> Sequence[int]:
@@ -148,70 +169,83 @@ def _cast(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
 # ---- normalisation, dropout -------------------------------------------------------------------
 
 # Torch's kernels can't be called again: the nodes do not keep ε, some of them do not keep the
-# shift, and none keep a generator's state. The formulas below round as the kernels do, which
-# `_rounds_alike` verifies.
+# shift, and none keep a generator's state. The operators of `mishkit.ops.affine` and the formulas
+# below round as the kernels do, which `_rounds_alike` verifies.
 
 
-def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
-    scale = invstd * weight
-    shift = torch.addcmul(bias, mean, scale, value=-1)
-    channels = (1, -1, *(1,) * (x.dim() - 2))
-    return torch.addcmul(shift.view(channels), x, scale.view(channels))
+def _wide(x: Tensor) -> Tensor:
+    """In the type that norms compute in."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
-def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    return torch.addcmul(bias, (x - mean) * rstd, weight)
+def _by_channel(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Affine:
+    """A batch norm."""
+    scale = _wide(invstd) * _wide(weight)
+    return Affine(x, scale, torch.addcmul(_wide(bias), _wide(mean), scale, value=-1))
 
 
-def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+def _by_sample(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Affine:
+    """A group norm."""
     by_channels = suggest_memory_format(x) is not torch.contiguous_format
-    rounds_once = _shift_rounds_once(x.dtype, x.device.type, by_channels)
-    return _group_norm_by_shift(x, weight, bias, mean, rstd, rounds_once)
+    key = (x.dtype, weight.dtype, x.device.type, by_channels)
+    return _by_sample_rounded(x, weight, bias, mean, rstd, _shift_rounds_once(*key))
 
 
-def _group_norm_by_shift(
+def _by_sample_rounded(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, rounds_once: bool
-) -> Tensor:
-    samples, channels = x.shape[:2]
-    repeats = channels // mean.shape[1]
-    scale, mean = rstd.repeat_interleave(repeats, 1) * weight, mean.repeat_interleave(repeats, 1)
+) -> Affine:
+    repeats = x.shape[1] // mean.shape[1]
+    mean = _wide(mean).repeat_interleave(repeats, 1)
+    scale = _wide(rstd).repeat_interleave(repeats, 1) * _wide(weight)
+    bias = _wide(bias)
     if rounds_once:
         shift = torch.addcmul(bias.expand_as(scale), mean, scale, value=-1)
     else:
         shift = bias - mean * scale
-    shape = (samples, channels, *(1,) * (x.dim() - 2))
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+    samples_first = x.shape[0] == 1 or x.stride(0) * x.shape[0] == x.numel()
+    return Affine(x if samples_first else x.contiguous(), scale, shift)
 
 
 @functools.cache
-def _shift_rounds_once(dtype: torch.dtype, device: str, by_channels: bool) -> bool:
+def _shift_rounds_once(
+    dtype: torch.dtype, weights: torch.dtype, device: str, by_channels: bool
+) -> bool:
     """Whether the group-norm kernel rounds bias − mean·scale once, as torch 2.14 does for
     `channels_last`, or rounds the product first. If it does neither, `_rounds_alike` will notice.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
-        for shape in ((4, 24, 5, 5), (24,), (24,))
+        for shape, dtype in (((4, 24, 5, 5), dtype), ((24,), weights), ((24,), weights))
     )
     if by_channels:
         x = x.contiguous(memory_format=torch.channels_last)
     y, mean, rstd = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
-    return torch.equal(y, _group_norm_by_shift(x, weight, bias, mean, rstd, rounds_once=True))
+    return torch.equal(y, _computed(_by_sample_rounded(x, weight, bias, mean, rstd, True)))
 
 
-def _shift_of(node: Node) -> Tensor:
-    """The bias of a batch norm or group norm: a leaf, which the node itself does not keep."""
-    return node.next_functions[2][0].variable
+def _computed(affine_of_x: Affine) -> Tensor:
+    return affine(*affine_of_x, *NO_FUNCTION)
 
 
-def _has_shift(node: Node) -> bool:
-    """Whether scale and shift are available. A shift that needs no gradient can't be found."""
-    shift = node.next_functions[2][0]
-    return _needs_gradient(node, 1) and hasattr(shift, "variable")
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    rows = (_wide(number).contiguous() for number in (mean, rstd, weight, bias))
+    return layer_norm_again(x.contiguous(), *rows)
 
 
 def _known_shift(node: Node) -> Sequence[int]:
     return (2,)
+
+
+def _statistics(node: Node) -> tuple[Tensor, Tensor]:
+    """The mean and the reciprocal of the deviation that a batch norm used."""
+    if node._saved_training:
+        return node._saved_result1, node._saved_result2
+    return node._saved_running_mean, _inverse_deviation(node._saved_running_var, node._saved_eps)
+
+
+def _inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
+    return 1 / (_wide(variance) + epsilon).sqrt()
 
 
 def _dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -220,14 +254,21 @@ def _dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
 
 def _again_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     y, *kept = torch.native_batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5)
-    return y, _batch_norm(x, weight, bias, *kept)
+    return y, _computed(_by_channel(x, weight, bias, *kept))
+
+
+def _again_frozen_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    mean, variance = bias - 0.5, weight * weight
+    y, *_ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.1, 1e-5)
+    deviation = _inverse_deviation(variance, 1e-5)
+    return y, _computed(_by_channel(x, weight, bias, mean, deviation))
 
 
 def _again_group(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     samples, channels, *sides = x.shape
     sizes = samples, channels, math.prod(sides), 6
     y, *kept = torch.native_group_norm(x, weight, bias, *sizes, 1e-5)
-    return y, _group_norm(x, weight, bias, *kept)
+    return y, _computed(_by_sample(x, weight, bias, *kept))
 
 
 def _again_layer(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,55 +286,90 @@ def _again_dropout(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 
 @functools.cache
 def _rounds_alike(
-    again: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype, device: str
+    again: Callable[..., tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+    weights: torch.dtype,
+    device: str,
 ) -> bool:
-    """Whether the formula matches torch's kernel bit for bit for this dtype, in this process."""
+    """Whether the formula matches torch's kernel bit for bit for an input and weights of these
+    dtypes, in this process.
+    """
     generator = torch.Generator().manual_seed(0)
 
-    def normal(*shape: int) -> Tensor:
+    def normal(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).mul_(3).add_(1).to(dtype).to(device)
 
     with torch.no_grad(), torch.autocast(device, enabled=False):
         for size in (1, 5, 7, 16):
-            x, weight, bias = normal(4, 24, size, size), normal(24), normal(24)
+            x, weight, bias = normal(dtype, 4, 24, size, size), *normal(weights, 2, 24)
             for layout in (torch.contiguous_format, torch.channels_last):
-                y, made = again(x.contiguous(memory_format=layout), weight, bias)
+                try:
+                    y, made = again(x.contiguous(memory_format=layout), weight, bias)
+                except RuntimeError:  # torch does not mix these dtypes
+                    return False
                 if made.dtype != y.dtype or not torch.equal(made, y):
                     return False
     return True
 
 
-def _alike(again: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Node], bool]:
-    def applies(node: Node) -> bool:
-        metadata = node._input_metadata[0]
-        return _rounds_alike(again, metadata.dtype, torch.device(metadata.device).type)
-
-    return applies
+def _norm_applies(node: Node, again: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+    """Whether the formula holds for a norm, and weight and bias are available. A batch norm or a
+    group norm does not keep its bias. If that needs no gradient, or is no leaf, it can't be found.
+    """
+    (_, _), (weight, _), (bias, _) = node.next_functions
+    leaf = getattr(bias, "variable", None)
+    if weight is None or leaf is None:
+        return False
+    return _rounds_alike(again, node._input_metadata[0].dtype, leaf.dtype, leaf.device.type)
 
 
 def _batch_norm_applies(node: Node) -> bool:
-    return node._saved_training and _has_shift(node) and _alike(_again_batch)(node)
+    return _norm_applies(node, _again_batch if node._saved_training else _again_frozen_batch)
 
 
 def _group_norm_applies(node: Node) -> bool:
-    return _has_shift(node) and _alike(_again_group)(node)
+    return _norm_applies(node, _again_group)
 
 
 def _layer_norm_applies(node: Node) -> bool:
-    return _needs_gradient(node, 1) and _needs_gradient(node, 2) and _alike(_again_layer)(node)
+    return _norm_applies(node, _again_layer)
 
 
-def _norm(
-    formula: Callable[..., Tensor],
-    applies: Callable[[Node], bool],
-    inputs: Callable[[Node], Sequence[int]] = _known_shift,
+def _dropout_applies(node: Node) -> bool:
+    output = node._input_metadata[0]
+    return _rounds_alike(_again_dropout, output.dtype, output.dtype, output.device.type)
+
+
+def _affine_norm(
+    affine_of: Callable[[Node, Tensor], Affine], applies: Callable[[Node], bool]
 ) -> Recipe:
-    def make(node: Node, given: Sequence[Tensor], number: int) -> Tensor:
-        shift = given[0] if given else node._saved_bias
-        statistics = node._saved_result1, node._saved_result2
-        return formula(node._saved_input, node._saved_weight, shift, *statistics)
+    """A norm of which scale·x + shift is known."""
 
-    return Recipe(make, inputs, applies)
+    def make(node: Node, given: Sequence[Tensor], number: int) -> Tensor:
+        return _computed(affine_of(node, given[0]))
+
+    def as_affine(node: Node, inputs: Sequence[Any]) -> Affine:
+        return affine_of(node, inputs[0].value())
+
+    return Recipe(make, _known_shift, applies, affine=as_affine)
+
+
+_BATCH_NORM = _affine_norm(
+    lambda n, shift: _by_channel(n._saved_input, n._saved_weight, shift, *_statistics(n)),
+    _batch_norm_applies,
+)
+_GROUP_NORM = _affine_norm(
+    lambda n, shift: _by_sample(
+        n._saved_input, n._saved_weight, shift, n._saved_result1, n._saved_result2
+    ),
+    _group_norm_applies,
+)
+_LAYER_NORM = Recipe(
+    lambda n, inputs, number: _layer_norm(
+        n._saved_input, n._saved_weight, n._saved_bias, n._saved_result1, n._saved_result2
+    ),
+    applies=_layer_norm_applies,
+)
 
 
 # ---- views ------------------------------------------------------------------------------------
@@ -310,6 +386,11 @@ def _views(function: Callable[[Node, Tensor], Sequence[Tensor]]) -> Recipe:
     )
 
 
+def _same(node: Node, inputs: Sequence[Any]) -> Affine | None:
+    return inputs[0].affine() if hasattr(inputs[0], "affine") else None
+
+
+_SAME = Recipe(lambda node, inputs, number: inputs[0], _first, affine=_same)
 _RESHAPED = _view(lambda node, x, number: x.reshape(_shape(node)))
 
 
@@ -352,17 +433,17 @@ _RECIPES: dict[str, Recipe] = {
     "NativeDropoutBackward0": Recipe(
         lambda n, inputs, number: _dropout(inputs[0], n._saved_result1, n._saved_p),
         _first,
-        _alike(_again_dropout),
+        _dropout_applies,
     ),
     "CatBackward0": Recipe(_concatenation, _all),
     "ToCopyBackward0": Recipe(_cast, _first),
     # normalisation
-    "NativeBatchNormBackward0": _norm(_batch_norm, _batch_norm_applies),
-    "NativeLayerNormBackward0": _norm(_layer_norm, _layer_norm_applies, _none),
-    "NativeGroupNormBackward0": _norm(_group_norm, _group_norm_applies),
+    "NativeBatchNormBackward0": _BATCH_NORM,
+    "NativeLayerNormBackward0": _LAYER_NORM,
+    "NativeGroupNormBackward0": _GROUP_NORM,
     # views, and copies that have the values of their input
-    "AliasBackward0": _view(lambda node, x, number: x),
-    "CloneBackward0": _view(lambda node, x, number: x),
+    "AliasBackward0": _SAME,
+    "CloneBackward0": _SAME,
     "ViewBackward0": _RESHAPED,
     "UnsafeViewBackward0": _RESHAPED,
     "ReshapeAliasBackward0": _RESHAPED,
@@ -393,13 +474,52 @@ _RECIPES: dict[str, Recipe] = {
 """One entry per node type."""
 
 
-def _ours(forward: Callable[..., Tensor]) -> Recipe:
-    return _kept(lambda node: forward(*node.saved_tensors, *getattr(node, "parameters", ())))
+def recipe(name: str) -> Callable[[Callable[[Node], Tensor]], Callable[[Node], Tensor]]:
+    """Tell `mishkit.recompute` how to recompute the output of autograd's nodes of this name.
+
+    The function gets a node and returns what its operation returned, to the bit, from what the node
+    keeps. The node of a `torch.autograd.Function` has its name with ``Backward`` behind it::
+
+        @mishkit.recompute.recipe("SquareBackward")
+        def square(node):
+            (x,) = node.saved_tensors
+            return x * x
+
+    Only the first output of a node is recomputed, without gradients and outside autocast.
+
+    Raises
+    ------
+    ValueError
+        if there is a recipe for that name already
+    """
+    if name in _RECIPES:
+        raise ValueError(f"mishkit.recompute: there is a recipe for {name} already")
+
+    def register(function: Callable[[Node], Tensor]) -> Callable[[Node], Tensor]:
+        _RECIPES[name] = _kept(function)
+        _by_class.clear()
+        return function
+
+    return register
+
+
+def _ours(forward: Callable[..., Tensor], name: str = "") -> Recipe:
+    """A function of ours, from the input that its node keeps; `name` if it can follow an affine."""
+
+    def make(node: Node) -> Tensor:
+        parameters = getattr(node, "parameters", ())
+        behind = getattr(first_packed(node), "affine", None) if name else None
+        x = None if behind is None else behind()
+        if x is not None:
+            return affine(*x, *function(name, *parameters))
+        return forward(*node.saved_tensors, *parameters)
+
+    return _kept(make)
 
 
 _OURS: dict[Any, Recipe] = {
-    **{rules.saving_input: _ours(rules.forward) for rules in RULES.values()},
-    **{rules.copying: _ours(rules.forward) for rules in RULES.values()},
+    **{rules.saving_input: _ours(rules.forward, name) for name, rules in RULES.items()},
+    **{rules.copying: _ours(rules.forward, name) for name, rules in RULES.items()},
     **{
         rules.trained: _ours(rules.trained_forward)
         for rules in RULES.values()

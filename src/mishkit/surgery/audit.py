@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from ..memory import KeptBytes
 from ..recompute.model import suspended
 from ._columns import aligned
 from ._state import Storage, undisturbed
+from .keepers import Keeper, keepers_of
 from .slots import Slot, slots
 from .watch import BY_HAND, FUNCTION, SCRIPTED, Call, Trace, Use, tensors_of, watch
 
@@ -115,6 +117,12 @@ class Report:
     """The names of the sites that `lean` has changed; None if this was only an audit."""
     recomputes: bool = False
     """Whether `lean` made the model recompute. If so, `after_lean` and `lean` are what it keeps."""
+    keepers: tuple[Keeper, ...] = ()
+    """Of an audit: who keeps these bytes, operator by operator, and what could be recomputed."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """With a budget: what recomputing more and more keeps, in bytes, and the time in seconds that
+    it takes in a backward pass, from nothing recomputed to everything.
+    """
     advised: AdvisedCalls = field(default_factory=lambda: AdvisedCalls(()), repr=False)
     """The calls that `lean_functional` should change."""
 
@@ -177,10 +185,18 @@ class Report:
             head += ": " + ", ".join(f"{self._by(by)} {how}" for by, how in ways if self._by(by))
         return [head, *self._totals()]
 
+    @property
+    def recomputable(self) -> int:
+        """How many of the bytes kept `mishkit.recompute` would not keep, according to an audit."""
+        return sum(keeper.recomputable for keeper in self.keepers)
+
     def _totals(self) -> list[str]:
         lines = [f"kept for backward: {readable(self.kept)}"]
+        if self.recomputable:
+            lines[0] += f", of which {readable(self.recomputable)} can be recomputed"
         if self.after_lean == self.lean or self._by(LEAN):
-            lines.append(self._when("when lean", self.after_lean))
+            what = "when lean" if self.recomputes else "with outputs kept instead"
+            lines.append(self._when(what, self.after_lean))
         if self.after_lean != self.lean:
             lines.append(self._when("with the calls", self.lean))
         if self.checkpointed is not None:
@@ -243,9 +259,10 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     """Find every activation in a model, and what autograd keeps because of it.
 
     Runs one forward pass with gradients, ``model(*inputs, **kwargs)``, in the model's current mode
-    and under any autocast active around the call. A second pass with `torch.utils.checkpoint` is
-    run for comparison. Nothing is changed: parameters, buffers and module attributes are restored,
-    and so are the inputs and the random number generators of torch, numpy and Python.
+    and under any autocast active around the call. A second pass with `torch.utils.checkpoint` and a
+    third one within `mishkit.recompute` are run for comparison. Nothing is changed: parameters,
+    buffers and module attributes are restored, and so are the inputs and the random number
+    generators of torch, numpy and Python.
 
     An activation that keeps its input costs memory twice if the next operation keeps the
     activation's output anyway, as Linear, Conv, normalisation, pooling and products do. There,
@@ -266,7 +283,9 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     -------
     Report
         `sites` with the advice for each, and the bytes kept: `kept` now, `after_lean` with `lean`
-        alone, `lean` with all the advice followed, `checkpointed`; ``print`` shows a table
+        alone, `lean` with all the advice followed, `checkpointed`; ``print`` shows a table.
+        `keepers` tells for every byte which operator of which module keeps it, and whether
+        `mishkit.recompute` would not keep it.
 
     Raises
     ------
@@ -275,7 +294,10 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     ValueError
         if its parameters are not initialized yet, as in lazy modules
     """
-    return plan(model, inputs, kwargs).report
+    found = plan(model, inputs, kwargs)
+    root = getattr(model, "_orig_mod", model)
+    keepers = keepers_of(root, found.trace, inputs, kwargs)
+    return dataclasses.replace(found.report, keepers=keepers)
 
 
 @dataclass(eq=False)
@@ -312,6 +334,7 @@ class Plan:
 
     report: Report
     units: list[Unit]
+    trace: Trace
 
 
 @suspended()
@@ -352,7 +375,7 @@ def plan(
             for call in unit.calls
         ),
     )
-    return Plan(report, units)
+    return Plan(report, units, trace)
 
 
 # ---- who decides what ----

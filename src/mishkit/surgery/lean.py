@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from .._checkpoint import in_checkpoint
 from ..functional import FUNCTIONS
 from ..recompute.model import attach, detach
-from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan
+from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan, readable
+from .budget import Point, curve_of
 from .slots import Slot, put_all
 from .watch import convertible, line_of_model, on_modules, watch
 
@@ -23,23 +24,24 @@ from .watch import convertible, line_of_model, on_modules, watch
 def lean(
     model: nn.Module,
     *inputs: Any,
-    recompute: bool = False,
+    recompute: bool | None = None,
     inplace: bool = False,
+    budget: float | None = None,
     **kwargs: Any,
 ) -> Report:
-    """Make a model's activations keep their outputs where that saves memory, and only there.
+    """Make a model keep less between the forward and the backward pass.
 
-    Audits the model (see `audit`) and follows the advice for modules. ReLU, SiLU, GELU, Mish,
-    Hardswish and Softplus from torch, timm and transformers, modules without parameters that
-    compute these by hand, and mishkit's own modules, become mishkit's with ``save="output"``.
-    Module names, state_dict, hooks and training mode stay the same. So do the outputs, to rounding.
-    Gradients are those of the rounded output: see `mishkit.functional`. `mishkit.unswap` undoes
-    everything. For function calls, use `lean_functional`.
+    From then on the model's own forward pass keeps nothing that the backward pass can recompute
+    cheaply, as within `mishkit.recompute`, and activations for which mishkit has a faster kernel
+    get it. Gradients stay exact: nothing is rounded that was not before. Module names, state_dict,
+    hooks and training mode stay the same; `mishkit.unswap` undoes everything.
 
-    With ``recompute=True`` the model keeps less: the backward pass recomputes whatever it can from
-    the tensors that are saved anyway, as within `mishkit.recompute`. Gradients are then exact, as
-    they are computed from the activations' inputs, and calls of functions are covered too. A
-    training step takes longer.
+    With ``recompute=False`` activations keep their outputs instead, where an audit says that this
+    saves memory (see `audit`). ReLU, SiLU, GELU, Mish, Hardswish and Softplus from torch, timm and
+    transformers, modules without parameters that compute these by hand, and mishkit's own modules,
+    become mishkit's with ``save="output"``. This saves less and takes no longer. Gradients are
+    those of the rounded output: see `mishkit.functional`. For function calls, use
+    `lean_functional`.
 
     Parameters
     ----------
@@ -47,20 +49,26 @@ def lean(
         changed in place
     *inputs, **kwargs
         arguments of the model, as in training
-    recompute : bool, default False
-        Run the model's own forward pass under `mishkit.recompute` from now on, in every thread, by
-        hooks on the model. Copies, pickles and the state_dict work as before. Activations for which
-        mishkit has a faster kernel get it, with ``save="input"``, or with ``save="copy"`` if they
-        work in place. Under torch.compile, torch.export and the transforms of torch.func, without
-        gradients, and within `torch.utils.checkpoint`, the model runs as before.
+    recompute : bool, optional
+        Whether to recompute; by default True, unless `inplace`. Hooks on the model do that, in
+        every thread. Copies, pickles and the state_dict work as before. Activations get kernels
+        with ``save="input"``, or with ``save="copy"`` if they work in place. Under torch.compile,
+        torch.export and the transforms of torch.func, without gradients, and within
+        `torch.utils.checkpoint`, the model runs as before.
     inplace : bool, default False
-        Also overwrite an activation's input where nothing else needs it. This saves no more of what
-        is kept between the passes, but allocates less. The input must come from torch's Linear,
-        Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm, and the activation must take that very
-        tensor, whole, in the same ``forward``. Nothing else may read it, hold it after the pass or
-        have a hook on it, in training and in eval mode alike; the model is run in both modes to
-        check. Other inputs or options, and hooks and checkpoints added later, are not seen: leave
-        this off if they matter. Modules that already work in place keep doing so.
+        With ``recompute=False``: also overwrite an activation's input where nothing else needs it.
+        This saves no more of what is kept between the passes, but allocates less. The input must
+        come from torch's Linear, Conv, BatchNorm, LayerNorm, GroupNorm or RMSNorm, and the
+        activation must take that very tensor, whole, in the same ``forward``. Nothing else may read
+        it, hold it after the pass or have a hook on it, in training and in eval mode alike; the
+        model is run in both modes to check. Other inputs or options, and hooks and checkpoints
+        added later, are not seen: leave this off if they matter. Modules that already work in place
+        keep doing so.
+    budget : int or float, optional
+        How much the model may keep, as a number of bytes, or as a share from 0 to 1 of what it
+        keeps now. Only as much is recomputed as that takes, and first what takes the least time for
+        the bytes that it saves, as measured by a few passes. The report's `curve` tells what other
+        budgets would take.
 
     Returns
     -------
@@ -73,20 +81,24 @@ def lean(
     TypeError
         if `model` is not a module
     ValueError
-        if its parameters are not initialized yet, as in lazy modules, or if both `inplace` and
-        `recompute` are given
+        if its parameters are not initialized yet, as in lazy modules; if both `inplace` and
+        `recompute` are given; if there is a `budget` without `recompute`, or it is not positive
 
     Warns
     -----
     UserWarning
-        if recomputing saves nothing here; the model is then left as it was
+        if recomputing saves nothing here; the model is then left as it was. If the model keeps more
+        than the budget even when it recomputes all that it can.
 
     If anything is raised, nothing has been changed.
     """
+    recompute = not inplace if recompute is None else recompute
     if recompute and inplace:
         raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
+    if budget is not None and not (recompute and budget > 0):
+        raise ValueError("mishkit.lean: budget must be positive, and needs recompute=True")
     if recompute:
-        return _recompute(model, inputs, kwargs)
+        return _recompute(model, inputs, kwargs, budget)
     found = plan(model, inputs, kwargs, inplace=inplace)
     units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
     put_all(_changes(units, exact=False))
@@ -94,30 +106,56 @@ def lean(
     return dataclasses.replace(found.report, changed=changed)
 
 
-def _recompute(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+def _recompute(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], budget: float | None
+) -> Report:
     found = plan(model, inputs, kwargs)
-    units = [unit for unit in found.units if can_compute(unit)]
-    changes = _changes(units, exact=True)
+    changes = _changes([unit for unit in found.units if can_compute(unit)], exact=True)
     before = [(slot, slot.value) for slot, _ in changes]
     root = getattr(model, "_orig_mod", model)
-
-    def put_back() -> None:
-        detach(root)
-        put_all(before)
-
+    unchanged = dataclasses.replace(
+        found.report,
+        recomputes=True,
+        changed=(),
+        lean=found.report.kept,
+        after_lean=found.report.kept,
+    )
+    limit = int(budget * found.report.kept) if isinstance(budget, float) else budget
+    if limit is not None and limit >= found.report.kept:
+        return unchanged
     put_all(changes)
-    attach(root)
     try:
+        points: tuple[Point, ...] = ()
+        choice = None
+        if limit is not None:
+            with curve_of(root, inputs, kwargs) as curve:
+                points, choice = tuple(curve.points), curve.choice(limit)
+        attach(root, choice)
         kept = watch(root, inputs, kwargs).kept
     except BaseException:
-        put_back()
+        detach(root)
+        put_all(before)
         raise
-    report = dataclasses.replace(found.report, lean=kept, after_lean=kept, recomputes=True)
-    if kept >= report.kept:
-        put_back()
-        warnings.warn("mishkit.lean: nothing that this model keeps can be recomputed", stacklevel=3)
-        return dataclasses.replace(report, changed=(), lean=report.kept, after_lean=report.kept)
-    return dataclasses.replace(report, changed=tuple(slot.name for slot, _ in changes))
+    if kept >= found.report.kept:
+        detach(root)
+        put_all(before)
+        _warn("nothing that this model keeps can be recomputed")
+        return unchanged
+    if limit is not None and kept > limit:
+        _warn(
+            f"the model keeps {readable(kept)} at least, more than the budget of {readable(limit)}"
+        )
+    return dataclasses.replace(
+        unchanged,
+        changed=tuple(slot.name for slot, _ in changes),
+        lean=kept,
+        after_lean=kept,
+        curve=points,
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"mishkit.lean: {message}", stacklevel=4)
 
 
 def _changes(units: list[Unit], *, exact: bool) -> list[tuple[Slot, Any]]:

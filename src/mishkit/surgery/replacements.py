@@ -28,8 +28,8 @@ class Replacements(list[Replacement]):
     unused: tuple[Any, ...]
     """The keys of rules that matched no site."""
     left: dict[str, str]
-    """The sites that a rule matches by class but that do something else, with the reasons: a module
-    that is parametrized, or whose `forward` was replaced.
+    """The sites that a rule is for but that do something else, with the reasons: a module that is
+    parametrized or whose `forward` was replaced, ONNX nodes whose values are used elsewhere too.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .._missing import install
+from ..forms import STANDARD
 from ..recompute.model import detach
 from . import rules as _rules
 from .known import identify
@@ -21,7 +22,11 @@ _SWAP, _UNSWAP = "mishkit.swap", "mishkit.unswap"
 
 
 def swap(
-    model: Any, rules: Mapping[Any, Any], *, output: str | os.PathLike[str] | None = None
+    model: Any,
+    rules: Mapping[Any, Any],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    form: str | None = None,
 ) -> Replacements:
     """Replace the activations of a model: ``swap(model, {"silu": "mish"})``.
 
@@ -65,13 +70,18 @@ def swap(
         parameters can't take its place.
     output : path, optional
         where to save the rewritten ONNX model: required with a path, optional with an ONNX model
+    form : str, optional
+        how the functions are written in ONNX: ``"standard"``, the default, by their own operators;
+        ``"fast"``, by what is fastest in ONNX Runtime, or ``"fast:openvino"`` in another of
+        `mishkit.export.RUNTIMES`; ``"opset:17"`` by operators that this opset has too, so that
+        ``onnx.version_converter`` can take the model there
 
     Returns
     -------
     Replacements
         a list of what was replaced where (`name`, `old`, `new`), which prints as a table; `unused`
-        has the keys that matched no site, and `left` the sites that were left alone, with the
-        reasons
+        has the keys that matched no site, and `left` the sites that were left alone, and in ONNX
+        the near misses, with the reasons
 
     Raises
     ------
@@ -94,17 +104,36 @@ def swap(
     ``Mish`` from 18 on, ``Gelu`` from 20 on. If a site already computes the same function and the
     new nodes are no shorter, the site is left as it is. So ``{"mish": "mish", "gelu": "gelu"}``
     joins what an exporter took apart.
+
+    Only the sites are rewritten: other nodes, domains and data stay as they are, valid or not. A
+    function that the opset does not have, such as ``Mish`` before 18, is written in operators that
+    it does have. Nodes that all but compute a function, because one of their values is used
+    elsewhere or a constant is off, are in `left`.
     """
     if not isinstance(model, nn.Module):
-        return _swap_onnx(model, rules, output)
-    if output is not None:
-        raise ValueError(f"{_SWAP}: output= is for ONNX models")
+        _check_onnx(model, output)
+        return swap_onnx(model, rules, output, STANDARD if form is None else form)
+    if output is not None or form is not None:
+        raise ValueError(f"{_SWAP}: {'form' if output is None else 'output'}= is for ONNX models")
     changes, unused, left = resolve(model, rules, _SWAP)
     # Describe them before any is put in place, since a description shows what is inside.
     done = [Replacement(slot.name, describe(slot.value), describe(new)) for slot, new in changes]
     with explained(_SWAP):
         put_all(changes)
     return Replacements(done, unused, left)
+
+
+def _check_onnx(model: Any, output: str | os.PathLike[str] | None) -> None:
+    library = type(model).__module__.partition(".")[0]
+    is_path = isinstance(model, (str, os.PathLike))
+    is_program = library == "torch" and type(model).__name__ == "ONNXProgram"
+    if not (is_path or is_program or library in ("onnx", "onnx_ir")):
+        raise TypeError(
+            f"{_SWAP}: the model must be a torch.nn.Module, an ONNX model or a path of one, not "
+            f"{type(model).__name__}"
+        )
+    if is_path and output is None:
+        raise ValueError(f"{_SWAP}: where the model in {os.fspath(model)} goes needs output=")
 
 
 def unswap(model: nn.Module) -> list[str]:
@@ -256,25 +285,32 @@ def _make(value: _rules.Value, slot: Slot) -> nn.Module | Callable[..., Any]:
     return value.function(slot.value, slot.known)
 
 
-def _swap_onnx(
-    model: Any, rules: Mapping[Any, Any], output: str | os.PathLike[str] | None
+def swap_onnx(
+    model: Any,
+    rules: Mapping[Any, Any],
+    output: str | os.PathLike[str] | None,
+    form: str,
+    *,
+    needs_match: bool = False,
 ) -> Replacements:
-    library = type(model).__module__.partition(".")[0]
-    is_path = isinstance(model, (str, os.PathLike))
-    is_program = library == "torch" and type(model).__name__ == "ONNXProgram"
-    if not (is_path or is_program or library in ("onnx", "onnx_ir")):
-        raise TypeError(
-            f"{_SWAP}: the model must be a torch.nn.Module, an ONNX model or a path of one, not "
-            f"{type(model).__name__}"
-        )
-    if is_path and output is None:
-        raise ValueError(f"{_SWAP}: where the model in {os.fspath(model)} goes needs output=")
+    """`swap` for ONNX models. Without an output a file is read alone; with `needs_match` nothing is
+    written unless a rule matches.
+    """
+    rewrite = import_onnx().swap
+    done: Replacements = rewrite(
+        model, _rules.parse(rules, _SWAP), output, form, needs_match=needs_match
+    )
+    return done
+
+
+def import_onnx() -> Any:
+    """What works on ONNX models. Raises ModuleNotFoundError if a package is missing."""
     try:
-        from .onnx import swap as rewrite
+        from .onnx import rewrite
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnx_ir"):
             raise
         raise ModuleNotFoundError(
             f"{_SWAP} needs {error.name} for this: {install(error.name, 'onnx')}", name=error.name
         ) from None
-    return rewrite(model, _rules.parse(rules, _SWAP), output)
+    return rewrite

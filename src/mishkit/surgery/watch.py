@@ -117,6 +117,8 @@ class Saved:
     nbytes: int
     """The size of the storage."""
     module: str
+    number: int
+    """Its place among all tensors that autograd wanted to keep."""
 
 
 @dataclass
@@ -204,8 +206,8 @@ def tensors_of(value: Any) -> list[Tensor]:
 class _Kept:
     """Stands for a saved tensor in the autograd graph, and dies with it."""
 
-    def __init__(self, tensor: Tensor, node: int, module: str) -> None:
-        self.tensor, self.node, self.module = tensor, node, module
+    def __init__(self, tensor: Tensor, node: int, module: str, number: int) -> None:
+        self.tensor, self.node, self.module, self.number = tensor, node, module, number
 
 
 @dataclass(eq=False)
@@ -303,7 +305,7 @@ class _Observer(TorchDispatchMode):
     # ---- what it sees ----
 
     def _pack(self, tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor, _latest(), self._module)
+        kept = _Kept(tensor, _latest(), self._module, len(self.kept))
         self.kept.append(weakref.ref(kept))
         return kept
 
@@ -619,7 +621,7 @@ class _Observer(TorchDispatchMode):
         for tensor in outputs:
             self._finish(tensor, _latest())
         saved = [
-            Saved(kept.node, storage._cdata, storage.nbytes(), kept.module)
+            Saved(kept.node, storage._cdata, storage.nbytes(), kept.module, kept.number)
             for kept in alive
             for storage in storages_of(kept.tensor)
         ]

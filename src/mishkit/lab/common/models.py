@@ -93,6 +93,11 @@ def _built(
         elif rest:
             function = _function(*name.rsplit(":", 1))
             built = function(**{**_accepted(function, offered), **keywords})
+        elif name.endswith(".onnx"):
+            raise LabError(
+                f"{name} is an ONNX file, which keeps nothing for a backward pass; `mishkit swap "
+                f"{name} --dry-run` lists its activations"
+            )
         else:
             raise LabError(f'what is "{name}"? There is {KINDS}')
     model, *given = built if isinstance(built, tuple) else (built,)

@@ -10,9 +10,9 @@ import ast
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
 
 import onnx_ir as ir
 import torch
@@ -21,10 +21,27 @@ from torch import Tensor
 
 from ...functions import ACTIVATIONS
 from ..known import FUNCTION_NAMES, Known
+from .evaluate import (
+    BIASED,
+    DEQUANTIZE,
+    MICROSOFT,
+    PASSING,
+    STANDARD_DOMAINS,
+    UnknownError,
+    constants,
+    dtype_of,
+    evaluate,
+    is_elementwise,
+    number,
+    tolerance,
+)
 
-LARGEST = 12
-"""The most nodes a site may have: the longest way to write GELU has nine."""
-_DOMAINS = ("", "ai.onnx")
+LARGEST = 14
+"""The most nodes a site may have: GELU has nine in its longest spelling, and casts come on top."""
+_LONGEST_NOTE = 10_000
+"""Characters of a path in the model's metadata: longer ones are no paths."""
+CLOSE = 0.01
+"""Nodes this far off a function, next to the input and the value, are worth a word."""
 NEAR = 30.0
 """Within this distance from 0, a site must give finite values."""
 FAR = 1e6
@@ -42,7 +59,9 @@ class Site:
     input: ir.Value
     known: Known
     opset: int
-    """The opset of the enclosing graph or function; 0 if that uses no standard operators."""
+    """The opset of the enclosing graph or function; 0 if it states none."""
+    bias: ir.Value | None = None
+    """What the nodes add to the input first."""
 
     @property
     def output(self) -> ir.Value:
@@ -51,161 +70,186 @@ class Site:
     @property
     def name(self) -> str:
         """The name of the last node, or of its output if the node has none."""
-        return self.nodes[0].name or self.output.name or ""
+        return name_of(self.nodes[0])
 
     @property
     def path(self) -> str:
         """The path of the module that the site came from, if PyTorch's exporter recorded it."""
-        noted = self.nodes[0].metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
-        try:
-            return str(ast.literal_eval(noted)[-2])
-        except (ValueError, SyntaxError, IndexError, TypeError):
-            return ""
+        return path_of(self.nodes[0])
 
     def __str__(self) -> str:
         types = ", ".join(node.op_type for node in reversed(self.nodes))
         return f"{named(self.known)} ({types})"
 
 
-def sites(model: ir.Model) -> list[Site]:
-    """Every site of the model, its subgraphs and functions, in order; no two share a node."""
-    found: list[Site] = []
+def name_of(last: ir.Node) -> str:
+    """The name of a site that ends with this node."""
+    return last.name or last.outputs[0].name or ""
+
+
+def path_of(last: ir.Node) -> str:
+    """The path of the module that a site came from; empty if nobody recorded it."""
+    noted = last.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    if len(noted) > _LONGEST_NOTE:
+        return ""
+    try:
+        return str(ast.literal_eval(noted)[-2])
+    except (ValueError, SyntaxError, IndexError, TypeError, KeyError, RecursionError, MemoryError):
+        return ""
+
+
+def scopes(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
+    """The model's graph and those of its functions, each with its opset; 0 if none is stated."""
     graphs = [(model.graph, model.opset_imports)]
     graphs += [(function.graph, function.opset_imports) for function in model.functions.values()]
     for graph, imports in graphs:
-        opset = next((imports[domain] for domain in _DOMAINS if domain in imports), 0)
+        yield graph, next((imports[name] for name in STANDARD_DOMAINS if name in imports), 0)
+
+
+def sites(model: ir.Model) -> list[Site]:
+    """Every site of the model, its subgraphs and functions, in order; no two share a node."""
+    every: list[Site] = []
+    for graph, opset in scopes(model):
         taken: set[ir.Node] = set()
         here = []
         # From the end, so that a node with tanh(softplus(x)) inside is seen before these two are.
         for node in reversed(list(ir.traversal.RecursiveGraphIterator(graph))):
-            if node not in taken and node.op_type != "Identity":
+            if node not in taken and node.op_type not in PASSING:
                 site = _recognise(node, opset)
                 if site is not None:
                     taken.update(site.nodes)
                     here.append(site)
-        found += reversed(here)
-    return found
+        every += reversed(here)
+    return every
 
 
 def _recognise(last: ir.Node, opset: int) -> Site | None:
     """The smallest site that ends with this node, if there is one."""
-    if not _is_elementwise(last):
+    if not is_elementwise(last):
         return None
-    nodes = [last]
-    while len(nodes) <= LARGEST:
-        given = _inputs(nodes)
-        if len(given) == 1:
-            (x,) = given
-            known = _computed(nodes, x)
-            is_float = x.dtype is None or x.dtype.is_floating_point()
-            if known is not None and is_float and _is_broadcast_free(nodes, x):
-                return Site(tuple(nodes), x, known, opset)
-        further = [node for value in given if (node := _hidden_producer(value, nodes)) is not None]
-        if not further:
-            return None
-        nodes.append(further[-1])
+    if last.domain == MICROSOFT and last.op_type in BIASED and len(last.inputs) > 1:
+        x, bias = last.inputs[:2]
+        if x is not None and bias is not None:
+            function = "gelu" if last.op_type == "BiasGelu" else "gelu_tanh"
+            return Site((last,), x, Known(function), opset, bias)
+    for nodes in groups(last, hidden_producer):
+        given = inputs(nodes)
+        if len(given) == 1 and fits(nodes, given[0]):
+            known, error = closest(nodes, given[0])
+            if known is not None and error <= allowed(nodes):
+                return Site(tuple(nodes), given[0], known, opset)
     return None
 
 
-def _is_elementwise(node: ir.Node) -> bool:
-    return node.domain in _DOMAINS and node.op_type in _OPERATORS and len(node.outputs) == 1
+Producer = Callable[[ir.Value, Sequence[ir.Node]], ir.Node | None]
 
 
-def _inputs(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+def groups(last: ir.Node, producer: Producer) -> Iterator[list[ir.Node]]:
+    """This node; then, one by one, with the nodes that `producer` finds for what they read."""
+    nodes = [last]
+    while len(nodes) <= LARGEST:
+        yield nodes
+        further = [node for value in inputs(nodes) if (node := producer(value, nodes)) is not None]
+        if not further:
+            return
+        nodes = [*nodes, further[-1]]
+
+
+def inputs(nodes: Sequence[ir.Node]) -> list[ir.Value]:
     """The values, apart from constants, that these nodes take from other nodes."""
     given: dict[ir.Value, None] = {}
     for node in nodes:
         for value in node.inputs:
-            if value is None or value.producer() in nodes or _number(value) is not None:
+            if value is None or value.producer() in nodes or number(value) is not None:
                 continue
             given.setdefault(value)
     return list(given)
 
 
-def _hidden_producer(value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Node | None:
+def hidden_producer(value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Node | None:
     """The node that produces this value, if only the given nodes use the value."""
-    node = value.producer()
-    if node is None or value.is_graph_output() or node.graph is not nodes[0].graph:
-        return None
-    if not _is_elementwise(node) or any(user not in nodes for user, _ in value.uses()):
+    node = elementwise_producer(value, nodes)
+    if (
+        node is None
+        or value.is_graph_output()
+        or any(user not in nodes for user, _ in value.uses())
+    ):
         return None
     return node
 
 
-def _number(value: ir.Value) -> Tensor | None:
-    """The value of a constant with one element."""
-    if value.is_graph_input():  # the caller may pass something else
+def elementwise_producer(value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Node | None:
+    """The node that produces this value, if it is in the same graph and works by element."""
+    node = value.producer()
+    if node is None or node.graph is not nodes[0].graph or not is_elementwise(node):
         return None
-    constant = ir.convenience.get_const_tensor(value)
-    if isinstance(constant, ir.ExternalTensor) and constant.base_dir == "":
-        return None
-    if constant is None or constant.size != 1 or constant.dtype == ir.DataType.STRING:
-        return None
-    return torch.tensor(float(constant.numpy().reshape(())), dtype=torch.float64)
+    return node
 
 
-def _is_broadcast_free(nodes: Sequence[ir.Node], x: ir.Value) -> bool:
-    """Whether the result has the input's shape: a constant with more dimensions would add some."""
+def fits(nodes: Sequence[ir.Node], x: ir.Value) -> bool:
+    """Whether x is a floating tensor, and the result has its shape and dtype."""
+    if x.dtype is not None and not x.dtype.is_floating_point():
+        return False
+    # Without a dtype, what is dequantised gives itself away.
+    if any(node.op_type == DEQUANTIZE and node.inputs[0] is x for node in nodes):
+        return False
+    # A constant with more dimensions would add some.
     rank = len(x.shape) if x.shape is not None else 1
-    return all(len(c.shape) <= rank for c in constants(nodes))
+    same_shape = all(len(tensor.shape) <= rank for tensor in constants(nodes))
+    return same_shape and dtype_of(nodes[0].outputs[0], x, nodes) is None
 
 
-def constants(nodes: Sequence[ir.Node]) -> Iterator[Any]:
-    for node in nodes:
-        for value in node.inputs:
-            if value is not None and _number(value) is not None:
-                yield ir.convenience.get_const_tensor(value)
+def allowed(nodes: Sequence[ir.Node]) -> float:
+    """How far off these nodes may be: what rounding and quantisation explain."""
+    return max(ROUNDING, tolerance(nodes))
 
 
-def _computed(nodes: Sequence[ir.Node], x: ir.Value) -> Known | None:
-    """The function of x that these nodes compute, whatever x is.
+def closest(
+    nodes: Sequence[ir.Node], x: ir.Value, also: Mapping[ir.Value, Tensor] = MappingProxyType({})
+) -> tuple[Known | None, float]:
+    """The function closest to what these nodes compute, if any, and the largest error next to the
+    input and the value. Within what is `allowed`, it is that function, whatever x is.
 
     If the nodes give an infinity or NaN for a finite x, as ln(1 + exp(x)) does far out, they may
     still match a function that is finite there. A bound that the nodes keep to must be part of the
-    function.
+    function. `also` has further values that the nodes read.
     """
     points = torch.cat([_grid(), _beside_constants(nodes)])
     try:
-        every = _evaluate(nodes[0].outputs[0], {x: points})
-    except _UnknownError:
-        return None
+        every = evaluate(nodes[0].outputs[0], nodes, {x: points, **also})
+    except UnknownError:
+        return None, math.inf
     if every.dtype != torch.float64 or every.shape != points.shape:
-        return None
+        return None, math.inf
     y = every[: _grid().numel()]
     if not y[_grid().abs() <= NEAR].isfinite().all():
-        return None
+        return None, math.inf
     if _is_line(y):
-        return None  # a line would be the limit of many functions
-    # Rounding of the constants must not make it a different function.
-    tolerance = max([ROUNDING, *(4 * _eps(constant.dtype) for constant in constants(nodes))])
+        return None, math.inf  # a line would be the limit of many functions
     names, values = _table()
-    candidates = [(Known(name), f) for name, f in zip(names, values, strict=True)]
-    for name, fit in _FITS.items():
-        parameters = fit(y)
-        if parameters is not None:
-            fitted = Known(name, parameters)
-            candidates.append((fitted, _values(fitted, _grid())))
+    known = [Known(name) for name in names]
+    fitted = [Known(name, given) for name, fit in _FITS.items() if (given := fit(y)) is not None]
+    values = torch.cat([values, *(_values(function, _grid())[None] for function in fitted)])
+    # Rounded, so that the first of two names for the same function wins.
+    errors = [round(error, 9) for error in _distances(_grid(), y, values).tolist()]
+    candidates = [*zip(errors, [*known, *fitted], strict=True)]
     if all(node.op_type != "Tanh" for node in nodes):
         # A scaled SiLU is an APTx too, but should be recognised as a scaled SiLU.
-        candidates = [one for one in candidates if one[0].function != "aptx"]
-    # Rounded, so that the first of two names for the same function wins.
-    errors = [round(_distance(_grid(), y, f), 9) for _, f in candidates]
-    best = min(range(len(errors)), key=errors.__getitem__)
-    known = candidates[best][0]
-    if errors[best] > tolerance:
-        return None
-    return known if _distance(points, every, _values(known, points)) <= tolerance else None
+        candidates = [pair for pair in candidates if pair[1].function != "aptx"]
+    error, best = min(candidates, key=lambda pair: pair[0])
+    if error > CLOSE:
+        return None, error
+    return best, max(error, float(_distances(points, every, _values(best, points)[None])))
 
 
-def _distance(x: Tensor, y: Tensor, f: Tensor) -> float:
-    """The largest error of the nodes' values y against a function's values f, next to x or f."""
-    scale = (x.abs() + f.abs()).clamp_min(1e-9)
-    error = torch.where(y == f, 0.0, (y - f).abs() / scale).nan_to_num(math.inf)
-    error[~y.isfinite()] = 0
+def _distances(x: Tensor, y: Tensor, functions: Tensor) -> Tensor:
+    """The largest error of the nodes' values y against each function's values, next to x or f."""
+    scale = (x.abs() + functions.abs()).clamp_min(1e-9)
+    error = torch.where(y == functions, 0.0, (y - functions).abs() / scale).nan_to_num(math.inf)
+    at_infinity = x.isinf()
     # At infinity a function is often undefined; where it is defined, bounds must match.
-    error[x.isinf() & f.isnan()] = 0
-    error[x.isinf() & f.isinf() & y.isfinite()] = math.inf
-    return float(error.max())
+    error = torch.where(at_infinity & functions.isinf() & y.isfinite(), math.inf, error)
+    return torch.where(~y.isfinite() | (at_infinity & functions.isnan()), 0.0, error).amax(1)
 
 
 def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
@@ -216,7 +260,7 @@ def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
     numbers = {1.0}
     for node in nodes:
         given = [one for value in node.inputs if value is not None
-                 if (one := _number(value)) is not None]  # fmt: skip
+                 if (one := number(value)) is not None]  # fmt: skip
         attributes = [one.value for one in node.attributes.values() if not one.is_ref()]
         numbers.update(float(one) for one in given)
         numbers.update(float(one) for one in attributes if isinstance(one, (int, float)))
@@ -235,95 +279,6 @@ def _is_line(y: Tensor) -> bool:
     is_near = _grid().abs() <= NEAR
     line = middle + slope * _grid()
     return bool(torch.allclose(y[is_near], line[is_near], rtol=1e-6, atol=1e-6))
-
-
-def _eps(dtype: ir.DataType) -> float:
-    halves = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
-    return torch.finfo(halves[dtype]).eps if dtype in halves else 0.0
-
-
-class _UnknownError(Exception):
-    """An operator or attribute that can't be evaluated."""
-
-
-def _evaluate(value: ir.Value, computed: dict[ir.Value, Tensor]) -> Tensor:
-    if value in computed:
-        return computed[value]
-    number = _number(value)
-    if number is not None:
-        return number
-    node = value.producer()
-    if node is None or not _is_elementwise(node):
-        raise _UnknownError
-    given = [None if one is None else _evaluate(one, computed) for one in node.inputs]
-    attributes = {}
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref():
-            raise _UnknownError
-        attributes[name] = attribute.value
-    try:
-        result = _OPERATORS[node.op_type](*given, **attributes)
-    except (TypeError, RuntimeError):  # attributes or dtypes that no site has
-        raise _UnknownError from None
-    computed[value] = result
-    return result
-
-
-def _clip(x: Tensor, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Any:
-    """Bounds are attributes before opset 11."""
-    low, high = (low if min is None else min), (high if max is None else max)
-    return x if low is None and high is None else torch.clamp(x, low, high)
-
-
-def _hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    return (alpha * x + beta).clamp(0, 1)
-
-
-def _swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    return x * torch.sigmoid(alpha * x)
-
-
-def _selu(x: Tensor, *, alpha: float = 1.67326319, gamma: float = 1.05070102) -> Tensor:
-    return gamma * F.elu(x, alpha)
-
-
-_OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "Abs": torch.abs,
-    "Add": torch.add,
-    "Celu": lambda x, *, alpha=1.0: F.celu(x, alpha),
-    "Clip": _clip,
-    "Div": torch.div,
-    "Elu": lambda x, *, alpha=1.0: F.elu(x, alpha),
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "Gelu": lambda x, *, approximate="none": F.gelu(x, approximate=approximate),
-    "Greater": torch.gt,
-    "GreaterOrEqual": torch.ge,
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": F.hardswish,
-    "Identity": lambda x: x,
-    "LeakyRelu": lambda x, *, alpha=0.01: F.leaky_relu(x, alpha),
-    "Less": torch.lt,
-    "LessOrEqual": torch.le,
-    "Log": torch.log,
-    "Max": torch.maximum,
-    "Min": torch.minimum,
-    "Mish": F.mish,
-    "Mul": torch.mul,
-    "Neg": torch.neg,
-    "Pow": torch.pow,
-    "Reciprocal": torch.reciprocal,
-    "Relu": torch.relu,
-    "Selu": _selu,
-    "Sigmoid": torch.sigmoid,
-    "Softplus": lambda x: F.softplus(x, threshold=40),
-    "Softsign": F.softsign,
-    "Sub": torch.sub,
-    "Swish": _swish,
-    "Tanh": torch.tanh,
-    "Where": torch.where,
-}
-"""The elementwise operators that activations consist of, with ONNX's own defaults."""
 
 
 @functools.cache

@@ -7,26 +7,37 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from torch import nn
 
+from ...export import FAST, check, chosen
+from ...forms import STANDARD
 from ...functions import ACTIVATIONS
 from ...registry import get
 from ..known import Known, identify
 from ..replacements import Replacement, Replacements
 from ..rules import Key, Value, unknown
-from .files import check_can_be_saved, external_tensors, opened, save
-from .recognise import Site, completed, constants, is_close, named, sites
-from .write import OLDEST, Writer
+from .evaluate import MICROSOFT, PASSING, STANDARD_DOMAINS, constants
+from .files import check_can_be_saved, opened, save
+from .near import NearMiss, near_misses
+from .recognise import Site, completed, is_close, named, scopes, sites
+from .write import OLDEST, Writer, exists
 
 _SWAP = "mishkit.swap"
+OPSET = "opset"
+"""The kind of form that keeps to what an older opset has."""
 
 
 def swap(
-    model: Any, rules: Sequence[tuple[Key, Value]], output: str | os.PathLike[str] | None
+    model: Any,
+    rules: Sequence[tuple[Key, Value]],
+    output: str | os.PathLike[str] | None,
+    form: str = STANDARD,
+    *,
+    needs_match: bool = False,
 ) -> Replacements:
-    """Rewrite an ONNX model by rules; see `mishkit.swap`."""
+    """Rewrite an ONNX model by rules; see `mishkit.surgery.swap.swap_onnx`."""
+    limit = _limit(form)
     targets = [(_target(value), value) for _, value in rules]
     for key, _ in rules:
         if key.kind is not None:
@@ -34,20 +45,34 @@ def swap(
                 f"{_SWAP}: an ONNX model has no classes such as {key.kind.__name__}; "
                 "name the function"
             )
-    graph = opened(model)
-    in_memory = isinstance(model, onnx.ModelProto)
-    external = list(external_tensors(graph))
-    if output is not None and external:
-        check_can_be_saved(graph, in_memory)
-    done = _rewrite(graph, rules, targets)
-    if done and (in_memory or not external):
-        proto = ir.to_proto(graph)
-        onnx.checker.check_model(proto)
-        if in_memory:
-            model.CopyFrom(proto)
+    whole = opened(model)
     if output is not None:
-        save(graph, os.fspath(output), bool(external))
+        check_can_be_saved(whole, os.fspath(output))
+    try:
+        done = _rewrite(whole.model, rules, targets, form, limit)
+    except RecursionError:
+        raise ValueError(f"{_SWAP}: the ONNX model can't be read: it is nested too deep") from None
+    whole.update()
+    is_matched = len(done.unused) < len(rules)
+    if output is not None and (is_matched or not needs_match):
+        done.left.update(save(whole, os.fspath(output)))
     return done
+
+
+def survey(model: Any) -> tuple[list[Site], list[NearMiss]]:
+    """The sites of an ONNX model, and what is all but one."""
+    graph = opened(model).model
+    every = sites(graph)
+    return every, near_misses(graph, every)
+
+
+def _limit(form: str) -> int | None:
+    """The opset that a form asks for, if it does; raises ValueError for what is no form."""
+    kind, _, number = form.partition(":")
+    if kind == OPSET and number.isascii() and number.isdigit() and int(number) >= OLDEST:
+        return int(number)
+    check(form, _SWAP, f', "{OPSET}:N" with N from {OLDEST} on')
+    return None
 
 
 def _target(value: Value) -> Known:
@@ -79,44 +104,106 @@ def _rewrite(
     model: ir.Model,
     rules: Sequence[tuple[Key, Value]],
     targets: Sequence[tuple[Known, Value]],
+    form: str,
+    limit: int | None,
 ) -> Replacements:
     every = sites(model)
-    chosen: list[tuple[Site, Known]] = []
+    missed = near_misses(model, every)
+    taken: list[tuple[Site, Known]] = []
     used = set()
     for site in every:
-        for i, (key, _) in enumerate(rules):
-            if _takes(key, site):
-                chosen.append((site, _kept(site.known, *targets[i])))
-                used.add(i)
-                break
+        rule = _rule_for(site, rules)
+        if rule is not None:
+            taken.append((site, _kept(site.known, *targets[rule])))
+            used.add(rule)
     for key, _ in rules:
-        if key.pattern is not None and not any(_takes(key, site) for site in every):
+        seen: list[Site | NearMiss] = [*every, *missed]
+        if key.pattern is not None and not any(_takes(key, place) for place in seen):
             raise ValueError(f"{_SWAP}: {unknown(key.pattern, [site.name for site in every])}")
-    for site, _ in chosen:
-        if site.opset < OLDEST:
-            raise ValueError(
-                f"{_SWAP}: the model is of opset {site.opset}; it must be of {OLDEST} "
-                "or later: onnx.version_converter.convert_version changes that"
-            )
+    too_old = [site for site, _ in taken if 0 < site.opset < OLDEST]
+    if too_old and len(too_old) == len(taken):
+        raise ValueError(
+            f"{_SWAP}: the model is of opset {too_old[0].opset}; it must be of {OLDEST} "
+            "or later: onnx.version_converter.convert_version changes that"
+        )
+    taken = [(site, target) for site, target in taken if site not in too_old]
     taken_names = _Names(model)
     done = []
     # From the end, since one site's input may be another's output.
-    for site, target in reversed(chosen):
-        writer = Writer(site.input, site.opset, _dtype(site))
-        result = ACTIVATIONS[target.function].to_onnx(writer, **target.parameters)
-        new = [node for node in writer.nodes if node.op_type not in ("Constant", "CastLike")]
-        if len(new) >= len(site.nodes) and _is_same(completed(site.known), target):
-            _discard(writer.nodes)
+    for site, target in reversed(taken):
+        written = _written(site, target, form, limit)
+        if _is_pointless(site, target, written, form):
+            _discard(written.nodes)
             continue
-        types = ", ".join(node.op_type for node in new)
+        types = ", ".join(node.op_type for node in _computing(written.nodes))
         done.append(Replacement(site.name, str(site), f"{named(target)} ({types})"))
-        _put(site, writer.nodes, result, taken_names)
+        _put(site, written.nodes, written.result, taken_names)
+    if any(node.domain == MICROSOFT for site, _ in taken for node in site.nodes):
+        _forget_microsoft(model)
     return Replacements(
-        reversed(done), [key.given for i, (key, _) in enumerate(rules) if i not in used]
+        reversed(done),
+        [key.given for i, (key, _) in enumerate(rules) if i not in used],
+        {
+            **{site.name: f"it is of opset {site.opset}, before {OLDEST}" for site in too_old},
+            **{miss.name: str(miss) for miss in missed if _rule_for(miss, rules) is not None},
+        },
     )
 
 
-def _takes(key: Key, site: Site) -> bool:
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    nodes: list[ir.Node]
+    result: ir.Value
+
+
+def _written(site: Site, target: Known, form: str, limit: int | None) -> _Written:
+    """The nodes that compute the target of the site's input, and their result."""
+    # If nobody says what the nodes mean, those of the oldest opset mean the same in all.
+    opset = site.opset or OLDEST
+    writer = Writer(site.input, site.opset, _dtype(site), min(opset, limit or opset))
+    if site.bias is not None:
+        writer.x = writer("Add", site.input, site.bias)
+    activation = ACTIVATIONS[target.function]
+    chosen_form = activation.form() if limit is not None else chosen(activation, form)
+    result = chosen_form.write(writer, **target.parameters)
+    return _Written(writer.nodes, result)
+
+
+def _is_pointless(site: Site, target: Known, written: _Written, form: str) -> bool:
+    """Whether the site already computes the target as well as the new nodes would."""
+    if site.bias is not None or not _is_same(completed(site.known), target):
+        return False
+    if any(node.domain not in STANDARD_DOMAINS for node in site.nodes):
+        return False
+    old = sorted(node.op_type for node in _computing(site.nodes))
+    new = sorted(node.op_type for node in _computing(written.nodes))
+    if form.startswith(FAST):
+        return old == new
+    limit = _limit(form) or site.opset
+    is_there = all(exists(operator, min(limit, site.opset)) for operator in old) or site.opset == 0
+    return len(new) >= len(old) and is_there
+
+
+def _computing(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """The nodes that are not there for a constant alone."""
+    return [node for node in nodes if node.op_type not in ("Constant", "CastLike")]
+
+
+def _rule_for(site: Site | NearMiss, rules: Sequence[tuple[Key, Value]]) -> int | None:
+    """The first rule that matches a site."""
+    return next((i for i, (key, _) in enumerate(rules) if _takes(key, site)), None)
+
+
+def _forget_microsoft(model: ir.Model) -> None:
+    """Remove the import of ONNX Runtime's operators if the last of them is gone."""
+    nodes = (
+        node for graph, _ in scopes(model) for node in ir.traversal.RecursiveGraphIterator(graph)
+    )
+    if MICROSOFT in model.opset_imports and all(node.domain != MICROSOFT for node in nodes):
+        del model.opset_imports[MICROSOFT]
+
+
+def _takes(key: Key, site: Site | NearMiss) -> bool:
     if key.function is not None:
         return key.function == site.known.function
     return key.matches(site.name) or (bool(site.path) and key.matches(site.path))
@@ -129,8 +216,10 @@ def _is_same(one: Known, other: Known) -> bool:
 
 
 def _dtype(site: Site) -> ir.DataType | None:
-    floats = [constant.dtype for constant in constants(site.nodes)]
-    return site.input.dtype or site.output.dtype or next(iter(floats), None)
+    dtypes = [tensor.dtype for tensor in constants(site.nodes)]
+    floats = [dtype for dtype in dtypes if dtype.is_floating_point()]
+    is_cast = any(node.op_type in PASSING for node in site.nodes)
+    return site.input.dtype or site.output.dtype or (floats[0] if floats and not is_cast else None)
 
 
 class _Names:

@@ -1,0 +1,98 @@
+"""How much to recompute: the cheapest bytes first, until a budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .._torch_private import without_modes
+from ..memory import KeptBytes
+from ..recompute.choice import Choice, Meter
+from ..recompute.context import recompute_some
+from ..recompute.model import suspended
+from ._state import undisturbed
+from .watch import tensors_of
+
+
+class Point(NamedTuple):
+    """One way to share out memory and time."""
+
+    kept: int
+    """Bytes kept for the backward pass."""
+    seconds: float
+    """The time that recomputing takes in a backward pass, as it was measured."""
+
+
+class Curve:
+    """What each choice keeps and takes: from dropping nothing to dropping everything.
+
+    Runs the model once for each kind of tensor that can be dropped, and its backward pass twice.
+    """
+
+    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._model, self._args, self._kwargs = model, args, kwargs
+        self._given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
+        self._measured()  # warms up
+        meter = self._measured()
+        self.kinds = sorted(meter.nbytes, key=lambda k: (meter.seconds[k] / meter.nbytes[k], k))
+        """The cheapest first."""
+        self.nbytes = meter.nbytes
+        self.points = [Point(self.kept(self._first(0)), 0.0)]
+        seconds = 0.0
+        for count, kind in enumerate(self.kinds, 1):
+            seconds += meter.seconds[kind]
+            self.points.append(Point(self.kept(self._first(count)), seconds))
+
+    def choice(self, budget: int) -> Choice | None:
+        """The choice that meets the budget with the least time; None if all must be dropped."""
+        if self.points[0].kept <= budget:
+            return self._first(0)
+        count = next((i for i, point in enumerate(self.points) if point.kept <= budget), None)
+        if count is None:
+            return None
+        # Of the last kind, only as much as it takes.
+        kind = self.kinds[count - 1]
+        before = self._first(count - 1)
+        low, high = 0, self.nbytes[kind]
+        while high - low > max(1024, self.nbytes[kind] // 64):
+            middle = (low + high) // 2
+            enough = self.kept(Choice(before.whole, kind, middle)) <= budget
+            low, high = (low, middle) if enough else (middle, high)
+        partly = Choice(before.whole, kind, high)
+        return partly if self.kept(partly) <= budget else self._first(count)
+
+    def kept(self, choice: Choice) -> int:
+        """The bytes that the model keeps with this choice."""
+        counted = KeptBytes(exclude=self._given)
+        with torch.enable_grad(), suspended(), counted, recompute_some(choice):
+            self._model(*self._args, **self._kwargs)
+        return counted.total
+
+    def _first(self, count: int) -> Choice:
+        return Choice(frozenset(self.kinds[:count]))
+
+    def _measured(self) -> Meter:
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        meter = Meter()
+        with torch.enable_grad(), suspended():
+            with recompute_some(None, meter):
+                output = self._model(*self._args, **self._kwargs)
+            losses = [t.float().sum() for t in tensors_of(output) if t.grad_fn is not None]
+            if losses and parameters:
+                loss = torch.stack(losses).sum()
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+        return meter
+
+
+@contextmanager
+def curve_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Curve]:
+    """The curve of a model, which is left as it was."""
+    with undisturbed(model, args, kwargs):
+        with torch.no_grad():
+            model(*args, **kwargs)  # whatever it writes to has been copied now
+        with without_modes():
+            yield Curve(model, args, kwargs)
