@@ -178,12 +178,22 @@ def test_jit_script_has_torchs_operators_alone(make: Callable[[], nn.Module]) ->
 def test_a_leaned_model_is_scripted() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4))
     x = torch.randn(2, 4)
-    mishkit.lean(net, x)
+    mishkit.lean(net, x, recompute=False)
     with without_deprecations():
         scripted = torch.jit.script(net)
     assert "aten::silu" in str(scripted.inlined_graph)
     torch.testing.assert_close(scripted(x), net(x))
     assert type(net[1]) is mishkit.SiLU  # the model itself is not changed
+
+
+def test_a_model_that_recomputes_is_not_scripted() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.SiLU(), nn.Linear(64, 4))
+    mishkit.lean(net, torch.randn(64, 64))
+    with without_deprecations():
+        with pytest.raises(AttributeError, match=r"mishkit.unswap\(model\) makes it as it was"):
+            torch.jit.script(net)
+        mishkit.unswap(net)
+        torch.jit.script(net)
 
 
 def annealed() -> nn.Module:

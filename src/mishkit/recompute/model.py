@@ -78,6 +78,14 @@ class _Enter:
             context.__enter__()
         _running.passes.append((model, context))
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "__name__":  # for which torch.jit.script asks, in order to compile the hook
+            raise AttributeError(
+                "mishkit: torch.jit.script can't compile a model that recomputes; "
+                "mishkit.unswap(model) makes it as it was"
+            )
+        raise AttributeError(name)
+
 
 def _leave(model: nn.Module, inputs: Any, output: Any) -> None:
     if torch.compiler.is_compiling():
