@@ -72,6 +72,11 @@ def test_forward_and_backward(case: Case, save: str) -> None:
 
 
 mish_mostly = pytest.mark.parametrize("case", mostly_slow(TYPICAL, 1), ids=str)
+saving_mostly = pytest.mark.parametrize(
+    "options",
+    [pytest.param(o, marks=pytest.mark.slow) if i == "inplace" else o for i, o in SAVING.items()],
+    ids=SAVING,
+)
 
 
 @mish_mostly
@@ -91,7 +96,7 @@ def test_dtypes(case: Case, options: dict[str, Any], dtype: torch.dtype) -> None
 
 
 @mish_mostly
-@every_saving
+@saving_mostly
 def test_dynamic_shapes(case: Case, options: dict[str, Any]) -> None:
     f = calling(case, options)
     once = compiled(f, dynamic=True)

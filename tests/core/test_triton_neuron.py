@@ -30,6 +30,7 @@ interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is not set: kernels need a GPU"
 )
 every_dtype = pytest.mark.parametrize("dtype", kernels.DTYPES, ids=name_of)
+one_dtype_mostly = pytest.mark.parametrize("dtype", mostly_slow(kernels.DTYPES, 1), ids=name_of)
 INFINITE = math.inf
 
 
@@ -141,7 +142,7 @@ def test_the_derivative_keeps_its_digits() -> None:
 
 
 @interpreted
-@every_dtype
+@one_dtype_mostly
 def test_large_numbers_saturate(dtype: torch.dtype) -> None:
     """No finite βx gives NaN, though it may overflow: the limits of tanh are reached exactly."""
     info = torch.finfo(dtype)
@@ -185,7 +186,7 @@ def test_infinity_and_nan_as_in_plain_torch() -> None:
 
 
 @interpreted
-@every_dtype
+@one_dtype_mostly
 def test_the_rest_of_the_batch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row alone gives the output and the gradient that it gives among others, NaN included,
     whatever the tile."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import references
 import torch
-from common import DEFAULTS, KERNELS, Case, every_function
+from common import DEFAULTS, KERNELS, Case, every_function, mostly_slow
 from typer.testing import CliRunner
 
 from mishkit.backends import cpu
@@ -203,7 +203,7 @@ def hard_points(case: Case) -> list[float]:
     return [float(np.float32(x)) for x in (*beside, *small, *joints, *tails)]
 
 
-@every_function
+@pytest.mark.parametrize("case", mostly_slow(DEFAULTS, DEFAULTS[-6:]), ids=str)
 def test_reference(case: Case) -> None:
     """A hundredth of an ULP at most, where ULP are counted; f'' only corrects the inverse."""
     points = hard_points(case)

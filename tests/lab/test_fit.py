@@ -97,7 +97,7 @@ def test_the_published_choices() -> None:
     assert mean[other].rank == 2
 
 
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", mostly_slow(CONSTRAINTS, 1))
 def test_constraints(constraint: str) -> None:
     found = fitted("mish", "clamp", "max", constraint).fitted
     b, k = found.parameters["b"], found.parameters["k"]
