@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from common import ROOT
+from common import ROOT, TESTS
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -396,3 +396,14 @@ def test_torch_enables_when_it_is_imported() -> None:
 def test_plain_torch_stays_plain() -> None:
     code = "import mishkit as mk; mk.enable(); print(mk.enabled())"
     assert python(code, MISHKIT_CPU_ISA="none").stdout == "()\n"
+
+
+def test_a_part_of_torchs_own_tests() -> None:
+    """In a process of their own; `make opinfo` runs all of them, with torch's kernels as well."""
+    pytest.importorskip("expecttest")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "opinfo"]
+    done = subprocess.run(
+        [*command, "-k", "mish and float32"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "16 passed" in done.stdout

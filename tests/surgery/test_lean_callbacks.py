@@ -17,7 +17,7 @@ from mishkit._torchvision import mend_torchvision
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 1))
+        self.layers = nn.Sequential(nn.Linear(3, 512), nn.SiLU(), nn.Linear(512, 1))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         y = self.layers(x)
