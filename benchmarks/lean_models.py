@@ -448,8 +448,8 @@ convolutions, matrix products and attention.
 
 {steps}
 
-Where minimum and median differ by much, other programs on the machine disturbed one of the ways more
-than the others, and neither should be trusted.
+Where minimum and median differ by much, other programs on the machine disturbed one of the ways
+more than the others, and neither should be trusted.
 
 `mk.lean` against selective checkpoints: {beaten}.
 
