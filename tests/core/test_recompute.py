@@ -422,6 +422,23 @@ def test_less_is_kept(network: Network) -> None:
     assert alive(network, recompute) < 0.8 * alive(network, nullcontext)
 
 
+def test_of_three_sums_in_a_row_one_is_kept() -> None:
+    """Otherwise all of a residual network would depend on its first sum."""
+
+    def network() -> tuple[nn.Module, Tensor]:
+        class Sums(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                for _ in range(6):
+                    x = x + F.silu(x)
+                return x.square()
+
+        return nn.Sequential(nn.Linear(64, 64), Sums()), torch.randn(64, 64)
+
+    size = 64 * 64 * 4
+    # The Linear's output, the third sum and the sixth, which is kept as the result too.
+    assert alive(network, recompute) == 3 * size
+
+
 def test_one_tensor_is_kept_of_three() -> None:
     def network() -> tuple[nn.Module, Tensor]:
         layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 1, 1)

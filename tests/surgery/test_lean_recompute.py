@@ -306,6 +306,19 @@ def test_a_budget(budget: float) -> None:
         assert kept(other, images()) == report.lean
 
 
+def test_a_budget_is_used_up() -> None:
+    """Of the last kind of tensors, only as many are dropped as it takes."""
+
+    def blocks() -> nn.Sequential:
+        layers = [[nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), mk.SiLU()] for _ in range(8)]
+        return nn.Sequential(*(layer for block in layers for layer in block), nn.Conv2d(8, 8, 1))
+
+    x, size = torch.randn(4, 8, 16, 16), 4 * 8 * 16 * 16 * 4
+    for budget in (0.95, 0.8, 0.55):
+        report = mk.lean(blocks(), x, budget=budget)
+        assert budget * report.kept - size < report.lean <= budget * report.kept
+
+
 def test_budgets_are_monotone() -> None:
     shares = [
         mk.lean(network(), images(), recompute=True, budget=b) for b in (0.6, 0.7, 0.85, 0.99)
