@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 import threading
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mishkit as mk
+from mishkit.recompute.context import is_recomputing
 from mishkit.recompute.model import is_attached
 
 
@@ -285,6 +287,28 @@ def test_gradients_of_gradients_and_accumulated_ones() -> None:
         results.append([first, second, *(p.grad for p in one.parameters())])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_an_error_in_the_last_pass_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    before = str(model)
+
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(importlib.import_module("mishkit.surgery.lean"), "watch", fails)
+    with pytest.raises(ZeroDivisionError):
+        mk.lean(model, images())
+    assert str(model) == before and not is_attached(model)
+
+
+def test_an_error_in_a_forward_pass_ends_it() -> None:
+    model = network()
+    mk.lean(model, images())
+    model[1].fails = True
+    with pytest.raises(ZeroDivisionError):
+        model(images())
+    assert not is_recomputing()
 
 
 # ---- a budget ------------------------------------------------------------------------------------
