@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from matplotlib.figure import Figure
+from networks import replace
 from pages import DOCS, README, facts, markdown, put
 from rich.progress import track
 from torch import Tensor, nn
@@ -71,20 +72,11 @@ def _timm(name: str, batch: int, side: int, mish: bool = False) -> tuple[nn.Modu
 
     model = timm.create_model(name, num_classes=10, **({"act_layer": nn.Mish} if mish else {}))
     if mish:
-        _with_mish(model)
+        replace(model, (nn.ReLU, nn.LeakyReLU), nn.Mish)  # which timm builds itself
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
     return model, torch.randn(batch, 3, side, side)
-
-
-def _with_mish(module: nn.Module) -> None:
-    """Some of timm's networks build some activations themselves."""
-    for name, child in module.named_children():
-        if isinstance(child, (nn.ReLU, nn.LeakyReLU)):
-            setattr(module, name, nn.Mish())
-        else:
-            _with_mish(child)
 
 
 def _tokens(build: str, **sizes: int) -> tuple[nn.Module, Any]:

@@ -113,8 +113,12 @@ def build(network: str, variant: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(shape)
 
 
-def replace(model: nn.Module, old: type[nn.Module], make: Callable[[], nn.Module]) -> int:
-    """Put a new module in the place of every one of a class; how many there were."""
+def replace(
+    model: nn.Module,
+    old: type[nn.Module] | tuple[type[nn.Module], ...],
+    make: Callable[[], nn.Module],
+) -> int:
+    """Put a new module in the place of every one of these classes; how many there were."""
     count = 0
     for name, child in model.named_children():
         if isinstance(child, old):

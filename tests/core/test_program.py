@@ -16,7 +16,7 @@ from torch import nn
 import mishkit as mk
 from mishkit import _program
 from mishkit.backends import cpu
-from mishkit.recompute.everywhere import _calls, recompute_everywhere
+from mishkit.recompute.everywhere import _passes, recompute_everywhere
 
 SCRIPT = """\
 import os, pickle, sys
@@ -156,9 +156,9 @@ def test_recompute_everywhere(everywhere: object) -> None:
         net(x)
     with pytest.raises(RuntimeError):
         net(x[:, :2])
-    assert not _calls.running
+    assert not _passes.running
     torch.func.vmap(torch.func.grad(lambda image: net.eval()(image[None]).sum()))(x)
     warnings.filterwarnings("ignore", "Using `torch.compile")  # pytest has reset the filters
     compiled = torch.compile(_net(), backend="aot_eager")
     compiled(x).sum().backward()
-    assert not _calls.running
+    assert not _passes.running

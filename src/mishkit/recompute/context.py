@@ -44,9 +44,8 @@ def recompute() -> Iterator[None]:
     The outputs of normalisations, activations, products, sums, casts, dropouts, concatenations and
     views are dropped if what their node keeps is enough to compute them again. Masks, such as those
     of dropout, are kept in one bit per element. Nothing else is rerun: no convolution, no matrix
-    product, no random numbers, no statistics. Gradients are
-    bitwise identical. The model is not changed, and the backward pass may run later and outside the
-    context.
+    product, no random numbers, no statistics. Gradients are bitwise identical. The model is not
+    changed, and the backward pass may run later and outside the context.
 
     The setting is per thread. It does nothing inside `torch.utils.checkpoint`, which must see what
     is saved, and the transforms of `torch.func` refuse to run inside it. Other saved-tensor hooks
@@ -75,7 +74,8 @@ def recompute_some(choice: Choice | None, meter: Meter | None = None) -> Iterato
     if in_checkpoint() or is_recomputing():
         yield
         return
-    packer = (_Packer if meter is None else _Metered)(_hooks_outside(), choice, meter)
+    outside = _hooks_outside()
+    packer = _Packer(outside, choice) if meter is None else _Metered(outside, choice, meter)
     with torch.autograd.graph.saved_tensors_hooks(packer.pack, unpack):
         yield
 
@@ -96,10 +96,8 @@ class _Packer:
     caches, so every line here costs a microsecond or more.
     """
 
-    def __init__(
-        self, outside: Hooks | None, choice: Choice | None = None, meter: Meter | None = None
-    ) -> None:
-        self.outside, self.choice, self.meter = outside, choice, meter
+    def __init__(self, outside: Hooks | None, choice: Choice | None = None) -> None:
+        self.outside, self.choice = outside, choice
         self.left = choice.allowance if choice else 0
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
@@ -163,26 +161,35 @@ class _Packer:
             elif kind not in self.choice.whole:
                 return False
         made.is_dropped = True
-        if self.meter is not None:
-            kind = kind_of(made.node, tensor.nbytes)
-            self.meter.nbytes[kind] += tensor.nbytes
-            made.seconds = self.meter.seconds, kind
         return True
 
 
 class _Metered(_Packer):
-    """Also counts."""
+    """Also measures what is dropped, and what it takes to recompute that."""
+
+    def __init__(self, outside: Hooks | None, choice: Choice | None, meter: Meter) -> None:
+        super().__init__(outside, choice)
+        self.meter = meter
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
         packed = super().pack(tensor)
-        assert self.meter is not None
         if type(packed) is Handle:
             self.meter.spared[self.meter.count] = tensor.untyped_storage().nbytes()
         elif type(packed) is Bits:
             self.meter.spared[self.meter.count] = tensor.nbytes - packed.nbytes
         self.meter.count += 1
         return packed
+
+    def drops(self, made: Made, tensor: Tensor) -> bool:
+        """Whether to drop this tensor."""
+        is_new = not made.is_dropped
+        dropped = super().drops(made, tensor)
+        if dropped and is_new:
+            kind = kind_of(made.node, tensor.nbytes)
+            self.meter.nbytes[kind] += tensor.nbytes
+            made.seconds = self.meter.seconds, kind
+        return dropped
 
 
 def _is_plain(tensor: Tensor) -> bool:

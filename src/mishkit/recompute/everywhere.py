@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,18 +12,9 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from .._mode import are_transforms_active
-from .context import recompute
+from .model import Passes
 
-
-class _Calls(threading.local):
-    """The calls of modules that are running in this thread, the innermost last."""
-
-    def __init__(self) -> None:
-        self.running: list[tuple[nn.Module, AbstractContextManager[None] | None]] = []
-
-
-_calls = _Calls()
+_passes = Passes()
 
 
 def recompute_everywhere() -> None:
@@ -43,20 +32,10 @@ def recompute_everywhere() -> None:
 
 
 def _enter(module: nn.Module, inputs: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    is_wanted = not _calls.running and torch.is_grad_enabled() and not are_transforms_active()
-    context = recompute() if is_wanted else None
-    if context is not None:
-        context.__enter__()
-    _calls.running.append((module, context))
+    if not torch.compiler.is_compiling():
+        _passes.begin(module, None, wanted=not _passes.running)
 
 
 def _leave(module: nn.Module, inputs: Any, output: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    # Called after an error too, even one that was raised before `_enter` was called.
-    if _calls.running and _calls.running[-1][0] is module:
-        context = _calls.running.pop()[1]
-        if context is not None:
-            context.__exit__(None, None, None)
+    if not torch.compiler.is_compiling():
+        _passes.end(module)

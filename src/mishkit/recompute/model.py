@@ -16,16 +16,35 @@ from .choice import Choice
 from .context import is_recomputing, recompute_some
 
 
-class _Running(threading.local):
-    """What this thread is doing."""
+class Passes(threading.local):
+    """The forward passes that are running in this thread, the innermost last."""
 
     def __init__(self) -> None:
-        self.passes: list[tuple[nn.Module, AbstractContextManager[None] | None]] = []
-        """The forward passes of attached models, the innermost last."""
+        self.running: list[tuple[nn.Module, AbstractContextManager[None] | None]] = []
+
+    def begin(self, module: nn.Module, choice: Choice | None, *, wanted: bool) -> None:
+        """Enter `recompute` for a pass of this module, if it is wanted and torch can do it."""
+        # The transforms of torch.func refuse to run under hooks on saved tensors.
+        wanted = wanted and torch.is_grad_enabled() and not are_transforms_active()
+        context = recompute_some(choice) if wanted else None
+        if context is not None:
+            context.__enter__()
+        self.running.append((module, context))
+
+    def end(self, module: nn.Module) -> None:
+        """Leave it. May be called after an error that was raised before `begin` was called."""
+        if self.running and self.running[-1][0] is module:
+            context = self.running.pop()[1]
+            if context is not None:
+                context.__exit__(None, None, None)
+
+
+class _State(threading.local):
+    def __init__(self) -> None:
         self.suspended = False
 
 
-_running = _Running()
+_passes, _state = Passes(), _State()
 
 
 def attach(model: nn.Module, choice: Choice | None = None) -> None:
@@ -56,11 +75,11 @@ def is_attached(model: nn.Module) -> bool:
 @contextmanager
 def suspended() -> Iterator[None]:
     """Within it, attached models run as if they were not, in this thread."""
-    before, _running.suspended = _running.suspended, True
+    before, _state.suspended = _state.suspended, True
     try:
         yield
     finally:
-        _running.suspended = before
+        _state.suspended = before
 
 
 @dataclass(frozen=True)
@@ -70,13 +89,8 @@ class _Enter:
     def __call__(self, model: nn.Module, inputs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        # The transforms of torch.func refuse to run under hooks on saved tensors.
-        stands_back = _running.suspended or is_recomputing() or are_transforms_active()
-        wanted = torch.is_grad_enabled() and not stands_back
-        context = recompute_some(self.choice) if wanted else None
-        if context is not None:
-            context.__enter__()
-        _running.passes.append((model, context))
+        stands_back = _state.suspended or is_recomputing()
+        _passes.begin(model, self.choice, wanted=not stands_back)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__name__":  # for which torch.jit.script asks, in order to compile the hook
@@ -88,10 +102,5 @@ class _Enter:
 
 
 def _leave(model: nn.Module, inputs: Any, output: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    # Called after an error too, even one that was raised before `_Enter` was called.
-    if _running.passes and _running.passes[-1][0] is model:
-        context = _running.passes.pop()[1]
-        if context is not None:
-            context.__exit__(None, None, None)
+    if not torch.compiler.is_compiling():
+        _passes.end(model)

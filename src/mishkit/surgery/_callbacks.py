@@ -98,6 +98,33 @@ class FirstCalls:
         self._depth -= 1
 
 
+class LeanOnce:
+    """What makes a model lean after the first step of a training: the common part of callbacks."""
+
+    def __init__(self, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.reports: dict[str, Report] = {}
+        self._calls: FirstCalls | None = None
+
+    def _look_at(self, model: nn.Module) -> None:
+        """Begin to look at what is called, if that has not been done."""
+        if not self.reports and self._calls is None:
+            self._calls = FirstCalls(model)
+
+    def _make_lean(self) -> None:
+        """Make lean what was called."""
+        if self._calls is not None:
+            calls, self._calls = self._calls, None
+            self.reports = calls.lean(self.recompute)
+
+    def _forget(self) -> None:
+        """Leave no hooks behind."""
+        if self._calls is not None:
+            self._calls.forget_hooks()
+            self._calls = None
+
+
 def _detached(value: Any) -> Any:
     """A copy of the tensors in a structure, without their history."""
     if isinstance(value, Tensor):

@@ -123,6 +123,11 @@ def _recompute(
     limit = int(budget * found.report.kept) if isinstance(budget, float) else budget
     if limit is not None and limit >= found.report.kept:
         return unchanged
+
+    def put_back() -> None:
+        detach(root)
+        put_all(before)
+
     put_all(changes)
     try:
         points: tuple[Point, ...] = ()
@@ -133,12 +138,10 @@ def _recompute(
         attach(root, choice)
         kept = watch(root, inputs, kwargs).kept
     except BaseException:
-        detach(root)
-        put_all(before)
+        put_back()
         raise
     if kept >= found.report.kept:
-        detach(root)
-        put_all(before)
+        put_back()
         _warn("nothing that this model keeps can be recomputed")
         return unchanged
     if limit is not None and kept > limit:

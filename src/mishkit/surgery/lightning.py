@@ -36,7 +36,7 @@ def _bases() -> tuple[type, ...]:
     return tuple(module.Callback for module in imported)
 
 
-class Lean(*_bases()):  # type: ignore[misc]
+class Lean(_callbacks.LeanOnce, *_bases()):  # type: ignore[misc]
     """`mishkit.lean` as a callback: ``Trainer(callbacks=[Lean()])``.
 
     After the first training batch, whatever modules the training step has called are made lean,
@@ -60,32 +60,21 @@ class Lean(*_bases()):  # type: ignore[misc]
     what `mishkit.lean` raises, after the first batch
     """
 
-    def __init__(self, recompute: bool = False) -> None:
-        super().__init__()
-        self.recompute = recompute
-        self.reports: dict[str, Any] = {}
-        self._calls: _callbacks.FirstCalls | None = None
-
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Begin to look at what is called, if that has not been done."""
-        if not self.reports and self._calls is None:
-            self._calls = _callbacks.FirstCalls(pl_module)
+        self._look_at(pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Make lean what was called."""
-        if self._calls is not None:
-            calls, self._calls = self._calls, None
-            self.reports = calls.lean(self.recompute)
+        self._make_lean()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hooks behind."""
-        if self._calls is not None:
-            self._calls.forget_hooks()
-            self._calls = None
+        self._forget()
 
 
 class AnnealCallback(*_bases()):  # type: ignore[misc]

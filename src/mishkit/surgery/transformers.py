@@ -40,7 +40,7 @@ class _Held:
         return self
 
 
-class LeanCallback(TrainerCallback):  # type: ignore[misc]
+class LeanCallback(_callbacks.LeanOnce, TrainerCallback):  # type: ignore[misc]
     """`mishkit.lean` as a callback: ``Trainer(..., callbacks=[LeanCallback()])``.
 
     After the first step, the model is made lean, with the inputs that it was called with. The first
@@ -63,27 +63,17 @@ class LeanCallback(TrainerCallback):  # type: ignore[misc]
     what `mishkit.lean` raises, after the first step
     """
 
-    def __init__(self, recompute: bool = False) -> None:
-        self.recompute = recompute
-        self.reports: dict[str, Any] = {}
-        self._calls: _callbacks.FirstCalls | None = None
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to look at what is called, if that has not been done."""
-        if not self.reports and self._calls is None:
-            self._calls = _callbacks.FirstCalls(kwargs["model"])
+        self._look_at(kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make lean what was called."""
-        if self._calls is not None:
-            calls, self._calls = self._calls, None
-            self.reports = calls.lean(self.recompute)
+        self._make_lean()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave no hooks behind, should there have been no step."""
-        if self._calls is not None:
-            self._calls.forget_hooks()
-            self._calls = None
+        self._forget()
 
 
 class AnnealCallback(TrainerCallback, ExportableState):
