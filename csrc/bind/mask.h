@@ -45,8 +45,7 @@ class MaskCall : public Operands {
   Tensor mask(int place) {
     Tensor x = take(place);
     is_bool_ = x.dtype == aoti_torch_dtype_bool();
-    for (int i = 0; i < dtype_count; i++)
-      if (codes().dtype[i] == x.dtype) dtype_ = i;
+    dtype_ = dtype_of(x.dtype);
     if (dtype_ < 0 && !is_bool_) refuse("expected a tensor of bools or of floats");
     if (!x.dense()) refuse("the tensor must fill one run of memory");
     return x;

@@ -73,7 +73,7 @@ class NeuronCall {
   static constexpr int64_t thread_grain = 65536;
 
   NeuronCall(const Inputs& given, Tensor& input, Tensor& alpha, Tensor& beta, Tensor& gamma)
-      : dtype_(input.dtype), kernels_(set_in_use().neuron->of[dtype_of(given, input)]) {
+      : dtype_(input.dtype), kernels_(set_in_use().neuron->of[checked_dtype(given, input)]) {
     if (input.dim != 2 || gamma.dim != 2 || gamma.sizes[1] != input.sizes[1])
       given.refuse("expected an input (batch, in) and parameters (out, in)");
     batch_ = input.sizes[0], in_ = input.sizes[1], out_ = gamma.sizes[0];
@@ -83,10 +83,10 @@ class NeuronCall {
     for (Tensor* t : {&input, &alpha, &beta, &gamma}) *t = contiguous(static_cast<Tensor&&>(*t));
   }
 
-  static int dtype_of(const Inputs& given, const Tensor& x) {
-    for (int i = 0; i < dtype_count; i++)
-      if (codes().dtype[i] == x.dtype) return i;
-    given.refuse("expected tensors of float32, float64, bfloat16 or float16");
+  static int checked_dtype(const Inputs& given, const Tensor& x) {
+    const int dtype = dtype_of(x.dtype);
+    if (dtype < 0) given.refuse("expected tensors of float32, float64, bfloat16 or float16");
+    return dtype;
   }
   static Tensor contiguous(Tensor t) {
     int64_t strides[2], run = 1;  // no tensor here has more dimensions

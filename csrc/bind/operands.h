@@ -43,6 +43,12 @@ bool streaming_pays(const void* in, const void* out, int64_t bytes) {
          reinterpret_cast<uintptr_t>(out) % streaming_alignment == 0 && in != out;
 }
 
+// Whether two arrays of this size share memory in part; the very same memory is fine.
+bool overlap_in_part(const void* first, const void* second, uintptr_t bytes) {
+  const auto a = reinterpret_cast<uintptr_t>(first), b = reinterpret_cast<uintptr_t>(second);
+  return a != b && a < b + bytes && b < a + bytes;
+}
+
 // The tensors of one operator call, by their positions among its arguments.
 class Operands : public Inputs {
  public:
@@ -51,9 +57,7 @@ class Operands : public Inputs {
   // The tensor that determines dtype and layout; copied if it is not dense.
   Tensor leading(int place) {
     Tensor x = take(place);
-    dtype_ = -1;
-    for (int i = 0; i < dtype_count; i++)
-      if (codes().dtype[i] == x.dtype) dtype_ = i;
+    dtype_ = dtype_of(x.dtype);
     if (dtype_ < 0) refuse("expected a tensor of float32, float64, bfloat16 or float16");
     return x.dense() ? static_cast<Tensor&&>(x) : x.clone();
   }

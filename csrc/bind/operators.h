@@ -48,19 +48,15 @@ template <int function> struct Operators {
     Tensor fresh = direct ? Tensor() : x.empty_like();
     call.arguments().in[0] = x.data();
     call.arguments().out[0] = (direct ? out : fresh).mutable_data();
-    if (direct) check_overlap(call, x.numel * element_size(x.dtype));
+    const Arguments& a = call.arguments();
+    if (direct && overlap_in_part(a.in[0], a.out[0], x.numel * element_size(x.dtype)))
+      call.refuse("out and the input overlap in part; clone() one of them");
     if (side) {
       *side = call.side_for(x);
       call.arguments().side_out = static_cast<uint8_t*>(side->mutable_data());
     }
     call.run(x.numel);
     if (!direct) out.copy(fresh);
-  }
-  static void check_overlap(Call& call, uintptr_t bytes) {
-    auto in = reinterpret_cast<uintptr_t>(call.arguments().in[0]);
-    auto out = reinterpret_cast<uintptr_t>(call.arguments().out[0]);
-    if (in != out && in < out + bytes && out < in + bytes)
-      call.refuse("out and the input overlap in part; clone() one of them");
   }
   static void forward_out(Stack stack, uint64_t, uint64_t) {
     Call call(function, Bodies::forward, stack, 2);

@@ -105,12 +105,6 @@ class Gelu {
 
 // ---- The overrides of one operator --------------------------------------------------------------
 
-int dtype_of(const Tensor& x) {
-  for (int i = 0; i < dtype_count; i++)
-    if (codes().dtype[i] == x.dtype) return i;
-  return -1;
-}
-
 // Whether torch, too, would give the result exactly these strides. Where a dimension has size 1, its
 // stride is arbitrary, and torch does not keep it.
 bool is_regular(const Tensor& x) {
@@ -217,7 +211,7 @@ template <class Operator> struct Overrides {
   static void forward(Stack stack, uint64_t, uint64_t) {
     Tensor x = owned(stack);
     const Operator given(stack + 1);
-    const int dtype = dtype_of(x), function = function_for(given, dtype);
+    const int dtype = dtype_of(x.dtype), function = function_for(given, dtype);
     if (function < 0 || !(is_regular(x) || !x.dense())) {
       stack[0] = slot_of(given.template torchs<Returned>(torchs[functional], x.handle()));
       return;
@@ -231,7 +225,7 @@ template <class Operator> struct Overrides {
   static void overwrite(Stack stack, uint64_t, uint64_t) {
     Tensor x = owned(stack);
     const Operator given(stack + 1);
-    const int dtype = dtype_of(x), function = function_for(given, dtype);
+    const int dtype = dtype_of(x.dtype), function = function_for(given, dtype);
     if (function < 0 || !x.dense())
       given.template torchs<void*>(torchs[in_place], x.handle());
     else {
@@ -244,7 +238,7 @@ template <class Operator> struct Overrides {
   static void forward_out(Stack stack, uint64_t, uint64_t) {
     Tensor x = owned(stack), out = owned(stack + 1 + Operator::slots);
     const Operator given(stack + 1);
-    const int dtype = dtype_of(x), function = function_for(given, dtype);
+    const int dtype = dtype_of(x.dtype), function = function_for(given, dtype);
     if (function < 0 || !fits(out, x) || overlaps(out, x))
       given.torchs_out(torchs[out_of], out.handle(), x.handle());
     else
@@ -255,7 +249,7 @@ template <class Operator> struct Overrides {
   static void backward(Stack stack, uint64_t, uint64_t) {
     Tensor grad = owned(stack), x = owned(stack + 1);
     const Operator given(stack + 2);
-    const int dtype = dtype_of(x), function = function_for(given, dtype);
+    const int dtype = dtype_of(x.dtype), function = function_for(given, dtype);
     const bool both = function >= 0 && grad.dtype == x.dtype && grad.same_sizes(x);
     // The result has the layout of grad, as with torch, unless grad is one number for all.
     const bool by_grad = both && is_regular(grad);
@@ -276,7 +270,7 @@ template <class Operator> struct Overrides {
   static void backward_out(Stack stack, uint64_t, uint64_t) {
     Tensor grad = owned(stack), x = owned(stack + 1), out = owned(stack + 2 + Operator::slots);
     const Operator given(stack + 2);
-    const int dtype = dtype_of(x), function = function_for(given, dtype);
+    const int dtype = dtype_of(x.dtype), function = function_for(given, dtype);
     if (function < 0 || !fits(grad, x) || !fits(out, x) || overlaps(out, x) ||
         overlaps(out, grad))
       given.torchs_out(torchs[gradient_out], out.handle(), grad.handle(), x.handle());
@@ -293,11 +287,8 @@ template <class Operator> struct Overrides {
   static bool fits(const Tensor& t, const Tensor& x) {
     return t.dtype == x.dtype && t.same_sizes(x) && t.same_strides(x) && x.dense();
   }
-  // Whether they share memory in part; the very same memory is fine.
   static bool overlaps(const Tensor& out, const Tensor& x) {
-    auto a = reinterpret_cast<uintptr_t>(out.data()), b = reinterpret_cast<uintptr_t>(x.data());
-    uintptr_t bytes = x.numel * element_size(x.dtype);
-    return a != b && a < b + bytes && b < a + bytes;
+    return overlap_in_part(out.data(), x.data(), x.numel * element_size(x.dtype));
   }
 };
 

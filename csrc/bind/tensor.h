@@ -50,6 +50,13 @@ const Codes& codes() {
   return c;
 }
 
+// Which of our dtypes torch's code stands for; -1 if none.
+int dtype_of(int32_t code) {
+  for (int i = 0; i < dtype_count; i++)
+    if (codes().dtype[i] == code) return i;
+  return -1;
+}
+
 int element_size(int32_t dtype) {
   return dtype == codes().dtype[(int)Dtypes::float64]   ? 8
          : dtype == codes().dtype[(int)Dtypes::float32] ? 4

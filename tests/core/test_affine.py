@@ -25,6 +25,7 @@ from torch.library import opcheck
 
 from mishkit.activation import DTYPES
 from mishkit.ops import affine as ops
+from mishkit.ops.blend import function
 
 CASES = {str(case): case for case in DEFAULTS + OTHERS}
 SHAPES = {
@@ -53,8 +54,8 @@ class Operators:
 
     def __call__(self, case: Case | None, *tensors: Tensor) -> Tensor:
         name = "affine" if len(tensors) == 3 else "affine_backward"
-        function = ops.function(case.a.name, *case.parameters) if case else ops.NO_FUNCTION
-        return self.body(name)(*tensors, *function)
+        numbers_of = function(case.a.name, *case.parameters) if case else ops.NO_FUNCTION
+        return self.body(name)(*tensors, *numbers_of)
 
     def body(self, name: str) -> Callable[..., Tensor]:
         if self.engine.name == "plain":
@@ -190,12 +191,10 @@ def test_no_elements(shape: tuple[int, ...], affine: Operators) -> None:
 
 def test_fakes_and_schemas() -> None:
     x, row = torch.randn(2, 3, 4), torch.randn(3)
-    function = ops.function("mish")
+    mish = function("mish")
     checks = ("test_schema", "test_faketensor")
-    opcheck(torch.ops.mishkit.affine.default, (x, row, row, *function), test_utils=checks)
-    opcheck(
-        torch.ops.mishkit.affine_backward.default, (x, x, row, row, *function), test_utils=checks
-    )
+    opcheck(torch.ops.mishkit.affine.default, (x, row, row, *mish), test_utils=checks)
+    opcheck(torch.ops.mishkit.affine_backward.default, (x, x, row, row, *mish), test_utils=checks)
     four = torch.randn(4)
     of_norm = (x, torch.randn(6), torch.randn(6), four, four)
     opcheck(torch.ops.mishkit.layer_norm_again.default, of_norm, test_utils=checks)
@@ -203,7 +202,7 @@ def test_fakes_and_schemas() -> None:
 
 @pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
 def test_misuse() -> None:
-    x, row, f = torch.randn(2, 3, 4), torch.randn(3), ops.function("mish")
+    x, row, f = torch.randn(2, 3, 4), torch.randn(3), function("mish")
     affine, backward = torch.ops.mishkit.affine, torch.ops.mishkit.affine_backward
     again = torch.ops.mishkit.layer_norm_again
     wrong = {

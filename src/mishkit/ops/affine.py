@@ -31,11 +31,9 @@ from torch import Tensor
 
 from ..backends import torch as plain
 from ..backends import triton
-from ..functions import ACTIVATIONS
-from .blend import NUMBERS, function
+from .blend import NUMBERS, TABLE
 from .functions import operator, register_fake
 
-_TABLE = tuple(ACTIVATIONS.values())
 _FUNCTION = ", int f" + "".join(f", float f_{i}" for i in range(NUMBERS))
 NO_FUNCTION = (-1, *(0.0,) * NUMBERS)
 """In place of a function: scale·input + shift itself."""
@@ -60,34 +58,35 @@ class Affine(NamedTuple):
 # ---- plain torch ---------------------------------------------------------------------------------
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def wide(x: Tensor) -> Tensor:
+    """In the type that norms compute in."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     shape = (*scale.shape, *(1,) * (x.dim() - 2))
-    return torch.addcmul(shift.view(shape), _wide(x), scale.view(shape)).to(x.dtype)
+    return torch.addcmul(shift.view(shape), wide(x), scale.view(shape)).to(x.dtype)
 
 
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, f: int, *numbers: float) -> Tensor:
     scaled = _scaled(x, scale, shift)
     if f < 0:
         return scaled
-    a = _TABLE[f]
+    a = TABLE[f]
     return plain.forward(a, scaled, *numbers[: len(a.parameters)])
 
 
 def _backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, f: int, *numbers: float
 ) -> Tensor:
-    a = _TABLE[f]
+    a = TABLE[f]
     return plain.backward(a, grad, _scaled(x, scale, shift), *numbers[: len(a.parameters)])
 
 
 def _layer_norm_again(
     x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    rows = _wide(x).reshape(-1, weight.numel())
+    rows = wide(x).reshape(-1, weight.numel())
     normal = (rows - mean.view(-1, 1)) * rstd.view(-1, 1)
     result = torch.addcmul(bias.view(-1), normal, weight.view(-1))
     return result.view(x.shape).to(x.dtype)
@@ -103,7 +102,7 @@ def _on_gpu(name: str, *arguments: Any) -> Tensor:
     if name == "layer_norm_again":
         return triton.layer_norm_again(*arguments)
     *tensors, f = arguments[:-NUMBERS]
-    a = _TABLE[f] if f >= 0 else None
+    a = TABLE[f] if f >= 0 else None
     numbers = arguments[-NUMBERS:][: len(a.parameters)] if a else ()
     return getattr(triton, name)(a, *tensors, *numbers)
 
@@ -130,13 +129,3 @@ for _name, _body in _BODIES.items():
 affine = operator("affine")
 affine_backward = operator("affine_backward")
 layer_norm_again = operator("layer_norm_again")
-
-__all__ = [
-    "NO_FUNCTION",
-    "SCHEMAS",
-    "Affine",
-    "affine",
-    "affine_backward",
-    "function",
-    "layer_norm_again",
-]

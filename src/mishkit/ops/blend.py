@@ -33,9 +33,10 @@ from ..backends import triton
 from ..functions import ACTIVATIONS
 from .functions import fast_apply, operator, register_fake, saving_input
 
-_TABLE = tuple(ACTIVATIONS.values())
+TABLE = tuple(ACTIVATIONS.values())
+"""The functions by the positions that operators name them by."""
 _PLACES = {name: place for place, name in enumerate(ACTIVATIONS)}
-NUMBERS = max(len(a.parameters) for a in _TABLE)
+NUMBERS = max(len(a.parameters) for a in TABLE)
 """How many numbers follow each function."""
 
 _NUMBERS = ", ".join(f"{{0}} {{1}}{i}" for i in range(NUMBERS))
@@ -79,7 +80,7 @@ def _mixed(formula: str) -> Callable[..., Tensor]:
 
 def _split(both: Any) -> Iterator[tuple[Activation, Any]]:
     for begin in (0, NUMBERS + 1):
-        a = _TABLE[int(both[begin])]
+        a = TABLE[int(both[begin])]
         yield a, both[begin + 1 : begin + 1 + len(a.parameters)]
 
 

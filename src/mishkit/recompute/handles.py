@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..activation import DTYPES
 from ..functions import ACTIVATIONS
-from ..ops.affine import Affine, affine_backward, function
+from ..ops.affine import Affine, affine_backward
+from ..ops.blend import function
 from ..ops.mask import pack_mask, unpack_mask
 from .choice import Kind
 from .recipes import Node, Recipe

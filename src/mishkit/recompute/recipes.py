@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch_private import first_packed, prelu_kernel, suggest_memory_format
-from ..ops.affine import NO_FUNCTION, Affine, affine, function, layer_norm_again
+from ..ops.affine import NO_FUNCTION, Affine, affine, layer_norm_again, wide
+from ..ops.blend import function
 from ..ops.functions import RULES
 
 Node = Any
@@ -174,15 +175,10 @@ def _cast(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
 # below round as the kernels do, which `_rounds_alike` verifies.
 
 
-def _wide(x: Tensor) -> Tensor:
-    """In the type that norms compute in."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _by_channel(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Affine:
     """A batch norm."""
-    scale = _wide(invstd) * _wide(weight)
-    return Affine(x, scale, torch.addcmul(_wide(bias), _wide(mean), scale, value=-1))
+    scale = wide(invstd) * wide(weight)
+    return Affine(x, scale, torch.addcmul(wide(bias), wide(mean), scale, value=-1))
 
 
 def _by_sample(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Affine:
@@ -196,9 +192,9 @@ def _by_sample_rounded(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, rounds_once: bool
 ) -> Affine:
     repeats = x.shape[1] // mean.shape[1]
-    mean = _wide(mean).repeat_interleave(repeats, 1)
-    scale = _wide(rstd).repeat_interleave(repeats, 1) * _wide(weight)
-    bias = _wide(bias)
+    mean = wide(mean).repeat_interleave(repeats, 1)
+    scale = wide(rstd).repeat_interleave(repeats, 1) * wide(weight)
+    bias = wide(bias)
     if rounds_once:
         shift = torch.addcmul(bias.expand_as(scale), mean, scale, value=-1)
     else:
@@ -230,7 +226,7 @@ def _computed(affine_of_x: Affine) -> Tensor:
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    rows = (_wide(number).contiguous() for number in (mean, rstd, weight, bias))
+    rows = (wide(number).contiguous() for number in (mean, rstd, weight, bias))
     return layer_norm_again(x.contiguous(), *rows)
 
 
@@ -246,7 +242,7 @@ def _statistics(node: Node) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
-    return torch.rsqrt(_wide(variance) + epsilon)
+    return torch.rsqrt(wide(variance) + epsilon)
 
 
 def _dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
