@@ -10,14 +10,14 @@ import pytest
 import torch
 from common import (
     DEFAULTS,
+    JUMPING,
     OTHERS,
     SAVING,
+    TURNLESS,
     TYPICAL,
     Case,
-    every_case,
     every_function,
     every_saving,
-    every_undecodable,
     laid_out,
     mostly_slow,
     typical_case,
@@ -64,9 +64,10 @@ def assert_agree(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
 # ---- torch.compile ----
 
 
+@pytest.mark.parametrize("save", mostly_slow(["input", "output"], 1))
 @pytest.mark.parametrize("case", mostly_slow(DEFAULTS + OTHERS, DEFAULTS), ids=str)
-@pytest.mark.parametrize("save", ["input", "output"])
 def test_forward_and_backward(case: Case, save: str) -> None:
+    """Every function; from the output, `test_layouts` and `test_dtypes` have the typical ones."""
     f, x = calling(case, {"save": save}), torch.randn(5, 33).mul(3)
     assert_agree(results(compiled(f), x), results(f, x))
 
@@ -126,7 +127,7 @@ def test_layouts(case: Case, options: dict[str, Any], layout: str) -> None:
 
 
 # Of the functions, `test_forward_and_backward` has all, and `test_a_network` has them in place.
-@typical_case
+@mish_mostly
 def test_without_grad(case: Case) -> None:
     x = torch.randn(5, 33)
     want = case.call(x)
@@ -172,7 +173,7 @@ def test_misuse_is_told_under_compile_too(case: Case) -> None:
         compiled(case.call)(torch.ones(3, dtype=torch.int64))
 
 
-@every_undecodable
+@pytest.mark.parametrize("case", mostly_slow(TURNLESS + JUMPING, 2), ids=str)
 def test_refusals_reach_the_user_of_compiled_code(case: Case) -> None:
     for options in ({"save": "output"}, {"inplace": True}):
         with pytest.raises(Exception, match=r" where .* alone"):
@@ -188,15 +189,15 @@ WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "through out=": lambda x, y: torch.sin(x.detach(), out=y.detach()),
 }
 # Where compiled code keeps the output.
-decoded_case = pytest.mark.parametrize(
-    "case", [case for case in TYPICAL if not case.a.iterates(*case.parameters)], ids=str
-)
+DECODED = [case for case in TYPICAL if not case.a.iterates(*case.parameters)]
+decoded_mostly = pytest.mark.parametrize("case", mostly_slow(DECODED, 1), ids=str)
+decoded_case = pytest.mark.parametrize("case", DECODED, ids=str)
 backends = pytest.mark.parametrize("backend", mostly_slow(["eager", "aot_eager"], ["aot_eager"]))
 
 
 @backends
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-@decoded_case
+@decoded_mostly
 def test_an_output_written_over_is_refused(
     case: Case, write: Callable[[Tensor, Tensor], object], backend: str
 ) -> None:
@@ -259,7 +260,7 @@ def assert_exported(case: Case, strict: bool, options: dict[str, Any]) -> None:
             torch.testing.assert_close(form.module()(x), case.call(x))
 
 
-@every_case
+@pytest.mark.parametrize("case", mostly_slow(DEFAULTS + OTHERS, TYPICAL), ids=str)
 def test_export_has_torchs_operators_alone(case: Case) -> None:
     assert_exported(case, strict=False, options={})
 

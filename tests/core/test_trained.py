@@ -17,6 +17,7 @@ import torch.autograd.forward_ad as forward_ad
 from common import (
     DEFAULTS,
     DENSE,
+    ENGINES,
     EVERY_ENGINE,
     KERNELS,
     LAYOUTS,
@@ -230,7 +231,14 @@ def test_a_dense_layout_is_never_copied(kernels: Engine, case: Case, layout: str
 
 @pairwise(
     {
-        "every_engine": EVERY_ENGINE,
+        "every_engine": [
+            *ENGINES,
+            # The interpreter takes long.
+            *(
+                pytest.param(e, id=str(e), marks=(pytest.mark.gpu, pytest.mark.slow))
+                for e in TRITON
+            ),
+        ],
         "case": mostly_slow(FUNCTIONS, FUNCTIONS[:1]),
         "layout": ["contiguous", "channels_last", "few_channels", "row"],
     }

@@ -17,6 +17,7 @@ from common import (
     KERNELS,
     OTHERS,
     TRITON,
+    TYPICAL,
     Case,
     Engine,
     every_case,
@@ -222,7 +223,7 @@ def test_kernels_with_other_parameters(case: Case, dtype: str, kernels: Engine) 
 @every_sweep
 @pytest.mark.parametrize(
     "case",
-    mostly_slow([c for c in INVERTED if not c.a.iterates(*c.parameters)], DEFAULTS),
+    mostly_slow([c for c in INVERTED if not c.a.iterates(*c.parameters)], TYPICAL),
     ids=str,
 )
 def test_plain_torch_decodes_as_well(case: Case, dtype: str) -> None:

@@ -15,7 +15,16 @@ import mpmath
 import pytest
 import references
 import torch
-from common import DEFAULTS, KERNELS, Case, every_function, mostly_slow, shapes_mostly_slow
+from common import (
+    DEFAULTS,
+    KERNELS,
+    SHAPES,
+    TYPICAL,
+    Case,
+    every_function,
+    mostly_slow,
+    shapes_mostly_slow,
+)
 from mpmath import mpf
 from typer.testing import CliRunner
 
@@ -79,7 +88,7 @@ def test_digits(case: Case) -> None:
             assert abs(got - want) <= mpf(10) ** -30 * abs(want) + mpf(10) ** -300
 
 
-@shapes_mostly_slow
+@pytest.mark.parametrize("case", mostly_slow(SHAPES, TYPICAL), ids=str)
 def test_the_minimum_is_the_turn(case: Case) -> None:
     minima = analysis(case).minima
     try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import shared
+from common import mostly_slow, shared
 
 pytest.importorskip("triton")
 
@@ -43,6 +43,7 @@ FAULTY = {
     ("exp", "masked"): NARROW,
     ("exp", "repeated"): UNSEEN,
 }
+MOSTLY = ("sm_80", "gfx942")
 INDUCTOR = [("F.mish", "forward"), ("F.mish", "backward")]
 OTHERS = [("exp", "packed"), ("rounded", "whole"), ("exp", "broken"), ("exp", "none")]
 
@@ -53,12 +54,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Code | str |
 
 
 def compiled_kernels() -> dict[Job, Code | str | None]:
-    jobs = [Job(*kernel, target) for kernel in GOOD for target in TARGETS]
-    jobs += [
-        Job(*kernel, "bfloat16", target)
-        for kernel in (*FAULTY, *OTHERS)
-        for target in ("sm_80", "gfx942")
-    ]
+    jobs = [Job(*kernel, target) for kernel in GOOD for target in MOSTLY]
+    jobs += [Job(*kernel, "bfloat16", target) for kernel in (*FAULTY, *OTHERS) for target in MOSTLY]
     found = dict(compile_all(jobs, gpu_kernels.build))
     jobs = [Job(*kernel, "bfloat16", "sm_80") for kernel in INDUCTOR]
     return found | dict(compile_all(jobs, _inductor.build, processes=1))
@@ -70,13 +67,16 @@ def code(compiled: dict[Job, Code | str | None], *job: str) -> Code:
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", mostly_slow(TARGETS, MOSTLY))
 @pytest.mark.parametrize("kernel", GOOD, ids="-".join)
 def test_what_a_good_kernel_costs(
-    kernel: tuple[str, str, str], target: str, compiled: dict[Job, Code | str | None]
+    kernel: tuple[str, str, str], target: str, request: pytest.FixtureRequest
 ) -> None:
     function, _, dtype = kernel
-    found = code(compiled, *kernel, target)
+    if target in MOSTLY:
+        found = code(request.getfixturevalue("compiled"), *kernel, target)
+    else:
+        found = code(dict(compile_all([Job(*kernel, target)], gpu_kernels.build)), *kernel, target)
     assert found.faults == {}
     size = 4 if dtype == "float32" else 2
     assert found.elements == 32 / size
@@ -87,7 +87,7 @@ def test_what_a_good_kernel_costs(
     assert 8 < found.registers < 128 and found.shared == 0
 
 
-@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("target", MOSTLY)
 @pytest.mark.parametrize("kernel", FAULTY, ids="-".join)
 def test_faults_are_seen(
     kernel: tuple[str, str], target: str, compiled: dict[Job, Code | str | None]
@@ -97,7 +97,7 @@ def test_faults_are_seen(
     assert found <= {FAULTY[kernel], UNSEEN}  # a mask is a branch on AMD's GPUs
 
 
-@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("target", MOSTLY)
 def test_packed_sides_may_be_narrow(target: str, compiled: dict[Job, Code | str | None]) -> None:
     found = code(compiled, "exp", "packed", "bfloat16", target)
     assert found.accesses[Access(True, 16, False)] == 1  # 16 elements a thread, a bit each
@@ -106,14 +106,14 @@ def test_packed_sides_may_be_narrow(target: str, compiled: dict[Job, Code | str 
     assert replace(found, bytes_per_element=4).faults.keys() == {UNSEEN}
 
 
-@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("target", MOSTLY)
 def test_slow_ways_are_left_out(target: str, compiled: dict[Job, Code | str | None]) -> None:
     found = code(compiled, "rounded", "whole", "bfloat16", target)
     assert found.faults == {}  # no call
     assert found.special == 2
 
 
-@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("target", MOSTLY)
 def test_kernels_that_fail_and_that_are_not(
     target: str, compiled: dict[Job, Code | str | None]
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import ROOT
+from common import ROOT, mostly_slow
 from typer.testing import CliRunner
 
 from mishkit.backends import cpu
@@ -217,7 +217,7 @@ def some(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("some")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", mostly_slow(["float32", "bfloat16"], 1))
 def test_who_is_timed(dtype: str) -> None:
     """Those that compute the function; the others are named with the reason."""
     found = peers.measure(torch.get_num_threads(), ["mish"], [dtype], [256], 1.0)

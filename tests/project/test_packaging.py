@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from common import ROOT
+from common import ROOT, mostly_slow
 
 LIBRARY, COUNTER = "mishkit/_kernels.so", "mishkit/lab/accuracy/_errors.so"
 # What torch's own Linux wheels ask for (manylinux_2_28): ours must not ask for more.
@@ -95,12 +95,13 @@ def built(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     project = shutil.copytree(sdist, folder / "project")
     env = {"MISHKIT_REQUIRE_KERNELS": "1"}
-    # Compiling the kernels takes minutes. What `make kernels` has of the same sources, by the same
-    # command, setup.py takes as it is; that the sdist has all that they include is seen here.
+    # Compiling takes minutes. What `make kernels` has of the same sources, by the same command,
+    # setup.py takes as it is; that the sdist has all that they include is seen here.
     compiler = next(filter(shutil.which, ("c++", "g++", "clang++")))
-    done = run(compiler, "-std=c++17", "-E", "csrc/kernels.cpp", "-o", os.devnull, cwd=project)
-    assert done.returncode == 0, done.stdout
-    objects = list(ROOT.glob("build/temp.*/kernels-*"))
+    for source in ("kernels.cpp", "bind.cpp", "errors.cpp"):
+        done = run(compiler, "-std=c++17", "-E", f"csrc/{source}", "-o", os.devnull, cwd=project)
+        assert done.returncode == 0, done.stdout
+    objects = [path for path in ROOT.glob("build/temp.*/*") if path.is_file()]
     for path in objects:
         target = project / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +297,9 @@ def test_builds_again_only_after_a_change(build: Callable, tmp_path: Path) -> No
     assert not library.exists(), "a library of older sources must not stay"
 
 
-@pytest.mark.parametrize("env", [{"CXX": "/bin/false"}, {"CXXFLAGS": "--no-such-flag"}])
+@pytest.mark.parametrize(
+    "env", mostly_slow([{"CXX": "/bin/false"}, {"CXXFLAGS": "--no-such-flag"}], 1)
+)
 def test_kernels_can_be_required(build: Callable, env: dict[str, str]) -> None:
     done = build(MISHKIT_REQUIRE_KERNELS="1", **env)
     assert done.returncode and "kernels were not built" in done.stdout
@@ -309,7 +312,8 @@ def test_kernels_can_be_left_out(build: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set alone")
 @pytest.mark.parametrize(
-    ("macro", "left"), [("__AVX512F__", "baseline, avx2"), ("__AVX2__", "baseline")]
+    ("macro", "left"),
+    mostly_slow([("__AVX512F__", "baseline, avx2"), ("__AVX2__", "baseline")], 1),
 )
 def test_an_instruction_set_that_fails_is_left_out(
     build: Callable, tmp_path: Path, macro: str, left: str
@@ -325,7 +329,7 @@ def test_an_instruction_set_that_fails_is_left_out(
 
 
 @pytest.mark.parametrize("where", ["src", "build/lib*"])
-@pytest.mark.parametrize("size", [0, 1000])
+@pytest.mark.parametrize("size", mostly_slow([0, 1000], [1000]))
 def test_a_library_that_was_cut_short_is_built_anew(
     build: Callable, tmp_path: Path, where: str, size: int
 ) -> None:
@@ -352,7 +356,7 @@ def test_an_object_that_was_cut_short_is_compiled_anew(build: Callable, tmp_path
     assert (tmp_path / "src" / LIBRARY).exists()
 
 
-@pytest.mark.parametrize("words", ["caf\\xe9", "\\xff\\xfe", "\\xc3"])
+@pytest.mark.parametrize("words", mostly_slow(["caf\\xe9", "\\xff\\xfe", "\\xc3"], 1))
 def test_a_compiler_may_speak_any_encoding(build: Callable, tmp_path: Path, words: str) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text(f"#!/bin/bash\nprintf '{words}\\n' >&2\nexec c++ \"$@\"\n")
@@ -371,13 +375,16 @@ def test_torch_c_fits_torch() -> None:
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [
-        ("aoti_torch_get_dim(AtenTensorHandle", "aoti_torch_get_dim(int64_t"),
-        ("int32_t aoti_torch_dtype_float32()", "int64_t aoti_torch_dtype_float32()"),
-        ("using StableIValue = uint64_t", "using StableIValue = int64_t"),
-        ("torch_parallel_for(", "torch_serial_for("),  # no such entry point
-        ("MISHKIT_SINCE(2, 13) ", ""),  # not there in 2.10
-    ],
+    mostly_slow(
+        [
+            ("aoti_torch_get_dim(AtenTensorHandle", "aoti_torch_get_dim(int64_t"),
+            ("MISHKIT_SINCE(2, 13) ", ""),  # not there in 2.10
+            ("int32_t aoti_torch_dtype_float32()", "int64_t aoti_torch_dtype_float32()"),
+            ("using StableIValue = uint64_t", "using StableIValue = int64_t"),
+            ("torch_parallel_for(", "torch_serial_for("),  # no such entry point
+        ],
+        2,
+    ),
 )
 def test_a_wrong_prototype_is_caught(right: str, wrong: str, tmp_path: Path) -> None:
     header = (ROOT / "csrc" / "bind" / "torch_c.h").read_text()
