@@ -91,7 +91,7 @@ def test_transformers(tmp_path: Path) -> None:
     )
     Trainer(network, settings, train_dataset=rows, callbacks=[callback]).train()
     assert callback.reports[""].changed == ("layers.1",)
-    assert_lean(network, False)
+    assert_lean(network, recompute=True)
 
 
 def test_there_is_no_other_integration() -> None:

@@ -101,7 +101,7 @@ class FirstCalls:
 class LeanOnce:
     """What makes a model lean after the first step of a training: the common part of callbacks."""
 
-    def __init__(self, recompute: bool = False) -> None:
+    def __init__(self, recompute: bool = True) -> None:
         super().__init__()
         self.recompute = recompute
         self.reports: dict[str, Report] = {}

@@ -46,8 +46,8 @@ class Lean(_callbacks.LeanOnce, *_bases()):  # type: ignore[misc]
 
     Parameters
     ----------
-    recompute : bool, default False
-        as for `mishkit.lean`: keep less, in more time
+    recompute : bool, default True
+        as for `mishkit.lean`: whether the backward pass recomputes, or activations keep outputs
 
     Attributes
     ----------

@@ -49,8 +49,8 @@ class LeanCallback(_callbacks.LeanOnce, TrainerCallback):  # type: ignore[misc]
 
     Parameters
     ----------
-    recompute : bool, default False
-        as for `mishkit.lean`: keep less, in more time
+    recompute : bool, default True
+        as for `mishkit.lean`: whether the backward pass recomputes, or activations keep outputs
 
     Attributes
     ----------
