@@ -194,7 +194,9 @@ def test_fakes_and_schemas() -> None:
     mish = function("mish")
     checks = ("test_schema", "test_faketensor")
     opcheck(torch.ops.mishkit.affine.default, (x, row, row, *mish), test_utils=checks)
-    opcheck(torch.ops.mishkit.affine_backward.default, (x, x, row, row, *mish), test_utils=checks)
+    grad = torch.randn(4, 3, 2).permute(2, 1, 0)  # laid out in another way than x
+    backward = torch.ops.mishkit.affine_backward.default
+    opcheck(backward, (grad, x, row, row, *mish), test_utils=checks)
     four = torch.randn(4)
     of_norm = (x, torch.randn(6), torch.randn(6), four, four)
     opcheck(torch.ops.mishkit.layer_norm_again.default, of_norm, test_utils=checks)
