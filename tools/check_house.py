@@ -43,9 +43,12 @@ PUBLIC = (
 HELPERS = (
     "_calls",
     "_checkpoint",
+    "_html",
     "_missing",
     "_mode",
     "_modules",
+    "_progress",
+    "_repeats",
     "_torch_private",
     "_torchvision",
 )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import rich.progress
 import torch
 from rich.console import Console
 
@@ -20,7 +19,7 @@ import mishkit as mk
 from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
 
-from ..common.bars import Interruptible, conclude, console, table
+from ..common.bars import Interruptible, conclude, console, progress_bar, table
 from ..common.environment import processor, warn_of_load
 from ..common.formats import NONE, significant, size_name, threads_name
 from ..common.timing import Timing, round_robin, torch_threads
@@ -102,17 +101,17 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     warn_of_load(out)
     results = Results()
     with Interruptible(out) as measured:
-        _time_all(out, settings, results)
+        _time_all(settings, results)
     _print_tables(out, settings, results)
     title = "Bars, one thread: ratio of minima (of medians)"
     csv = csv_path, partial(write_csv, results=results)
     return conclude(out, title, verdicts(results), measured, csv)
 
 
-def _time_all(out: Console, settings: Settings, results: Results) -> None:
+def _time_all(settings: Settings, results: Results) -> None:
     share = QUICK if settings.quick else 1.0
     todo = groups(settings)
-    with rich.progress.Progress(console=out, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("timing", total=sum(group.seconds for group in todo))
         for group in todo:
             text = f"{group.function}, {group.dtype}, {size_name(group.size)}, {group.threads}"
