@@ -24,7 +24,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize bench peers accuracy zoo \
+.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize wheel bench peers accuracy zoo \
 	exhaustive gallery docs format clean
 
 help: ## list the targets
@@ -74,6 +74,13 @@ versions: oldest newest ## run the tests that depend on torch with the oldest an
 
 oldest newest: %: kernels .venv-%/installed
 	@PYTHONPATH=$(CURDIR)/src .venv-$@/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS) $(PYTEST)
+
+# The tag is that of this system: only machines with its libc or a newer one take the wheel. Those of a
+# release are built in manylinux images: docs/release.md.
+wheel: kernels ## build a wheel for this system in dist; it installs in seconds, without a compiler
+	@rm -rf dist/*.whl build/bdist.* build/lib*
+	@$(PY) -m pip wheel -qq --no-deps --no-build-isolation -w dist .
+	@echo "$$(ls dist/*.whl), for $$(uname -m) and $$(getconf GNU_LIBC_VERSION 2>/dev/null || sw_vers -productVersion) or newer"
 
 bench: kernels ## time the kernels
 	@.venv/bin/mishkit bench

@@ -43,6 +43,7 @@ PUBLIC = (
 HELPERS = (
     "_calls",
     "_checkpoint",
+    "_environment",
     "_html",
     "_missing",
     "_mode",
