@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 import mishkit as mk
 from mishkit.backends import cpu
@@ -25,7 +26,7 @@ from ..common.formats import NONE, significant, size_name, threads_name
 from ..common.timing import Timing, round_robin, torch_threads
 from .cases import CALL_SIZES, CASES, EXPRESSION, OURS, RELU, TWIN, large, small
 from .cpu_bars import verdicts
-from .results import Key, Results, Timings, write_csv
+from .results import Key, Results, Timings, add_to, write_csv
 from .settings import DTYPES, QUICK, Settings
 
 
@@ -88,8 +89,10 @@ def time_group(group: Group, share: float = 1.0) -> Timings:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def main(settings: Settings, csv_path: Path | None = None) -> int:
-    """Time, print the tables and the bars, write the CSV; returns 1 if a bar is missed."""
+def main(settings: Settings, csv_path: Path | None = None, folder: Path | None = None) -> int:
+    """Time, print the tables and the bars, write the CSV, add to the folder of results; returns 1
+    if a bar is missed.
+    """
     out = console()
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
@@ -103,6 +106,8 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     with Interruptible(out) as measured:
         _time_all(settings, results)
     _print_tables(out, settings, results)
+    if folder is not None and not measured.interrupted:
+        out.print(Text(f"Written: {add_to(folder, results)}"))
     title = "Bars, one thread: ratio of minima (of medians)"
     csv = csv_path, partial(write_csv, results=results)
     return conclude(out, title, verdicts(results), measured, csv)
