@@ -82,8 +82,9 @@ wheel: kernels ## build a wheel for this system in dist; it installs in seconds,
 	@$(PY) -m pip wheel -qq --no-deps --no-build-isolation -w dist .
 	@echo "$$(ls dist/*.whl), for $$(uname -m) and $$(getconf GNU_LIBC_VERSION 2>/dev/null || sw_vers -productVersion) or newer"
 
-bench: kernels ## time the kernels
-	@.venv/bin/mishkit bench
+bench: kernels ## time the kernels, add the file of this CPU to the results, and write docs/benchmarks.md
+	@.venv/bin/mishkit bench --results docs/results/bench
+	@$(PY) benchmarks/bench_page.py
 
 # The kernels come last: installing without them removes those that were built in place.
 peers: .venv-peers/installed ## time other libraries' functions next to ours; PEERS=--quick

@@ -189,6 +189,11 @@ def test_the_page() -> None:
     assert "(behind.csv)" in text and "](peers.svg)" in text
 
 
+def test_the_page_in_the_docs_is_that_of_the_results() -> None:
+    links = ("figures/peers.svg", "results/peers", "results/peers-behind.csv")
+    assert page.PAGE.read_text() == page.page(page.machines(page.RESULTS), *links)
+
+
 def test_every_cell_in_which_another_is_faster_is_in_a_file(tmp_path: Path) -> None:
     page.write_behind(tmp_path / "behind.csv", [machine()])
     lines = list(csv.DictReader((tmp_path / "behind.csv").read_text().splitlines()))

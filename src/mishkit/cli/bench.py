@@ -42,8 +42,7 @@ def bench(
     ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write every timing to this file.")] = None,
     results: Annotated[
-        Path | None,
-        typer.Option(help="Add every timing to this folder's file of this CPU."),
+        Path | None, typer.Option(help="Add every timing to this folder's file of this CPU.")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with status 1 if a bar is missed.")

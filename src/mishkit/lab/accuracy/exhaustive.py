@@ -586,7 +586,7 @@ HEAD = """\
 
 `mishkit accuracy --exhaustive --markdown FILE` (`make exhaustive`) makes this page. It passes all
 2³² bit patterns of float32 through the CPU kernels of every function, with default parameters. What
-the figures mean is explained in [accuracy.md](accuracy.md) and at the top of
+the figures mean is explained in [Accuracy](accuracy.md) and at the top of
 `src/mishkit/lab/accuracy/exhaustive.py`.
 """
 
