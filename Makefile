@@ -24,7 +24,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize bench peers accuracy zoo \
+.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize wheel bench peers accuracy zoo \
 	exhaustive gallery docs format clean
 
 help: ## list the targets
@@ -75,8 +75,16 @@ versions: oldest newest ## run the tests that depend on torch with the oldest an
 oldest newest: %: kernels .venv-%/installed
 	@PYTHONPATH=$(CURDIR)/src .venv-$@/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS) $(PYTEST)
 
-bench: kernels ## time the kernels
-	@.venv/bin/mishkit bench
+# The tag is that of this system: only machines with its libc or a newer one take the wheel. Those of a
+# release are built in manylinux images: docs/release.md.
+wheel: kernels ## build a wheel for this system in dist; it installs in seconds, without a compiler
+	@rm -rf dist/*.whl build/bdist.* build/lib*
+	@$(PY) -m pip wheel -qq --no-deps --no-build-isolation -w dist .
+	@echo "$$(ls dist/*.whl), for $$(uname -m) and $$(getconf GNU_LIBC_VERSION 2>/dev/null || sw_vers -productVersion) or newer"
+
+bench: kernels ## time the kernels, add the file of this CPU to the results, and write docs/benchmarks.md
+	@.venv/bin/mishkit bench --results docs/results/bench
+	@$(PY) benchmarks/bench_page.py
 
 # The kernels come last: installing without them removes those that were built in place.
 peers: .venv-peers/installed ## time other libraries' functions next to ours; PEERS=--quick

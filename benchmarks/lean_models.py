@@ -38,7 +38,7 @@ import mishkit as mk
 from mishkit._torchvision import mend_torchvision
 from mishkit.lab.calculus.drawing import DPI, style
 from mishkit.lab.common.memory import grown_by, in_process, return_freed_memory
-from mishkit.surgery.audit import readable
+from mishkit.surgery.report import readable
 
 PAGE, RESULTS, FIGURE = DOCS / "lean.md", DOCS / "lean.json", DOCS / "figures" / "lean.png"
 BYTES_BARS = {

@@ -372,7 +372,7 @@ memory above parameters, gradients and the optimizer's state; each is measured i
 {bars}
 
 A bar on time is met if both ratios are within it. Misses are explained in
-[benchmarks.md](benchmarks.md).
+[Benchmarks](benchmarks.md).
 
 {parts}
 

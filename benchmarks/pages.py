@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mishkit._environment import cpu_name
 from mishkit.backends import cpu
-from mishkit.lab.common import environment
+from mishkit.lab.common.formats import NONE, significant
 
 README = Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
@@ -35,11 +36,19 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def span(values: Sequence[float], digits: int = 2) -> str:
+    """The range of values, such as one a CPU: "9.1–23"; a single value where they are equal."""
+    if not values:
+        return NONE
+    low, high = (significant(value, digits) for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
 def facts() -> dict[str, str]:
     """What is measured on, and when."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     return {
-        "cpu": environment.processor(),
+        "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
         "isa": cpu.isa(),
         "load": f"{load:.1f}",

@@ -1,24 +1,34 @@
-"""The rows of `benchmarks/peers.py`, and the table, figure and page that are made of them."""
+"""The rows of `benchmarks/peers.py`, and the tables, figure and page made of all CPUs' rows."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import geometric_mean
+from typing import NamedTuple
 
 import pages
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-from pages import DOCS, markdown
+from pages import DOCS, markdown, span
 from peer_adapters import BACKWARD, EXISTING, FLOORS, FORWARD, FRESH, OURS
 from peer_adapters import OURS_FROM_OUTPUT as FROM_OUTPUT
 
+from mishkit._environment import slug
 from mishkit.lab.bench.results import QUANTILES
-from mishkit.lab.calculus.drawing import COLOURS, DPI, style
+from mishkit.lab.calculus.drawing import COLOURS, style
 from mishkit.lab.common.formats import NONE, significant, size_name, threads_name
 
-CSV, PAGE, FIGURE = DOCS / "peers.csv", DOCS / "peers.md", DOCS / "figures" / "peers.png"
+RESULTS, PAGE, FIGURE = (
+    DOCS / "results" / "peers",
+    DOCS / "peers.md",
+    DOCS / "figures" / "peers.svg",
+)
+BEHIND = DOCS / "results" / "peers-behind.csv"
+WRITTEN = (RESULTS, PAGE, FIGURE, BEHIND)
 LEVEL = 1.05
 """Up to this ratio two are as fast as one another: what two runs of one differ by."""
 SMALL = 1 << 16
@@ -128,6 +138,45 @@ def read_facts(path: Path) -> dict[str, str]:
     return {name: line.get(name, "") for name in _FACTS}
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What one CPU's file has."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    facts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The CPU, and the instruction set of our kernels."""
+        return f"{self.facts['cpu']}, {self.facts['isa']}"
+
+
+def machines(folder: Path) -> list[Machine]:
+    """Every CPU that was measured, by name."""
+    found = [
+        Machine(path, tuple(read(path)), read_facts(path)) for path in sorted(folder.glob("*.csv"))
+    ]
+    return sorted(found, key=lambda machine: machine.name)
+
+
+def add(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
+    """Put rows into the file of their CPU. They take the place of all that it has of the same
+    work, since times of different runs can't be compared.
+    """
+    path = folder / f"{slug(facts['cpu'], facts['isa'])}.csv"
+    work = {_work(row) for row in rows}
+    old = [row for row in read(path) if _work(row) not in work] if path.exists() else []
+    folder.mkdir(parents=True, exist_ok=True)
+    write(path, [*old, *rows], facts)
+    return path
+
+
+def _work(row: Row) -> tuple[str | int, ...]:
+    """What is timed together; notes that are about no work belong to every run."""
+    return row.function, row.dtype, row.direction, row.size, row.threads
+
+
 # ---- comparing ----
 
 Times = dict[Cell, dict[str, Row]]
@@ -198,9 +247,24 @@ UNEXPLAINED = "not explained yet"
 
 def cause(duel: Duel, everything: Times) -> str:
     """Why another is faster, from the rows alone; `everything` has those of all cells."""
-    reasons = (_by_medians, _arena, _into_fresh, _of_the_call, _tail, _second_thread)
-    found = (reason(duel, everything) for reason in reasons)
-    return next((text for text in found if text), UNEXPLAINED)
+    return kind_and_cause(duel, everything)[1]
+
+
+def kind_and_cause(duel: Duel, everything: Times) -> tuple[str, str]:
+    """The kind of cause, which many cells share, and what it is in this one."""
+    kinds = {
+        "the other's samples vary by more than the gap": _by_medians,
+        "the other's fresh memory is an arena's, used before; ours is new": _arena,
+        "the other's gradient goes into existing memory, ours into fresh": _into_fresh,
+        "the call itself, made from Python": _of_the_call,
+        "the other has no relative accuracy in the tail": _tail,
+        "a second thread does not speed up ours at this size": _second_thread,
+    }
+    for kind, reason in kinds.items():
+        text = reason(duel, everything)
+        if text:
+            return kind, text
+    return UNEXPLAINED, UNEXPLAINED
 
 
 def _by_medians(duel: Duel, everything: Times) -> str | None:
@@ -283,14 +347,8 @@ def _extra_call(duel: Duel, everything: Times) -> float | None:
 
 # ---- the page ----
 
-
-def _order(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(row.peer for row in rows if not row.note))
-
-
 _SHOWN = (
     (FORWARD, EXISTING, 1 << 16),
-    (FORWARD, EXISTING, 1 << 20),
     (FORWARD, EXISTING, 1 << 24),
     (FORWARD, FRESH, 1 << 24),
     (BACKWARD, FRESH, 1 << 16),
@@ -299,112 +357,91 @@ _SHOWN = (
 
 
 def _shown(function: str, dtype: str) -> list[Cell]:
-    """The cells of a function that the tables of times show."""
+    """The cells of a function that the tables show."""
     return [Cell(function, dtype, *place, 1) for place in _SHOWN]
-
-
-def table(rows: Sequence[Row], function: str = "mish", dtype: str = "float32") -> str:
-    """ns an element of everyone, one thread; the fastest of each column, floors aside, in bold.
-
-    Where a peer has no form into existing memory, what it takes into fresh stands in brackets.
-    """
-    everything = times(rows)
-    columns = _shown(function, dtype)
-    best = [
-        min(
-            (r.min for name, r in everything.get(cell, {}).items() if name not in FLOORS),
-            default=0.0,
-        )
-        for cell in columns
-    ]
-    body = []
-    for peer in _order(rows):
-        cells = []
-        for cell, least in zip(columns, best, strict=True):
-            row = everything.get(cell, {}).get(peer)
-            other = everything.get(cell._replace(memory=FRESH), {}).get(peer)
-            if row is None:
-                cells.append(f"({significant(other.min)})" if other else NONE)
-            else:
-                bold = "**" * (row.min == least)
-                cells.append(f"{bold}{significant(row.min)}{bold}")
-        if any(text != NONE for text in cells):
-            body.append((peer, *cells))
-    return markdown((f"{function}, {dtype}", *map(_column, columns)), body)
 
 
 def _column(cell: Cell) -> str:
     return f"{cell.direction}, {size_name(cell.size)}{', fresh' * (cell.memory == FRESH)}"
 
 
-def beside_torch(rows: Sequence[Row], dtype: str = "float32") -> str:
-    """ns an element of each function, torch's and ours, one thread; the faster in bold."""
-    everything = times(rows)
-    functions = dict.fromkeys(cell.function for cell in everything)
-    body = []
-    for function in functions:
-        found = [everything.get(cell, {}) for cell in _shown(function, dtype)]
-        pairs = [(peers.get("torch"), peers.get(OURS)) for peers in found]
-        if any(torch is None or ours is None for torch, ours in pairs):
-            continue  # torch has no such function
-        for place, name in enumerate(("torch", "mishkit")):
-            texts = []
-            for pair in pairs:
-                bold = "**" * (pair[place].min == min(row.min for row in pair))
-                texts.append(f"{bold}{significant(pair[place].min)}{bold}")
-            body.append((f"{name} {function}", *texts))
-    return markdown((dtype, *map(_column, _shown("", dtype))), body)
+def _order(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row.peer for row in rows if not row.note))
 
 
-def write_readme(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    """Put the two tables between the marks of the README."""
-    versions = {row.peer: row.version for row in rows if not row.note}
+def _every_peer(found: Sequence[Machine]) -> list[str]:
+    return list(dict.fromkeys(peer for machine in found for peer in _order(machine.rows)))
+
+
+def table(found: Sequence[Machine], function: str = "mish", dtype: str = "float32") -> str:
+    """Ours in ns an element, and how many times as long everyone takes: ranges over the CPUs."""
+    columns = _shown(function, dtype)
+    tables = [times(machine.rows) for machine in found]
+    body = [(f"{OURS}, ns", *(span(_times_of(tables, cell, OURS)) for cell in columns))]
+    for peer in _every_peer(found):
+        cells = [span(_times_of(tables, cell, peer, over=OURS)) for cell in columns]
+        if peer != OURS and any(text != NONE for text in cells):
+            body.append((peer, *cells))
+    return markdown((f"{function}, {dtype}", *map(_column, columns)), body)
+
+
+def _times_of(
+    tables: Sequence[Times], cell: Cell, peer: str, over: str | None = None
+) -> list[float]:
+    """A peer's minimum on every CPU, or how many times as long as another's it is."""
+    rows = [everything.get(cell, {}) for everything in tables]
+    if over is None:
+        return [row[peer].min for row in rows if peer in row]
+    return [row[peer].min / row[over].min for row in rows if peer in row and over in row]
+
+
+def write_readme(path: Path, found: Sequence[Machine]) -> bool:
+    """Put the ranges between the marks of the README, if it has them."""
+    rows = []
+    tables = [times(machine.rows) for machine in found]
+    for function in ("mish", "silu", "gelu", "gelu_tanh", "hardswish", "softplus", "relu"):
+        columns = _shown(function, "float32")
+        cells = [span(_times_of(tables, cell, "torch", over=OURS)) for cell in columns]
+        rows.append((function, *cells))
     made = README_TEMPLATE.format(
-        machine=f"{facts['cpu']}, kernels {facts['isa']}, torch {versions['torch']}",
-        beside=beside_torch(rows),
-        table=table(rows),
-        counts=counts([d for d in duels(rows) if d.cell.size >= SMALL]),
+        cpus="; ".join(machine.name for machine in found),
+        table=markdown(("float32", *map(_column, _shown("", ""))), rows),
+        counts=counts(found),
     )
-    pages.put(path, "peers", made)
+    try:
+        pages.put(path, "peers", made)
+    except ValueError:
+        return False
+    return True
 
 
-README_TEMPLATE = """One thread of {machine}. Nanoseconds per element, the minimum
-over interleaved repeats, into existing memory unless the column says fresh.
-
-{beside}
-
-Mish in the libraries that compute it on a CPU. Brackets: into fresh memory, where a library can't
-write into existing memory. Bold: the fastest, ReLU and copy aside. "1 exp" is the expression with
-one exponential, passed to a compiler.
+README_TEMPLATE = """How many times as long torch's function takes as mishkit's: one thread,
+minima, ranges over the CPUs that were measured ({cpus}).
 
 {table}
 
-Over all functions, dtypes and directions that at least one other library offers:
+Of all functions, dtypes, sizes and directions that at least one other library offers:
 
 {counts}
-
 """
 
 
-def leads(found: Sequence[Duel], dtype: str) -> str:
-    """By function: how many times faster than the fastest other, one thread."""
-    columns = [
-        (direction, memory, size)
-        for direction, memory in ((FORWARD, EXISTING), (FORWARD, FRESH), (BACKWARD, FRESH))
-        for size in (1 << 16, 1 << 20, 1 << 24)
-    ]
-    by_cell = {duel.cell: duel for duel in found}
-    functions = dict.fromkeys(duel.cell.function for duel in found)
+def leads(found: Sequence[Machine], dtype: str) -> str:
+    """By function: how many times as long the fastest other takes, one thread."""
+    columns = _shown("", dtype)
+    by_cell = [{duel.cell: duel for duel in duels(machine.rows)} for machine in found]
+    functions = dict.fromkeys(cell.function for cells in by_cell for cell in cells)
     body = []
     for function in functions:
-        cells = []
-        for direction, memory, size in columns:
-            duel = by_cell.get(Cell(function, dtype, direction, memory, size, 1))
-            text = f"{1 / duel.ratio:.2f} × {duel.best.peer}" if duel else NONE
-            cells.append(f"**{text}**" if duel and duel.is_behind else text)
-        body.append((function, *cells))
-    head = [f"{d}, {size_name(s)}, {m}" for d, m, s in columns]
-    return markdown((dtype, *head), body)
+        texts = []
+        for column in columns:
+            cell = column._replace(function=function)
+            met = [cells[cell] for cells in by_cell if cell in cells]
+            names = ", ".join(dict.fromkeys(duel.best.peer for duel in met))
+            text = f"{span([1 / duel.ratio for duel in met])} × {names}" if met else NONE
+            texts.append(f"**{text}**" if any(duel.is_behind for duel in met) else text)
+        body.append((function, *texts))
+    return markdown((dtype, *map(_column, columns)), body)
 
 
 def behind(found: Sequence[Duel]) -> list[Duel]:
@@ -412,200 +449,205 @@ def behind(found: Sequence[Duel]) -> list[Duel]:
     return sorted((d for d in found if d.is_behind), key=lambda d: -d.ratio)
 
 
-def _behind_table(found: Sequence[Duel], everything: Times) -> str:
-    body = [
-        (
-            str(duel.cell),
-            significant(duel.ours.min),
-            significant(duel.best.min),
-            f"{duel.ratio:.2f}",
-            f"{duel.of_medians:.2f}",
-            ", ".join(duel.faster),
-            cause(duel, everything),
+def write_behind(path: Path, found: Sequence[Machine]) -> None:
+    """Every cell in which another is faster, with the cause, as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("cpu", "isa", *Cell._fields, *_BEHIND_COLUMNS))
+        for machine in found:
+            everything = times(machine.rows)
+            for duel in behind(duels(machine.rows)):
+                figures = (duel.ours.min, duel.best.min, duel.ratio, duel.of_medians)
+                writer.writerow(
+                    (
+                        *(machine.facts["cpu"], machine.facts["isa"], *duel.cell),
+                        *(f"{figure:.4g}" for figure in figures),
+                        "; ".join(duel.faster),
+                        cause(duel, everything),
+                    )
+                )
+
+
+_BEHIND_COLUMNS = ("ours_ns", "best_ns", "ratio", "ratio_of_medians", "faster", "cause")
+
+
+def causes(found: Sequence[Machine]) -> str:
+    """The kinds of causes: in how many cells, and by how much at most."""
+    cells: dict[str, list[list[Duel]]] = {}
+    for number, machine in enumerate(found):
+        everything = times(machine.rows)
+        for duel in behind(duels(machine.rows)):
+            kind = kind_and_cause(duel, everything)[0]
+            cells.setdefault(kind, [[] for _ in found])[number].append(duel)
+    body = []
+    for kind, each in sorted(cells.items(), key=lambda item: -max(map(len, item[1]))):
+        worst = [max(duel.ratio for duel in late) for late in each if late]
+        most = max((duel for late in each for duel in late), key=lambda duel: duel.ratio)
+        numbers = sorted({len(late) for late in each})
+        count = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+        body.append((kind, f"{most.cell}: {most.best.peer}", count, span(worst)))
+    return markdown(("cause", "the worst cell", "cells", "by at most, ×"), body, words=2)
+
+
+def counts(found: Sequence[Machine]) -> str:
+    """In how many cells we are first, level or behind, a line a CPU."""
+    body = []
+    for machine in found:
+        every = duels(machine.rows)
+        kinds = dict.fromkeys((d.cell.threads, d.cell.size < SMALL) for d in every)
+        for threads, is_small in sorted(kinds):
+            met = [d for d in every if (d.cell.threads, d.cell.size < SMALL) == (threads, is_small)]
+            first, late = sum(d.ratio <= 1 for d in met), sum(d.is_behind for d in met)
+            size = "1 Ki" if is_small else "64 Ki and above"
+            numbers = (len(met), first, len(met) - first - late, late)
+            body.append((machine.name, size, str(threads), *map(str, numbers)))
+    head = ("CPU", "elements", "threads", "cells", "first", f"within {LEVEL - 1:.0%}", "behind")
+    return markdown(head, body, words=2)
+
+
+def missing(found: Sequence[Machine]) -> str:
+    """Who could not be loaded or failed."""
+    lines: dict[str, None] = {}
+    for machine in found:
+        for row in machine.rows:
+            if row.note.startswith(("absent", "failed", "another")):
+                where = " ".join(x for x in (row.function, row.dtype, row.direction) if x)
+                told = f" ({where})" if where else ""
+                lines[f"- **{row.peer}**, on {machine.name}: {row.note}{told}"] = None
+    return "\n".join(lines) or "None."
+
+
+def measured(found: Sequence[Machine], folder: str) -> str:
+    """The CPUs, each with its file."""
+    body = []
+    for machine in found:
+        versions = {row.peer: row.version for row in machine.rows if not row.note}
+        body.append(
+            (
+                f"[{machine.facts['cpu']}]({folder}/{machine.path.name})",
+                machine.facts["isa"],
+                versions.get("torch", NONE),
+                machine.facts["date"],
+                f"{sum(not row.note for row in machine.rows):,}",
+            )
         )
-        for duel in found
-    ]
-    return markdown(("cell", "ours", "best", "ratio", "of medians", "faster", "cause"), body)
+    return markdown(("CPU", "kernels", "torch", "date", "timings"), body, words=4)
 
 
-def counts(found: Sequence[Duel]) -> str:
-    """In how many cells we are first, level or behind, in words."""
-    lines = []
-    kinds = dict.fromkeys((d.cell.threads, d.cell.size < SMALL) for d in found)
-    for threads, is_small in sorted(kinds):
-        chosen = [d for d in found if (d.cell.threads, d.cell.size < SMALL) == (threads, is_small)]
-        word = f"{threads_name(threads)}, {'below' if is_small else '64 Ki and above'}"
-        first = sum(d.ratio <= 1 for d in chosen)
-        late = sum(d.is_behind for d in chosen)
-        lines.append(
-            f"- {word}: first in {first} of {len(chosen)} cells, level (within "
-            f"{LEVEL - 1:.0%}) in {len(chosen) - first - late}, behind in {late}."
-        )
-    return "\n".join(lines)
-
-
-def notes(rows: Iterable[Row]) -> Iterator[str]:
-    """Who is absent, fails or computes something else; then what is not offered."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for row in rows:
-        if row.note:
-            where = " ".join(x for x in (row.function, row.dtype, row.direction) if x)
-            found.setdefault((row.peer, row.note), {})[where] = None
-    loud = ("absent", "failed", "another")
-    ordered = sorted(found.items(), key=lambda item: not item[0][1].startswith(loud))
-    for (peer, reason), where in ordered:
-        places = [place for place in where if place]
-        few = ", ".join(places) if len(places) <= 4 else f"{len(places)} cases"
-        yield f"- **{peer}**: {reason}" + (f" ({few})" if places else "")
-
-
-def page(rows: Sequence[Row], facts: Mapping[str, str], figure: str) -> str:
+def page(found: Sequence[Machine], figure: str, folder: str, behind_csv: str) -> str:
     """The whole page."""
-    found, everything = duels(rows), times(rows)
-    timed = [row for row in rows if not row.note]
-    versions = ", ".join(dict.fromkeys(f"{r.peer} {r.version}" for r in timed))
-    late = behind(found)
-    small = [d for d in late if d.cell.size < SMALL]
-    large = [d for d in late if d.cell.size >= SMALL]
-    missing = list(notes(rows))
-    dtypes = dict.fromkeys(row.dtype for row in timed)
+    dtypes = dict.fromkeys(row.dtype for m in found for row in m.rows if not row.note)
     return TEMPLATE.format(
-        facts=f"{facts['cpu']}, {facts['cores']} cores, mishkit's kernels: {facts['isa']}; load "
-        f"average before the run {facts['load']}; {facts['minutes']} minutes, {facts['date']}.",
-        versions=versions,
-        table=table(rows),
-        bfloat16=table(rows, dtype="bfloat16"),
+        measured=measured(found, folder),
+        tables="\n\n".join(table(found, dtype=dtype) for dtype in dtypes),
         figure=figure,
         counts=counts(found),
         leads="\n\n".join(leads(found, dtype) for dtype in dtypes),
-        large=_behind_table(large, everything) if large else "None.",
-        small=_behind_table(small, everything) if small else "None.",
-        notes="\n".join(missing) or "None.",
+        causes=causes(found),
+        behind=behind_csv,
+        level=f"{LEVEL - 1:.0%}",
+        missing=missing(found),
     )
 
 
 TEMPLATE = """# Against everyone
 
-What mishkit's functions cost on a CPU, compared with those of other libraries. `make peers` makes
-this page; [peers.csv](peers.csv) has a row for every timing. {facts}
+What mishkit's functions cost on a CPU, beside those of other libraries. `make peers` times them
+all on the machine at hand, adds a file for its CPU, and makes this page from all files. Ranges are
+over these CPUs:
 
-{versions}.
+{measured}
 
-All peers of a function are timed in one process, taking turns, on inputs from N(0, 2). Times are
-minima, in nanoseconds per element; the CSV has medians and quantiles too. *Existing* means that the
-result goes into memory that already exists, the same for all peers; *fresh* means into memory that
-the call allocates. Backward is (grad, input) → grad_input. Each result was compared with the
-formula in float64 before it was timed: in the CSV, `error` is the largest
-|result − exact|/(1 + |exact|), `relative` the largest |result − exact|/|exact|, and `faults` the
-number of page faults per call. torch ReLU and copy compute less and serve as a floor. "1 exp" is
-x·n/(n + 2), n = eˣ(eˣ + 2), passed to a compiler.
+All peers of a function take turns in one process, on inputs from N(0, 2). Times are minima of one
+thread. A result goes into memory that exists or, where the column says *fresh*, into memory that
+the call allocates. Backward is (grad, input) → grad_input. Who computes something else than the
+formula in float64 is not timed. The files have medians, quantiles, errors, page faults, two threads
+and all sizes.
 
-{table}
+## Mish
 
-Brackets: into fresh memory, where a peer can't write into existing memory.
+How many times as long as mishkit's everyone takes. torch ReLU and copy do less work; "1 exp" is
+x·n/(n + 2) with n = eˣ(eˣ + 2), passed to a compiler.
 
-{bfloat16}
+{tables}
 
-![Nanoseconds per element of mish against the size, one line per peer]({figure})
+![Time of Mish over the number of elements]({figure})
 
-## How far ahead
+## Every function
 
-{counts}
-
-The time of the fastest other peer divided by ours, with one thread; bold where ours is behind by
-more than 5%.
+How many times as long the fastest other takes; bold where ours is behind by more than {level} on
+some CPU.
 
 {leads}
 
-## Where we are behind
+{counts}
 
-The cause is derived from the rows: the gap at 1 Ki elements is that of the call, page faults are
-counted, and errors are compared. Behind by more than 5% at 64 Ki elements and above:
+## Where ours is behind
 
-{large}
+{causes}
 
-At 1 Ki elements, where the cost of a call decides:
+[Every cell with its figures and its cause]({behind}) is in a file.
 
-{small}
+## Who is missing
 
-## Missing peers, and what peers don't offer
-
-{notes}
+{missing}
 """
 
 
 # ---- the figure ----
 
-_MARKERS = "os^Dv*P"
-_PANELS = ((FORWARD, EXISTING), (FORWARD, FRESH), (BACKWARD, FRESH))
+LINES = (OURS, "torch", "torch.compile, 1 exp", "oneDNN", "torch ReLU")
+"""Ours, torch's two, the fastest other, and the floor: more lines could not be told apart."""
+_MARKERS = "os^Dv"
+WIDTH, HEIGHT, LETTERS = 4.6, 3.8, 10
+"""In inches and points: legible where the page is 390 pixels wide."""
 
 
-def look(number: int) -> dict[str, Any]:
-    """A line's colour and marker: no two peers share both, and neither is needed alone."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
-        "linestyle": ("-", "--", ":")[number // len(COLOURS) % 3],
-    }
-
-
-def draw(rows: Sequence[Row], path: Path, function: str = "mish") -> None:
-    """ns an element against size, a line a peer; float32 above, bfloat16 below; one thread."""
-    everything = times(rows)
-    peers = [peer for peer in _order(rows) if peer not in FLOORS]
-    dtypes = list(dict.fromkeys(row.dtype for row in rows if not row.note)) or ["float32"]
-    with style():
-        made = Figure((13.5, 4.6 * len(dtypes) + 1.2), layout="constrained")
-        axes = made.subplots(len(dtypes), len(_PANELS), squeeze=False, sharey=True, sharex=True)
-        for down, dtype in enumerate(dtypes):
-            for across, (direction, memory) in enumerate(_PANELS):
-                panel = axes[down][across]
-                for name in (*peers, *FLOORS):
-                    points = sorted(
-                        (cell.size, found[name].min)
-                        for cell, found in everything.items()
-                        if cell[:4] == (function, dtype, direction, memory)
-                        and cell.threads == 1
-                        and name in found
-                    )
-                    if not points:
-                        continue
-                    looks: dict[str, Any] = {"color": "#888888", "linestyle": "--"}
-                    looks["marker"] = "x" if name == "copy" else "."
-                    if name not in FLOORS:
-                        looks = look(peers.index(name))
-                    panel.plot(
-                        *zip(*points, strict=True),
-                        label=name,
-                        **looks,
-                        linewidth=3.2 if name == OURS else 1.5,
-                        markersize=7 if name == OURS else 5,
-                        zorder=4 if name == OURS else 2,
-                    )
-                panel.set(xscale="log", yscale="log")
-                sizes = sorted({cell.size for cell in everything})
-                panel.set_xticks(sizes, [size_name(size) for size in sizes])
-                panel.minorticks_off()
-                ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
-                panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-                panel.set_title(f"{function}, {dtype}, {direction}, {memory} memory")
-                if not across:
-                    panel.set_ylabel("ns an element")
-                if down == len(dtypes) - 1:
-                    panel.set_xlabel("elements")
-        named: dict[str, Any] = {}
-        for panel in axes.flat:
-            named |= {
-                label: line
-                for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
-                if label not in named
-            }
-        made.legend(
-            list(named.values()),
-            list(named),
-            loc="outside lower center",
-            ncols=6,
-            handlelength=3.2,
-        )
+def draw(found: Sequence[Machine], path: Path, function: str = "mish") -> None:
+    """ns an element over the size, forward into existing memory, float32, one thread: the geometric
+    mean over the CPUs, and a band from the fastest to the slowest.
+    """
+    tables = [times(machine.rows) for machine in found]
+    sizes = sorted({cell.size for everything in tables for cell in everything})
+    with style(), rc_context({"font.size": LETTERS, "svg.fonttype": "none", "svg.hashsalt": "0"}):
+        made = Figure((WIDTH, HEIGHT), layout="constrained")
+        panel = made.subplots()
+        ends = []
+        for number, name in enumerate(LINES):
+            spans = {}
+            for size in sizes:
+                cell = Cell(function, "float32", FORWARD, EXISTING, size, 1)
+                values = _times_of(tables, cell, name)
+                if values:
+                    spans[size] = values
+            if not spans:
+                continue
+            means = [geometric_mean(values) for values in spans.values()]
+            look = {"color": COLOURS[number], "marker": _MARKERS[number], "markersize": 4}
+            panel.plot(list(spans), means, linewidth=2.4 if name == OURS else 1.4, **look)
+            lows, highs = map(min, spans.values()), map(max, spans.values())
+            panel.fill_between(
+                list(spans), list(lows), list(highs), color=COLOURS[number], alpha=0.2, linewidth=0
+            )
+            ends.append((means[-1], name, COLOURS[number]))
+        panel.set(xscale="log", yscale="log", xlabel="elements", ylabel="ns an element")
+        panel.set_xticks(sizes, [size_name(size) for size in sizes])
+        panel.minorticks_off()
+        ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+        panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        for place, (_, name, colour) in zip(_apart([end[0] for end in ends]), ends, strict=True):
+            panel.annotate(
+                name, (sizes[-1], place), (6, 0), textcoords="offset points", va="center",
+                color=colour, annotation_clip=False,
+            )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        made.savefig(path, dpi=DPI, metadata={"Software": None})
+        made.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def _apart(places: Sequence[float], ratio: float = 1.35) -> list[float]:
+    """Heights on a logarithmic axis, moved so far apart that labels don't overlap."""
+    result = list(places)
+    order = sorted(range(len(places)), key=lambda number: places[number])
+    for lower, upper in itertools.pairwise(order):
+        result[upper] = max(result[upper], ratio * result[lower])
+    return result

@@ -1,8 +1,8 @@
-"""mishkit against everyone who computes its functions on a CPU: writes docs/peers.csv and its page.
+"""mishkit against everyone who computes its functions on a CPU: a file a CPU, and a page of all.
 
     make peers                                # its own environment, everything; under 20 minutes
-    make peers PEERS=--quick                  # a tenth of the time
-    python benchmarks/peers.py --page-only    # table and figure anew, from the CSV
+    make peers PEERS=--quick                  # a tenth of the time, into build/peers
+    python benchmarks/peers.py --page-only    # the page and its figure anew, from the files
 
 All peers of a function are timed in one process, in turns, on the same inputs, and into the same
 existing memory; one process for each number of threads, as some can be told only as they start.
@@ -52,6 +52,7 @@ intermediate results and for gradients from the output, and far too narrow for a
 CHECKED = 1 << 16
 """Elements that are compared, at either end."""
 QUICK = 0.1
+QUICK_RESULTS = pages.DOCS.parent / "build" / "peers"
 REST = 2e-3
 """Seconds before a sample of several threads, for another peer's threads to stop spinning."""
 
@@ -247,15 +248,19 @@ def main(
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or both.")] = None,
     sizes: Annotated[str, typer.Option(help="Elements.")] = "1Ki,64Ki,1Mi,16Mi",
     threads: Annotated[str, typer.Option(help="A process for each.")] = "1,2",
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the time.")] = False,
-    csv_path: Annotated[Path, typer.Option("--csv", help="Where rows go.")] = peer_page.CSV,
-    page: Annotated[Path, typer.Option(help="Where the page goes.")] = peer_page.PAGE,
-    figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = peer_page.FIGURE,
-    readme: Annotated[Path, typer.Option(help="Where the tables go, too.")] = pages.README,
-    page_only: Annotated[bool, typer.Option("--page-only", help="From the CSV as it is.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the time; by default into build/peers.")
+    ] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="The folder of the page, and of results/peers.")
+    ] = None,
+    readme: Annotated[Path, typer.Option(help="Where ranges go, too.")] = pages.README,
+    page_only: Annotated[
+        bool, typer.Option("--page-only", help="From the files as they are.")
+    ] = False,
     part: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Time mishkit's peers; write the CSV, the figure and the page."""
+    """Time mishkit's peers; add the file of this CPU, and write the page and its figure."""
     functions, dtypes = function or list(FUNCTIONS), dtype or ["float32", "bfloat16"]
     if not page_only and cpu.isa() == "none":
         raise SystemExit("mishkit's kernels are not built: make kernels")
@@ -264,6 +269,10 @@ def main(
         rows = measure(int(threads), functions, dtypes, parse_numbers(sizes), share)
         peer_page.write(part, rows, {})
         return
+    # What was timed in haste does not take the place of what was not.
+    root = into or (QUICK_RESULTS if quick else pages.DOCS)
+    moved = {path: root / path.relative_to(pages.DOCS) for path in peer_page.WRITTEN}
+    results, page, figure, behind = moved.values()
     if not page_only:
         facts = pages.facts()
         begin = time.monotonic()
@@ -272,16 +281,27 @@ def main(
         arguments += [f"--sizes={sizes}", *(["--quick"] if quick else [])]
         rows = list(children(arguments, parse_numbers(threads)))
         facts["minutes"] = f"{(time.monotonic() - begin) / 60:.1f}"
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
-        peer_page.write(csv_path, rows, facts)
+        print(f"written: {peer_page.add(results, rows, facts)}")
     try:
-        rows, facts = peer_page.read(csv_path), peer_page.read_facts(csv_path)
-    except (OSError, csv.Error, KeyError) as error:
-        raise SystemExit(f"{csv_path}: {error}") from None
-    peer_page.draw(rows, figure)
-    page.write_text(peer_page.page(rows, facts, os.path.relpath(figure, page.parent)))
-    peer_page.write_readme(readme, rows, facts)
-    print(f"written: {page}, {figure}, {csv_path}, {readme}")
+        found = peer_page.machines(results)
+    except (OSError, csv.Error, KeyError, ValueError) as error:
+        raise SystemExit(f"{results}: {error}") from None
+    if not found:
+        raise SystemExit(f"{results} has no files")
+    write_page(found, page, figure, behind, results)
+    print(f"written: {page}, {figure}, {behind}")
+    if root == pages.DOCS and peer_page.write_readme(readme, found):
+        print(f"written: {readme}")
+
+
+def write_page(
+    found: Sequence[peer_page.Machine], page: Path, figure: Path, behind: Path, results: Path
+) -> None:
+    """The page, its figure, and the file of all cells in which another is faster."""
+    peer_page.draw(found, figure)
+    peer_page.write_behind(behind, found)
+    links = [os.path.relpath(path, page.parent) for path in (figure, results, behind)]
+    page.write_text(peer_page.page(found, *links), encoding="utf-8")
 
 
 if __name__ == "__main__":

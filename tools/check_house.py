@@ -43,9 +43,13 @@ PUBLIC = (
 HELPERS = (
     "_calls",
     "_checkpoint",
+    "_environment",
+    "_html",
     "_missing",
     "_mode",
     "_modules",
+    "_progress",
+    "_repeats",
     "_torch_private",
     "_torchvision",
 )

@@ -43,8 +43,8 @@ PARTS = {
 """Pages of the reference by where their names come from; `tools` has the rest."""
 RETURNED = {
     "models": (
-        "mishkit.surgery.audit.Report",
-        "mishkit.surgery.audit.Site",
+        "mishkit.surgery.report.Report",
+        "mishkit.surgery.report.Site",
         "mishkit.surgery.replacements.Replacements",
         "mishkit.surgery.replacements.Replacement",
         "mishkit.surgery.prune.PruneReport",

@@ -26,7 +26,13 @@ from .registry import get, names, register
 
 if TYPE_CHECKING:  # provided by `__getattr__`
     from . import integrations
-    from .surgery import Anneal, audit, lean, lean_functional, prune, swap, unswap
+
+    # From where they are defined, as the submodules of `surgery` have the same names.
+    from .surgery.anneal import Anneal
+    from .surgery.audit import audit
+    from .surgery.lean import lean, lean_functional
+    from .surgery.prune import prune
+    from .surgery.swap import swap, unswap
 
 _SURGERY = ("Anneal", "audit", "lean", "lean_functional", "prune", "swap", "unswap")
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from common import shared
+from common import ROOT, shared
+from typer.testing import CliRunner
 
+from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import Interrupted, LabError
 from mishkit.lab.bench import cases as _bench_cases
 from mishkit.lab.bench import cpu as bench
 from mishkit.lab.bench import cpu_bars as _bench_bars
+from mishkit.lab.bench import results as _bench_results
 from mishkit.lab.bench.cpu_bars import BARS, L2, L3, MEMORY
-from mishkit.lab.bench.results import Key, Results, write_csv
+from mishkit.lab.bench.results import Key, Results, add_to, read_csv, write_csv
 from mishkit.lab.bench.settings import Settings, parse_numbers
 from mishkit.lab.common.formats import size_name
 from mishkit.lab.common.timing import Call, Timing, round_robin
@@ -229,3 +235,74 @@ def test_numbers() -> None:
 def test_misuse(wrong: dict[str, object]) -> None:
     with pytest.raises(LabError):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+# ---- the results of every CPU, and the page made of them ----
+
+
+def test_results_of_the_same_work_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bench_results, "cpu_name", lambda: "AMD EPYC (Zen 5)")
+    first = Results(
+        {key("forward", "mishkit"): Timing([1.0]), key("forward", "torch"): Timing([9])}
+    )
+    first.timings[key("forward", "mishkit", size=L3)] = Timing([2.0])
+    path = add_to(tmp_path / "new", first)
+    assert path.name.startswith("amd-epyc-zen-5-")
+    add_to(tmp_path / "new", Results({key("forward", "mishkit"): Timing([3.0])}))
+    rows = [(row["contender"], row["size"], row["min"]) for row in read_csv(path)]
+    assert rows == [("mishkit", str(L3), "2"), ("mishkit", str(L2), "3")]
+
+
+@pytest.mark.parametrize("arguments", ["--quick", "--device cuda", "--neuron", "--like hmish"])
+def test_what_is_no_whole_run_stays_out_of_the_results(arguments: str, tmp_path: Path) -> None:
+    command = ["bench", "--results", str(tmp_path / "folder"), *arguments.split()]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1 and "--results" in done.output
+    assert not (tmp_path / "folder").exists()
+
+
+def page_of(name: str) -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_the_page_has_ranges_over_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = page_of("bench_page")
+    for name, least in (("Zen 4", 0.3), ("Zen 5", 0.15)):
+        monkeypatch.setattr(_bench_results, "cpu_name", lambda name=name: name)
+        found = Results({key("forward", "mishkit"): Timing([least, 2 * least])})
+        found.timings[key("forward", "torch")] = Timing([3.0, 3.0])
+        found.timings[key("forward", "relu")] = Timing([0.1, 0.2])
+        found.timings[key("forward", "mishkit", "h_mish")] = Timing([0.1])
+        found.timings[key("forward", "expression", "h_mish")] = Timing([0.5])
+        path = add_to(tmp_path / "bench", found)
+    rows = page.machines(tmp_path / "bench")
+    assert [machine.facts["cpu"] for machine in rows] == ["Zen 4", "Zen 5"]
+    assert "| mish | 10–20 | – |" in page.over_torch(rows, "float32")
+    assert "| h_mish | 5.0 | – |" in page.over_torch(rows, "float32")
+    assert "| mish | 1.5–3.0 | – |" in page.over_relu(rows, "float32")
+    assert "| 0.15 | 20 |" in page.mish_on(rows)
+    assert "0 of 2 met" not in page.bars(rows) and "mish, forward, 64 Ki: faster" in page.bars(rows)
+    # A median that was not kept can't be judged.
+    path.write_text(path.read_text().replace(",3,3,", ",3,,"))
+    assert "Zen 5" in page.bars(page.machines(tmp_path / "bench")).split("so no bars")[0]
+
+    document = tmp_path / "page.md"
+    marks = ("mish", "torch", "relu", "calls", "bars")
+    document.write_text("".join(f"<!-- {m}: begin -->\n<!-- {m}: end -->\n" for m in marks))
+    for _ in range(2):
+        page.write(document, rows)
+    assert document.read_text().count("| mish | 10–20 |") == 1
+
+
+def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
+    page = page_of("bench_page")
+    document = tmp_path / "benchmarks.md"
+    document.write_text((ROOT / "docs" / "benchmarks.md").read_text())
+    page.write(document, page.machines(page.RESULTS))
+    assert document.read_text() == (ROOT / "docs" / "benchmarks.md").read_text()

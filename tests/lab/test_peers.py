@@ -5,10 +5,13 @@ Nothing here asserts a time.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import itertools
 import math
 import mmap
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,8 +44,8 @@ def _load(name: str) -> ModuleType:
         sys.path.remove(str(BENCHMARKS))
 
 
-adapters, page, peers, networks, installer = map(
-    _load, ("peer_adapters", "peer_page", "peers", "networks", "install_peers")
+adapters, page, pages, peers, networks, installer = map(
+    _load, ("peer_adapters", "peer_page", "pages", "peers", "networks", "install_peers")
 )
 
 
@@ -62,6 +65,10 @@ def rows() -> list[Any]:
         page.Row("ncnn", threads=1, note="absent: No module named 'ncnn'"),
         page.Row("NumPy", "mish", "bfloat16", "forward", threads=1, note="no bfloat16"),
     ]  # fmt: skip
+
+
+def machine(cpu: str = "Zen", found: list[Any] | None = None) -> Any:
+    return page.Machine(Path(f"{cpu}.csv"), tuple(found or rows()), {**FACTS, "cpu": cpu})
 
 
 # ---- rows and page ----
@@ -91,10 +98,9 @@ def test_where_we_are_behind() -> None:
         ("backward", 1 << 20, "JAX", 2.0),
     ]
     assert late[1].faster == ("torch", "oneDNN")
-    assert (
-        "1 thread, 64 Ki and above: first in 0 of 3 cells, level (within 5%) in 1, behind in 2"
-        in (page.counts(page.duels(rows())))
-    )
+    text = page.counts([machine()])
+    assert "| Zen, avx2 | 64 Ki and above | 1 | 3 | 0 | 1 | 2 |" in text
+    assert "| Zen, avx2 | 1 Ki | 1 | 1 | 0 | 0 | 1 |" in text
 
 
 def told(duelists: list[Any], *others: Any) -> str:
@@ -144,40 +150,94 @@ def test_a_cause_is_memory_that_is_not_fresh() -> None:
     assert text.endswith("the fastest, JAX, takes 2.00× as long")
 
 
+def test_a_file_for_each_cpu(tmp_path: Path) -> None:
+    """What is timed again takes the place of what was; all else stays."""
+    page.add(tmp_path, rows(), FACTS)
+    path = page.add(tmp_path, [row("mishkit", 0.2), row("torch", 2.0)], {**FACTS, "date": "later"})
+    assert path == tmp_path / "zen-avx2.csv"
+    page.add(tmp_path, rows(), {**FACTS, "cpu": "AMD EPYC (Zen 5)"})
+    first, second = page.machines(tmp_path)
+    assert (first.name, second.name) == ("AMD EPYC (Zen 5), avx2", "Zen, avx2")
+    assert list(first.rows) == rows() and second.facts["date"] == "later"
+    same = [r for r in second.rows if page._work(r) == page._work(row("mishkit", 1.0))]
+    assert [(r.peer, r.min) for r in same] == [("mishkit", 0.2), ("torch", 2.0)]
+    others = [r for r in rows() if page._work(r) != page._work(row("mishkit", 1.0))]
+    assert [r for r in second.rows if r not in same] == others
+
+
+def test_ranges_are_over_cpus() -> None:
+    cell = ("mish", "float32", "forward", "existing", 1 << 16, 1)
+    quick, slow = (
+        machine(cpu, [row("mishkit", ours, cell), row("torch", 3.0, cell)])
+        for cpu, ours in (("Zen", 0.1), ("Core", 0.3))
+    )
+    assert "| mishkit, ns | 0.10–0.30 |" in page.table([quick, slow])
+    assert "| torch | 10–30 |" in page.table([quick, slow])
+    assert "| torch | 30 |" in page.table([quick])
+    assert "| mish | 10–30 × torch |" in page.leads([quick, slow], "float32")
+
+
 def test_the_page() -> None:
-    text = page.page(rows(), FACTS, "peers.png")
-    assert "| oneDNN | (0.0500) | – | – | – | – | – |" in text
-    assert "| ONNX Runtime | – | – | (0.100) | **0.100** | – | – |" in text
-    assert "- **ncnn**: absent: No module named 'ncnn'\n" in text
-    assert "- **NumPy**: no bfloat16 (mish bfloat16 forward)" in text
-    assert "mish, float32, forward, fresh, 64 Ki, 1 thread | 0.100 | 0.0500 | 2.00 | 2.00" in text
-    assert "Zen, 2 cores" in text and "0.50 × oneDNN" in text
+    text = page.page([machine(), machine("Core")], "peers.svg", "results", "behind.csv")
+    assert "[Zen](results/Zen.csv)" in text and "[Core](results/Core.csv)" in text
+    assert "| ONNX Runtime | – | – | 0.96 | – | – |" in text
+    assert "- **ncnn**, on Zen, avx2: absent: No module named 'ncnn'\n" in text
+    assert "no bfloat16" not in text  # the files have what others don't offer
+    assert (
+        f"| {page.UNEXPLAINED} | mish, float32, forward, fresh, 64 Ki, 1 thread: oneDNN |" in text
+    )
+    assert "(behind.csv)" in text and "](peers.svg)" in text
 
 
-def test_the_readme_gets_its_tables(tmp_path: Path) -> None:
+def test_the_page_in_the_docs_is_that_of_the_results() -> None:
+    links = ("figures/peers.svg", "results/peers", "results/peers-behind.csv")
+    assert page.PAGE.read_text() == page.page(page.machines(page.RESULTS), *links)
+
+
+def test_every_cell_in_which_another_is_faster_is_in_a_file(tmp_path: Path) -> None:
+    page.write_behind(tmp_path / "behind.csv", [machine()])
+    lines = list(csv.DictReader((tmp_path / "behind.csv").read_text().splitlines()))
+    assert len(lines) == len(page.behind(page.duels(rows())))
+    assert (lines[0]["cpu"], lines[0]["ratio"], lines[0]["faster"]) == ("Zen", "2", "oneDNN")
+    assert all(line["cause"] for line in lines)
+
+
+def test_the_readme_gets_its_ranges(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("before\n\n<!-- peers: begin -->\nwhat was\n<!-- peers: end -->\n\nafter\n")
     columns = [("mish", "float32", *column, 1) for column in page._SHOWN]
-    silu = [("silu", *column[1:]) for column in columns]
-    found = [row("mishkit", 0.1, cell) for cell in (*columns, *silu[1:])]
-    found += [row("torch", 3.0, cell) for cell in (*columns, *silu)]
+    found = [row("mishkit", 0.1, cell) for cell in columns]
+    found += [row("torch", 3.0, cell) for cell in columns]
     for _ in range(2):
-        page.write_readme(path, found, FACTS)
+        assert page.write_readme(path, [machine(found=found)])
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "what was" not in text
-    assert text.count("| mishkit mish | **0.100** |") == 1 and "| torch mish | 3.00 |" in text
-    assert "silu" not in text  # a cell is missing
-    assert "One thread of Zen, kernels avx2, torch 1.0." in text
+    assert text.count("| mish | 30 | 30 |") == 1 and "(Zen, avx2)" in text
     path.write_text("no marks")
-    with pytest.raises(ValueError, match="peers: begin"):
-        page.write_readme(path, found, FACTS)
+    assert not page.write_readme(path, [machine(found=found)]) and path.read_text() == "no marks"
 
 
 def test_the_figure(tmp_path: Path) -> None:
-    page.draw(rows(), tmp_path / "figures" / "peers.png")
-    assert (tmp_path / "figures" / "peers.png").read_bytes()[1:4] == b"PNG"
-    looks = [(page.look(n)["color"], page.look(n)["marker"]) for n in range(21)]
-    assert len(set(looks)) == len(looks)
+    cells = [("mish", "float32", "forward", "existing", size, 1) for size in (1 << 10, 1 << 16)]
+    found = [row(name, 0.1, cell) for name in (*page.LINES, "JAX") for cell in cells]
+    page.draw([machine(found=found), machine("Core", found)], tmp_path / "figures" / "peers.svg")
+    root = ElementTree.parse(tmp_path / "figures" / "peers.svg").getroot()
+    words = "".join(root.itertext())
+    # Labels are text, in their place at the ends, and at most five.
+    assert len(page.LINES) <= 5 and all(name in words for name in page.LINES)
+    assert "JAX" not in words
+    assert float(root.get("width", "").removesuffix("pt")) <= 390
+    assert len(set(page.COLOURS[: len(page.LINES)])) == len(page.LINES)
+
+
+def test_labels_do_not_overlap() -> None:
+    places = page._apart([1.0, 1.0, 8.0, 1.1])
+    assert places[0] == 1.0 and places[2] == 8.0
+    assert min(b / a for a, b in itertools.pairwise(sorted(places))) > 1.3
+
+
+def test_a_quick_run_leaves_the_files_alone() -> None:
+    assert pages.DOCS not in peers.QUICK_RESULTS.parents
 
 
 # ---- measuring ----

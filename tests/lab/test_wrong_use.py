@@ -163,7 +163,7 @@ WRONG: list[tuple[str | tuple[str, ...], str]] = [
     ("bench --paper", "it wants --device cuda"),
     ("bench --paper --device cuda --neuron", "does not go with --neuron"),
     ("bench --like nothing", "--like takes"),
-    ("bench --like hmish --csv x.csv", "--like goes with neither"),
+    ("bench --like hmish --csv x.csv", "--like goes with none of"),
     ("bench --csv net.py/x.csv", "net.py/x.csv can't be written"),
     ("accuracy mush", "unknown function 'mush'"),
     ("accuracy --isa mmx", "unknown instruction set 'mmx'"),

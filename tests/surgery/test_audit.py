@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import mishkit as mk
 from mishkit.functions import ACTIVATIONS
-from mishkit.surgery.audit import Report, audit
+from mishkit.surgery.audit import audit
+from mishkit.surgery.report import Report
 
 N, C = 6, 32
 """Rows and columns of a hidden activation."""

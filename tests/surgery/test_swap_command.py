@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -82,6 +83,16 @@ def test_rules_and_a_form_are_written(folder: Path) -> None:
     assert status == 0 and "0 sites replaced" in printed
     status, printed = run("old.onnx", "mish=mish", "--form", "opset:17", "-o", "older.onnx")
     assert status == 0 and "Mish" not in types("older.onnx")
+
+
+def test_json_can_be_piped(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["swap", "old.onnx", "mish=silu", "-o", "new.onnx", "--json"])
+    assert done.exit_code == 0
+    plain = json.loads(done.stdout)
+    assert plain.keys() == {"replaced", "unused", "left", "output"}
+    assert plain["output"] == "new.onnx" and plain["replaced"]
+    done = CliRunner().invoke(app, ["swap", "old.onnx", "--dry-run", "--json"])
+    assert {site["name"] for site in json.loads(done.stdout)["sites"]} >= {"act1", "act2"}
 
 
 def test_where_nothing_matches_nothing_is_written(folder: Path) -> None:

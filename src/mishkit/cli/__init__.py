@@ -12,14 +12,19 @@ try:
 except ModuleNotFoundError:
     # The command is installed with the library, but the packages it needs come with an extra.
     def main() -> None:
-        """Print what is missing."""
+        """Run `env`, which needs no more than the library; for others, print what is missing."""
+        if sys.argv[1:2] == ["env"]:
+            from mishkit._environment import print_environment
+
+            print_environment(as_json="--json" in sys.argv[2:])
+            return
         sys.exit(f"mishkit: the command line needs more packages: {install('typer', 'cli')}")
 
 else:
     from .app import app as app
 
     # `mishkit --help` lists the commands in this order.
-    for _commands in ("surgery", "run", "compare", "bench", "accuracy", "calculus"):
+    for _commands in ("surgery", "run", "compare", "bench", "accuracy", "calculus", "env"):
         import_module(f".{_commands}", __package__)
 
     def main() -> None:

@@ -41,6 +41,9 @@ def bench(
         bool, typer.Option("--quick", help="Take fewer samples, in a fifth of the time.")
     ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write every timing to this file.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Add every timing to this folder's file of this CPU.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with status 1 if a bar is missed.")
     ] = False,
@@ -74,6 +77,7 @@ def bench(
     GPU, reaches the promised speed. Timings are noisy, so a missed bar is an error only with
     --check.
     """
+    from mishkit.lab import LabError
     from mishkit.lab.bench import command
     from mishkit.lab.bench import settings as lab
     from mishkit.lab.common.files import check_writable
@@ -92,15 +96,15 @@ def bench(
         paper=paper,
     )
     if like is not None:
-        if neuron or csv:
-            from mishkit.lab import LabError
-
-            raise LabError("--like goes with neither --neuron nor --csv")
+        if neuron or csv or results:
+            raise LabError("--like goes with none of --neuron, --csv and --results")
         from mishkit.lab.bench import published_cpu
 
         status = published_cpu.main(like, settings, tuple(function or ("h_mish",)))
+    elif neuron and results:
+        raise LabError("--results is of the functions: it does not go with --neuron")
     elif neuron:
         status = command.main_of_layer(settings, csv)
     else:
-        status = command.main(settings, csv)
+        status = command.main(settings, csv, results)
     raise typer.Exit(status if check else 0)

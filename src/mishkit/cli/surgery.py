@@ -40,6 +40,7 @@ Autocast = Annotated[
 Evaluation = Annotated[
     bool, typer.Option("--eval", help="Use evaluation mode instead of training mode.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead, sizes in bytes.")]
 
 
 @app.command(epilog="For example: mishkit audit timm:resnet18 -i 2,3,224,224")
@@ -50,12 +51,18 @@ def audit(
     autocast: Autocast = None,
     evaluation: Evaluation = False,
     csv: Annotated[Path | None, typer.Option(help="Write the sites to this file.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=0, help="Show only this many rows, those that save most first."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show every activation of a model and the memory that training keeps because of it.
 
-    Says for each activation whether it saves memory to keep the output and one bit per element
-    instead of the input. Then prints what the whole model keeps now, what it would keep, and what
-    it keeps with torch.utils.checkpoint.
+    The largest savings come first, and repeated blocks share a row. Says for each activation
+    whether it saves memory to keep the output and one bit per element instead of the input. Then
+    prints what the whole model keeps now, what it would keep, and what it keeps with
+    torch.utils.checkpoint.
     """
     from mishkit.lab import surgery as lab
     from mishkit.lab.common.files import check_writable
@@ -63,7 +70,10 @@ def audit(
     check_writable(csv)
     shapes, options = tuple(input_ or ()), tuple(option or ())
     report = lab.audit(lab.Settings(model, shapes, options, autocast, evaluation))
-    lab.show(report)
+    if as_json:
+        typer.echo(report.to_json(top=top))
+    else:
+        lab.show(report, top)
     if csv is not None:
         lab.write_csv(report, csv)
 
@@ -93,6 +103,13 @@ def lean(
             "1, or this many bytes."
         ),
     ] = None,
+    top: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Also show this many operators, those that can be recomputed first."
+        ),
+    ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Make a model keep less for the backward pass, and show a training step before and after.
 
@@ -107,7 +124,11 @@ def lean(
     if budget is not None and budget > 1:
         budget = int(budget)
     how = {"recompute": recompute and not inplace, "inplace": inplace, "budget": budget}
-    lab.show_effects([lab.effect(settings, how)])
+    effect = lab.effect(settings, how, keepers=top > 0)
+    if as_json:
+        typer.echo(lab.effect_as_json(effect, top))
+    else:
+        lab.show_effects([effect], top)
 
 
 @app.command(epilog="For example: mishkit swap yolo.onnx mish=mish --form fast -o fast.onnx")
@@ -151,6 +172,7 @@ def swap(
     ] = False,
     input_: Shapes = None,
     option: Options = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Replace activations in an ONNX file, or write the same ones in a faster form.
 
@@ -165,4 +187,5 @@ def swap(
         raise LabError("where does the result go? -o FILE.onnx, or --dry-run to write nothing")
     every = (*(rules or ()), *(rule or ()))
     shapes, options = tuple(input_ or ()), tuple(option or ())
-    raise typer.Exit(lab.main(lab.Settings(model, every, form, output, shapes, options)))
+    settings = lab.Settings(model, every, form, output, shapes, options)
+    raise typer.Exit(lab.main(settings, as_json=as_json))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import gc
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +20,15 @@ from rich.text import Text
 from torch import nn
 
 import mishkit as mk
+from mishkit._progress import progress, step
+from mishkit._repeats import repeats
 from mishkit.surgery._state import undisturbed
-from mishkit.surgery.audit import LEAN, Report, readable
+from mishkit.surgery.keepers import Keeper
+from mishkit.surgery.report import LEAN, Report, readable
 from mishkit.surgery.watch import tensors_of
 
 from . import LabError
-from .common.bars import table
+from .common.bars import FittingTable, table
 from .common.errors import telling
 from .common.files import whole_file
 from .common.memory import grown_by, in_process, return_freed_memory
@@ -89,11 +93,18 @@ class Effect:
     peak: int | None = None
     """Bytes by which a training step raises the resident memory, before; None if unknown."""
     peak_after: int | None = None
+    keepers: tuple[Keeper, ...] = ()
+    """If asked for: who keeps what before, those that can be recomputed first."""
 
 
 def audit(settings: Settings) -> Report:
     """Audit a model given by name."""
-    example = settings.load()
+    with progress("mishkit audit", steps=1):
+        step(f"building {settings.name}")
+        return _audited(settings.load(), settings)
+
+
+def _audited(example: Example, settings: Settings) -> Report:
     with _calling(example), settings.casting(example.model):
         return mk.audit(example.model, *example.inputs)
 
@@ -104,18 +115,30 @@ def _calling(example: Example) -> AbstractContextManager[None]:
     return telling(f"{example.name} with inputs {' and '.join(shapes)}".replace("torch.", ""))
 
 
-def effect(settings: Settings, how: Mapping[str, Any], *, peaks: bool = True) -> Effect:
+def effect(
+    settings: Settings, how: Mapping[str, Any], *, peaks: bool = True, keepers: bool = False
+) -> Effect:
     """Apply `lean` with these options to a model given by name, and measure what changes for one
     training step.
 
     Both steps start with the same parameters and random numbers. Resident memory is measured in a
-    separate process for each.
+    separate process for each. With `keepers`, these are found too.
     """
+    with progress("mishkit lean", steps=3):
+        return _effect(settings, how, peaks, keepers)
+
+
+def _effect(settings: Settings, how: Mapping[str, Any], peaks: bool, wants_keepers: bool) -> Effect:
+    step(f"building {settings.name}")
     example = settings.load()
+    keepers = _audited(example, settings).keepers if wants_keepers else ()
+    by_recomputable = sorted(keepers, key=lambda keeper: (-keeper.recomputable, -keeper.nbytes))
     with _calling(example):
+        step("a training step as it is")
         kept, loss, gradient = _step(settings, example)
         with settings.casting(example.model):
             report = mk.lean(example.model, *example.inputs, **how)
+        step("a training step that is lean")
         after, lean_loss, lean_gradient = _step(settings, example)
     pays = [site for site in report.sites if site.by == LEAN]
     norm = torch.linalg.vector_norm
@@ -123,7 +146,10 @@ def effect(settings: Settings, how: Mapping[str, Any], *, peaks: bool = True) ->
     del example, lean_gradient, gradient
     peak = peak_after = None
     if peaks and Path("/proc/self/clear_refs").exists():
-        peak, peak_after = (peak_in_process(settings, options) for options in (None, how))
+        step("the peak of memory as it is", more=1)
+        peak = peak_in_process(settings, None)
+        step("the peak of memory when lean", more=1)
+        peak_after = peak_in_process(settings, how)
     return Effect(
         name=settings.name,
         sites=len(report.sites),
@@ -139,6 +165,7 @@ def effect(settings: Settings, how: Mapping[str, Any], *, peaks: bool = True) ->
         gradient_error=gradient_error,
         peak=peak,
         peak_after=peak_after,
+        keepers=tuple(by_recomputable),
     )
 
 
@@ -216,17 +243,20 @@ def training_step(example: Example, casting: Callable[[], Any] = nullcontext) ->
 _console = Console(highlight=False)
 
 
-def show(report: Report) -> None:
+def show(report: Report, top: int | None = None) -> None:
     """Print an audit, with the sites to change in bold."""
-    pays = {site.where for site in report.sites if site.advice == "output"}
-    for line in str(report).splitlines():
-        bold = line.partition("  ")[0] in pays
-        style = "bold" if bold else "dim" if line.startswith("    ") else ""
+    for line, style in report.styled(top):
         _console.print(Text(line, style=style), soft_wrap=True)
 
 
-def show_effects(effects: Sequence[Effect]) -> None:
-    """Print what `lean` changed."""
+def effect_as_json(effect: Effect, top: int = 0) -> str:
+    """An effect as JSON, with the names of its attributes as keys, and the first `top` keepers."""
+    shown = dataclasses.replace(effect, keepers=effect.keepers[:top])
+    return json.dumps(dataclasses.asdict(shown), indent=2, ensure_ascii=False)
+
+
+def show_effects(effects: Sequence[Effect], top: int = 0) -> None:
+    """Print what `lean` changed, and the first `top` rows of keepers."""
     kept = table(
         "Bytes kept for backward", ("model", "sites", "lean", "before", "promised", "after", "×")
     )
@@ -258,6 +288,27 @@ def show_effects(effects: Sequence[Effect]) -> None:
         "a step raises the resident memory.",
         soft_wrap=True,
     )
+    for one in effects:
+        if one.keepers and top:
+            _console.print(_keepers_table(one, top))
+
+
+def _keepers_table(effect: Effect, top: int) -> FittingTable:
+    """Who keeps what before, those of repeated blocks as one."""
+    made = table(
+        f"What {effect.name} keeps before",
+        ("module", "operator", "kept", "can be\nrecomputed"),
+        words=2,
+    )
+    rows = repeats(effect.keepers, lambda one: one.module, lambda one: one.operator)
+    for row in rows[:top]:
+        counts = (
+            sum(keeper.nbytes for keeper in row.items),
+            sum(keeper.recomputable for keeper in row.items),
+        )
+        where = row.name + row.times
+        made.add_row(Text(where or "(model)"), row.items[0].operator, *map(readable, counts))
+    return made
 
 
 def write_csv(report: Report, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import mishkit as mk
+from mishkit._progress import progress, step
 from mishkit.forms import STANDARD
 from mishkit.surgery._columns import aligned
 from mishkit.surgery.swap import import_onnx, swap_onnx
@@ -43,16 +45,32 @@ class Settings:
         return self.name.endswith(ONNX_FILES)
 
 
-def main(settings: Settings) -> int:
-    """Replace, print what was done, and return 1 if no rule matched."""
+def main(settings: Settings, *, as_json: bool = False) -> int:
+    """Replace, print what was done, and return 1 if no rule matched.
+
+    As JSON, what was done has the keys of `Replacements.to_json` and ``output``, the file that was
+    written. Without rules there are ``sites``, a list with ``name`` and ``function``, and ``left``.
+    """
+    with progress("mishkit swap", steps=0):
+        return _main(settings, as_json)
+
+
+def _main(settings: Settings, as_json: bool) -> int:
     rules = _rules(settings)
     check_writable(settings.output)
     if settings.is_file and (settings.shapes or settings.options):
         raise LabError(f"{settings.name} is an ONNX file: --input and --option are for models")
     onnx = import_onnx()
+    if not settings.is_file:
+        step(f"exporting {settings.name}", more=1)
     model: Any = settings.name if settings.is_file else _exported(settings)
+    step("reading the graph", more=1)
     if not rules:
         sites, missed = onnx.survey(model)
+        if as_json:
+            listed = [{"name": site.name, "function": str(site)} for site in sites]
+            _print_json({"sites": listed, "left": {miss.name: str(miss) for miss in missed}})
+            return 0 if sites else 1
         rows = [(site.name, str(site)) for site in sites]
         _print([*aligned([("site", "function"), *rows])] if rows else [])
         _print(f"{miss.name} is left: {miss}" for miss in missed)
@@ -62,6 +80,10 @@ def main(settings: Settings) -> int:
     is_matched = len(done.unused) < len(rules)
     if is_matched and not settings.rules:
         done.unused = ()  # the rules are for whatever there is
+    if as_json:
+        output = str(settings.output) if settings.output and is_matched else None
+        _print_json({**json.loads(done.to_json()), "output": output})
+        return 0 if is_matched else 1
     _print([str(done)])
     if is_matched:
         _print([f"written to {settings.output}" if settings.output else "nothing was written"])
@@ -97,6 +119,10 @@ def _exported(settings: Settings) -> Any:
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
         _console.print(Text(line), soft_wrap=True)
+
+
+def _print_json(plain: dict[str, Any]) -> None:
+    print(json.dumps(plain, indent=2, ensure_ascii=False))
 
 
 _console = Console(highlight=False)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .anneal import Anneal
-from .audit import Report
 from .lean import lean
+from .report import Report
 
 
 def checked_share(steps: int | float) -> int | float:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,242 +15,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
+from .._progress import progress, step
 from ..functions import ACTIVATIONS
 from ..memory import KeptBytes
 from ..recompute.model import suspended
-from ._columns import aligned
 from ._state import Storage, undisturbed
-from .keepers import Keeper, keepers_of
+from .keepers import keepers_of
+from .report import CODE, LEAN, LEAN_FUNCTIONAL, AdvisedCalls, Report, Site, readable
 from .slots import Slot, slots
 from .watch import BY_HAND, FUNCTION, SCRIPTED, Call, Trace, Use, tensors_of, watch
-
-LEAN, LEAN_FUNCTIONAL, CODE = "lean", "lean_functional", "code"
-"""The means by which an activation can be made to keep its output."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place in a model where an activation is applied, once or several times per pass."""
-
-    name: str
-    """The path of the module, or of the attribute that holds a function; for a function call, the
-    path of the enclosing module.
-    """
-    line: str
-    """For a function call: the file and the line."""
-    function: str
-    """mishkit's name for the function, or torch's."""
-    how: str
-    """The module's class; "call" for a function; "by hand" if it is composed of other operations;
-    "autograd.Function" for a custom one that contains an activation; "scripted" in TorchScript.
-    """
-    calls: int
-    shape: tuple[int, ...]
-    """The shape of the first call's output. -1 marks a size that differs between items, as in
-    nested tensors.
-    """
-    dtype: torch.dtype
-    kept: int
-    """Bytes that autograd keeps because this site asks for them, by distinct storage."""
-    alone: int
-    """The part of them that nothing else keeps."""
-    output_kept_by: tuple[str, ...]
-    """What else keeps the output: operator and module."""
-    input_kept_by: tuple[str, ...]
-    """What else keeps the tensors that this site keeps."""
-    advice: str
-    """"output": keep the output and the side instead; otherwise "leave"."""
-    reason: str
-    """The reason for the advice."""
-    saving: int
-    """Bytes saved by following the advice, given that it is followed at the other sites too."""
-    inplace: bool
-    """Whether the result overwrites the input: either it already does, or ``lean(inplace=True)``
-    found that nothing else needs the input.
-    """
-    by: str
-    """What can follow the advice: "lean" for a module or a function held as an attribute;
-    "lean_functional" for a call of a torch function; "code" for a call of a mishkit function, where
-    you have to write ``save="output"`` yourself. Empty if there is no advice.
-    """
-
-    @property
-    def where(self) -> str:
-        """The name; for a call, also the line."""
-        if not self.line:
-            return self.name
-        path, _, number = self.line.rpartition(":")
-        return f"{self.name or '(model)'} ({Path(path).name}:{number})"
-
-    @property
-    def verdict(self) -> str:
-        """What the site is, the advice and the reason, in one line."""
-        advice = "output, in place" if self.advice == "output" and self.inplace else self.advice
-        shape = "×".join("?" if size < 0 else str(size) for size in self.shape)
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.how}, {shape} {dtype}: {advice}, {self.reason}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of an audit: print it, or read its attributes."""
-
-    sites: tuple[Site, ...]
-    """In order of first call."""
-    kept: int
-    """Bytes that autograd keeps between the forward and the backward pass, by distinct storage,
-    without parameters, buffers and inputs.
-    """
-    lean: int
-    """The same after all the advice is followed."""
-    checkpointed: int | None
-    """The same with `torch.utils.checkpoint` around each block and no other changes. None if there
-    are no blocks, or if one of them can't be checkpointed.
-    """
-    blocks: tuple[str, ...]
-    """The blocks: items of containers that hold activations."""
-    after_lean: int
-    """Bytes kept after `lean`, which does not change function calls."""
-    changed: tuple[str, ...] | None = None
-    """The names of the sites that `lean` has changed; None if this was only an audit."""
-    recomputes: bool = False
-    """Whether `lean` made the model recompute. If so, `after_lean` and `lean` are what it keeps."""
-    keepers: tuple[Keeper, ...] = ()
-    """Of an audit: who keeps these bytes, operator by operator, and what could be recomputed."""
-    curve: tuple[tuple[int, float], ...] = ()
-    """With a budget: what recomputing more and more keeps, in bytes, and the time in seconds that
-    it takes in a backward pass, from nothing recomputed to everything.
-    """
-    advised: AdvisedCalls = field(default_factory=lambda: AdvisedCalls(()), repr=False)
-    """The calls that `lean_functional` should change."""
-
-    @property
-    def ratio(self) -> float:
-        """Bytes kept once the advice is followed, divided by those kept now."""
-        return self.lean / self.kept if self.kept else 1.0
-
-    @property
-    def lines(self) -> frozenset[str]:
-        """The lines of code whose calls should keep the output, as file:line."""
-        return frozenset(s.line for s in self.sites if s.line and s.advice == "output")
-
-    def __str__(self) -> str:
-        if self.recomputes:
-            return "\n".join([self._done(), *self._totals()])
-        rows = [("site", "function", "kept", "alone", "saves")]
-        for site in self.sites:
-            times = f" ×{site.calls}" if site.calls > 1 else ""
-            saves = readable(site.saving) if site.advice == "output" else "–"
-            counts = (readable(site.kept), readable(site.alone), saves)
-            rows.append((site.where, site.function + times, *counts))
-        head, *lines = aligned(rows, numbers=(2, 3, 4))
-        texts = [f"{line}\n    {s.verdict}" for line, s in zip(lines, self.sites, strict=True)]
-        done = [self._done(), ""] if self.changed is not None else []
-        return "\n".join([*done, head, *texts, "", *self.summary()])
-
-    def _done(self) -> str:
-        """What `lean` has changed and what it has not."""
-        changed = len(self.changed or ())
-        count = f"changed {changed or 'none'} of {_sites(len(self.sites))}"
-        if self.recomputes:
-            count += ", and recomputes what it can"
-            return f"{count}: saves {readable(self.kept - self.after_lean)}"
-        if changed:
-            count += f": saves {readable(self.kept - self.after_lean)}"
-        others = [
-            f"{_calls(self._by(by))}: {how}"
-            for by, how in (
-                (LEAN_FUNCTIONAL, "see lean_functional"),
-                (CODE, 'give save="output" there'),
-            )
-            if self._by(by)
-        ]
-        return "; ".join([count, *others])
-
-    def _by(self, by: str) -> int:
-        return sum(site.by == by for site in self.sites)
-
-    def summary(self) -> list[str]:
-        """The totals, one per line."""
-        pays = sum(site.advice == "output" for site in self.sites)
-        head = f"{_sites(len(self.sites))}, {pays} of which {'pays' if pays == 1 else 'pay'}"
-        if pays > self._by(LEAN):
-            ways = (
-                (LEAN, "by lean"),
-                (LEAN_FUNCTIONAL, "within lean_functional"),
-                (CODE, 'with save="output" in the code'),
-            )
-            head += ": " + ", ".join(f"{self._by(by)} {how}" for by, how in ways if self._by(by))
-        return [head, *self._totals()]
-
-    @property
-    def recomputable(self) -> int:
-        """How many of the bytes kept `mishkit.recompute` would not keep, according to an audit."""
-        return sum(keeper.recomputable for keeper in self.keepers)
-
-    def _totals(self) -> list[str]:
-        lines = [f"kept for backward: {readable(self.kept)}"]
-        if self.recomputable:
-            lines[0] += f", of which {readable(self.recomputable)} can be recomputed"
-        if self.after_lean == self.lean or self._by(LEAN):
-            what = "when lean" if self.recomputes else "with outputs kept instead"
-            lines.append(self._when(what, self.after_lean))
-        if self.after_lean != self.lean:
-            lines.append(self._when("with the calls", self.lean))
-        if self.checkpointed is not None:
-            blocks = f"{len(self.blocks)} block{'' if len(self.blocks) == 1 else 's'}"
-            lines.append(
-                f"with torch.utils.checkpoint around {blocks} instead: "
-                f"{readable(self.checkpointed)}, and a second forward pass"
-            )
-        return lines
-
-    def _when(self, what: str, count: int) -> str:
-        ratio = count / self.kept if self.kept else 1.0
-        return f"{what}: {readable(count)}, {ratio:.3f} of that"
-
-
-def _sites(count: int) -> str:
-    return f"{count} site{'' if count == 1 else 's'}"
-
-
-def _calls(count: int) -> str:
-    return "1 is a call" if count == 1 else f"{count} are calls"
-
-
-class AdvisedCalls:
-    """Function calls, identified by the enclosing module, the line of code and the function.
-
-    Modules are referenced weakly, so they are known as long as the model lives. Pickling a report
-    loses them.
-    """
-
-    def __init__(self, calls: Iterable[tuple[nn.Module | None, str, str]]) -> None:
-        self._calls = {
-            (None if module is None else id(module), line, function): module and weakref.ref(module)
-            for module, line, function in calls
-        }
-        self.is_lost = False
-
-    def has(self, module: nn.Module | None, line: str, function: str) -> bool:
-        """Whether this call is one of them."""
-        key = None if module is None else id(module), line, function
-        if key not in self._calls:
-            return False
-        reference = self._calls[key]
-        return reference is None or reference() is module
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AdvisedCalls) and self._calls.keys() == other._calls.keys()
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._calls))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_calls": {}, "is_lost": bool(self._calls) or self.is_lost}
-
-    def __deepcopy__(self, memo: Any) -> AdvisedCalls:
-        return self
 
 
 def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
@@ -262,7 +33,8 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     and under any autocast active around the call. A second pass with `torch.utils.checkpoint` and a
     third one within `mishkit.recompute` are run for comparison. Nothing is changed: parameters,
     buffers and module attributes are restored, and so are the inputs and the random number
-    generators of torch, numpy and Python.
+    generators of torch, numpy and Python. If it takes more than two seconds, a line on the terminal
+    says how far it is (``MISHKIT_PROGRESS=0`` turns that off).
 
     An activation that keeps its input costs memory twice if the next operation keeps the
     activation's output anyway, as Linear, Conv, normalisation, pooling and products do. There,
@@ -283,7 +55,8 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     -------
     Report
         `sites` with the advice for each, and the bytes kept: `kept` now, `after_lean` with `lean`
-        alone, `lean` with all the advice followed, `checkpointed`; ``print`` shows a table.
+        alone, `lean` with all the advice followed, `checkpointed`; ``print`` shows a table, a
+        notebook shows it too, and ``to_json()`` has it all.
         `keepers` tells for every byte which operator of which module keeps it, and whether
         `mishkit.recompute` would not keep it.
 
@@ -294,9 +67,11 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     ValueError
         if its parameters are not initialized yet, as in lazy modules
     """
-    found = plan(model, inputs, kwargs)
-    root = getattr(model, "_orig_mod", model)
-    keepers = keepers_of(root, found.trace, inputs, kwargs)
+    with progress("mishkit.audit", steps=1):
+        found = plan(model, inputs, kwargs)
+        root = getattr(model, "_orig_mod", model)
+        step("a pass that recomputes")
+        keepers = keepers_of(root, found.trace, inputs, kwargs)
     return dataclasses.replace(found.report, keepers=keepers)
 
 
@@ -353,6 +128,7 @@ def plan(
             "mishkit.audit: the model has parameters that are not initialized yet; call it once"
         )
     inputs = tuple(inputs)
+    step("a forward pass", more=1)
     trace = watch(model, inputs, kwargs, inplace=inplace)
     units = _units(model, trace)
     ledger = _Ledger(trace)
@@ -409,6 +185,7 @@ def _allow_inplace(
     for training in (True, False):
         if modes == {training}:
             continue  # already watched
+        step("a pass in training mode" if training else "a pass in eval mode", more=1)
         with undisturbed(model):
             model.train(training)
             try:
@@ -724,6 +501,7 @@ def _checkpointed(
     """Bytes kept with a checkpoint around each block."""
     if not blocks:
         return None
+    step("a pass with checkpoints", more=1)
     given = [*model.parameters(), *model.buffers(), *tensors_of((inputs, kwargs))]
     with ExitStack() as stack:
         for name in blocks:
@@ -750,12 +528,3 @@ def _checkpoint(module: nn.Module) -> Iterator[None]:
             del module.forward
         else:
             module.forward = own
-
-
-def readable(count: int) -> str:
-    """A byte count with a unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024  # type: ignore[assignment]
-    return f"{count:.4g} GiB"

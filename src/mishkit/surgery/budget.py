@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .._progress import step
 from .._torch_private import without_modes
 from ..memory import KeptBytes
 from ..recompute.choice import Choice, Meter
@@ -67,6 +68,7 @@ class Curve:
 
     def kept(self, choice: Choice) -> int:
         """The bytes that the model keeps with this choice."""
+        step("a pass with less recomputed", more=1)
         counted = KeptBytes(exclude=self._given)
         with torch.enable_grad(), suspended(), counted, recompute_some(choice):
             self._model(*self._args, **self._kwargs)
@@ -78,6 +80,7 @@ class Curve:
     def _measured(self) -> Meter:
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         meter = Meter()
+        step("a step, to see what recomputing takes", more=1)
         with torch.enable_grad(), suspended():
             with recompute_some(None, meter):
                 output = self._model(*self._args, **self._kwargs)

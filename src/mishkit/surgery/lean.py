@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._checkpoint import in_checkpoint
+from .._progress import progress, step
 from ..functional import FUNCTIONS
 from ..recompute.model import attach, detach
-from .audit import LEAN, AdvisedCalls, Report, Unit, can_compute, plan, readable
+from .audit import Unit, can_compute, plan
 from .budget import Point, curve_of
+from .report import LEAN, AdvisedCalls, Report, readable
 from .slots import Slot, put_all
 from .watch import convertible, line_of_model, on_modules, watch
 
@@ -97,9 +99,10 @@ def lean(
         raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
     if budget is not None and not (recompute and budget > 0):
         raise ValueError("mishkit.lean: budget must be positive, and needs recompute=True")
-    if recompute:
-        return _recompute(model, inputs, kwargs, budget)
-    found = plan(model, inputs, kwargs, inplace=inplace)
+    with progress("mishkit.lean", steps=0):
+        if recompute:
+            return _recompute(model, inputs, kwargs, budget)
+        found = plan(model, inputs, kwargs, inplace=inplace)
     units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
     put_all(_changes(units, exact=False))
     changed = tuple(site.name for site in found.report.sites if site.by == LEAN)
@@ -136,6 +139,7 @@ def _recompute(
             with curve_of(root, inputs, kwargs) as curve:
                 points, choice = tuple(curve.points), curve.choice(limit)
         attach(root, choice)
+        step("a pass that recomputes", more=1)
         kept = watch(root, inputs, kwargs).kept
     except BaseException:
         put_back()

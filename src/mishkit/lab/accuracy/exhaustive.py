@@ -53,7 +53,7 @@ from mishkit.functions import ACTIVATIONS
 
 from .. import Interrupted, LabError
 from ..common import environment
-from ..common.bars import Verdict, any_missed, console, summary, table, verdict_table
+from ..common.bars import Verdict, any_missed, console, progress_bar, summary, table, verdict_table
 from ..common.errors import check_known
 from ..common.files import check_writable, locked, whole_file
 from ..common.timing import torch_threads
@@ -586,7 +586,7 @@ HEAD = """\
 
 `mishkit accuracy --exhaustive --markdown FILE` (`make exhaustive`) makes this page. It passes all
 2³² bit patterns of float32 through the CPU kernels of every function, with default parameters. What
-the figures mean is explained in [accuracy.md](accuracy.md) and at the top of
+the figures mean is explained in [Accuracy](accuracy.md) and at the top of
 `src/mishkit/lab/accuracy/exhaustive.py`.
 """
 
@@ -607,9 +607,7 @@ def main(settings: Settings) -> int:
     try:
         with (
             locked(beside, str(settings.progress)),
-            rich.progress.Progress(
-                *columns, console=out, transient=True, speed_estimate_period=300
-            ) as bar,
+            progress_bar(*columns, speed_estimate_period=300) as bar,
         ):
             task = bar.add_task("sweeping", total=total)
             swept = run(

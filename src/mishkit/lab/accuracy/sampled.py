@@ -35,9 +35,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import rich.progress
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 
 from mishkit.activation import Activation
@@ -47,7 +47,7 @@ from mishkit.functions import ACTIVATIONS
 
 from ..._missing import install
 from .. import LabError
-from ..common.bars import Verdict, conclude, console, table
+from ..common.bars import Verdict, conclude, console, progress_bar, table
 from ..common.errors import check_known
 from ..common.timing import torch_threads
 from .interpreter import make_faithful
@@ -539,7 +539,7 @@ def main(settings: Settings) -> int:
     out = console()
     count = len(settings.dtypes) * len(settings.functions)
     results = []
-    with rich.progress.Progress(console=out, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("sweeping", total=count)
         for result in run(settings):
             results.append(result)
@@ -553,7 +553,7 @@ def main(settings: Settings) -> int:
 
 
 def _print_table(
-    out: rich.console.Console, results: list[Accuracy], dtype: str, kernels: str, stride: int
+    out: Console, results: list[Accuracy], dtype: str, kernels: str, stride: int
 ) -> None:
     which = "all values"
     if dtype == "float32":

@@ -8,8 +8,12 @@ from .. import LabError
 from .settings import Settings
 
 
-def main(settings: Settings, csv_path: Path | None = None) -> int:
-    """Time the functions, print tables and bars, write the CSV; returns 1 if a bar is missed."""
+def main(settings: Settings, csv_path: Path | None = None, folder: Path | None = None) -> int:
+    """Time the functions, print tables and bars, write the CSV and add to the folder of results;
+    returns 1 if a bar is missed.
+    """
+    if folder is not None and (settings.quick or settings.device != "cpu"):
+        raise LabError("--results takes whole runs on a CPU: it goes with neither --quick nor cuda")
     # Each benchmark imports packages that the others do not need.
     if settings.paper:
         from ..code import paper
@@ -21,7 +25,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
         return gpu.main(settings, csv_path)
     from . import cpu
 
-    return cpu.main(settings, csv_path)
+    return cpu.main(settings, csv_path, folder)
 
 
 def main_of_layer(settings: Settings, csv_path: Path | None = None) -> int:

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import rich.progress
 import torch
 from rich.console import Console
+from rich.text import Text
 
 import mishkit as mk
 from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
 
-from ..common.bars import Interruptible, conclude, console, table
+from ..common.bars import Interruptible, conclude, console, progress_bar, table
 from ..common.environment import processor, warn_of_load
 from ..common.formats import NONE, significant, size_name, threads_name
 from ..common.timing import Timing, round_robin, torch_threads
 from .cases import CALL_SIZES, CASES, EXPRESSION, OURS, RELU, TWIN, large, small
 from .cpu_bars import verdicts
-from .results import Key, Results, Timings, write_csv
+from .results import Key, Results, Timings, add_to, write_csv
 from .settings import DTYPES, QUICK, Settings
 
 
@@ -89,8 +89,10 @@ def time_group(group: Group, share: float = 1.0) -> Timings:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def main(settings: Settings, csv_path: Path | None = None) -> int:
-    """Time, print the tables and the bars, write the CSV; returns 1 if a bar is missed."""
+def main(settings: Settings, csv_path: Path | None = None, folder: Path | None = None) -> int:
+    """Time, print the tables and the bars, write the CSV, add to the folder of results; returns 1
+    if a bar is missed.
+    """
     out = console()
     out.print(
         f"mishkit {mk.__version__} ({cpu.isa()}), torch {torch.__version__}, {processor()}\n"
@@ -102,17 +104,19 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     warn_of_load(out)
     results = Results()
     with Interruptible(out) as measured:
-        _time_all(out, settings, results)
+        _time_all(settings, results)
     _print_tables(out, settings, results)
+    if folder is not None and not measured.interrupted:
+        out.print(Text(f"Written: {add_to(folder, results)}"))
     title = "Bars, one thread: ratio of minima (of medians)"
     csv = csv_path, partial(write_csv, results=results)
     return conclude(out, title, verdicts(results), measured, csv)
 
 
-def _time_all(out: Console, settings: Settings, results: Results) -> None:
+def _time_all(settings: Settings, results: Results) -> None:
     share = QUICK if settings.quick else 1.0
     todo = groups(settings)
-    with rich.progress.Progress(console=out, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("timing", total=sum(group.seconds for group in todo))
         for group in todo:
             text = f"{group.function}, {group.dtype}, {size_name(group.size)}, {group.threads}"

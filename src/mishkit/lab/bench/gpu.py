@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import rich.progress
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -35,7 +34,7 @@ from mishkit.functions import ACTIVATIONS
 from ..code import paper as _paper
 from ..code.gpu import Code, compile_all
 from ..code.roofline import GPU, roofline
-from ..common.bars import Interruptible, Verdict, conclude, console, table
+from ..common.bars import Interruptible, Verdict, conclude, console, progress_bar, table
 from ..common.files import whole_file
 from ..common.formats import NONE, significant, size_name
 from ..common.gpu_timing import ROUNDS, WARM_ROUNDS, Stopwatch
@@ -196,7 +195,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     with Interruptible(out) as measured:
         if not settings.quick:
             results.rooflines = rooflines(settings, gpu.published)
-        _time_all(out, settings, results, stopwatch, rounds)
+        _time_all(settings, results, stopwatch, rounds)
         published_gpu.time_all(results, settings, stopwatch)
     for dtype, size in itertools.product(settings.dtypes, sorted(settings.sizes)):
         _print_table(out, results, dtype, size, gpu)
@@ -244,11 +243,9 @@ def finish(
     return conclude(out, title, found, measured, csv)
 
 
-def _time_all(
-    out: Console, settings: Settings, results: Results, stopwatch: Stopwatch, rounds: int
-) -> None:
+def _time_all(settings: Settings, results: Results, stopwatch: Stopwatch, rounds: int) -> None:
     todo = list(itertools.product(settings.dtypes, sorted(settings.sizes), settings.functions))
-    with rich.progress.Progress(console=out, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("timing", total=len(todo))
         for dtype, size, name in todo:
             bar.update(task, description=f"{name}, {dtype}, {size_name(size)}")

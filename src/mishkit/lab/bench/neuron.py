@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rich.progress
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ import mishkit as mk
 from mishkit.backends import cpu
 
 from .. import LabError
-from ..common.bars import Interruptible, Verdict, conclude, console, table
+from ..common.bars import Interruptible, Verdict, conclude, console, progress_bar, table
 from ..common.environment import processor, warn_of_load
 from ..common.formats import NONE, significant, threads_name
 from ..common.memory import grown_by
@@ -213,7 +212,7 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
     results, memories = Results(), dict[str, Memory]()
     threads = sorted({1, torch.get_num_threads()})
     with Interruptible(out) as measured:
-        _measure(out, threads, quick, results, memories)
+        _measure(threads, quick, results, memories)
     for count in threads:
         _print_times(out, results, count)
     _print_memories(out, memories)
@@ -223,13 +222,12 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
 
 
 def _measure(
-    out: Console,
     threads: list[int],
     quick: bool,
     results: Results,
     memories: dict[str, Memory],
 ) -> None:
-    with rich.progress.Progress(console=out, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("", total=len(CONTENDERS) + 4 * len(threads))
         for count in threads:
             bar.update(task, description=f"compiling and timing, threads: {count}")

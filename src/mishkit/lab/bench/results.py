@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import mishkit as mk
+from mishkit._environment import cpu_name, slug
 from mishkit.backends import cpu
 
-from ..common.environment import processor
 from ..common.files import whole_file
 from ..common.timing import Timing
 from .cases import OURS, SAME_WORK
@@ -78,19 +79,62 @@ class Results:
 
 def write_csv(path: Path, results: Results) -> None:
     """One row per timing; times are in ns per element, or per call if `unit` says so."""
-    names = [f"q{round(100 * q)}" for q in QUANTILES]
+    _write(path, _rows(results))
+
+
+def add_to(folder: Path, results: Results) -> Path:
+    """Put timings into the file of this CPU and instruction set. They take the place of all that it
+    has of the same functions, dtypes, sizes and threads, since ratios are those within one run.
+    """
+    path = folder / f"{slug(cpu_name(), cpu.isa())}.csv"
+    rows = _rows(results)
+    work = {_work(row) for row in rows}
+    old = [row for row in read_csv(path) if _work(row) not in work] if path.exists() else []
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, [*old, *rows])
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, by column."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _work(row: dict[str, str]) -> tuple[str, ...]:
+    """What is timed together, each part as text."""
+    return row["function"], row["dtype"], row["size"], row["threads"]
+
+
+def _rows(results: Results) -> list[dict[str, str]]:
     made_by = {
         "mishkit": mk.__version__,
         "torch": torch.__version__,
-        "cpu": processor(),
+        "cpu": cpu_name(),
         "isa": cpu.isa(),
+        "torch_cpu": torch.backends.cpu.get_cpu_capability(),
+        "date": date.today().isoformat(),
     }
-    statistics = ["unit", "samples", "min", "median", *names]
+    rows = []
+    for key, timing in results.timings.items():
+        figures = [timing.min, timing.median, *map(timing.quantile, QUANTILES)]
+        row = dict(zip(CPU_COLUMNS, map(str, key.columns(CPU_COLUMNS)), strict=True))
+        row["unit"] = "ns/call" if key.case.startswith("call") else "ns/element"
+        row["samples"] = str(len(timing.samples))
+        row |= {name: f"{figure:.6g}" for name, figure in zip(_FIGURES, figures, strict=True)}
+        rows.append(row | made_by)
+    return rows
+
+
+_FIGURES = ("min", "median", *(f"q{round(100 * q)}" for q in QUANTILES))
+_COLUMNS = (
+    *(*CPU_COLUMNS, "unit", "samples", *_FIGURES),
+    *("mishkit", "torch", "cpu", "isa", "torch_cpu", "date"),
+)
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
     with whole_file(path) as file:
-        writer = csv.writer(file)
-        writer.writerow([*CPU_COLUMNS, *statistics, *made_by])
-        for key, timing in results.timings.items():
-            unit = "ns/call" if key.case.startswith("call") else "ns/element"
-            figures = [timing.min, timing.median, *map(timing.quantile, QUANTILES)]
-            row = [unit, len(timing.samples), *(f"{figure:.6g}" for figure in figures)]
-            writer.writerow([*key.columns(CPU_COLUMNS), *row, *made_by.values()])
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

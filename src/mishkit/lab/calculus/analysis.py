@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from html import escape
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..._html import html_block, html_paragraph, html_table, html_text
 from ..common.bars import table
 from ..common.formats import significant
 from .cost import Cost
@@ -171,9 +173,9 @@ class Distance:
     """√E[(f(z) − g(z))²], z ~ N(0, 1)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
-    """The result of `analyze`."""
+    """The result of `analyze`: print it, show it in a notebook, or read its attributes."""
 
     name: str
     parameters: dict[str, float]
@@ -213,6 +215,20 @@ class Analysis:
     def __str__(self) -> str:
         return plain_text(self)
 
+    def __repr__(self) -> str:
+        lowest = "".join(
+            f", minimum {show(m.y, 6)} at {show(m.x, 6)}" for m in self.minima[:1]
+        )  # the others are in the table
+        return f"<Analysis: {_title(self).plain}; range {self.range}{lowest}>"
+
+    def _repr_html_(self) -> str:
+        facts_and_formulas = [*_formula_rows(self), *facts(self)]
+        rows = [(escape(label), escape(text)) for label, text in facts_and_formulas]
+        parts = [html_paragraph(_title(self).plain, strong=True), html_table((), rows)]
+        if self.cost is not None:
+            parts.append(html_text(_as_text(Group(*_cost(self.cost)))))
+        return html_block(*parts)
+
 
 def _mark(value: object) -> str:
     if isinstance(value, Decimal):
@@ -242,8 +258,12 @@ def show(value: Number | float | None, digits: int = 8) -> str:
 
 def plain_text(found: Analysis) -> str:
     """The tables as plain text."""
+    return _as_text(tables(found))
+
+
+def _as_text(shown: RenderableType) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH, highlight=False, color_system=None).print(tables(found))
+    Console(file=stream, width=WIDTH, highlight=False, color_system=None).print(shown)
     return stream.getvalue()
 
 
@@ -266,12 +286,18 @@ def _formulas(found: Analysis) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
+    for label, text in _formula_rows(found):
+        table.add_row(label, Text(text))
+    return table
+
+
+def _formula_rows(found: Analysis) -> Iterator[tuple[str, str]]:
+    """The function and its derivatives, one formula a row."""
     for part in found.parts:
         if len(found.parts) > 1:
-            table.add_row("where", Text(_interval(show(part.low), show(part.high))))
+            yield "where", _interval(show(part.low), show(part.high))
         for label, form in (("f", part.f), ("f′", part.df), ("f″", part.d2f)):
-            table.add_row(label, Text(form.unicode))
-    return table
+            yield label, form.unicode
 
 
 def _interval(low: str, high: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich.progress
 from rich.console import Console
 
+from ..common.bars import progress_bar
 from ..common.formats import print_json
 from ..common.named import Named
 from .analysis import WIDTH
@@ -14,14 +15,8 @@ from .analyze import analyze_named
 def main(named: Named, against: Named | None, *, cost: bool, as_json: bool) -> None:
     """Analyse and print."""
     out = Console(highlight=False)
-    status = Console(stderr=True)
-    with rich.progress.Progress(
-        rich.progress.SpinnerColumn(),
-        rich.progress.TextColumn("{task.description}"),
-        console=status,
-        transient=True,
-        disable=not status.is_terminal,
-    ) as bar:
+    columns = rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}")
+    with progress_bar(*columns) as bar:
         bar.add_task(f"analysing {named}", total=None)
         found = analyze_named(named, against, cost=cost)
     if as_json:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import rich.progress
 from rich.console import Console
 
 from mishkit.functions import ACTIVATIONS
 
+from ..common.bars import progress_bar
 from ..common.files import whole_file
 from ..common.named import find
 from . import drawing
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     page = [HEAD]
     page.append(" · ".join(f"[{name}](#{name})" for name in ACTIVATIONS) + "\n")
     out = Console()
-    with rich.progress.Progress(console=out, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(ACTIVATIONS))
         for name in ACTIVATIONS:
             bar.update(task, description=name)

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import rich.progress
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -33,7 +32,7 @@ from mishkit.functions import ACTIVATIONS
 
 from ..._missing import install
 from .. import LabError
-from ..common.bars import Interruptible, Verdict, conclude, console, table
+from ..common.bars import Interruptible, Verdict, conclude, console, progress_bar, table
 from ..common.files import whole_file
 from ..common.formats import NONE, significant
 from . import inductor as _inductor
@@ -155,7 +154,7 @@ def run(
     )
     codes: Codes = {}
     with Interruptible(out) as measured:
-        _compile(out, [kernel.job(target) for kernel in wanted for target in targets], find, codes)
+        _compile([kernel.job(target) for kernel in wanted for target in targets], find, codes)
     for dtype in dict.fromkeys(kernel.dtype for kernel in wanted):
         _print_table(out, [kernel for kernel in wanted if kernel.dtype == dtype], codes)
     for words in dict.fromkeys(_not_had(codes)):
@@ -173,8 +172,8 @@ def _triton() -> str:
     return triton.__version__
 
 
-def _compile(out: Console, jobs: list[Job], find: Finder, codes: Codes) -> None:
-    with rich.progress.Progress(console=out, transient=True) as bar:
+def _compile(jobs: list[Job], find: Finder, codes: Codes) -> None:
+    with progress_bar() as bar:
         task = bar.add_task("compiling", total=len(jobs))
         for job, outcome in compile_all(jobs, find):
             codes[job] = outcome

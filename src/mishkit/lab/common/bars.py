@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import rich.progress
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import measure_renderables
@@ -47,6 +49,16 @@ def console() -> Console:
     found = Console(highlight=False)
     found.width = max(WIDTH, found.width)
     return found
+
+
+def progress_bar(*columns: rich.progress.ProgressColumn, **how: Any) -> rich.progress.Progress:
+    """A bar on stderr that goes away at the end, or nothing if stderr is not a terminal; so what a
+    command prints can be piped.
+    """
+    status = Console(stderr=True)
+    return rich.progress.Progress(
+        *columns, console=status, transient=True, disable=not status.is_terminal, **how
+    )
 
 
 class FittingTable(Table):
