@@ -290,7 +290,8 @@ def main(
         raise SystemExit(f"{results} has no files")
     write_page(found, page, figure, behind, results)
     print(f"written: {page}, {figure}, {behind}")
-    if root == pages.DOCS and peer_page.write_readme(readme, found):
+    if root == pages.DOCS:
+        peer_page.write_readme(readme, found)
         print(f"written: {readme}")
 
 

@@ -1,4 +1,4 @@
-"""Every function's forms in every runtime: writes docs/runtimes.md, its CSV, the README's table and
+"""Every function's forms in every runtime: writes docs/runtimes.md, its CSV, the README's line and
 the fastest forms.
 
     python benchmarks/runtimes.py                       # all, half an hour
@@ -321,6 +321,13 @@ alternate between the forms. Trust ratios between forms, not times, and those of
 roughly: where a runtime joins the nodes of `opset:17` to the standard operator, the two should take
 the same time.
 
+## Mish
+
+A call on {size:,} float32 numbers in nanoseconds an element, and CSPDarknet53 with Mish at 416×416,
+as in YOLOv4, in milliseconds.
+
+{mish}
+
 ## One call, float32
 
 Nanoseconds an element, {size:,} of them.
@@ -359,6 +366,7 @@ def page(rows: Sequence[Row], facts: dict[str, str]) -> str:
         **facts,
         versions=", ".join(f"{r.title} {versions[r.key]}" for r in runtimes),
         size=SIZE,
+        mish=_mish(rows),
         **{dtype: _functions(rows, runtimes, dtype) for dtype in DTYPES},
         networks=_networks(rows, runtimes),
         errors=_errors(),
@@ -366,8 +374,8 @@ def page(rows: Sequence[Row], facts: dict[str, str]) -> str:
     )
 
 
-def summary(rows: Sequence[Row], facts: dict[str, str]) -> str:
-    """The README's table: Mish in every runtime."""
+def _mish(rows: Sequence[Row]) -> str:
+    """Mish in every runtime."""
     body = []
     for runtime in RUNTIMES:
         form = fastest(rows).get(runtime.key, {}).get("mish")
@@ -375,16 +383,28 @@ def summary(rows: Sequence[Row], facts: dict[str, str]) -> str:
             continue
         cells = [f"{runtime.title} {next(r.version for r in rows if r.runtime == runtime.key)}"]
         for subject in ("mish", "cspdarknet53"):
-            key = (runtime.key, subject, DTYPES[0])
-            times = {r.form: r.minimum for r in rows if (r.runtime, r.subject, r.dtype) == key}
+            times = _float32(rows, runtime.key, subject)
             cells += [_cell(times.get(name)) for name in (STANDARD, form)]
         body.append([*cells, form])
     head = ["", "call, standard", "call, fast", "network, standard", "network, fast", "fast form"]
+    return markdown(head, body)
+
+
+def summary(rows: Sequence[Row], facts: dict[str, str]) -> str:
+    """The README's line: a network with Mish in ONNX Runtime."""
+    times = _float32(rows, "onnxruntime", "cspdarknet53")
+    form = fastest(rows)["onnxruntime"]["mish"]
+    version = next(row.version for row in rows if row.runtime == "onnxruntime")
     return (
-        f"Mish on one thread of {facts['cpu']}: a call on {SIZE:,} float32 numbers in\nnanoseconds "
-        "an element, and CSPDarknet53 with Mish at 416×416, as in YOLOv4, in milliseconds.\n\n"
-        f"{markdown(head, body)}\n"
+        f"CSPDarknet53 with Mish takes {_cell(times[form])} ms in ONNX Runtime {version} instead\n"
+        f"of {_cell(times[STANDARD])} (416×416, one thread of an {facts['cpu']}).\n"
     )
+
+
+def _float32(rows: Sequence[Row], runtime: str, subject: str) -> dict[str, float | None]:
+    """The times of the forms of one subject in one runtime."""
+    key = (runtime, subject, DTYPES[0])
+    return {r.form: r.minimum for r in rows if (r.runtime, r.subject, r.dtype) == key}
 
 
 def _cell(time: float | None) -> str:

@@ -238,30 +238,10 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
     )
 
 
-def for_readme(summary: pd.DataFrame, trials: pd.DataFrame) -> str:
+def for_readme(summary: pd.DataFrame) -> str:
     """What the README says of it."""
-    base = base_of(summary)
-    return README_TEMPLATE.format(
-        headline=verdicts.headline(summary, base),
-        overview=overview(summary),
-        prices=prices(summary),
-        base=base,
-        seeds=trials.loc[trials["phase"] == "final", "seed"].nunique(),
-    )
+    return f"{verdicts.headline(summary, base_of(summary))}.\n"
 
-
-README_TEMPLATE = """{headline}. The table shows differences in points over
-{seeds} seeds. With 95 % confidence, all of its ± intervals hold at once; those in bold exclude 0.
-The learning rate is tuned for each activation.
-
-{overview}
-
-The time of a training step and the bytes kept for the backward pass, divided by those of {base},
-all in place:
-
-{prices}
-
-"""
 
 TEMPLATE = """# The study: which activation is worth its price
 
@@ -381,7 +361,7 @@ def main(
     page_only: Annotated[bool, typer.Option("--page-only", help="From docs/study.")] = False,
     data_root: Annotated[Path, typer.Option(help="Where the data are.")] = Path("data"),
     output: Annotated[Path, typer.Option(help="Where trials are kept.")] = Path("mishkit-study"),
-    readme: Annotated[Path, typer.Option(help="Where the overview goes, too.")] = pages.README,
+    readme: Annotated[Path, typer.Option(help="Where the headline goes, too.")] = pages.README,
 ) -> None:
     """Run the study, or go on with it, and write its page."""
     if not page_only:
@@ -394,7 +374,7 @@ def main(
     found = tables(FOLDER)
     draw(found[0], FIGURES)
     PAGE.write_text(page(*found), encoding="utf-8")
-    pages.put(readme, "study", for_readme(*found[:2]))
+    pages.put(readme, "study", for_readme(found[0]))
     print(f"written: {PAGE}, {FOLDER}, {FIGURES}/study-*.png, {readme}")
 
 

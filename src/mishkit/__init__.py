@@ -1,4 +1,4 @@
-"""mishkit: smooth activation functions at ReLU's price, for PyTorch.
+"""mishkit: smooth activation functions for PyTorch, below ReLU's price.
 
     import mishkit as mk
     y = mk.mish(x)                          # like torch.nn.functional.mish, many times faster

@@ -16,6 +16,7 @@ from common import ROOT
 PAGES = (
     "README.md",
     "docs/index.md",
+    "docs/family.md",
     "docs/tutorial.md",
     "docs/audit.md",
     "docs/recompute.md",

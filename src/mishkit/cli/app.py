@@ -119,7 +119,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # In narrow terminals Typer's boxes would break and cut words.
     rich_markup_mode="markdown" if get_terminal_size().columns >= ROOM_FOR_BOXES else None,
-    help="Smooth activation functions for PyTorch at ReLU's price, and tools to measure that.",
+    help="Smooth activation functions for PyTorch, below ReLU's price, and tools to measure that.",
 )
 
 
