@@ -14,7 +14,7 @@ _STYLE = """<style>
 .mishkit-result th, .mishkit-result td { text-align: left; vertical-align: top;
   padding: .25em .6em .25em 0; border-bottom: 1px solid rgba(128, 128, 128, .35);
   overflow-wrap: anywhere; white-space: normal; font-size: 14px; background: none; }
-.mishkit-result .number { text-align: right; white-space: nowrap; padding-right: .2em; }
+.mishkit-result .number { text-align: right; white-space: nowrap; padding: .25em .2em .25em .8em; }
 .mishkit-result small { display: block; font-size: 12px; opacity: .8; }
 .mishkit-result .bar { height: 6px; background: rgba(128, 128, 128, .25); margin-bottom: .5em; }
 .mishkit-result .bar div { height: 6px; background: #3987c9; }
