@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from networks import replace
 from pages import DOCS, README, facts, markdown, put
@@ -36,11 +37,11 @@ from torch.utils.checkpoint import (
 
 import mishkit as mk
 from mishkit._torchvision import mend_torchvision
-from mishkit.lab.calculus.drawing import DPI, style
+from mishkit.lab.calculus.drawing import COLOURS, style
 from mishkit.lab.common.memory import grown_by, in_process, return_freed_memory
 from mishkit.surgery.report import readable
 
-PAGE, RESULTS, FIGURE = DOCS / "lean.md", DOCS / "lean.json", DOCS / "figures" / "lean.png"
+PAGE, RESULTS, FIGURE = DOCS / "lean.md", DOCS / "lean.json", DOCS / "figures" / "lean.svg"
 BYTES_BARS = {
     "resnet18, Mish": 0.41,
     "resnet50, Mish": 0.44,
@@ -160,6 +161,7 @@ Context = Callable[[], AbstractContextManager[Any]]
 Way = tuple[Callable[[nn.Module, Tensor], nn.Module], Context]
 TORCH, LEAN, COMPILED = "torch", "mk.lean", "torch.compile"
 SELECTIVE = "selective checkpoint"
+DRAWN = (TORCH, LEAN, "checkpoint", SELECTIVE, COMPILED)
 WAYS: dict[str, Way] = {
     TORCH: (lambda model, given: model, nullcontext),
     "mk.recompute()": (lambda model, given: model, mk.recompute),
@@ -344,10 +346,15 @@ def table_of_steps(networks: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def draw(networks: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Memory against time, a panel per network, a point per way, and the curve of budgets."""
-    with style():
-        figure = Figure((12, 9), layout="constrained")
-        for panel, (name, ways) in zip(figure.subplots(2, 2).flat, networks.items(), strict=True):
+    """Memory against time, a panel per network, a point per way, and the curve of budgets.
+
+    The panels stand below one another, so that the page shows them whole on a telephone.
+    """
+    with style(), rc_context({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "0"}):
+        figure = Figure((4.6, 2.9 * len(networks)), layout="constrained")
+        for panel, (name, ways) in zip(
+            figure.subplots(len(networks)), networks.items(), strict=True
+        ):
             whole = ways[TORCH]
             least = min(whole["samples"])
             curve = ways["curve"]
@@ -355,20 +362,27 @@ def draw(networks: dict[str, dict[str, dict[str, Any]]]) -> None:
                 [kept / curve["kept"] for kept, _ in curve["points"]],
                 [1 + seconds / least for _, seconds in curve["points"]],
                 color="#999999",
-                label="budgets, as estimated",
             )
-            for number, way in enumerate(WAYS):
+            for number, way in enumerate(DRAWN):
                 found = ways[way]
                 at = found["alive"] / whole["alive"], min(found["samples"]) / least
-                panel.scatter(*at, marker="osD^v*PX"[number], s=70, label=way, zorder=3)
+                panel.scatter(*at, marker="osD^v"[number], s=45, color=COLOURS[number], zorder=3)
+                panel.annotate(
+                    way,
+                    at,
+                    xytext=(0, -12 if way in (TORCH, COMPILED) else 10),
+                    textcoords="offset points",
+                    ha="left" if at[0] < 0.2 else "center",
+                    va="center",
+                    color=COLOURS[number],
+                )
             panel.axhline(1, color="#cccccc", linewidth=1, zorder=0)
-            panel.set(title=name, xlim=(0, 1.1))
+            panel.set(title=name, xlim=(0, 1.35))
             panel.set(xlabel="bytes alive after forward, torch = 1")
             panel.set(ylabel="time of a step, torch = 1")
-        handles, labels = panel.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+            panel.margins(y=0.25)
         FIGURE.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(FIGURE, dpi=DPI, metadata={"Software": None})
+        figure.savefig(FIGURE, metadata={"Date": None, "Creator": None})
 
 
 def short(results: dict[str, Any]) -> str:
@@ -447,8 +461,8 @@ more than the others, and neither should be trusted.
 
 ![Memory against time for four networks]({figure})
 
-The grey line is the `curve` of the report for other budgets. Its times are those measured while
-the budget was looked for.
+The figure shows five of the ways. Its grey line is the `curve` of the report for other budgets,
+whose times are those measured while the budget was looked for.
 
 ## On a GPU
 

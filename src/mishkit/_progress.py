@@ -39,6 +39,7 @@ class _Task:
         """The number of steps that have begun; all but the last are done."""
         self._since = time.monotonic()
         self._ended = threading.Event()
+        self._is_drawn = False
         self._thread: threading.Thread | None = None
 
     def show(self) -> None:
@@ -53,13 +54,16 @@ class _Task:
             self._thread.join()
 
     def _draw(self) -> None:
-        is_drawn = False
         pause = DELAY
         while not self._ended.wait(pause):
-            is_drawn, pause = True, EVERY
+            self._is_drawn, pause = True, EVERY
             sys.stderr.write(f"\r{self.line()[: get_terminal_size().columns - 1]}\x1b[K")
             sys.stderr.flush()
-        if is_drawn:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the line away, until it is drawn again."""
+        if self._is_drawn:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()
 
@@ -108,6 +112,12 @@ def step(doing: str, more: int = 0) -> None:
         task.begun += 1
         task.steps += more
         task.doing = doing
+
+
+def make_room() -> None:
+    """To be called before something else is printed: take the line away for the moment."""
+    if _current.task is not None:
+        _current.task.clear()
 
 
 def _is_wanted() -> bool:

@@ -104,6 +104,15 @@ def test_what_is_quick_shows_nothing(terminal: Terminal, monkeypatch: pytest.Mon
     assert terminal.getvalue() == ""
 
 
+def test_a_warning_has_a_line_of_its_own(terminal: Terminal) -> None:
+    with progress("lean", steps=1):
+        step("a forward pass")
+        assert terminal.is_written.wait(60)
+        _progress.make_room()
+        assert "\r\x1b[K" in terminal.getvalue()
+    _progress.make_room()  # nothing is going on
+
+
 def test_the_line_goes_away_after_an_error(terminal: Terminal) -> None:
     with pytest.raises(RuntimeError, match="wrong"), progress("audit", steps=1):
         step("a forward pass")

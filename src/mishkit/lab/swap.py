@@ -21,7 +21,7 @@ from mishkit.surgery.swap import import_onnx, swap_onnx
 from . import LabError
 from .common.errors import telling
 from .common.files import check_writable
-from .common.models import load
+from .common.models import Example, load
 
 ONNX_FILES = (".onnx", ".onnxtxt", ".textproto", ".json")
 """How the names of ONNX files end."""
@@ -51,20 +51,12 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
     As JSON, what was done has the keys of `Replacements.to_json` and ``output``, the file that was
     written. Without rules there are ``sites``, a list with ``name`` and ``function``, and ``left``.
     """
-    with progress("mishkit swap", steps=0):
-        return _main(settings, as_json)
-
-
-def _main(settings: Settings, as_json: bool) -> int:
     rules = _rules(settings)
     check_writable(settings.output)
     if settings.is_file and (settings.shapes or settings.options):
         raise LabError(f"{settings.name} is an ONNX file: --input and --option are for models")
     onnx = import_onnx()
-    if not settings.is_file:
-        step(f"exporting {settings.name}", more=1)
     model: Any = settings.name if settings.is_file else _exported(settings)
-    step("reading the graph", more=1)
     if not rules:
         sites, missed = onnx.survey(model)
         if as_json:
@@ -109,7 +101,14 @@ def _rules(settings: Settings) -> dict[str, str]:
 
 def _exported(settings: Settings) -> Any:
     """The model in ONNX, in memory."""
-    example = load(settings.name, settings.shapes, settings.options, train=False)
+    with progress("mishkit swap", steps=2):
+        step(f"building {settings.name}")
+        example = load(settings.name, settings.shapes, settings.options, train=False)
+        step("exporting to ONNX")
+        return _export(settings, example)
+
+
+def _export(settings: Settings, example: Example) -> Any:
     with telling(f"{settings.name} can't be exported to ONNX"), torch.no_grad():
         program = torch.onnx.export(example.model, example.inputs, dynamo=True, verbose=False)
     assert program is not None

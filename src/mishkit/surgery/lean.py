@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._checkpoint import in_checkpoint
-from .._progress import progress, step
+from .._progress import make_room, progress, step
 from ..functional import FUNCTIONS
 from ..recompute.model import attach, detach
 from .audit import Unit, can_compute, plan
@@ -162,6 +162,7 @@ def _recompute(
 
 
 def _warn(message: str) -> None:
+    make_room()
     warnings.warn(f"mishkit.lean: {message}", stacklevel=4)
 
 
