@@ -41,7 +41,7 @@ class Lean(_callbacks.LeanOnce, *_bases()):  # type: ignore[misc]
 
     After the first training batch, whatever modules the training step has called are made lean,
     with the inputs they were called with. Nothing needs to be known about the model, and the first
-    batch is computed as ever. The activations have no parameters, so optimizers, checkpoints and
+    batch is computed as usual. The activations have no parameters, so optimizers, checkpoints and
     DDP see no difference. The modules' names stay the same; `mishkit.unswap` undoes it.
 
     Parameters

@@ -44,8 +44,8 @@ class LeanCallback(_callbacks.LeanOnce, TrainerCallback):  # type: ignore[misc]
     """`mishkit.lean` as a callback: ``Trainer(..., callbacks=[LeanCallback()])``.
 
     After the first step, the model is made lean, with the inputs that it was called with. The first
-    step is computed as ever. The activations have no parameters, so optimizers, checkpoints and DDP
-    see no difference. `mishkit.unswap` undoes it.
+    step is computed as usual. The activations have no parameters, so optimizers, checkpoints and
+    DDP see no difference. `mishkit.unswap` undoes it.
 
     Parameters
     ----------
