@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, made of the results of `mishkit bench` on every CPU.
+"""The tables of docs/benchmarks.md, from the results of `mishkit bench` on every CPU.
 
 make bench                        # times this machine, adds its file, and writes the tables
 python benchmarks/bench_page.py   # the tables alone, from docs/results/bench
@@ -49,7 +49,7 @@ CALLS = ((CALL, 16), (CALL_BACKWARD, 16))
 
 @dataclass(frozen=True)
 class Machine:
-    """What one CPU's file has."""
+    """The contents of one CPU's file."""
 
     path: Path
     name: str
@@ -60,8 +60,8 @@ class Machine:
 
 def machines(folder: Path) -> list[Machine]:
     """Every CPU that was measured, by name."""
-    found = [_machine(path) for path in folder.glob("*.csv")]
-    return sorted(found, key=lambda machine: machine.name)
+    machines = [_machine(path) for path in folder.glob("*.csv")]
+    return sorted(machines, key=lambda machine: machine.name)
 
 
 def _machine(path: Path) -> Machine:
@@ -83,16 +83,23 @@ def _machine(path: Path) -> Machine:
 
 
 def ratios(
-    found: Iterable[Machine],
+    machines: Iterable[Machine],
     place: tuple[str, str, str, int],
     above: Sequence[str],
     below: Sequence[str],
 ) -> list[float]:
-    """On each CPU, one contender's minimum over another's: the first of each that was timed."""
+    """On each CPU, the minimum of the first timed contender of `above` over that of `below`."""
     values = []
-    for machine in found:
+    for machine in machines:
         pair = [
-            next((t for t in (machine.results.find(Key(*place, who)) for who in names) if t), None)
+            next(
+                (
+                    t
+                    for t in (machine.results.find(Key(*place, contender)) for contender in names)
+                    if t
+                ),
+                None,
+            )
             for names in (above, below)
         ]
         if pair[0] is not None and pair[1] is not None:
@@ -101,17 +108,19 @@ def ratios(
 
 
 def _table(
-    found: Sequence[Machine],
+    machines: Sequence[Machine],
     dtype: str,
     columns: Sequence[tuple[str, int]],
     above: Sequence[str],
     below: Sequence[str],
 ) -> str:
-    functions = dict.fromkeys(key.function for machine in found for key in machine.results.timings)
+    functions = dict.fromkeys(
+        key.function for machine in machines for key in machine.results.timings
+    )
     body = []
     for function in functions:
         cells = [
-            span(ratios(found, (function, dtype, case, size), above, below))
+            span(ratios(machines, (function, dtype, case, size), above, below))
             for case, size in columns
         ]
         if any(cell != NONE for cell in cells):
@@ -119,20 +128,20 @@ def _table(
     return markdown((dtype, *(f"{case}, {size_name(size)}" for case, size in columns)), body)
 
 
-def over_torch(found: Sequence[Machine], dtype: str) -> str:
+def over_torch(machines: Sequence[Machine], dtype: str) -> str:
     """How many times as long torch takes, or the formula in torch where it has no function."""
-    return _table(found, dtype, OVER_TORCH, (TWIN, EXPRESSION), (OURS,))
+    return _table(machines, dtype, OVER_TORCH, (TWIN, EXPRESSION), (OURS,))
 
 
-def over_relu(found: Sequence[Machine], dtype: str) -> str:
+def over_relu(machines: Sequence[Machine], dtype: str) -> str:
     """How many times as long ours takes as torch's ReLU."""
-    return _table(found, dtype, OVER_RELU, (OURS,), (RELU,))
+    return _table(machines, dtype, OVER_RELU, (OURS,), (RELU,))
 
 
-def mish_on(found: Sequence[Machine]) -> str:
-    """Mish on each CPU: ours in ns an element, and torch's and ReLU's beside."""
+def mish_on(machines: Sequence[Machine]) -> str:
+    """Mish on each CPU: ours in ns per element, and torch's relative to it."""
     body = []
-    for machine in found:
+    for machine in machines:
         cells = []
         for case, size in ((FORWARD, SMALL), (FORWARD, LARGE), (BACKWARD, SMALL)):
             place = "mish", "float32", case, size
@@ -144,35 +153,37 @@ def mish_on(found: Sequence[Machine]) -> str:
         name = f"[{machine.facts['cpu']}](results/bench/{machine.path.name})"
         body.append((name, machine.facts["isa"], machine.facts["date"], *cells))
     head = ("CPU", "kernels", "date", *(
-        f"{case}, {size_name(size)}, {what}"
+        f"{case}, {size_name(size)}, {unit}"
         for case, size in ((FORWARD, SMALL), (FORWARD, LARGE), (BACKWARD, SMALL))
-        for what in ("ns", "torch ×")
+        for unit in ("ns", "torch ×")
     ))  # fmt: skip
     return markdown(head, body, words=3)
 
 
-def calls(found: Sequence[Machine]) -> str:
+def calls(machines: Sequence[Machine]) -> str:
     """What a call takes on 16 elements, in ns, and how many times as long torch's takes."""
-    functions = dict.fromkeys(key.function for machine in found for key in machine.results.timings)
+    functions = dict.fromkeys(
+        key.function for machine in machines for key in machine.results.timings
+    )
     body = []
     for function in functions:
         cells = []
         for case, size in CALLS:
             place = function, "float32", case, size
-            ours = [machine.results.find(Key(*place, OURS)) for machine in found]
+            ours = [machine.results.find(Key(*place, OURS)) for machine in machines]
             cells += [
                 span([timing.samples[0] for timing in ours if timing], digits=3),
-                span(ratios(found, place, (TWIN,), (OURS,))),
+                span(ratios(machines, place, (TWIN,), (OURS,))),
             ]
         body.append((function, *cells))
-    head = [f"{case}, {what}" for case, _ in CALLS for what in ("ns", "torch ×")]
+    head = [f"{case}, {unit}" for case, _ in CALLS for unit in ("ns", "torch ×")]
     return markdown(("float32, 16 elements", *head), body)
 
 
-def bars(found: Sequence[Machine]) -> str:
+def bars(machines: Sequence[Machine]) -> str:
     """How many bars each CPU meets, and which it misses."""
     lines = []
-    for machine in found:
+    for machine in machines:
         judged = [verdict for verdict in verdicts(machine.results) if verdict.met is not None]
         if not judged or any("nan" in verdict.measured for verdict in judged):
             lines.append(f"- **{machine.name}**: its file lacks torch's medians, so no bars.")
@@ -183,23 +194,23 @@ def bars(found: Sequence[Machine]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, found: Sequence[Machine]) -> None:
+def write(path: Path, machines: Sequence[Machine]) -> None:
     """Put the tables between the marks of the page."""
     for name, text in (
-        ("mish", mish_on(found)),
-        ("torch", f"{over_torch(found, 'float32')}\n\n{over_torch(found, 'bfloat16')}"),
-        ("relu", over_relu(found, "float32")),
-        ("calls", calls(found)),
-        ("bars", bars(found)),
+        ("mish", mish_on(machines)),
+        ("torch", f"{over_torch(machines, 'float32')}\n\n{over_torch(machines, 'bfloat16')}"),
+        ("relu", over_relu(machines, "float32")),
+        ("calls", calls(machines)),
+        ("bars", bars(machines)),
     ):
         pages.put(path, name, f"\n{text}\n\n")
 
 
 def main() -> None:
-    found = machines(RESULTS)
-    if not found:
+    measured = machines(RESULTS)
+    if not measured:
         raise SystemExit(f"{RESULTS} has no files")
-    write(PAGE, found)
+    write(PAGE, measured)
     print(f"written: {PAGE}")
 
 

@@ -1,4 +1,4 @@
-"""A U-Net for sequences of actions, as Diffusion Policy has it, with Mish in every block."""
+"""A U-Net for sequences of actions, like that of Diffusion Policy, with Mish in every block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two convolutions, with the time of the diffusion as scale and shift between them."""
+    """Two convolutions; the diffusion time gives a scale and a shift in between."""
 
     def __init__(self, inside: int, outside: int, width: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class DiffusionUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         time = self.embed(self.step)
-        kept = []
+        skips = []
         for i, block in enumerate(self.down):
             x = block(x, time)
             if i < len(self.shrink):
-                kept.append(x)
+                skips.append(x)
                 x = self.shrink[i](x)
         x = self.middle(x, time)
         for block, grow in zip(self.up, self.grow, strict=True):
-            x = block(torch.cat([grow(x), kept.pop()], dim=1), time)
+            x = block(torch.cat([grow(x), skips.pop()], dim=1), time)
         return self.last(x)

@@ -1,11 +1,11 @@
-"""What memory costs that comes fresh from the system, and what may be done about it.
+"""What fresh memory from the system costs, and what can be done about it.
 
     python benchmarks/fresh.py              # about a minute
 
-A result of 16 Mi float32 numbers, 64 MB, into memory that is there, over the input, and into fresh
-memory with and without huge pages. Settings that count from the start of a process are measured in
-processes of their own, in turns. One thread; nanoseconds an element by the processor's time, the
-minimum and the median; page faults of a call.
+Computes 16 Mi float32 numbers (64 MB) into existing memory, over the input, and into fresh memory
+with and without huge pages. Settings that only take effect when a process starts are measured in
+separate processes, by turns. One thread. Prints the minimum and median processor time in ns per
+element, and the page faults of a call.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ TURNS: dict[str, dict[str, str]] = {
     "MISHKIT_HUGE_PAGES=0": {"MISHKIT_HUGE_PAGES": "0"},
     "THP_MEM_ALLOC_ENABLE=1": {"THP_MEM_ALLOC_ENABLE": "1"},
 }
-"""Environments: with mishkit's huge pages, without any, and with those of torch's allocator."""
+"""Environments: mishkit's huge pages, no huge pages, and those of torch's allocator."""
 
 
 def calls() -> dict[str, Callable[[], Any]]:
     """What is timed in every environment."""
     x = torch.randn(SIZE)
-    out, over = torch.empty_like(x), x.clone()
+    out, overwritten = torch.empty_like(x), x.clone()
     return {
         "mish, out=": lambda: mk.mish(x, out=out),
-        "mish, in place": lambda: mk.mish(over, inplace=True),
+        "mish, in place": lambda: mk.mish(overwritten, inplace=True),
         "mish, fresh": lambda: mk.mish(x),
         "torch relu, fresh": lambda: F.relu(x),
         "torch mish, fresh": lambda: F.mish(x),
@@ -51,37 +51,37 @@ def calls() -> dict[str, Callable[[], Any]]:
 
 
 def measure() -> dict[str, tuple[list[float], int]]:
-    """Samples in ns an element, and page faults, in this process."""
+    """Samples in ns per element, and page faults, in this process."""
     torch.set_num_threads(1)
-    made = {name: Call(run, most_calls=1) for name, run in calls().items()}
-    timings = round_robin(made, seconds=SECONDS, clock=PROCESSOR)
+    timed = {name: Call(run, most_calls=1) for name, run in calls().items()}
+    timings = round_robin(timed, seconds=SECONDS, clock=PROCESSOR)
     return {
-        name: ([sample / SIZE for sample in timing.samples], page_faults(made[name].run))
+        name: ([sample / SIZE for sample in timing.samples], page_faults(timed[name].run))
         for name, timing in timings.items()
     }
 
 
 def main() -> None:
-    """Measure in turns, and print a row a call and environment."""
+    """Measure by turns, and print a row for each call and environment."""
     if sys.argv[1:] == ["--part"]:
         print(json.dumps(measure()))
         return
-    found: dict[tuple[str, str], tuple[list[float], int]] = {}
+    measured: dict[tuple[str, str], tuple[list[float], int]] = {}
     for _ in range(ROUNDS):
         for turn, settings in TURNS.items():
-            done = subprocess.run(
+            part = subprocess.run(
                 [sys.executable, __file__, "--part"],
                 env={**os.environ, **settings},
                 stdout=subprocess.PIPE,
                 check=True,
             )
-            for name, (samples, faults) in json.loads(done.stdout).items():
-                before, _ = found.get((name, turn), ([], 0))
-                found[name, turn] = [*before, *samples], faults
+            for name, (samples, faults) in json.loads(part.stdout).items():
+                earlier, _ = measured.get((name, turn), ([], 0))
+                measured[name, turn] = [*earlier, *samples], faults
     table = Table(box=None, pad_edge=False)
     for number, head in enumerate(("16 Mi float32", "environment", "min, ns", "median", "faults")):
         table.add_column(head, justify="right" if number > 1 else "left", no_wrap=True)
-    for (name, turn), (samples, faults) in sorted(found.items(), key=lambda item: item[0][0]):
+    for (name, turn), (samples, faults) in sorted(measured.items(), key=lambda item: item[0][0]):
         timing = Timing(samples)
         table.add_row(name, turn, f"{timing.min:.3f}", f"{timing.median:.3f}", f"{faults:,}")
     Console(highlight=False).print(table)

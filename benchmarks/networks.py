@@ -6,12 +6,12 @@
 
 One training step (forward, backward, SGD with momentum) and one inference pass of the seven-layer
 network that `mishkit compare` trains, and of three of timm's with random weights. Every activation
-of a network is replaced, at the same sites. Times: all variants in one process, in turns, one
-thread, by the processor's time, which other work on the machine does not lengthen; before each
-timed step comes one that is not. The C library is told to keep freed memory, as page faults would
-take more than the activations and fall on one variant or another by chance; what happens without is
-measured too, each variant in processes of its own. All of that several times, in new processes.
-Peak memory: by how much a step raises the resident memory, each variant in a process of its own.
+of a network is replaced, at the same sites. All variants are timed by turns in one process, on one
+thread, by processor time, which other work on the machine does not lengthen; an untimed step comes
+before each timed one. The C library is told to keep freed memory, since page faults would take more
+time than the activations, and hit one variant or another by chance. Its own settings are measured
+too, with each variant in separate processes. All of this is repeated in several new processes. Peak
+memory is how much a step raises the resident memory, with each variant in a separate process.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "mishkit GELU, in place": partial(mk.GELU, inplace=True),
 }
 SECONDS = 40.0
-"""How long the steps of a network are timed, and its passes as much."""
+"""How long the steps of a network are timed; its inference passes take as long again."""
 TIME, PEAK = 1.05, 1.04
-"""The most a training step may take of ReLU's with our Mish in place, where there is a bar."""
+"""The most that a step with our Mish in place may take, relative to ReLU, if there is a bar."""
 BARRED = (SEVEN, "resnet18")
 KEPT, DEFAULT = "kept", "default"
-"""What the C library does with freed memory: keeps it, or what it does by itself."""
+"""Whether the C library is told to keep freed memory, or has its own settings."""
 PROCESSES, STEPS = 5, 40
-"""How many there are, and steps in each with the C library's own settings."""
+"""How many processes there are, and steps in each with the C library's own settings."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def replace(
     old: type[nn.Module] | tuple[type[nn.Module], ...],
     make: Callable[[], nn.Module],
 ) -> int:
-    """Put a new module in the place of every one of these classes; how many there were."""
+    """Replace every module of these classes by a new one; returns how many there were."""
     count = 0
     for name, child in model.named_children():
         if isinstance(child, old):
@@ -130,7 +130,7 @@ def replace(
 
 
 def training(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
-    """One step, as `surgery` measures it; the weights stay, for a learning rate of 0."""
+    """One step, as `surgery` measures it; the learning rate is 0, so the weights stay."""
     model.train()
     return training_step(Example("", model, (image,)))
 
@@ -147,14 +147,17 @@ def inference(model: nn.Module, image: torch.Tensor) -> Callable[[], Any]:
 
 
 def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> list[Row]:
-    """Every variant of a network. The samples of `PROCESSES` processes are put together, as each
-    has its own luck in where blocks of memory lie."""
-    found = [
+    """Measure every variant of a network. The samples of `PROCESSES` processes are combined, since
+    each places its memory blocks by chance."""
+    by_process = [
         in_process(timings, network, seconds / PROCESSES, number) for number in range(PROCESSES)
     ]
     rows = []
     for variant in VARIANTS:
-        steps, passes = ([one[what, variant] for one in found] for what in ("step", "inference"))
+        steps, passes = (
+            [of_process[kind, variant] for of_process in by_process]
+            for kind in ("step", "inference")
+        )
         peak = None
         if peaks and Path("/proc/self/clear_refs").exists():
             options = (f"network={network}", f"variant={variant!r}")
@@ -169,7 +172,7 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
                 min(map(min, steps)),
                 median(map(median, steps)),
                 sum(map(len, steps)),
-                median(one["faults", variant][0] for one in found),
+                median(of_process["faults", variant][0] for of_process in by_process),
                 min(map(min, passes)),
                 median(map(median, passes)),
                 peak,
@@ -179,25 +182,25 @@ def measure(network: str, *, seconds: float = SECONDS, peaks: bool = True) -> li
 
 
 def timings(network: str, seconds: float, turn: int) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of all steps and passes of every variant, and page faults, in this process; the
-    variants begin with another each turn."""
+    """Milliseconds of all steps and passes of every variant, and page faults, in this process. Each
+    turn starts with a different variant."""
     keep_freed_memory()
-    found: dict[tuple[str, str], list[float]] = {}
+    milliseconds: dict[tuple[str, str], list[float]] = {}
     order = [*VARIANTS][turn:] + [*VARIANTS][:turn]
     with torch_threads(1):
-        for what, use in (("step", training), ("inference", inference)):
+        for kind, use in (("step", training), ("inference", inference)):
             calls = {}
             for variant in order:
                 run = use(*build(network, variant))
                 run()
-                # Once before, for memory and caches to be as this variant leaves them.
+                # An untimed run first leaves memory and caches as this variant does.
                 calls[variant] = Call(run, prepare=run, most_calls=1)
-            made = round_robin(calls, seconds=seconds, least=2, clock=PROCESSOR)
-            for variant, timing in made.items():
-                found[what, variant] = [sample / 1e6 for sample in timing.samples]
-                if what == "step":
-                    found["faults", variant] = [faults_of(calls[variant].run)]
-    return found
+            timed = round_robin(calls, seconds=seconds, least=2, clock=PROCESSOR)
+            for variant, timing in timed.items():
+                milliseconds[kind, variant] = [sample / 1e6 for sample in timing.samples]
+                if kind == "step":
+                    milliseconds["faults", variant] = [faults_of(calls[variant].run)]
+    return milliseconds
 
 
 def faults_of(step: Callable[[], Any]) -> float:
@@ -208,12 +211,12 @@ def faults_of(step: Callable[[], Any]) -> float:
 def measure_default(network: str) -> list[Row]:
     """ReLU and our Mish in place with the C library's own settings, in turns, each time in a new
     process: medians over the processes of their medians, the least of their minima."""
-    found: dict[str, list[tuple[float, float, float]]] = {RELU: [], OURS: []}
+    by_variant: dict[str, list[tuple[float, float, float]]] = {RELU: [], OURS: []}
     for _ in range(PROCESSES):
-        for variant, results in found.items():
+        for variant, results in by_variant.items():
             results.append(in_process(_steps, network, variant))
     rows = []
-    for variant, results in found.items():
+    for variant, results in by_variant.items():
         least, middle, faults = zip(*results, strict=True)
         figures = (min(least), median(middle), PROCESSES * STEPS, median(faults))
         rows.append(Row(network, variant, DEFAULT, *figures))
@@ -236,13 +239,13 @@ _FACTS = ("cpu", "cores", "isa", "torch", "load", "date")
 
 
 def facts_now() -> dict[str, str]:
-    """What it is measured on."""
+    """The machine and versions that are measured."""
     python = platform.python_version()
     return {**pages.facts(), "torch": f"{torch.__version__}, Python {python}"}
 
 
 def write(path: Path, lines: Sequence[tuple[Row, Mapping[str, str]]]) -> None:
-    """A line a row, with what it was measured on."""
+    """Write a line per row, with the machine that it was measured on."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*Row.__dataclass_fields__, *_FACTS))
@@ -276,11 +279,11 @@ def _line(line: Mapping[str, str]) -> tuple[Row, dict[str, str]]:
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Our Mish in place against ReLU in place."""
-    found = {(row.network, row.variant): row for row in rows if row.heap == KEPT}
-    made = []
+    kept = {(row.network, row.variant): row for row in rows if row.heap == KEPT}
+    verdicts = []
     for network in BARRED:
-        ours, relu = found.get((network, OURS)), found.get((network, RELU))
-        for what, bar, names in (
+        ours, relu = kept.get((network, OURS)), kept.get((network, RELU))
+        for claim, bar, names in (
             ("training step, time", TIME, ("step", "step_median")),
             ("training step, peak memory", PEAK, ("peak",)),
         ):
@@ -292,8 +295,8 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
             text = f"{ratios[0]:.3f}×" if ratios else "not measured"
             text += f" of minima, {ratios[1]:.3f}× of medians" if len(ratios) > 1 else ""
             met = max(ratios) <= bar if ratios else None
-            made.append(Verdict(f"{network}: {what}", f"≤ {bar} × ReLU", text, met))
-    return made
+            verdicts.append(Verdict(f"{network}: {claim}", f"≤ {bar} × ReLU", text, met))
+    return verdicts
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -330,8 +333,8 @@ def default_table(rows: Sequence[Row]) -> str:
         beside = kept.get((row.network, row.variant))
         if row.heap == DEFAULT and beside:
             cells = [row.network, row.variant]
-            for one in (row, beside):
-                cells += [significant(one.step_median, 4), f"{one.faults:,.0f}"]
+            for shown in (row, beside):
+                cells += [significant(shown.step_median, 4), f"{shown.faults:,.0f}"]
             body.append(cells)
     return markdown(head, body, words=2)
 

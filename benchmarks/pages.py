@@ -17,7 +17,7 @@ DOCS = README.parent / "docs"
 
 
 def put(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the marks of that name; ValueError where they are missing."""
+    """Replace the text between the marks of that name; ValueError if they are missing."""
     begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
     before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
     _, found_end, after = rest.partition(end)
@@ -27,7 +27,7 @@ def put(path: Path, name: str, text: str) -> None:
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table whose first columns, so many, are of words and the others of numbers."""
+    """A table whose first `words` columns are words and the others numbers."""
     line = "|---" * words + "|--:" * (len(head) - words) + "|"
     return "\n".join([_row(head), line, *map(_row, body)])
 
@@ -37,7 +37,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def span(values: Sequence[float], digits: int = 2) -> str:
-    """The range of values, such as one a CPU: "9.1–23"; a single value where they are equal."""
+    """The range of values, for example over CPUs: "9.1–23"; a single value if they are equal."""
     if not values:
         return NONE
     low, high = (significant(value, digits) for value in (min(values), max(values)))
@@ -45,7 +45,7 @@ def span(values: Sequence[float], digits: int = 2) -> str:
 
 
 def facts() -> dict[str, str]:
-    """What is measured on, and when."""
+    """The machine that is measured, and the date."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     return {
         "cpu": cpu_name(),

@@ -1,7 +1,7 @@
-"""Everyone who computes the functions of mishkit on a CPU, each behind one small interface.
+"""Everything that computes mishkit's functions on a CPU, behind one small interface.
 
-An adapter makes calls for one piece of work: a function, a dtype, a pass and a size. It says so
-(`Lacks`) where its package does not offer that. Results into existing memory all go into the same
+An adapter makes calls for one piece of work: a function, a dtype, a pass and a size. It raises
+`Lacks` if its package does not offer that. Results into existing memory all go into the same
 buffer, and inputs are shared without copies, so that no peer owns warmer memory than another. A
 backward pass is (grad, input) -> grad_input in every peer.
 """
@@ -41,7 +41,7 @@ FUNCTIONS = (
 """Ours that at least one peer has."""
 ONE_EXPONENTIAL = "1 exp"
 NEAR, JUMP = 1e-6, 1e-2
-"""A derivative jumps where it changes by so much within so little."""
+"""A derivative jumps where it changes by more than JUMP within NEAR."""
 
 
 class Lacks(Exception):
@@ -50,7 +50,7 @@ class Lacks(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed, and the memory for it."""
+    """What to compute, and the memory for it."""
 
     function: str
     direction: str
@@ -81,10 +81,10 @@ class Work:
         x = self.x[part].double()
         if not self.is_backward:
             return a.f(x, *a.defaults)
-        left, at, right = (a.df(x + step, *a.defaults) for step in (-NEAR, 0.0, NEAR))
-        # Where the derivative jumps everyone has a convention: NaN says that any will do.
-        at = at.where((right - left).abs() < JUMP, math.nan)
-        return self.grad[part].double() * at
+        left, slope, right = (a.df(x + step, *a.defaults) for step in (-NEAR, 0.0, NEAR))
+        # Where the derivative jumps, conventions differ. NaN accepts any result.
+        slope = slope.where((right - left).abs() < JUMP, math.nan)
+        return self.grad[part].double() * slope
 
 
 @lru_cache(maxsize=1)
@@ -118,11 +118,11 @@ class Adapter:
         return importlib.metadata.version(self.package)
 
     def load(self) -> None:
-        """Raises ImportError or OSError where the package is absent."""
+        """Raises ImportError or OSError if the package is absent."""
         importlib.import_module(self.module)
 
     def calls(self, work: Work) -> Calls:
-        """What it offers; raises Lacks where that is nothing."""
+        """The calls that it offers; raises Lacks if there are none."""
         raise NotImplementedError
 
 
@@ -132,7 +132,7 @@ def _made(run: Callable[[], Any], convert: Callable[[Any], Tensor] = lambda resu
 
 def _into(work: Work, run: Callable[[], Any]) -> Made:
     def tensor() -> Tensor:
-        work.out.fill_(math.nan)  # what is not written shows
+        work.out.fill_(math.nan)  # shows what is not written
         run()
         return work.out
 
@@ -226,7 +226,7 @@ class Torch(Adapter):
 
 
 class ReLU(Torch):
-    """The floor: torch's ReLU instead."""
+    """The floor: torch's ReLU in place of the function."""
 
     def calls(self, work: Work) -> Calls:
         if work.function == "relu":
@@ -256,8 +256,8 @@ def mish_of_one_exponential(x: Tensor) -> Tensor:
 class Compiled(Adapter):
     """torch.compile, of torch's function or of the formula with one exponential.
 
-    The size is left open (`dynamic=True`): a compilation for each would take longer than the
-    timing. A gradient is that which AOTAutograd derives.
+    The size is left open (`dynamic=True`), since compiling for each size would take longer than
+    the timing. Gradients are those that AOTAutograd derives.
     """
 
     def __init__(self, name: str, is_one_exponential: bool = False) -> None:
@@ -266,7 +266,7 @@ class Compiled(Adapter):
         self._compiled: dict[tuple[str, str, str], Callable[..., Tensor]] = {}
 
     def calls(self, work: Work) -> Calls:
-        # A compilation takes seconds, and the two differ by the page faults alone.
+        # Compiling takes seconds, and the two differ only in page faults.
         for memory in (FRESH, EXISTING) if work.function == "mish" else (FRESH,):
             compiled = self._function(work, memory)
             if memory == FRESH:
@@ -386,13 +386,13 @@ class OnnxRuntime(Adapter):
         from onnx import TensorProto, helper
 
         nodes = self._NODES[function]
-        made = [
+        operators = [
             helper.make_node(kind, inputs, ["y" if i == len(nodes) - 1 else f"t{i}"], **attributes)
             for i, (kind, inputs, attributes) in enumerate(nodes)
         ]
         kind = TensorProto.FLOAT if dtype == torch.float32 else TensorProto.BFLOAT16
         ends = [helper.make_tensor_value_info(name, kind, ["n"]) for name in ("x", "y")]
-        graph = helper.make_graph(made, function, ends[:1], ends[1:])
+        graph = helper.make_graph(operators, function, ends[:1], ends[1:])
         opsets = [helper.make_opsetid("", 22)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         options = onnxruntime.SessionOptions()
@@ -426,23 +426,23 @@ class OpenVINO(Adapter):
             return ov.Tensor(tensor.view(torch.int16).numpy(), shape, kind)
 
         request.set_input_tensor(shared(work.x))
-        into = shared(work.out)
+        target = shared(work.out)
 
         def existing() -> None:
-            request.set_output_tensor(into)
+            request.set_output_tensor(target)
             request.infer()
 
         def fresh() -> Any:
-            made = ov.Tensor(kind, shape)
-            request.set_output_tensor(made)
+            output = ov.Tensor(kind, shape)
+            request.set_output_tensor(output)
             request.infer()
-            return made
+            return output
 
-        def convert(made: Any) -> Tensor:
+        def convert(output: Any) -> Tensor:
             if kind == ov.Type.f32:
-                return torch.from_numpy(made.data.copy())
+                return torch.from_numpy(output.data.copy())
             row = ctypes.c_int16 * work.x.numel()
-            data = row.from_address(torch.from_numpy(made.data.view("int16")).data_ptr())
+            data = row.from_address(torch.from_numpy(output.data.view("int16")).data_ptr())
             return torch.frombuffer(data, dtype=torch.bfloat16).clone()
 
         yield FRESH, _made(fresh, convert)
@@ -452,9 +452,9 @@ class OpenVINO(Adapter):
         import openvino as ov
         from openvino import opset13 as ops
 
-        made: dict[str, Callable[[Any], Any]] = {
+        operators: dict[str, Callable[[Any], Any]] = {
             "mish": ops.mish,
-            # Its swish wants a float32 beta; it makes one of this by itself.
+            # Its swish wants a float32 beta. It turns this product into a swish by itself.
             "silu": lambda x: ops.multiply(x, ops.sigmoid(x)),
             "gelu": lambda x: ops.gelu(x, "ERF"),
             "gelu_tanh": lambda x: ops.gelu(x, "TANH"),
@@ -462,10 +462,10 @@ class OpenVINO(Adapter):
             "softplus": ops.softplus,
             "relu": ops.relu,
         }
-        if work.function not in made:
+        if work.function not in operators:
             raise Lacks("no such operator")
         x = ops.parameter(list(work.x.shape), kind, name="x")
-        model = ov.Model([made[work.function](x)], [x], work.function)
+        model = ov.Model([operators[work.function](x)], [x], work.function)
         options = {
             "INFERENCE_NUM_THREADS": work.threads,
             "NUM_STREAMS": 1,
@@ -496,11 +496,11 @@ class OneDNN(Adapter):
 
     def load(self) -> None:
         importlib.metadata.version(self.package)
-        found = sorted(Path(sys.prefix, "lib").glob("libdnnl.so.*"))
-        if not found:
+        libraries = sorted(Path(sys.prefix, "lib").glob("libdnnl.so.*"))
+        if not libraries:
             raise ImportError("libdnnl.so is not in the environment")
         # torch has loaded its OpenMP by now, which this library then shares.
-        self._library = ctypes.CDLL(str(found[0]))
+        self._library = ctypes.CDLL(str(libraries[0]))
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
@@ -517,9 +517,9 @@ class OneDNN(Adapter):
         return self._new("dnnl_stream_create", self._engine, ctypes.c_uint(self._IN_ORDER))
 
     def _new(self, name: str, *arguments: Any) -> ctypes.c_void_p:
-        made = ctypes.c_void_p()
-        self._call(name, ctypes.byref(made), *arguments)
-        return made
+        handle = ctypes.c_void_p()
+        self._call(name, ctypes.byref(handle), *arguments)
+        return handle
 
     def calls(self, work: Work) -> Calls:
         if work.function not in self._KINDS:
@@ -568,17 +568,17 @@ class OneDNN(Adapter):
             wait(stream)
 
         def fresh() -> Tensor:
-            made = torch.empty_like(work.x)
-            handle(result, ctypes.c_void_p(made.data_ptr()))
+            output = torch.empty_like(work.x)
+            handle(result, ctypes.c_void_p(output.data_ptr()))
             execute(run, stream, count, arguments)
             wait(stream)
-            return made
+            return output
 
         yield FRESH, _made(fresh)
         yield EXISTING, _into(work, existing)
 
     def _implementation(self, primitive: ctypes.c_void_p) -> None:
-        """Reference code, which is no contender, is refused."""
+        """Refuse oneDNN's reference code, which is not meant to be fast."""
         text = ctypes.c_char_p()
         query = ctypes.c_int(8)  # dnnl_query_impl_info_str
         self._call(
@@ -608,17 +608,17 @@ class Jax(Adapter):
         g = backward if work.is_backward else f
         inputs = [jax.dlpack.from_dlpack(tensor) for tensor in work.inputs]
         fresh = jax.jit(g)
-        into = jax.jit(lambda out, *inputs: g(*inputs), donate_argnums=0, keep_unused=True)
-        held = [jax.numpy.zeros_like(inputs[0])]
+        overwriting = jax.jit(lambda out, *inputs: g(*inputs), donate_argnums=0, keep_unused=True)
+        buffer = [jax.numpy.zeros_like(inputs[0])]
 
         def existing() -> Any:
-            held[0] = into(held[0], *inputs)
-            return held[0].block_until_ready()
+            buffer[0] = overwriting(buffer[0], *inputs)
+            return buffer[0].block_until_ready()
 
         yield FRESH, _made(lambda: fresh(*inputs).block_until_ready(), torch.from_dlpack)
-        before = held[0].unsafe_buffer_pointer()
+        address = buffer[0].unsafe_buffer_pointer()
         existing()
-        if held[0].unsafe_buffer_pointer() == before:
+        if buffer[0].unsafe_buffer_pointer() == address:
             yield EXISTING, _made(existing, lambda result: torch.from_dlpack(result).clone())
 
     def _function(self, name: str) -> Any:
@@ -634,7 +634,7 @@ class Jax(Adapter):
                 return x * (n / (n + 2))
 
             return mish
-        found: dict[str, Any] = {
+        functions: dict[str, Any] = {
             "mish": jax.nn.mish,
             "silu": jax.nn.silu,
             "gelu": partial(jax.nn.gelu, approximate=False),
@@ -643,9 +643,9 @@ class Jax(Adapter):
             "softplus": jax.nn.softplus,
             "relu": jax.nn.relu,
         }
-        if name not in found:
+        if name not in functions:
             raise Lacks("no such function")
-        return found[name]
+        return functions[name]
 
 
 class Numba(Adapter):
@@ -663,9 +663,9 @@ class Numba(Adapter):
         numba.set_num_threads(work.threads)
 
         def fresh() -> Any:
-            made = np.empty_like(inputs[0])
-            loop(*inputs, made)
-            return made
+            output = np.empty_like(inputs[0])
+            loop(*inputs, output)
+            return output
 
         yield FRESH, _made(fresh, torch.from_numpy)
         yield EXISTING, _into(work, partial(loop, *inputs, out))
@@ -786,7 +786,7 @@ class Ncnn(Adapter):
                 extractor.input("x", source)
                 return extractor.extract("y")[1]
 
-        yield FRESH, _made(fresh, lambda made: torch.from_numpy(np.array(made)))
+        yield FRESH, _made(fresh, lambda output: torch.from_numpy(np.array(output)))
 
 
 def everyone() -> list[Adapter]:

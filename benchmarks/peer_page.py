@@ -30,9 +30,9 @@ RESULTS, PAGE, FIGURE = (
 BEHIND = DOCS / "results" / "peers-behind.csv"
 WRITTEN = (RESULTS, PAGE, FIGURE, BEHIND)
 LEVEL = 1.05
-"""Up to this ratio two are as fast as one another: what two runs of one differ by."""
+"""Up to this ratio two peers count as equally fast: repeated runs differ by as much."""
 SMALL = 1 << 16
-"""Below it a call's overhead decides."""
+"""Below this size the overhead of a call decides."""
 
 
 class Cell(NamedTuple):
@@ -52,7 +52,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One timing in ns an element; or a note why there is none."""
+    """One timing in ns per element, or a note why there is none."""
 
     peer: str
     function: str = ""
@@ -89,7 +89,7 @@ _FACTS = ("cpu", "cores", "isa", "load", "minutes", "date")
 
 
 def write(path: Path, rows: Iterable[Row], facts: Mapping[str, str]) -> None:
-    """A line a row; what the run was made on stands in each."""
+    """Write a line per row, each with the machine that was measured."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*_COLUMNS, *_FACTS))
@@ -106,7 +106,7 @@ def write(path: Path, rows: Iterable[Row], facts: Mapping[str, str]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; KeyError where a column is missing, ValueError for a bad number."""
+    """The rows of a file; KeyError if a column is missing, ValueError for a bad number."""
     with path.open(newline="") as file:
         return [_row(line) for line in csv.DictReader(file)]
 
@@ -132,7 +132,7 @@ def _row(line: Mapping[str, str]) -> Row:
 
 
 def read_facts(path: Path) -> dict[str, str]:
-    """What the run was made on."""
+    """The machine that was measured."""
     with path.open(newline="") as file:
         line: dict[str, str] = next(csv.DictReader(file), {})
     return {name: line.get(name, "") for name in _FACTS}
@@ -140,7 +140,7 @@ def read_facts(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What one CPU's file has."""
+    """The contents of one CPU's file."""
 
     path: Path
     rows: tuple[Row, ...]
@@ -154,15 +154,15 @@ class Machine:
 
 def machines(folder: Path) -> list[Machine]:
     """Every CPU that was measured, by name."""
-    found = [
+    machines = [
         Machine(path, tuple(read(path)), read_facts(path)) for path in sorted(folder.glob("*.csv"))
     ]
-    return sorted(found, key=lambda machine: machine.name)
+    return sorted(machines, key=lambda machine: machine.name)
 
 
 def add(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
-    """Put rows into the file of their CPU. They take the place of all that it has of the same
-    work, since times of different runs can't be compared.
+    """Put rows into the file of their CPU. They replace its rows for the same work, since times of
+    different runs can't be compared.
     """
     path = folder / f"{slug(facts['cpu'], facts['isa'])}.csv"
     work = {_work(row) for row in rows}
@@ -173,7 +173,7 @@ def add(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
 
 
 def _work(row: Row) -> tuple[str | int, ...]:
-    """What is timed together; notes that are about no work belong to every run."""
+    """What is timed together; notes that are not about any work belong to every run."""
     return row.function, row.dtype, row.direction, row.size, row.threads
 
 
@@ -185,15 +185,15 @@ Times = dict[Cell, dict[str, Row]]
 
 def times(rows: Iterable[Row]) -> Times:
     """The timings without the notes."""
-    found: Times = {}
+    by_cell: Times = {}
     for row in rows:
         if not row.note:
-            found.setdefault(row.cell, {})[row.peer] = row
-    return found
+            by_cell.setdefault(row.cell, {})[row.peer] = row
+    return by_cell
 
 
 def rivals(peers: Mapping[str, Row]) -> list[Row]:
-    """Those whom ours are set against, the fastest first."""
+    """The peers that ours is compared with, the fastest first."""
     others = (row for name, row in peers.items() if name not in (OURS, FROM_OUTPUT, *FLOORS))
     return sorted(others, key=lambda row: row.min)
 
@@ -206,7 +206,7 @@ class Duel:
     ours: Row
     best: Row
     faster: tuple[str, ...]
-    """All who are faster than ours, the fastest first."""
+    """All peers that are faster than ours, the fastest first."""
 
     @property
     def ratio(self) -> float:
@@ -223,17 +223,17 @@ class Duel:
 
 
 def duels(rows: Iterable[Row]) -> list[Duel]:
-    """Every cell that we and another are in. Autograd has no backward pass into existing memory,
-    nor have we; what others have is set against ours into fresh."""
-    everything, found = times(rows), []
+    """Every cell that has both ours and another. Neither autograd nor we have a backward pass into
+    existing memory; those of others are compared with ours into fresh memory."""
+    everything, duels = times(rows), []
     for cell, peers in everything.items():
         ours = peers.get(OURS) or everything.get(cell._replace(memory=FRESH), {}).get(OURS)
-        others = rivals(peers)
-        if ours is None or not others:
+        theirs = rivals(peers)
+        if ours is None or not theirs:
             continue
-        faster = tuple(row.peer for row in others if row.min < ours.min)
-        found.append(Duel(cell, ours, others[0], faster))
-    return found
+        faster = tuple(row.peer for row in theirs if row.min < ours.min)
+        duels.append(Duel(cell, ours, theirs[0], faster))
+    return duels
 
 
 # ---- why we are behind ----
@@ -241,7 +241,7 @@ def duels(rows: Iterable[Row]) -> list[Duel]:
 MOSTLY = 0.7
 """The share of a gap that explains it."""
 WRONG = 0.01
-"""A relative error from which on a result has no digit that may be relied upon."""
+"""The relative error from which a result has no reliable digit."""
 UNEXPLAINED = "not explained yet"
 
 
@@ -280,11 +280,11 @@ def _arena(duel: Duel, everything: Times) -> str | None:
     if duel.cell.memory != FRESH or not duel.best.faults < duel.ours.faults / 10:
         return None
     torch = everything[duel.cell].get("torch")
-    others = f", torch's {torch.faults:,}" if torch else ""
+    of_torch = f", torch's {torch.faults:,}" if torch else ""
     return (
         f"{duel.best.peer}'s fresh memory is not fresh: its arena reuses that of the last "
         f"result. Its call makes {duel.best.faults:,} page faults, ours {duel.ours.faults:,}"
-        f"{others}"
+        f"{of_torch}"
     )
 
 
@@ -338,10 +338,10 @@ def _gap(ours: Row, best: Row) -> float:
 
 
 def _extra_call(duel: Duel, everything: Times) -> float | None:
-    """By how many microseconds our call at the smallest size is longer than theirs."""
+    """How many microseconds longer our call takes than theirs at the smallest size."""
     size = min(cell.size for cell in everything)
-    found = everything.get(duel.cell._replace(size=size), {})
-    ours, best = found.get(OURS), found.get(duel.best.peer)
+    peers = everything.get(duel.cell._replace(size=size), {})
+    ours, best = peers.get(OURS), peers.get(duel.best.peer)
     return _gap(ours, best) if ours and best and size < duel.cell.size else None
 
 
@@ -369,16 +369,16 @@ def _order(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.peer for row in rows if not row.note))
 
 
-def _every_peer(found: Sequence[Machine]) -> list[str]:
-    return list(dict.fromkeys(peer for machine in found for peer in _order(machine.rows)))
+def _every_peer(machines: Sequence[Machine]) -> list[str]:
+    return list(dict.fromkeys(peer for machine in machines for peer in _order(machine.rows)))
 
 
-def table(found: Sequence[Machine], function: str = "mish", dtype: str = "float32") -> str:
-    """Ours in ns an element, and how many times as long everyone takes: ranges over the CPUs."""
+def table(machines: Sequence[Machine], function: str = "mish", dtype: str = "float32") -> str:
+    """Ours in ns per element, and everyone's times relative to it, as ranges over the CPUs."""
     columns = _shown(function, dtype)
-    tables = [times(machine.rows) for machine in found]
+    tables = [times(machine.rows) for machine in machines]
     body = [(f"{OURS}, ns", *(span(_times_of(tables, cell, OURS)) for cell in columns))]
-    for peer in _every_peer(found):
+    for peer in _every_peer(machines):
         cells = [span(_times_of(tables, cell, peer, over=OURS)) for cell in columns]
         if peer != OURS and any(text != NONE for text in cells):
             body.append((peer, *cells))
@@ -388,23 +388,23 @@ def table(found: Sequence[Machine], function: str = "mish", dtype: str = "float3
 def _times_of(
     tables: Sequence[Times], cell: Cell, peer: str, over: str | None = None
 ) -> list[float]:
-    """A peer's minimum on every CPU, or how many times as long as another's it is."""
+    """A peer's minimum on every CPU, or its ratio to another's."""
     rows = [everything.get(cell, {}) for everything in tables]
     if over is None:
         return [row[peer].min for row in rows if peer in row]
     return [row[peer].min / row[over].min for row in rows if peer in row and over in row]
 
 
-def write_readme(path: Path, found: Sequence[Machine]) -> None:
+def write_readme(path: Path, machines: Sequence[Machine]) -> None:
     """Put the ranges between the marks of the README."""
     rows = []
-    tables = [times(machine.rows) for machine in found]
+    tables = [times(machine.rows) for machine in machines]
     for function in ("mish", "silu", "gelu", "gelu_tanh", "hardswish", "softplus", "relu"):
         columns = [Cell(function, "float32", *place, 1) for place in _IN_README]
         cells = [span(_times_of(tables, cell, "torch", over=OURS)) for cell in columns]
         rows.append((function, *cells))
     head = ("torch's time over mishkit's", *(_column(Cell("", "", *at, 1)) for at in _IN_README))
-    cpus = "; ".join(machine.name for machine in found)
+    cpus = "; ".join(machine.name for machine in machines)
     pages.put(path, "peers", f"{markdown(head, rows)}\n\nOne thread, float32, minima: {cpus}.\n")
 
 
@@ -416,10 +416,10 @@ _IN_README = (
 )
 
 
-def leads(found: Sequence[Machine], dtype: str) -> str:
-    """By function: how many times as long the fastest other takes, one thread."""
+def leads(machines: Sequence[Machine], dtype: str) -> str:
+    """By function: how many times as long the fastest other takes, on one thread."""
     columns = _shown("", dtype)
-    by_cell = [{duel.cell: duel for duel in duels(machine.rows)} for machine in found]
+    by_cell = [{duel.cell: duel for duel in duels(machine.rows)} for machine in machines]
     functions = dict.fromkeys(cell.function for cells in by_cell for cell in cells)
     body = []
     for function in functions:
@@ -434,17 +434,17 @@ def leads(found: Sequence[Machine], dtype: str) -> str:
     return markdown((dtype, *map(_column, columns)), body)
 
 
-def behind(found: Sequence[Duel]) -> list[Duel]:
+def behind(duels: Sequence[Duel]) -> list[Duel]:
     """The cells in which another is faster by more than `LEVEL`, the worst first."""
-    return sorted((d for d in found if d.is_behind), key=lambda d: -d.ratio)
+    return sorted((d for d in duels if d.is_behind), key=lambda d: -d.ratio)
 
 
-def write_behind(path: Path, found: Sequence[Machine]) -> None:
+def write_behind(path: Path, machines: Sequence[Machine]) -> None:
     """Every cell in which another is faster, with the cause, as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("cpu", "isa", *Cell._fields, *_BEHIND_COLUMNS))
-        for machine in found:
+        for machine in machines:
             everything = times(machine.rows)
             for duel in behind(duels(machine.rows)):
                 figures = (duel.ours.min, duel.best.min, duel.ratio, duel.of_medians)
@@ -461,28 +461,28 @@ def write_behind(path: Path, found: Sequence[Machine]) -> None:
 _BEHIND_COLUMNS = ("ours_ns", "best_ns", "ratio", "ratio_of_medians", "faster", "cause")
 
 
-def causes(found: Sequence[Machine]) -> str:
-    """The kinds of causes: in how many cells, and by how much at most."""
+def causes(machines: Sequence[Machine]) -> str:
+    """The kinds of causes: how many cells they explain, and the largest ratio."""
     cells: dict[str, list[list[Duel]]] = {}
-    for number, machine in enumerate(found):
+    for number, machine in enumerate(machines):
         everything = times(machine.rows)
         for duel in behind(duels(machine.rows)):
             kind = kind_and_cause(duel, everything)[0]
-            cells.setdefault(kind, [[] for _ in found])[number].append(duel)
+            cells.setdefault(kind, [[] for _ in machines])[number].append(duel)
     body = []
-    for kind, each in sorted(cells.items(), key=lambda item: -max(map(len, item[1]))):
-        worst = [max(duel.ratio for duel in late) for late in each if late]
-        most = max((duel for late in each for duel in late), key=lambda duel: duel.ratio)
-        numbers = sorted({len(late) for late in each})
+    for kind, by_machine in sorted(cells.items(), key=lambda item: -max(map(len, item[1]))):
+        worst = [max(duel.ratio for duel in late) for late in by_machine if late]
+        largest = max((duel for late in by_machine for duel in late), key=lambda duel: duel.ratio)
+        numbers = sorted({len(late) for late in by_machine})
         count = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
-        body.append((kind, f"{most.cell}: {most.best.peer}", count, span(worst)))
+        body.append((kind, f"{largest.cell}: {largest.best.peer}", count, span(worst)))
     return markdown(("cause", "the worst cell", "cells", "by at most, ×"), body, words=2)
 
 
-def counts(found: Sequence[Machine]) -> str:
-    """In how many cells we are first, level or behind, a line a CPU."""
+def counts(machines: Sequence[Machine]) -> str:
+    """In how many cells we are first, level or behind, with lines for each CPU."""
     body = []
-    for machine in found:
+    for machine in machines:
         every = duels(machine.rows)
         kinds = dict.fromkeys((d.cell.threads, d.cell.size < SMALL) for d in every)
         for threads, is_small in sorted(kinds):
@@ -495,22 +495,22 @@ def counts(found: Sequence[Machine]) -> str:
     return markdown(head, body, words=2)
 
 
-def missing(found: Sequence[Machine]) -> str:
-    """Who could not be loaded or failed."""
+def missing(machines: Sequence[Machine]) -> str:
+    """The peers that could not be loaded, or failed."""
     lines: dict[str, None] = {}
-    for machine in found:
+    for machine in machines:
         for row in machine.rows:
             if row.note.startswith(("absent", "failed", "another")):
-                where = " ".join(x for x in (row.function, row.dtype, row.direction) if x)
-                told = f" ({where})" if where else ""
-                lines[f"- **{row.peer}**, on {machine.name}: {row.note}{told}"] = None
+                work = " ".join(x for x in (row.function, row.dtype, row.direction) if x)
+                suffix = f" ({work})" if work else ""
+                lines[f"- **{row.peer}**, on {machine.name}: {row.note}{suffix}"] = None
     return "\n".join(lines) or "None."
 
 
-def measured(found: Sequence[Machine], folder: str) -> str:
+def measured(machines: Sequence[Machine], folder: str) -> str:
     """The CPUs, each with its file."""
     body = []
-    for machine in found:
+    for machine in machines:
         versions = {row.peer: row.version for row in machine.rows if not row.note}
         body.append(
             (
@@ -524,19 +524,19 @@ def measured(found: Sequence[Machine], folder: str) -> str:
     return markdown(("CPU", "kernels", "torch", "date", "timings"), body, words=4)
 
 
-def page(found: Sequence[Machine], figure: str, folder: str, behind_csv: str) -> str:
+def page(machines: Sequence[Machine], figure: str, folder: str, behind_csv: str) -> str:
     """The whole page."""
-    dtypes = dict.fromkeys(row.dtype for m in found for row in m.rows if not row.note)
+    dtypes = dict.fromkeys(row.dtype for m in machines for row in m.rows if not row.note)
     return TEMPLATE.format(
-        measured=measured(found, folder),
-        tables="\n\n".join(table(found, dtype=dtype) for dtype in dtypes),
+        measured=measured(machines, folder),
+        tables="\n\n".join(table(machines, dtype=dtype) for dtype in dtypes),
         figure=figure,
-        counts=counts(found),
-        leads="\n\n".join(leads(found, dtype) for dtype in dtypes),
-        causes=causes(found),
+        counts=counts(machines),
+        leads="\n\n".join(leads(machines, dtype) for dtype in dtypes),
+        causes=causes(machines),
         behind=behind_csv,
         level=f"{LEVEL - 1:.0%}",
-        missing=missing(found),
+        missing=missing(machines),
     )
 
 
@@ -587,21 +587,21 @@ some CPU.
 # ---- the figure ----
 
 LINES = (OURS, "torch", "torch.compile, 1 exp", "oneDNN", "torch ReLU")
-"""Ours, torch's two, the fastest other, and the floor: more lines could not be told apart."""
+"""Ours, torch's two, the fastest other, and the floor; more lines would be hard to tell apart."""
 _MARKERS = "os^Dv"
 WIDTH, HEIGHT, LETTERS = 4.6, 3.8, 10
 """In inches and points: legible where the page is 390 pixels wide."""
 
 
-def draw(found: Sequence[Machine], path: Path, function: str = "mish") -> None:
-    """ns an element over the size, forward into existing memory, float32, one thread: the geometric
-    mean over the CPUs, and a band from the fastest to the slowest.
+def draw(machines: Sequence[Machine], path: Path, function: str = "mish") -> None:
+    """ns per element against the size, forward into existing memory, float32, one thread: the
+    geometric mean over the CPUs, and a band from the fastest to the slowest.
     """
-    tables = [times(machine.rows) for machine in found]
+    tables = [times(machine.rows) for machine in machines]
     sizes = sorted({cell.size for everything in tables for cell in everything})
     with style(), rc_context({"font.size": LETTERS, "svg.fonttype": "none", "svg.hashsalt": "0"}):
-        made = Figure((WIDTH, HEIGHT), layout="constrained")
-        panel = made.subplots()
+        figure = Figure((WIDTH, HEIGHT), layout="constrained")
+        panel = figure.subplots()
         ends = []
         for number, name in enumerate(LINES):
             spans = {}
@@ -631,7 +631,7 @@ def draw(found: Sequence[Machine], path: Path, function: str = "mish") -> None:
                 color=colour, annotation_clip=False,
             )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        made.savefig(path, metadata={"Date": None, "Creator": None})
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def _apart(places: Sequence[float], ratio: float = 1.35) -> list[float]:

@@ -1,13 +1,13 @@
-"""mishkit against everyone who computes its functions on a CPU: a file a CPU, and a page of all.
+"""mishkit and everything else that computes its functions on a CPU: a file per CPU, and a page.
 
     make peers                                # its own environment, everything; under 20 minutes
     make peers PEERS=--quick                  # a tenth of the time, into build/peers
     python benchmarks/peers.py --page-only    # the page and its figure anew, from the files
 
-All peers of a function are timed in one process, in turns, on the same inputs, and into the same
-existing memory; one process for each number of threads, as some can be told only as they start.
-A result is compared with the formula in float64 first: who computes something else is reported and
-not timed. Who can't be loaded is named with the reason.
+All peers of a function are timed in one process, by turns, on the same inputs, and into the same
+existing memory. Each number of threads has its own process, since some peers read it only at the
+start. Results are first compared with the formula in float64: a peer that computes something else
+is reported and not timed. Peers that can't be loaded are listed with the reason.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TOLERANCE = {
 """Of the root of the mean square of |result − exact|/(1 + |exact|): wide enough for 16-bit
 intermediate results and for gradients from the output, and far too narrow for another function."""
 CHECKED = 1 << 16
-"""Elements that are compared, at either end."""
+"""How many elements are compared at either end."""
 QUICK = 0.1
 QUICK_RESULTS = pages.DOCS.parent / "build" / "peers"
 REST = 2e-3
@@ -65,7 +65,7 @@ def seconds(function: str, size: int) -> float:
 
 @dataclass
 class Run:
-    """What one process finds."""
+    """The measurements of one process."""
 
     threads: int
     share: float
@@ -74,7 +74,7 @@ class Run:
     notes: set[tuple[str, ...]] = field(default_factory=set)
 
     def load(self) -> None:
-        """Keep the peers that are there, and say who is not."""
+        """Keep the peers that can be loaded, and note the others."""
         for adapter in everyone():
             try:
                 adapter.load()
@@ -86,42 +86,42 @@ class Run:
     def note(
         self, peer: str, function: str = "", dtype: str = "", direction: str = "", *, reason: str
     ) -> None:
-        """Say, once, what is not timed."""
+        """Note once what is not timed."""
         if (peer, function, dtype, direction, reason) not in self.notes:
             self.notes.add((peer, function, dtype, direction, reason))
             row = Row(peer, function, dtype, direction, threads=self.threads, note=reason)
             self.rows.append(row)
 
     def group(self, function: str, dtype: str, direction: str, size: int) -> None:
-        """Check and time everyone at one piece of work."""
+        """Check and time all peers on one piece of work."""
         work = Work.of(function, DTYPES[dtype], direction, size, self.threads)
-        found: dict[tuple[str, str], tuple[Call, Errors]] = {}
-        where = function, dtype, direction
+        accepted: dict[tuple[str, str], tuple[Call, Errors]] = {}
+        piece = function, dtype, direction
         for adapter in self.adapters:
             try:
-                for memory, made in adapter.calls(work):
-                    errors = errors_of(made, work)
+                for memory, offer in adapter.calls(work):
+                    errors = errors_of(offer, work)
                     is_floor = adapter.name in FLOORS
                     if not is_floor and not errors.rms <= TOLERANCE[dtype, direction]:
                         reason = f"another function: off by {errors.rms:.1g}"
-                        self.note(adapter.name, *where, reason=reason)
+                        self.note(adapter.name, *piece, reason=reason)
                         continue
-                    found[adapter.name, memory] = self.rested(made.call), errors
+                    accepted[adapter.name, memory] = self.rested(offer.call), errors
             except Lacks as lack:
-                self.note(adapter.name, *where, reason=str(lack))
+                self.note(adapter.name, *piece, reason=str(lack))
             except Exception as failure:
-                self.note(adapter.name, *where, reason=f"failed: {_first_line(failure)}")
+                self.note(adapter.name, *piece, reason=f"failed: {_first_line(failure)}")
         budget = seconds(function, size) * self.share
         least = 3 if self.share == 1 else 2
-        # One thread: the processor's time, which other work on the machine does not lengthen.
+        # One thread: processor time, which other work on the machine does not lengthen.
         clock = PROCESSOR if self.threads == 1 else WALL
-        calls = {key: call for key, (call, _) in found.items()}
+        calls = {key: call for key, (call, _) in accepted.items()}
         timings = round_robin(calls, seconds=budget, least=least, clock=clock)
         versions = {adapter.name: adapter.version for adapter in self.adapters}
         for (peer, memory), timing in timings.items():
             per_element = Timing([sample / size for sample in timing.samples])
-            key = (peer, *where, memory, size, self.threads)
-            call, errors = found[peer, memory]
+            key = (peer, *piece, memory, size, self.threads)
+            call, errors = accepted[peer, memory]
             self.rows.append(
                 Row(
                     *key,
@@ -137,7 +137,7 @@ class Run:
             )
 
     def rested(self, call: Call) -> Call:
-        """The call, after a rest where threads are several."""
+        """The call, after a rest if there are several threads."""
         if self.threads == 1:
             return call
         before = call.prepare
@@ -158,18 +158,18 @@ class Errors(NamedTuple):
     relative: float
 
 
-def errors_of(made: Made, work: Work) -> Errors:
-    """The errors at either end, infinite for another shape, NaN where a result is."""
-    got = made.tensor()
-    if got.shape != work.x.shape:
+def errors_of(offer: Made, work: Work) -> Errors:
+    """The errors at either end; infinite for a wrong shape, NaN if a result is NaN."""
+    result = offer.tensor()
+    if result.shape != work.x.shape:
         return Errors(math.inf, math.inf, math.inf)
     parts, relative = [], 0.0
     for part in (slice(None, CHECKED), slice(-CHECKED, None)):
         exact = work.exact(part)
-        errors = (got[part].double() - exact).abs()
+        errors = (result[part].double() - exact).abs()
         parts.append((errors / (1 + exact.abs()))[~exact.isnan()])
-        # Where the result is 0 or too small to be a normal number there is none.
-        normal = exact.abs() > torch.finfo(got.dtype).tiny
+        # A result that is 0 or subnormal has no relative error.
+        normal = exact.abs() > torch.finfo(result.dtype).tiny
         if normal.any():
             relative = max(relative, (errors / exact.abs())[normal].max().item())
     errors = torch.cat(parts)
@@ -177,7 +177,7 @@ def errors_of(made: Made, work: Work) -> Errors:
 
 
 def faults_of(call: Call) -> int:
-    """Page faults of a call that is not the first."""
+    """Page faults of a call after the first."""
     for _ in range(2):
         if call.prepare is not None:
             call.prepare()
@@ -193,7 +193,7 @@ def _first_line(error: Exception) -> str:
 
 
 def settings_of(threads: int) -> dict[str, str]:
-    """The environment in which everyone starts with so many threads."""
+    """The environment in which every peer starts with this many threads."""
     count = str(threads)
     flags = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
     return {
@@ -237,9 +237,11 @@ def children(arguments: Sequence[str], threads: Sequence[int]) -> Iterator[Row]:
         for count in threads:
             path = Path(folder, f"{count}.csv")
             command = [sys.executable, __file__, *arguments, "--threads", str(count)]
-            done = subprocess.run([*command, "--part", str(path)], env=settings_of(count))
-            if done.returncode:
-                raise SystemExit(f"the process of {count} thread(s) ended with {done.returncode}")
+            process = subprocess.run([*command, "--part", str(path)], env=settings_of(count))
+            if process.returncode:
+                raise SystemExit(
+                    f"the process of {count} thread(s) ended with {process.returncode}"
+                )
             yield from peer_page.read(path)
 
 
@@ -269,7 +271,7 @@ def main(
         rows = measure(int(threads), functions, dtypes, parse_numbers(sizes), share)
         peer_page.write(part, rows, {})
         return
-    # What was timed in haste does not take the place of what was not.
+    # Quick timings do not replace full ones.
     root = into or (QUICK_RESULTS if quick else pages.DOCS)
     moved = {path: root / path.relative_to(pages.DOCS) for path in peer_page.WRITTEN}
     results, page, figure, behind = moved.values()
@@ -283,26 +285,26 @@ def main(
         facts["minutes"] = f"{(time.monotonic() - begin) / 60:.1f}"
         print(f"written: {peer_page.add(results, rows, facts)}")
     try:
-        found = peer_page.machines(results)
+        machines = peer_page.machines(results)
     except (OSError, csv.Error, KeyError, ValueError) as error:
         raise SystemExit(f"{results}: {error}") from None
-    if not found:
+    if not machines:
         raise SystemExit(f"{results} has no files")
-    write_page(found, page, figure, behind, results)
+    write_page(machines, page, figure, behind, results)
     print(f"written: {page}, {figure}, {behind}")
     if root == pages.DOCS:
-        peer_page.write_readme(readme, found)
+        peer_page.write_readme(readme, machines)
         print(f"written: {readme}")
 
 
 def write_page(
-    found: Sequence[peer_page.Machine], page: Path, figure: Path, behind: Path, results: Path
+    machines: Sequence[peer_page.Machine], page: Path, figure: Path, behind: Path, results: Path
 ) -> None:
     """The page, its figure, and the file of all cells in which another is faster."""
-    peer_page.draw(found, figure)
-    peer_page.write_behind(behind, found)
+    peer_page.draw(machines, figure)
+    peer_page.write_behind(behind, machines)
     links = [os.path.relpath(path, page.parent) for path in (figure, results, behind)]
-    page.write_text(peer_page.page(found, *links), encoding="utf-8")
+    page.write_text(peer_page.page(machines, *links), encoding="utf-8")
 
 
 if __name__ == "__main__":

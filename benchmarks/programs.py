@@ -32,14 +32,14 @@ PAGE = DOCS / "programs.md"
 TIME_BAR, MEMORY_BAR, WANTED = 1.2, 0.75, 3
 WAYS = {"as it is": (), "enable": ("--enable",), "recompute": ("--enable", "--recompute")}
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
-"""For runs in which memory is measured: what is freed goes back to the system at once."""
+"""For runs that measure memory: freed memory goes back to the system at once."""
 TRIALS = 600
-"""Seconds after which a run is given up."""
+"""Seconds after which a run is abandoned."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program, what it comes from, and why a bar may be out of reach."""
+    """A program, the packages it needs, and why a bar may be out of reach."""
 
     name: str
     shown: str
@@ -119,7 +119,7 @@ def run(program: Program, way: str, **variables: str) -> Runs:
     command = [sys.executable, "-W", "ignore", "-m", "mishkit", "run", *WAYS[way]]
     environment = {**os.environ, "MISHKIT_ENABLE": "", "OMP_NUM_THREADS": "1", **variables}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, f"{program.name}.py"],
             cwd=FOLDER,
             env=environment,
@@ -129,49 +129,51 @@ def run(program: Program, way: str, **variables: str) -> Runs:
         )
     except subprocess.TimeoutExpired:
         raise DoesNotRun(f"took longer than {TRIALS} s") from None
-    lines = [line for line in (done.stdout, done.stderr) if line.strip()]
-    if done.returncode:
+    lines = [line for line in (process.stdout, process.stderr) if line.strip()]
+    if process.returncode:
         raise DoesNotRun(lines[-1].strip().splitlines()[-1])
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(process.stdout.strip().splitlines()[-1])
     return Runs(result["seconds"], result["added"], result["loss"])
 
 
 def measure(program: Program, rounds: int) -> dict[str, Runs]:
-    """Every way in turns, so many times."""
-    found: dict[str, Runs] = {}
+    """Run the program in every way by turns, `rounds` times."""
+    runs: dict[str, Runs] = {}
     for _ in range(rounds):
         for way in WAYS if program.trains else tuple(WAYS)[:2]:
             result = run(program, way)
-            if way in found:
-                found[way].seconds += result.seconds
+            if way in runs:
+                runs[way].seconds += result.seconds
             else:
-                found[way] = result
-    for way in found:
-        found[way].added = run(program, way, **EXACT).added
-    return found
+                runs[way] = result
+    for way in runs:
+        runs[way].added = run(program, way, **EXACT).added
+    return runs
 
 
-def row(program: Program, found: dict[str, Runs]) -> tuple[list[str], bool]:
+def row(program: Program, runs_by_way: dict[str, Runs]) -> tuple[list[str], bool]:
     """The program's line in the table, and whether it meets a bar."""
-    before = found["as it is"]
+    before = runs_by_way["as it is"]
     cells = [program.shown, f"{min(before.seconds):.3g} s"]
     meets = False
     for way in ("enable", "recompute"):
-        if way not in found:
+        if way not in runs_by_way:
             cells += ["–", "–"]
             continue
-        after = found[way]
+        after = runs_by_way[way]
         faster = min(before.seconds) / min(after.seconds)
         middle = statistics.median(before.seconds) / statistics.median(after.seconds)
         less = after.added / before.added
-        is_faster = min(faster, middle) >= TIME_BAR  # in both, as other programs disturb one
+        is_faster = min(faster, middle) >= TIME_BAR  # both, since other programs may disturb either
         meets |= is_faster or less <= MEMORY_BAR
         cells += [
             _bold(f"{faster:.2f} ({middle:.2f})", is_faster),
             _bold(f"{less:.2f}", less <= MEMORY_BAR),
         ]
     cells.insert(2, readable(before.added))
-    difference = max(abs(runs.loss - before.loss) / abs(before.loss) for runs in found.values())
+    difference = max(
+        abs(runs.loss - before.loss) / abs(before.loss) for runs in runs_by_way.values()
+    )
     return [*cells, f"{difference:.0e}"], meets
 
 
@@ -210,10 +212,10 @@ def page(rows: list[list[str]], short: list[str], failed: list[str], met: int) -
     head += ["time, recompute", "memory, recompute", "loss, difference"]
     packages = sorted({name for program in PROGRAMS for name in program.packages})
     versions = ", ".join(f"{name} {_version(name)}" for name in packages)
-    given = facts()
+    host = facts()
     return TEMPLATE.format(
-        machine=f"{given['cpu']}, {given['isa']} kernels, one thread, torch {torch.__version__}",
-        load=f"{given['load']} on {given['cores']} cores, {given['date']}",
+        machine=f"{host['cpu']}, {host['isa']} kernels, one thread, torch {torch.__version__}",
+        load=f"{host['load']} on {host['cores']} cores, {host['date']}",
         versions=versions,
         table=markdown(head, rows),
         met=met,

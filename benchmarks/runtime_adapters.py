@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 Run = Callable[[], Any]
-"""Computes once; gives something that `np.array` takes."""
+"""Computes once; returns something that `np.array` takes."""
 
 
 class Runtime:
@@ -126,16 +126,16 @@ class Mnn(Runtime):
 
         tool, new = Path(sys.executable).parent / "mnnconvert", path.with_suffix(".mnn")
         command = ["-f", "ONNX", "--modelFile", path, "--MNNModel", new, "--bizCode", "mishkit"]
-        done = subprocess.run([tool, *command], capture_output=True, text=True)
+        conversion = subprocess.run([tool, *command], capture_output=True, text=True)
         if not new.exists():
-            lacks = [line for line in done.stdout.splitlines() if "Not Support" in line]
+            lacks = [line for line in conversion.stdout.splitlines() if "Not Support" in line]
             raise ValueError(f"lacks {lacks[0].split()[-1]}" if lacks else "can't be converted")
         precision = "low" if x.dtype == np.float16 else "high"
         settings = {"backend": 0, "numThread": 1, "precision": precision}
         manager = MNN.nn.create_runtime_manager((settings,))
         net = MNN.nn.load_module_from_file(str(new), ["x"], ["y"], runtime_manager=manager)
-        given = MNN.expr.const(x.astype(np.float32), list(x.shape), MNN.expr.NCHW)
-        return lambda: net.forward([given])[0].read()
+        tensor = MNN.expr.const(x.astype(np.float32), list(x.shape), MNN.expr.NCHW)
+        return lambda: net.forward([tensor])[0].read()
 
 
 class Tract(Runtime):
@@ -157,13 +157,13 @@ class LiteRT(Runtime):
     takes_networks = False
 
     def load_form(self, write: Callable[..., Any], parameters: Any, x: np.ndarray) -> Run:
-        """A form as a model of its own."""
+        """A form as a separate model."""
         import tensorflow as tf
         from ai_edge_litert.interpreter import Interpreter
 
         @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype)])
-        def function(given: Any) -> Any:
-            return write(_TensorFlow(tf, given), *parameters)
+        def function(tensor: Any) -> Any:
+            return write(_TensorFlow(tf, tensor), *parameters)
 
         concrete = function.get_concrete_function()
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
@@ -175,7 +175,7 @@ class LiteRT(Runtime):
 
 
 class _Reading:
-    """A call whose result is read apart from it, so that copying it is not timed."""
+    """A call whose result is read separately, so that the copy is not timed."""
 
     def __init__(self, run: Run, read: Run) -> None:
         self._run, self.read = run, read
@@ -225,4 +225,4 @@ class _TensorFlow:
 
 
 RUNTIMES = (OnnxRuntime(), OpenVINO(), OpenCV(), Ncnn(), Mnn(), Tract(), LiteRT())
-"""All of them; what is not installed is left out."""
+"""All runtimes; those that are not installed are left out."""

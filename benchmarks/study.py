@@ -40,8 +40,7 @@ FUNCTIONS = (
     *("silu", "piecewise_swish", "linear_swish", "hardswish"),
     *("gelu", "softplus"),
 )
-"""In place, each. Without swish, which with β = 1 is silu, and gelu_tanh, which is gelu but for
-5e-4."""
+"""All in place; not swish, which is silu for β = 1, and not gelu_tanh, within 5e-4 of gelu."""
 ACTIVATIONS = (BASELINE, *(f"{name}_inplace" for name in FUNCTIONS))
 DATA = {
     "fashion-mnist": "photographs of clothes",
@@ -58,11 +57,11 @@ SETTINGS = {
     "--threads": "1",
     "--baseline": BASELINE,
 }
-"""What differs from the defaults of `mishkit compare`."""
+"""The options that differ from the defaults of `mishkit compare`."""
 
 
 def command(root: Path, output: Path) -> list[str]:
-    """What runs the study, and runs it on."""
+    """The command that runs or continues the study."""
     words = ["compare"]
     for name in ACTIVATIONS:
         words += ["-a", name]
@@ -92,12 +91,12 @@ def base_of(summary: pd.DataFrame) -> str:
 
 
 def compared(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are set against the baseline's."""
+    """The rows that are compared with the baseline."""
     return summary[summary["accuracy_verdict"] != verdicts.BASE]
 
 
 def short(label: str) -> str:
-    """Without the words that all have in common."""
+    """The label without the words that all labels have in common."""
     return label.removeprefix("mishkit ").removesuffix(" in place")
 
 
@@ -136,29 +135,29 @@ def cells(row: dict) -> list[str]:
 
 
 def emphasised(text: str, verdict: str) -> str:
-    """In bold where something is told apart."""
+    """In bold if the verdict is better or worse."""
     return f"**{text}**" if verdict in (verdicts.BETTER, verdicts.WORSE) else text
 
 
 def overview(summary: pd.DataFrame) -> str:
-    """A row an activation, a column a data set: the difference in accuracy, in bold where told."""
+    """The difference in accuracy, a row per activation and a column per data set."""
     others = compared(summary)
     body = []
     for label, rows in others.groupby("label", sort=False):
         by_data = rows.set_index("data").to_dict("index")
-        found = (by_data[data] for data in summary["data"].unique())
-        body.append((str(label), *map(difference, found)))
+        differences = (by_data[data] for data in summary["data"].unique())
+        body.append((str(label), *map(difference, differences)))
     return markdown(("points", *summary["data"].unique()), body)
 
 
 def difference(row: dict) -> str:
-    """To the baseline in accuracy, with the interval from which the verdict is drawn."""
+    """The difference in accuracy to the baseline, with the interval behind the verdict."""
     text = formats.signed(row["accuracy_diff"], row["accuracy_diff_wide"])
     return emphasised(text, row["accuracy_verdict"])
 
 
 def counted(summary: pd.DataFrame) -> str:
-    """How many comparisons came out which way."""
+    """How many comparisons came out better, worse, or neither."""
     others = compared(summary)
     better, worse = (
         int((others["accuracy_verdict"] == verdict).sum())
@@ -172,7 +171,7 @@ def counted(summary: pd.DataFrame) -> str:
 
 
 def prices(summary: pd.DataFrame) -> str:
-    """What a step takes and keeps, as ranges over the activations of a data set."""
+    """The time and the kept memory of a step, as ranges over the activations of a data set."""
     others = compared(summary)
     body = []
     for data, rows in others.groupby("data", sort=False):
@@ -192,7 +191,7 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
     """The page of the documentation."""
     base = base_of(summary)
     final = trials[trials["phase"] == "final"]
-    one = final.iloc[0]
+    trial = final.iloc[0]
     parts = []
     for data, rows in summary.groupby("data", sort=False):
         first = final[final["data"] == data].iloc[0]
@@ -227,19 +226,19 @@ def page(summary: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame) -> s
         tuned=len(trials) - len(final),
         minutes=f"{epochs['seconds'].sum() / 60:.0f}",
         pairs=len(compared(summary)),
-        epochs=one["epochs"],
+        epochs=trial["epochs"],
         rates=SETTINGS["--lr"].replace(",", ", "),
         samples=f"{int(SETTINGS['--train-samples']):,}",
         channels=Settings.channels,
         seeds=SETTINGS["--seeds"],
         tuning=SETTINGS["--tuning-seeds"],
-        machine=f"{one['processor']}, threads: {one['threads']}, torch {one['torch']}, "
-        f"mishkit {one['mishkit']}; {final['finished'].max()[:10]}",
+        machine=f"{trial['processor']}, threads: {trial['threads']}, torch {trial['torch']}, "
+        f"mishkit {trial['mishkit']}; {final['finished'].max()[:10]}",
     )
 
 
 def for_readme(summary: pd.DataFrame) -> str:
-    """What the README says of it."""
+    """What the README says about the study."""
     return f"{verdicts.headline(summary, base_of(summary))}.\n"
 
 
@@ -318,12 +317,12 @@ def draw(summary: pd.DataFrame, folder: Path) -> None:
             figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0], datasets, strict=True
         ):
             for row in others[others["data"] == data].to_dict("records"):
-                at, middle = labels.index(row["label"]), row["accuracy_diff"]
-                colour = look(at)["color"]
+                place, middle = labels.index(row["label"]), row["accuracy_diff"]
+                colour = look(place)["color"]
                 for half, width in (("wide", 1.2), ("half", 4.5)):
                     ends = [middle + sign * row[f"accuracy_diff_{half}"] for sign in (-1, 1)]
-                    panel.plot(ends, [at, at], color=colour, linewidth=width)
-                panel.plot(middle, at, **look(at), markersize=7, markeredgecolor="black")
+                    panel.plot(ends, [place, place], color=colour, linewidth=width)
+                panel.plot(middle, place, **look(place), markersize=7, markeredgecolor="black")
             panel.axvline(0, color="#444444", linewidth=0.9)
             panel.set_title(data)
             panel.set_yticks(range(len(labels)), labels)
@@ -363,18 +362,18 @@ def main(
     output: Annotated[Path, typer.Option(help="Where trials are kept.")] = Path("mishkit-study"),
     readme: Annotated[Path, typer.Option(help="Where the headline goes, too.")] = pages.README,
 ) -> None:
-    """Run the study, or go on with it, and write its page."""
+    """Run the study, or continue it, and write its page."""
     if not page_only:
-        done = subprocess.run([sys.executable, "-m", "mishkit", *command(data_root, output)])
-        if done.returncode:
-            raise SystemExit(done.returncode)
+        comparison = subprocess.run([sys.executable, "-m", "mishkit", *command(data_root, output)])
+        if comparison.returncode:
+            raise SystemExit(comparison.returncode)
         FOLDER.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             shutil.copyfile(output / name, FOLDER / name)
-    found = tables(FOLDER)
-    draw(found[0], FIGURES)
-    PAGE.write_text(page(*found), encoding="utf-8")
-    pages.put(readme, "study", for_readme(found[0]))
+    frames = tables(FOLDER)
+    draw(frames[0], FIGURES)
+    PAGE.write_text(page(*frames), encoding="utf-8")
+    pages.put(readme, "study", for_readme(frames[0]))
     print(f"written: {PAGE}, {FOLDER}, {FIGURES}/study-*.png, {readme}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,3 +60,33 @@ def assert_exact(got: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         error = (result.double() - want).abs()
         excess = error - TERM[dtype] * magnitude - rounding
         assert not result.numel() or excess.max() <= 0, f"{name}: {excess.max()} too much"
+
+
+def assert_saturates(
+    compute: Callable[[list[Tensor]], list[Tensor]],
+    dtype: torch.dtype,
+    *,
+    large: float,
+    least: float,
+) -> None:
+    """No finite βx gives NaN, though it may overflow: the limits of tanh are reached exactly.
+
+    `compute` returns `NAMES` for `arguments`. Results must be exact for β up to `large`: beyond it
+    kernels leave β unscaled, so that it counts for less. `least` is the smallest x.
+    """
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([largest, 1e4, 3, 1e-3, 0, least], dtype=torch.float64)
+    x = torch.cat([x, -x]).to(dtype).unsqueeze(1)
+    for top in (large, largest):
+        beta = torch.tensor([top, 1e4, 1, 0, -1, -top], dtype=torch.float64).to(dtype)
+        beta = beta.unsqueeze(1)
+        gamma = torch.full_like(beta, 0.25)
+        for alpha in (torch.full_like(beta, -1), torch.zeros_like(beta), torch.ones_like(beta)):
+            tensors = [x, alpha, beta, gamma, torch.zeros(6, dtype=dtype)]
+            # Gradients of the largest x, and of 3.
+            for row in (torch.eye(12, 1), torch.eye(12)[:, 2:3]):
+                y, *gradients = compute([*tensors, row.to(dtype).expand(12, 6)])
+                assert y.isfinite().all() and gradients[0].isfinite().all()
+                assert not any(g.isnan().any() for g in gradients)
+            if top == large:
+                assert_exact([y], [*tensors, torch.zeros(12, 6, dtype=dtype)])

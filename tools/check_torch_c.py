@@ -42,7 +42,7 @@ def abi_version(version: tuple[int, int]) -> str:
 
 
 def complaints(header: Path, include: Path, target: tuple[int, int] | None) -> str:
-    """What the compiler has against the header; empty when all is well."""
+    """The compiler's complaints about the header; empty if there are none."""
     lines = [
         "#include <torch/csrc/inductor/aoti_torch/c/shim.h>",
         "#include <torch/csrc/stable/c/shim.h>",
@@ -61,10 +61,12 @@ def complaints(header: Path, include: Path, target: tuple[int, int] | None) -> s
         next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
     ]
     command = [*compiler, "-std=c++17", "-fsyntax-only", "-isystem", str(include), "-x", "c++", "-"]
-    done = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True)
-    if not done.returncode:
+    compilation = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True)
+    if not compilation.returncode:
         return ""
-    return done.stderr or f"{shlex.join(command)} failed with status {done.returncode}"
+    return (
+        compilation.stderr or f"{shlex.join(command)} failed with status {compilation.returncode}"
+    )
 
 
 def torch_include() -> Path:
@@ -86,9 +88,9 @@ def main() -> int:
         sys.exit(f"check_torch_c: {args.header} declares no entry point")
     for target in [*sorted({OLDEST, *names.values()}), None]:
         if errors := complaints(args.header, include, target):
-            what = f"torch {target[0]}.{target[1]}" if target else "the installed torch"
+            version = f"torch {target[0]}.{target[1]}" if target else "the installed torch"
             print(errors, file=sys.stderr)
-            print(f"check_torch_c: {args.header} does not fit {what}", file=sys.stderr)
+            print(f"check_torch_c: {args.header} does not fit {version}", file=sys.stderr)
             return 1
     print(f"check_torch_c: {len(names)} entry points fit torch's headers")
     return 0

@@ -165,8 +165,8 @@ class Curve:
 
     def slope_of_output(self, y: Array, left: Array | bool) -> Array:
         """f' from an exact y: 0 at the minimum and below, 0 where the left branch ends."""
-        known = (y > self.y_min) & ~(left & (y >= 0))
-        return np.where(known, self.slope(self.invert(y, left)), 0.0)
+        inside = (y > self.y_min) & ~(left & (y >= 0))
+        return np.where(inside, self.slope(self.invert(y, left)), 0.0)
 
     def slope_of_root(self, t: Array) -> Array:
         return self.slope_of_output(self.y_min + t * t, t < 0)
@@ -260,7 +260,7 @@ def assemble(
     y_tail = on_grid(pieces.y_tail(curve), 4096)
     y_breaks = pieces.y_breaks(curve)
     breaks = (on_grid(y_breaks[0], 4096), on_grid(y_breaks[1], 4096))
-    # The very number that the formula arrives at for y ≥ y_max.
+    # Exactly the number that the formula computes for y ≥ y_max.
     end = float(np.sqrt((np.float32(y_max) + np.float32(hi)) + np.float32(lo)))
     begin = -math.sqrt(y_tail - curve.y_min)
     first, second = (math.sqrt(max(0.0, y - curve.y_min)) for y in breaks)
@@ -374,8 +374,8 @@ def balanced_pieces(curve: Curve, degree: int) -> Pieces:
     best = None
     while high - low > 0.01:
         middle = (low + high) / 2
-        found = reach(10**middle)
-        low, high, best = (low, middle, found) if found else (middle, high, best)
+        pieces = reach(10**middle)
+        low, high, best = (low, middle, pieces) if pieces else (middle, high, best)
     assert best is not None
     return best
 
@@ -512,15 +512,15 @@ def economical_pieces(name: str, degree: int) -> Pieces:
         total = 0.0
         bounds = ((-math.inf, p.tail), (p.tail, p.first), (p.first, p.second), (p.second, math.inf))
         for piece, (begin, end) in enumerate(bounds):
-            here = (t > begin) & (t <= end)
-            if here.sum() <= degree:
+            within = (t > begin) & (t <= end)
+            if within.sum() <= degree:
                 return math.inf
-            w = u[here] if piece == 0 else np.minimum(t[here], p.end) - p.end
+            w = u[within] if piece == 0 else np.minimum(t[within], p.end) - p.end
             coefficients = least_squares(
-                w, g[here], weight[here], degree, {0: 0.0, 3: 1.0}.get(piece)
+                w, g[within], weight[within], degree, {0: 0.0, 3: 1.0}.get(piece)
             )
-            error = np.polynomial.polynomial.polyval(w, coefficients) - g[here]
-            total += float(np.sum(weight[here] * error**2))
+            error = np.polynomial.polynomial.polyval(w, coefficients) - g[within]
+            total += float(np.sum(weight[within] * error**2))
         return total
 
     y_scale = math.sqrt(-curve.y_min)
@@ -532,9 +532,9 @@ def economical_pieces(name: str, degree: int) -> Pieces:
             for field in Pieces._fields
             for sign in (-1, 1)
         ]
-        found, trial = min((cost(trial), trial) for trial in trials)
-        if found < lowest:
-            lowest, best = found, trial
+        least, trial = min((cost(trial), trial) for trial in trials)
+        if least < lowest:
+            lowest, best = least, trial
         else:
             step /= 2
     return best
@@ -557,14 +557,14 @@ def fit_16_bit(name: str, dtype: str, degree: int) -> BranchFit:
         piece: int, begin: float, end: float, center: float, constant: float | None
     ) -> list[float]:
         if piece == 0:
-            here = left & (y > -begin * begin)
-            w = -np.sqrt(np.abs(y[here]))
+            within = left & (y > -begin * begin)
+            w = -np.sqrt(np.abs(y[within]))
         else:
             tail = left & (y > on_grid(pieces.y_tail(curve), 4096))
             t = np.sqrt(np.maximum(least, y - curve.y_min + shift)) * np.where(left, -1, 1)
-            here = ~tail & ((t > begin) | (piece == 1)) & ((t <= end) | (piece == 3))
-            w = np.minimum(t[here], end) - center
-        return least_squares(w, g[here], weight[here], degree, constant)
+            within = ~tail & ((t > begin) | (piece == 1)) & ((t <= end) | (piece == 3))
+            w = np.minimum(t[within], end) - center
+        return least_squares(w, g[within], weight[within], degree, constant)
 
     pieces = economical_pieces(name, degree)
     return assemble(curve, pieces, degree, fit_piece, shift, to_float32(least))
@@ -603,9 +603,9 @@ def render_python(tables: dict[str, dict[str, BranchFit]]) -> str:
         lines.append(f'    "{name}": {{')
         for dtype, fit in by_dtype.items():
             lines.append(f'        "{dtype}": BranchFit(')
-            given = [field.name for field in dataclasses.fields(fit) if field.init]
-            given.remove("coefficients")  # which begin lines of their own
-            lines += [f"            {name}={getattr(fit, name)!r}," for name in given]
+            fields = [field.name for field in dataclasses.fields(fit) if field.init]
+            fields.remove("coefficients")  # which begin lines of their own
+            lines += [f"            {name}={getattr(fit, name)!r}," for name in fields]
             lines.append("            coefficients=(")
             lines += [f"                {row!r}," for row in fit.coefficients]
             lines += ["            ),", "        ),"]

@@ -56,8 +56,8 @@ def with_half(fit: Fit, degree: int, slope: int | None = None) -> list[Fit]:
     """A fit for float32, and the same of lower degrees for slopes and for 16-bit results."""
     lower = {"slope": ("slopes", slope), "half": ("16-bit results", degree)}
     return [fit] + [
-        replace(fit, name=f"{fit.name}_{ending}", meaning=f"the same, for {what}", degree=degree)
-        for ending, (what, degree) in lower.items()
+        replace(fit, name=f"{fit.name}_{ending}", meaning=f"the same, for {use}", degree=degree)
+        for ending, (use, degree) in lower.items()
         if degree is not None
     ]
 
@@ -121,8 +121,8 @@ def fit(f: Fit, nodes: int = NODES) -> tuple[list[float], float]:
     # highest degree down, and the rest fitted again.
     rounded: list[float] = []
     for k in range(degree, -1, -1):
-        rest = g - sum(c * t ** (degree - i) for i, c in enumerate(rounded))
-        p = minimax(t, rest, weight, k, f.low, f.high)
+        residual = g - sum(c * t ** (degree - i) for i, c in enumerate(rounded))
+        p = minimax(t, residual, weight, k, f.low, f.high)
         rounded.append(float(np.float32(p[k])))
     rounded.reverse()
     return rounded, float(np.max(np.abs(np.polynomial.polynomial.polyval(t, rounded) - g) * weight))
@@ -169,8 +169,8 @@ def mills_fraction(
     for _ in range(200):
         root = np.sqrt(lawson) / (g * below)
         # The constant of Q is 1.
-        rest = np.delete(basis, over + 1, axis=1)
-        c, *_ = np.linalg.lstsq(rest * root[:, None], g * root, rcond=None)
+        others = np.delete(basis, over + 1, axis=1)
+        c, *_ = np.linalg.lstsq(others * root[:, None], g * root, rcond=None)
         p, q = c[: over + 1], np.concatenate([[1.0], c[over + 1 :]])
         below = np.polynomial.polynomial.polyval(z, q)
         p, q = (

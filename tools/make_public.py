@@ -3,9 +3,9 @@
     python tools/make_public.py            # writes functional.py and modules.py in src/mishkit
     python tools/make_public.py --check    # fails where those are not what would be written
 
-Each is written out, with the arguments of its own, so that editors, debuggers and type checkers see
-plain functions and classes. The tests of the mode come first in each function rather than in one
-that all call: a call costs 50 ns, which a small tensor would notice.
+Each is written out with its own arguments, so that editors, debuggers and type checkers see plain
+functions and classes. Functions check the mode themselves instead of calling a helper: a call costs
+50 ns, which matters for small tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import types
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "mishkit"
-# The functions are described below the package, which is not imported: it needs what is made here.
+# Import submodules, but not the package itself, which needs the files that are written here.
 package = types.ModuleType("mishkit")
 package.__path__ = [str(PACKAGE)]
 sys.modules["mishkit"] = package
@@ -106,8 +106,8 @@ def shape(a: Activation) -> str:
     turn = a.turn_at(*a.defaults)
     if turn is None:
         return "is monotone"
-    where = " (with these defaults)" if callable(a.turn) else ""
-    return f"falls to its minimum at x = {turn:.7g}{where}, then rises"
+    condition = " (with these defaults)" if callable(a.turn) else ""
+    return f"falls to its minimum at x = {turn:.7g}{condition}, then rises"
 
 
 PLAIN = """
@@ -254,7 +254,7 @@ def written_module(a: Activation) -> str:
         for name, kind, _ in arguments
         if name not in ("trainable", "num_parameters", "inplace", "save")
     }
-    shown = [f"{name}: {kind} = {default}" for name, kind, default in arguments]
+    signature = [f"{name}: {kind} = {default}" for name, kind, default in arguments]
     base = "TrainableModule" if a.trainable else "ActivationModule"
     standard = a.torch_function is not None
     module = MODULE.format(
@@ -263,16 +263,16 @@ def written_module(a: Activation) -> str:
         base=f"{base}, nn.{a.module_name}" if standard else base,
         documentation=textwrap.indent(f'"""{text}\n"""', "    "),
         attributes="\n    ".join(f"{name}: {kind}" for name, kind in kinds.items()),
-        parameters=", ".join([*shown[:-1], "*", shown[-1]]),
+        parameters=", ".join([*signature[:-1], "*", signature[-1]]),
         given=", ".join(f"{name}={name}" for name, _, _ in arguments),
     )
     given = ", ".join(["input", *(f"{name}=self.{name}" for name in kinds)])
     return module + SCRIPTABLE.format(name=a.torch_function, given=given) if standard else module
 
 
-def table(title: str, kind: str, made: dict[str, str]) -> str:
-    """What is written of a mapping from names to what was made."""
-    rows = "".join(f'    "{name}": {value},\n' for name, value in made.items())
+def table(title: str, kind: str, entries: dict[str, str]) -> str:
+    """The source of a mapping from names to functions or classes."""
+    rows = "".join(f'    "{name}": {value},\n' for name, value in entries.items())
     return f"\n{title}: dict[str, {kind}] = {{\n{rows}}}\n"
 
 
@@ -280,8 +280,15 @@ def functional_source() -> str:
     """The functions, unformatted."""
     names = ", ".join(f'"{name}"' for name in sorted(ACTIVATIONS))
     functions = "\n".join(map(written, ACTIVATIONS.values()))
-    made = table("FUNCTIONS", "Callable[..., Tensor]", {name: name for name in ACTIVATIONS})
-    return FUNCTIONAL_HEAD.format(all=names) + functions + made + '"""The functions by name."""\n'
+    functions_table = table(
+        "FUNCTIONS", "Callable[..., Tensor]", {name: name for name in ACTIVATIONS}
+    )
+    return (
+        FUNCTIONAL_HEAD.format(all=names)
+        + functions
+        + functions_table
+        + '"""The functions by name."""\n'
+    )
 
 
 def modules_source() -> str:
@@ -289,8 +296,8 @@ def modules_source() -> str:
     classes = [a.module_name for a in ACTIVATIONS.values()]
     names = "\n".join(f'    "{name}",' for name in classes)
     modules = "\n".join(map(written_module, ACTIVATIONS.values()))
-    made = table("MODULES", "type[ActivationModule]", {name: name for name in classes})
-    return MODULES_HEAD.format(all=names) + modules + made + '"""The modules by name."""\n'
+    modules_table = table("MODULES", "type[ActivationModule]", {name: name for name in classes})
+    return MODULES_HEAD.format(all=names) + modules + modules_table + '"""The modules by name."""\n'
 
 
 def main() -> None:
@@ -303,10 +310,10 @@ def main() -> None:
     }.items():
         path = PACKAGE / name
         command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(path), "-"]
-        done = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
+        formatted = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
         if not check:
-            path.write_text(done.stdout)
-        elif not path.exists() or path.read_text() != done.stdout:
+            path.write_text(formatted.stdout)
+        elif not path.exists() or path.read_text() != formatted.stdout:
             sys.exit(f"{path} is out of date: run python tools/make_public.py")
 
 

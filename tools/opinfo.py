@@ -19,19 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def outcomes(kernels: str, arguments: list[str]) -> dict[str, str]:
-    """What became of each test; ends the program if a test failed."""
+    """The outcome of each test; ends the program if a test failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/opinfo"]
-        done = subprocess.run(
+        pytest = subprocess.run(
             [*command, f"--junitxml={report}", *arguments],
             cwd=ROOT,
             env={**os.environ, "MISHKIT_OPINFO": kernels},
             text=True,
             capture_output=True,
         )
-        if done.returncode:
-            sys.exit(f"{done.stdout}{done.stderr}\nopinfo: failed with {kernels}'s kernels")
+        if pytest.returncode:
+            sys.exit(f"{pytest.stdout}{pytest.stderr}\nopinfo: failed with {kernels}'s kernels")
         cases = ElementTree.parse(report).iter("testcase")
         return {f"{case.get('classname')}.{case.get('name')}": _outcome(case) for case in cases}
 

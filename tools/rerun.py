@@ -1,10 +1,10 @@
-"""Run the commands of a page again and put their output in the place of the old.
+"""Run the commands of a page again, and replace their old output.
 
     python tools/rerun.py docs/benchmarks.md              # all
     python tools/rerun.py docs/benchmarks.md --only AVX2  # of headings that contain the word
 
-A block is rerun whose first line is a `$ ` and a command of the shell; the rest of the block is
-what it printed. `mishkit` is that of this environment.
+Blocks are rerun whose first line is `$ ` and a shell command; the rest of such a block is what the
+command printed. `mishkit` is that of this environment.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def rerun(text: str, only: str, run: Callable[[str], str]) -> str:
 
 
 def shell(command: str) -> str:
-    """What a command prints; an error of it is ours."""
+    """What a command prints; if it fails, this raises."""
     print(f"$ {command}", file=sys.stderr, flush=True)
     folder = str(Path(sys.executable).parent)
     environment = {**os.environ, "COLUMNS": WIDTH, "PATH": f"{folder}:{os.environ['PATH']}"}
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         env=environment, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    return "\n".join(line.rstrip() for line in process.stdout.splitlines())
 
 
 def main() -> None:

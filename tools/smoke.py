@@ -1,4 +1,4 @@
-"""Is what is installed here whole? What a wheel and an sdist must pass before they are published.
+"""Check an installed mishkit, as a wheel or an sdist must be before it is published.
 
 python tools/smoke.py --kernels    # from anywhere, with the Python that it was installed into
 python tools/smoke.py --pure       # a wheel without kernels: through plain torch
@@ -27,7 +27,7 @@ def main() -> None:
         import mishkit as mk
         from mishkit.backends import cpu
 
-        said = [str(warning.message) for warning in caught]
+        messages = [str(warning.message) for warning in caught]
         x = torch.randn(1001, dtype=torch.float64, requires_grad=True)
         for save in ("input", "output"):
             torch.testing.assert_close(mk.mish(x, save=save), torch.nn.functional.mish(x))
@@ -40,7 +40,7 @@ def main() -> None:
                 y = module(torch.linspace(-9, 9, 1000, dtype=dtype, requires_grad=True) * 1)
                 y.sum().backward()
                 assert y.dtype == dtype and y.isfinite().all(), name
-        said += [str(warning.message) for warning in caught]
+        messages += [str(warning.message) for warning in caught]
 
     inside = Path(mk.__file__).parent
     assert (Path(sys.prefix) in inside.parents) or "site-packages" in inside.parts, (
@@ -50,7 +50,7 @@ def main() -> None:
     assert (inside / "py.typed").exists()
     isas = cpu.isas()
     assert bool(isas) != pure, f"kernels: {isas}"
-    assert any("plain torch" in text for text in said) == pure, said
+    assert any("plain torch" in text for text in messages) == pure, messages
     print(f"mishkit {mk.__version__}, torch {torch.__version__}, kernels: {', '.join(isas) or '-'}")
 
 

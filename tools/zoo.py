@@ -49,7 +49,7 @@ from mishkit.surgery.watch import tensors_of
 ROOT = Path(__file__).parent.parent
 PAGE, STORE = ROOT / "docs" / "zoo.md", ROOT / "build" / "zoo.jsonl"
 SECONDS, WAIT = 240, 1800
-"""What one model may take: processor time, and in all, on a machine that does other work."""
+"""Seconds that one model may take: of processor time, and in all on a busy machine."""
 MOST_PARAMETERS = 60_000_000
 EXACT, IN_FLOAT32, FROM_OUTPUT = 1e-8, 1e-5, 1e-4
 """Relative errors of gradients: in float64 from the input, the same where the model itself computes
@@ -85,20 +85,20 @@ def names() -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     marks = ("atto", "femto", "pico", "nano", "tiny", "xxs", "xs", "_s", "small", "10", "18", "b0")
-    found = []
+    models_of_timm = []
     for module in timm.list_modules():
         models = timm.list_models(module=module)
         if models:
-            found.append(
+            models_of_timm.append(
                 "timm:"
                 + min(models, key=lambda name: (not any(m in name for m in marks), len(name), name))
             )
     assert AutoModel  # imported before any process is forked
-    return found + [f"transformers:{name}" for name in sorted(MODEL_MAPPING_NAMES)]
+    return models_of_timm + [f"transformers:{name}" for name in sorted(MODEL_MAPPING_NAMES)]
 
 
 def shrunk(config: Any) -> Any:
-    """The configuration with small sizes, the nested ones too."""
+    """The configuration with small sizes, in nested configurations too."""
     for key, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
             shrunk(value)
@@ -109,33 +109,35 @@ def shrunk(config: Any) -> Any:
 
 def built(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """The model, and inputs for it."""
-    library, _, which = name.partition(":")
+    library, _, kind = name.partition(":")
     torch.manual_seed(0)
     if library == "timm":
         import timm
 
-        model = timm.create_model(which, num_classes=10)
+        model = timm.create_model(kind, num_classes=10)
         size = model.default_cfg["input_size"]
         if not model.default_cfg.get("fixed_input_size"):
             size = (size[0], *(min(side, 96) for side in size[1:]))
         return model, (torch.randn(2, *size),), {}
     import transformers
 
-    config = shrunk(transformers.AutoConfig.for_model(which))
+    config = shrunk(transformers.AutoConfig.for_model(kind))
     model = transformers.AutoModel.from_config(config)
-    given: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     tokens = torch.randint(3, 90, (2, 16))
     if model.main_input_name == "pixel_values":
         side = getattr(config, "image_size", 32)
-        given["pixel_values"] = torch.randn(2, getattr(config, "num_channels", 3), side, side)
+        keywords["pixel_values"] = torch.randn(2, getattr(config, "num_channels", 3), side, side)
     elif model.main_input_name in ("input_values", "input_features"):
         bins = getattr(config, "num_mel_bins", None)
-        given[model.main_input_name] = torch.randn(2, bins, 3000) if bins else torch.randn(2, 4000)
+        keywords[model.main_input_name] = (
+            torch.randn(2, bins, 3000) if bins else torch.randn(2, 4000)
+        )
     else:
-        given["input_ids"] = tokens
+        keywords["input_ids"] = tokens
     if getattr(config, "is_encoder_decoder", False):
-        given["decoder_input_ids"] = tokens
-    return model, (), given
+        keywords["decoder_input_ids"] = tokens
+    return model, (), keywords
 
 
 # ---- one model -----------------------------------------------------------------------------------
@@ -170,16 +172,16 @@ MODES: dict[str, tuple[bool, bool, Callable[..., Any]]] = {
     "checkpoint": (True, False, checkpointed),
     "channels_last": (True, True, plainly),
 }
-"""Whether it trains, in which layout it is, and how it is called."""
+"""Whether the model trains, whether it is channels_last, and how it is called."""
 WAYS: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("lean", {"recompute": False}, FROM_OUTPUT),
     ("recompute", {"recompute": True}, EXACT),
 )
-"""The ways of `lean`, and how far off each may be."""
+"""The ways to call `lean`, and the largest error allowed in each."""
 
 
 def error_between(got: list[Tensor], want: list[Tensor]) -> float:
-    """The relative error of all of it together, as one vector."""
+    """The relative error of all tensors together, taken as one vector."""
     if [g.shape for g in got] != [w.shape for w in want]:
         return float("inf")
     size = sum(float(w.double().square().sum()) for w in want) ** 0.5
@@ -194,7 +196,7 @@ def doubled(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {key: doubled(one) for key, one in value.items()}
+        return {key: doubled(element) for key, element in value.items()}
     return tuple(map(doubled, value)) if isinstance(value, tuple) else value
 
 
@@ -213,7 +215,7 @@ class Narrower(TorchFunctionMode):
 
 
 def tried(name: str) -> dict[str, Any]:
-    """What became of one model: a status, and words."""
+    """The outcome for one model: a status, and an explanation."""
     try:
         plain, args, kwargs = built(name)
         count = sum(p.numel() for p in plain.parameters())
@@ -238,10 +240,10 @@ def tried(name: str) -> dict[str, Any]:
             want = step(copy.deepcopy(start), args64, kwargs64, run)
             again = error_between(step(copy.deepcopy(start), args64, kwargs64, run), want)
         except Exception:
-            continue  # a mode that the model itself does not take
+            continue  # a mode that the model does not support
         if again:  # not even the same model gives the same numbers
             continue
-        for how, options, most in WAYS if mode == "training" else WAYS[1:]:
+        for way, options, bound in WAYS if mode == "training" else WAYS[1:]:
             model = copy.deepcopy(start)
             try:
                 with warnings.catch_warnings():
@@ -249,32 +251,32 @@ def tried(name: str) -> dict[str, Any]:
                     report = mk.lean(model, *args64, **kwargs64, **options)
                 off = error_between(step(model, args64, kwargs64, run), want)
             except Exception as error:
-                refused.append(f"{how} in {mode}: {type(error).__name__}: {error}"[:300])
+                refused.append(f"{way} in {mode}: {type(error).__name__}: {error}"[:300])
                 continue
-            if mode == "training" and how == "recompute":
+            if mode == "training" and way == "recompute":
                 ratio, sites = report.lean / max(report.kept, 1), len(report.sites)
-            if not off <= (max(most, IN_FLOAT32) if narrower.seen else most):
-                faults.append(f"{how} in {mode}: off by {off:.1e}")
-            if mode == "training" and how == "recompute":
+            if not off <= (max(bound, IN_FLOAT32) if narrower.seen else bound):
+                faults.append(f"{way} in {mode}: off by {off:.1e}")
+            if mode == "training" and way == "recompute":
                 with suspended():
                     kept = step(copy.deepcopy(model), args64, kwargs64, run)
                 off = error_between(step(model, args64, kwargs64, run), kept)
                 if off:
-                    faults.append(f"{how} in {mode}: off by {off:.1e} from the same without")
+                    faults.append(f"{way} in {mode}: off by {off:.1e} from the same without")
             mk.unswap(model)
             fresh = copy.deepcopy(start)
             model.load_state_dict(fresh.state_dict())
             off = error_between(step(model, args64, kwargs64, run), want)
             if off:
-                faults.append(f"unswap after {how} in {mode}: off by {off:.1e}")
+                faults.append(f"unswap after {way} in {mode}: off by {off:.1e}")
     with contextlib.suppress(Exception):
         model = copy.deepcopy(plain).train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mk.lean(model, *args, recompute=True, **kwargs)
-        other = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         with suspended():
-            want = step(other, args, kwargs, autocast)
+            want = step(copied, args, kwargs, autocast)
         off = error_between(step(model, args, kwargs, autocast), want)
         if off:
             faults.append(f"recompute under autocast: off by {off:.1e} from the same without")
@@ -380,13 +382,13 @@ def page(results: list[dict[str, Any]]) -> str:
     for result in results:
         ratio = "" if result.get("ratio") is None else f"{result['ratio']:.3f}"
         words = result["words"].replace("|", "\\|").replace("\n", " ")
-        said = result["status"] + (f": {words}" if words else "")
-        lines.append(f"| {result['name']} | {result.get('sites', '')} | {ratio} | {said} |")
+        outcome = result["status"] + (f": {words}" if words else "")
+        lines.append(f"| {result['name']} | {result.get('sites', '')} | {ratio} | {outcome} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Try them; 1 where something differs silently."""
+    """Try the models; returns 1 if any differs silently."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("begin", nargs="*", help="only models whose names begin with one of these")
     parser.add_argument("--one", help="try one model here, and print the result as JSON")
@@ -398,38 +400,38 @@ def main() -> int:
     if options.one:
         print(json.dumps(tried(options.one)))
         return 0
-    wanted = [n for n in names() if not options.begin or n.startswith(tuple(options.begin))]
+    chosen = [n for n in names() if not options.begin or n.startswith(tuple(options.begin))]
     console = Console(stderr=True)
     STORE.parent.mkdir(exist_ok=True)
     if options.fresh:
         STORE.unlink(missing_ok=True)
-    known = {}
+    stored = {}
     if STORE.exists():
-        known = {result["name"]: result for result in map(json.loads, STORE.open())}
+        stored = {result["name"]: result for result in map(json.loads, STORE.open())}
 
     def results() -> Iterator[dict[str, Any]]:
-        todo = [name for name in wanted if name not in known]
+        todo = [name for name in chosen if name not in stored]
         with STORE.open("a") as store:
             for result in in_processes(todo, options.processes):
                 store.write(json.dumps(result) + "\n")
                 store.flush()
                 yield result
 
-    missing = sum(name not in known for name in wanted)
+    missing = sum(name not in stored for name in chosen)
     for result in track(
         results(), "models", total=missing, console=console, disable=not console.is_terminal
     ):
-        known[result["name"]] = result
-        said = f"{result['name']}: {result['status']} {result['words'][:200]}"
-        console.print(said, markup=False, highlight=False)
-    found = [known[name] for name in wanted]
-    text = page(found)
+        stored[result["name"]] = result
+        line = f"{result['name']}: {result['status']} {result['words'][:200]}"
+        console.print(line, markup=False, highlight=False)
+    outcomes = [stored[name] for name in chosen]
+    text = page(outcomes)
     if options.begin:
         print(text)
     else:
         PAGE.write_text(text, encoding="utf-8")
     del mend
-    return int(any(result["status"] == "differs" for result in found))
+    return int(any(result["status"] == "differs" for result in outcomes))
 
 
 if __name__ == "__main__":

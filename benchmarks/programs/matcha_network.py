@@ -1,4 +1,4 @@
-"""What the two programs with Matcha-TTS share: its flow matching, as its configuration has it."""
+"""What the two programs with Matcha-TTS share: its flow matching, as published."""
 
 from types import SimpleNamespace
 
@@ -27,6 +27,6 @@ def network(dropout: float = 0.05) -> CFM:
 
 
 def batch(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Spectrograms, their mask and what the encoder says of them."""
+    """Spectrograms, their mask and the encoder's output for them."""
     speech, means = torch.randn(2, count, FEATURES, length)
     return speech, torch.ones(count, 1, length), means

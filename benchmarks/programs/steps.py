@@ -1,7 +1,7 @@
-"""What the programs of this folder share: how their steps are measured.
+"""How the programs of this folder measure their steps.
 
-One thread, the processor's time of this process, and on Linux the resident memory that the steps
-add to what the program had before them. The first steps, which fill caches and pools, don't count.
+One thread; the processor time of this process, and on Linux the resident memory that the steps
+add. The first steps, which fill caches and pools, don't count.
 """
 
 from __future__ import annotations

@@ -45,6 +45,6 @@ with tempfile.TemporaryDirectory() as folder:
         disable_tqdm=True,
         seed=0,
     )
-    done = Trainer(model, settings, train_dataset=data, callbacks=[Times()]).train()
-steps.loss = done.training_loss
+    trained = Trainer(model, settings, train_dataset=data, callbacks=[Times()]).train()
+steps.loss = trained.training_loss
 steps.report()

@@ -34,7 +34,7 @@ _ARCHITECTURES = {
         (6, range(173, 175), "Granite Rapids"),
     ),
 }
-"""Server CPUs by family and model number; the first line that fits counts."""
+"""Server CPUs by family and model number; the first line that matches counts."""
 
 
 def environment() -> dict[str, Any]:
@@ -67,11 +67,11 @@ def environment() -> dict[str, Any]:
 
 def as_text(facts: dict[str, Any]) -> str:
     """A line for each fact."""
-    shown = {name: _shown(value) for name, value in facts.items() if name != "why_no_kernels"}
+    texts = {name: _shown(value) for name, value in facts.items() if name != "why_no_kernels"}
     if facts["why_no_kernels"]:
-        shown["kernels"] = f"none, plain torch: {facts['why_no_kernels']}"
-    width = max(map(len, shown))
-    return "\n".join(f"{name.replace('_', ' '):{width}}  {text}" for name, text in shown.items())
+        texts["kernels"] = f"none, plain torch: {facts['why_no_kernels']}"
+    width = max(map(len, texts))
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {text}" for name, text in texts.items())
 
 
 def _shown(value: Any) -> str:
@@ -91,10 +91,10 @@ def why_no_kernels() -> str:
     """Why plain torch is used, in one line."""
     if os.environ.get(cpu.VARIABLE) == "none":
         return f"{cpu.VARIABLE}=none is set"
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cpu.load()
-    return str(told[0].message).partition(": ")[2] if told else "they were loaded just now"
+    return str(caught[0].message).partition(": ")[2] if caught else "they were loaded just now"
 
 
 # ---- the CPU ----
@@ -102,15 +102,15 @@ def why_no_kernels() -> str:
 
 def cpu_name() -> str:
     """The CPU's model; in a virtual machine, whose name says less, with its architecture."""
-    said = _cpuinfo()
-    name = said.get("model name") or platform.processor() or platform.machine()
+    info = _cpuinfo()
+    name = info.get("model name") or platform.processor() or platform.machine()
     name = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|\d+-Core|@.*", " ", name, flags=re.IGNORECASE)
     name = " ".join(name.split())
-    if re.search(r"\d{3}", name) or "cpu family" not in said:
+    if re.search(r"\d{3}", name) or "cpu family" not in info:
         return name
-    family, model = int(said["cpu family"]), int(said["model"])
-    for known, models, architecture in _ARCHITECTURES.get(said.get("vendor_id", ""), ()):
-        if family == known and model in models:
+    family, model = int(info["cpu family"]), int(info["model"])
+    for number, models, architecture in _ARCHITECTURES.get(info.get("vendor_id", ""), ()):
+        if family == number and model in models:
             return f"{name} ({architecture})"
     return f"{name} (family {family}, model {model})"
 
@@ -126,7 +126,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def slug(*names: str) -> str:
-    """Names as part of a file name: amd-epyc-zen-5-avx512."""
+    """Names as part of a file name, for example amd-epyc-zen-5-avx512."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(names).lower()).strip("-")
 
 

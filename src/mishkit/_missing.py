@@ -23,9 +23,9 @@ def install(module: str, extra: str | None = None) -> str:
     distribution = _DISTRIBUTIONS.get(name, name.replace("_", "-"))
     packages = [distribution]
     if extra is not None:
-        of_extra = {_name(text): text for text in _requirements(extra)}
-        packages = [of_extra.get(distribution, distribution)]
-        packages += [text for other, text in of_extra.items() if not _is_installed(other)]
+        requirements = {_name(text): text for text in _requirements(extra)}
+        packages = [requirements.get(distribution, distribution)]
+        packages += [text for package, text in requirements.items() if not _is_installed(package)]
     if name in _NEED_TORCHVISION:
         packages.append(f"torch=={torch.__version__}")
     return "pip install " + " ".join(map(_quoted, dict.fromkeys(packages)))
@@ -34,23 +34,23 @@ def install(module: str, extra: str | None = None) -> str:
 def _requirements(extra: str) -> list[str]:
     """What mishkit's metadata lists for the extra, without markers."""
     try:
-        found = metadata.requires("mishkit") or []
+        declared = metadata.requires("mishkit") or []
     except metadata.PackageNotFoundError:  # used without being installed
         return []
     requirements = []
-    for text in found:
+    for text in declared:
         requirement, _, marker = text.partition(";")
         if not re.search(rf"""extra == ["']{extra}["']""", marker):
             continue
-        other = re.fullmatch(r"mishkit\[(.*)\]", requirement.strip())
-        requirements += _requirements(other[1]) if other else [requirement.strip()]
+        nested = re.fullmatch(r"mishkit\[(.*)\]", requirement.strip())
+        requirements += _requirements(nested[1]) if nested else [requirement.strip()]
     return requirements
 
 
 def _name(requirement: str) -> str:
-    found = re.match(r"[\w.-]+", requirement)
-    assert found is not None
-    return found[0]
+    match = re.match(r"[\w.-]+", requirement)
+    assert match is not None
+    return match[0]
 
 
 def _is_installed(distribution: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of a table that repeated blocks have in common, told as one: layer1.0–2.act ×3."""
+"""Show rows of a table that differ only in block numbers as one: layer1.0–2.act ×3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Numbers = tuple[tuple[int, ...], ...]
-"""For each number of a name, the values that it takes, in rising order."""
+"""For each number in a name, the values that it takes, in rising order."""
 
 _NUMBER = re.compile(r"\d+(?![\d.]*\s(?:[KMG]i)?B\b)")
 """A whole number in a text, unless it belongs to a count of bytes."""
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\d+(?![\d.]*\s(?:[KMG]i)?B\b)")
 
 @dataclass(frozen=True)
 class Repeat(Generic[Item]):
-    """Rows whose names differ in numbers alone, by every combination of the numbers' values."""
+    """Rows whose names differ only in numbers, for every combination of the numbers' values."""
 
     name: str
     """The common name, with ranges in place of the numbers that differ."""
@@ -25,17 +25,17 @@ class Repeat(Generic[Item]):
 
     @property
     def times(self) -> str:
-        """The number of rows, to be put behind the name; empty for a single row."""
+        """The number of rows, to put after the name; empty for a single row."""
         return f" ×{len(self.items)}" if len(self.items) > 1 else ""
 
 
 def repeats(
     items: Iterable[Item], name_of: Callable[[Item], str], key_of: Callable[[Item], Hashable]
 ) -> list[Repeat[Item]]:
-    """Collapse rows with equal keys whose names differ in numbers alone.
+    """Collapse rows with equal keys whose names differ only in numbers.
 
-    Rows are told as one only if the common name stands for all of them and for no others: the two
-    blocks 0.act and 1.act2 stay apart. The order is that of the first row of each.
+    Rows are collapsed only if the common name stands for exactly these rows: 0.act and 1.act2 stay
+    apart. Results are in the order of their first rows.
     """
     alike: dict[Hashable, list[Item]] = {}
     for item in items:
@@ -54,7 +54,7 @@ def _collapsed(group: Sequence[Item], name_of: Callable[[Item], str]) -> list[Re
 
 
 def _joined(boxes: dict[Numbers, list[Item]], place: int) -> dict[Numbers, list[Item]]:
-    """Join the boxes that differ in one number alone."""
+    """Join boxes that differ in only one number."""
     lines: dict[Numbers, list[Numbers]] = {}
     for box in boxes:
         lines.setdefault((*box[:place], *box[place + 1 :]), []).append(box)
@@ -72,7 +72,7 @@ def masked(text: str) -> str:
 
 
 def merged(texts: Sequence[str]) -> str:
-    """One text for several that are equal but for their numbers."""
+    """One text for several that differ only in their numbers."""
     numbers = zip(*(map(int, _NUMBER.findall(text)) for text in texts), strict=True)
     return _filled(texts[0], tuple(tuple(sorted(set(values))) for values in numbers))
 

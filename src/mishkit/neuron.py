@@ -72,8 +72,8 @@ def aptx_layer(
             for t in (input, alpha, beta, gamma, delta)
         )
     dtype = input.dtype
-    same = dtype == alpha.dtype == beta.dtype == gamma.dtype == delta.dtype
-    if not same or dtype not in DTYPES:
+    same_dtype = dtype == alpha.dtype == beta.dtype == gamma.dtype == delta.dtype
+    if not same_dtype or dtype not in DTYPES:
         _refuse_dtypes(input, alpha, beta, gamma, delta)
     transformed = is_transformed()
     if torch.compiler.is_compiling():
@@ -98,27 +98,27 @@ def _check(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Ten
         shapes = ", ".join(str(tuple(t.shape)) for t in (alpha, beta, gamma))
         raise ValueError(_wrong(f"alpha, beta, gamma must all be (out, in), not {shapes}"))
     if input.dim() == 0 or input.shape[-1] != shape[1]:
-        given = tuple(input.shape)
+        actual = tuple(input.shape)
         raise ValueError(
-            _wrong(f"the input's last dimension must be {shape[1]}; its shape is {given}")
+            _wrong(f"the input's last dimension must be {shape[1]}; its shape is {actual}")
         )
     if delta is not None and delta.shape != shape[:1]:
         raise ValueError(_wrong(f"delta must have shape ({shape[0]},), not {tuple(delta.shape)}"))
 
 
 def _refuse_dtypes(*tensors: Tensor) -> None:
-    found = list(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in tensors))
-    if len(found) > 1:
+    dtypes = list(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in tensors))
+    if len(dtypes) > 1:
         raise RuntimeError(
-            _wrong(f"the input and the parameters differ in dtype: {', '.join(found)}")
+            _wrong(f"the input and the parameters differ in dtype: {', '.join(dtypes)}")
         )
     raise RuntimeError(
-        _wrong(f"expected tensors of float32, float64, bfloat16 or float16, got {found[0]}")
+        _wrong(f"expected tensors of float32, float64, bfloat16 or float16, got {dtypes[0]}")
     )
 
 
-def _wrong(what: str) -> str:
-    return f"mishkit.aptx_layer: {what}"
+def _wrong(problem: str) -> str:
+    return f"mishkit.aptx_layer: {problem}"
 
 
 BENT = 0.522056
@@ -174,10 +174,10 @@ class _Neurons(Unscriptable):
     def extra_repr(self) -> str:
         """The constructor arguments, in the style of torch.nn.Linear."""
         names = ("input_dim", "output_dim", "is_alpha_trainable", "use_delta")
-        shown = [f"{name}={getattr(self, name)}" for name in names if hasattr(self, name)]
+        arguments = [f"{name}={getattr(self, name)}" for name in names if hasattr(self, name)]
         if self.init != "published":
-            shown.append(f"init={self.init!r}")
-        return ", ".join(shown)
+            arguments.append(f"init={self.init!r}")
+        return ", ".join(arguments)
 
 
 class APTxLayer(_Neurons):

@@ -94,7 +94,7 @@ def register(
         if an activation has no such argument; nothing is registered then
     """
     entries: dict[str, tuple[str, dict[str, Any]]] = {prefix + name: (name, {}) for name in names()}
-    entries |= {name: _named(name, given) for name, given in (named or {}).items()}
+    entries |= {name: _named(name, spec) for name, spec in (named or {}).items()}
     for name in entries:
         if name != name.lower():
             raise ValueError(f'mishkit.register: names must be in lower case, not "{name}"')
@@ -106,9 +106,9 @@ def register(
     installed = [library for library in libraries if find_spec(library)]
     if installed:
         mend_torchvision()
-    found = {library: _LIBRARIES[library]() for library in installed}
-    registered = {library: list(entries) for library in found}
-    for library, tables in found.items():
+    by_library = {library: _LIBRARIES[library]() for library in installed}
+    registered = {library: list(entries) for library in by_library}
+    for library, tables in by_library.items():
         theirs = [name for name in entries if tables.has_its_own(name)]
         if prefix and theirs:
             raise ValueError(
@@ -118,7 +118,7 @@ def register(
         for name in _DIFFERENT[library]:
             if name in theirs and name not in (named or ()):
                 registered[library].remove(name)
-    for library, tables in found.items():
+    for library, tables in by_library.items():
         for name in registered[library]:
             tables.write(name, *entries[name])
     return registered
@@ -141,15 +141,15 @@ def _function_name(name: str, caller: str) -> str:
     )
 
 
-def _named(name: str, given: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+def _named(name: str, spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """An activation and its arguments. Builds the module once to check that the arguments fit."""
     try:
-        activation, arguments = (given, {}) if isinstance(given, str) else given
+        activation, arguments = (spec, {}) if isinstance(spec, str) else spec
         arguments = dict(arguments)
     except (TypeError, ValueError):
         raise ValueError(
             f'mishkit.register: "{name}" must stand for an activation or a pair of one and '
-            f"its arguments, not {given!r}"
+            f"its arguments, not {spec!r}"
         ) from None
     activation = _function_name(activation, "mishkit.register")
     module = _module(activation)
@@ -167,9 +167,9 @@ def _named(name: str, given: str | tuple[str, Mapping[str, Any]]) -> tuple[str, 
 
 
 def _layer(
-    module: type[nn.Module], arguments: dict[str, Any], inplace: bool = False, **given: Any
+    module: type[nn.Module], arguments: dict[str, Any], inplace: bool = False, **passed: Any
 ) -> nn.Module:
-    return module(**{"inplace": inplace, **given, **arguments})
+    return module(**{"inplace": inplace, **passed, **arguments})
 
 
 def _apply(
@@ -177,9 +177,9 @@ def _apply(
     arguments: dict[str, Any],
     input: Tensor,
     inplace: bool = False,
-    **given: Any,
+    **passed: Any,
 ) -> Tensor:
-    return function(input, **{"inplace": inplace, **given, **arguments})
+    return function(input, **{"inplace": inplace, **passed, **arguments})
 
 
 class _Tables(NamedTuple):
@@ -190,8 +190,8 @@ class _Tables(NamedTuple):
 
     def has_its_own(self, name: str) -> bool:
         # Not table[name]: in one of transformers' tables that would build a module.
-        found = [dict.get(table, name) for table in (*self.layers, *self.functions)]
-        makers = [getattr(one, "func", one) for one in found if one is not None]
+        entries = [dict.get(table, name) for table in (*self.layers, *self.functions)]
+        makers = [getattr(entry, "func", entry) for entry in entries if entry is not None]
         return any(getattr(maker, "__module__", None) != __name__ for maker in makers)
 
     def write(self, name: str, activation: str, arguments: dict[str, Any]) -> None:

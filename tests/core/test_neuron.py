@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import math
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from common import Engine, assert_same_bits, every_dtype, threads
-from neurons import NAMES, arguments, assert_exact, exact, formula
+from neurons import NAMES, arguments, assert_exact, assert_saturates, exact, formula
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -139,23 +140,10 @@ def test_each_tanh_is_as_exact_as_is_said(kernels: Engine, dtype: torch.dtype) -
 
 @every_dtype
 def test_large_numbers_saturate(engine: Engine, dtype: torch.dtype) -> None:
-    """No finite βx gives NaN, though it may overflow: the limits of tanh are reached exactly."""
     info = torch.finfo(dtype)
-    x = torch.tensor([info.max, 1e4, 3, 1e-3, 0, info.smallest_normal], dtype=torch.float64)
-    x = torch.cat([x, -x]).to(dtype).unsqueeze(1)
-    for largest in (info.max / 4, info.max):
-        beta = torch.tensor([largest, 1e4, 1, 0, -1, -largest], dtype=torch.float64).to(dtype)
-        beta = beta.unsqueeze(1)
-        gamma = torch.full_like(beta, 0.25)
-        for alpha in (torch.full_like(beta, -1), torch.zeros_like(beta), torch.ones_like(beta)):
-            tensors = [x, alpha, beta, gamma, torch.zeros(6, dtype=dtype)]
-            # Gradients of the largest x, and of one of 3.
-            for row in (torch.eye(12, 1), torch.eye(12)[:, 2:3]):
-                y, *gradients = computed(engine, [*tensors, row.to(dtype).expand(12, 6)])
-                assert y.isfinite().all() and gradients[0].isfinite().all()
-                assert not any(g.isnan().any() for g in gradients)
-            if largest < info.max:  # in float32 a larger β is taken for 1.2e38
-                assert_exact([y], [*tensors, torch.zeros(12, 6, dtype=dtype)])
+    # In float32 a larger β is taken for 1.2e38.
+    large, least = info.max / 4, info.smallest_normal
+    assert_saturates(functools.partial(computed, engine), dtype, large=large, least=least)
 
 
 def test_a_fixed_alpha_keeps_the_relative_accuracy(kernels: Engine) -> None:
@@ -194,8 +182,8 @@ def test_the_number_of_threads(
         want = computed(kernels, tensors)
     for count in (2, 3, 16):
         with threads(count):
-            for got, one in zip(computed(kernels, tensors), want, strict=True):
-                assert_same_bits(got, one)
+            for got, single in zip(computed(kernels, tensors), want, strict=True):
+                assert_same_bits(got, single)
 
 
 @every_dtype
@@ -209,8 +197,8 @@ def test_alignment_and_neighbours(kernels: Engine, dtype: torch.dtype) -> None:
             row = torch.full((t.numel() + 2 * offset + 64,), math.nan, dtype=dtype)
             row[offset : offset + t.numel()] = t.flatten()
             moved.append(row[offset : offset + t.numel()].view(t.shape))
-        for got, one in zip(computed(kernels, moved), want, strict=True):
-            assert_same_bits(got, one)
+        for got, expected in zip(computed(kernels, moved), want, strict=True):
+            assert_same_bits(got, expected)
 
 
 def test_the_rest_of_the_batch(kernels: Engine) -> None:
@@ -236,13 +224,13 @@ STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", STRIDED)
 def test_layouts(kernels: Engine, layout: str) -> None:
     tensors = arguments(6, 9, 4, torch.float32)
-    for which in range(6):
-        given = list(tensors)
-        if given[which].dim() == 2:
-            given[which] = STRIDED[layout](given[which])
+    for index in range(6):
+        strided = list(tensors)
+        if strided[index].dim() == 2:
+            strided[index] = STRIDED[layout](strided[index])
         for got, want in zip(
-            computed(kernels, given),
-            computed(kernels, [t.contiguous() for t in given]),
+            computed(kernels, strided),
+            computed(kernels, [t.contiguous() for t in strided]),
             strict=True,
         ):
             assert got.is_contiguous()
@@ -255,8 +243,8 @@ def test_layouts(kernels: Engine, layout: str) -> None:
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (2, 0, 3), (2, 1, 3, 1)], ids=str)
 def test_leading_dimensions(engine: Engine, lead: tuple[int, ...]) -> None:
     x = torch.randn(*lead, 6, requires_grad=True)
-    layer, one = APTxLayer(6, 4), APTxNeuron(6)
-    y, z = layer(x), one(x)
+    layer, single = APTxLayer(6, 4), APTxNeuron(6)
+    y, z = layer(x), single(x)
     assert y.shape == (*lead, 4) and z.shape == (*lead, 1)
     want = formula(x, layer.alpha, layer.beta, layer.gamma, layer.delta)
     torch.testing.assert_close(y, want)
@@ -298,22 +286,22 @@ def test_only_what_is_asked_for(engine_name: str, monkeypatch: pytest.MonkeyPatc
     """Every subset of the gradients; the input's is not computed where it is not wanted."""
     tensors = arguments(9, 21, 5, torch.float32)
     want = by_autograd(tensors)[1:]
-    asked = []
+    with_inputs = []
 
-    def spy(*given: Any) -> Any:
-        asked.append(given[-1])
+    def spy(*passed: Any) -> Any:
+        with_inputs.append(passed[-1])
         run = backward_operator if engine_name == "kernels" else _neuron_ops.backward
-        return run(*given)
+        return run(*passed)
 
     monkeypatch.setattr(_neuron_ops, "_layer_backward", spy)
-    for wanted in itertools.product([False, True], repeat=5):
-        given = [t.clone().requires_grad_(w) for t, w in zip(tensors, wanted, strict=False)]
-        y = aptx_layer(*given)
-        assert y.requires_grad == any(wanted)
-        if any(wanted):
+    for needed in itertools.product([False, True], repeat=5):
+        leaves = [t.clone().requires_grad_(w) for t, w in zip(tensors, needed, strict=False)]
+        y = aptx_layer(*leaves)
+        assert y.requires_grad == any(needed)
+        if any(needed):
             y.backward(tensors[5])
-            assert asked.pop() == wanted[0]
-        for leaf, w, gradient in zip(given, wanted, want, strict=True):
+            assert with_inputs.pop() == needed[0]
+        for leaf, w, gradient in zip(leaves, needed, want, strict=True):
             assert (leaf.grad is not None) == w
             if w:
                 torch.testing.assert_close(leaf.grad, gradient, rtol=1e-5, atol=1e-5)
@@ -430,23 +418,23 @@ SAMPLES = [(4, 5, 3), (0, 5, 3), (4, 0, 3), (4, 5, 0), (1, 1, 1)]
 @pytest.mark.parametrize("kind", ["forward", "without_delta", "backward", "without_input"])
 def test_opcheck_and_fakes(kind: str, shape: tuple[int, int, int]) -> None:
     *inputs, delta, g = arguments(*shape, torch.float32)
-    operator, given = {
+    operator, values = {
         "forward": (layer_operator, (*inputs, delta)),
         "without_delta": (layer_operator, (*inputs, torch.zeros(0))),
         "backward": (backward_operator, (g, *inputs, True)),
         "without_input": (backward_operator, (g, *inputs, False)),
     }[kind]
-    opcheck(operator, given)
+    opcheck(operator, values)
 
     def described(result: Any) -> list[Any]:
         tensors = result if isinstance(result, tuple) else (result,)
         return [(t.shape, t.dtype, t.stride()) for t in tensors]
 
-    want = described(operator(*given))
+    want = described(operator(*values))
     with FakeTensorMode() as mode:
-        fake = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in given]
+        fake = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in values]
         assert described(operator(*fake)) == want
-    meta = [t.to("meta") if isinstance(t, Tensor) else t for t in given]
+    meta = [t.to("meta") if isinstance(t, Tensor) else t for t in values]
     assert described(operator(*meta)) == want
 
 
@@ -486,8 +474,8 @@ def assert_trains_alike(module: Any, want_of: nn.Module, x: Tensor) -> None:
     y, want = module(x), want_of(x)
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
     weight = torch.linspace(-1, 1, y.numel()).view_as(y)
-    got, wanted = (torch.autograd.grad((t * weight).sum(), leaves) for t in (y, want))
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    gradients, want_gradients = (torch.autograd.grad((t * weight).sum(), leaves) for t in (y, want))
+    torch.testing.assert_close(gradients, want_gradients, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -495,10 +483,10 @@ def assert_trains_alike(module: Any, want_of: nn.Module, x: Tensor) -> None:
 def test_compile(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With another batch too; the operators in the graph where they have kernels."""
     monkeypatch.setitem(neuron._kernels, "cpu", DTYPES if has_kernels else ())
-    seen = []
+    nodes = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        seen.extend(graph.graph.nodes)
+        nodes.extend(graph.graph.nodes)
         return graph
 
     net = nn.Sequential(nn.Linear(7, 9), APTxLayer(9, 6), nn.ReLU(), APTxNeuron(6))
@@ -511,7 +499,7 @@ def test_compile(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     with torch.no_grad():
         compiled(lambda x: net[1](x).relu(), backend=backend)(torch.ones(2, 9))
-    called = {str(node.target) for node in seen if node.op == "call_function"}
+    called = {str(node.target) for node in nodes if node.op == "call_function"}
     assert ("mishkit.aptx_layer_traced.default" in called) == has_kernels, called
 
 
@@ -634,11 +622,11 @@ every_variant = pytest.mark.parametrize(
 )
 
 
-def made(dims_out: int, *options: bool, **more: Any) -> nn.Module:
+def made(dims_out: int, *options: bool, **keywords: Any) -> nn.Module:
     """Ours, as PublishedLayer(19, dims_out, …)."""
     if dims_out:
-        return APTxLayer(19, dims_out, *options, **more)
-    return APTxNeuron(19, *options, **more)
+        return APTxLayer(19, dims_out, *options, **keywords)
+    return APTxNeuron(19, *options, **keywords)
 
 
 @every_variant
@@ -646,10 +634,10 @@ def test_the_published_parameters(dims_out: int, is_alpha_trainable: bool, use_d
     """The same numbers of the same seed; checkpoints of either fit the other; the same outputs."""
     torch.manual_seed(3)
     theirs = PublishedLayer(19, dims_out, is_alpha_trainable, use_delta)
-    after = torch.randn(1)
+    next_number = torch.randn(1)
     torch.manual_seed(3)
     ours = made(dims_out, is_alpha_trainable, use_delta)
-    assert torch.randn(1) == after
+    assert torch.randn(1) == next_number
     state, published = ours.state_dict(), theirs.state_dict()
     assert list(state) == list(published)
     for name in published:
@@ -698,8 +686,8 @@ def test_scaled_outputs_have_variance_one(is_alpha_trainable: bool) -> None:
     assert to_input.var().item() == pytest.approx(1.05 * 500 / 784, rel=0.03)
     published = APTxLayer(784, 500, is_alpha_trainable)
     assert published(x).std().item() == pytest.approx(math.sqrt(1.522 * 784), rel=0.02)
-    one = torch.stack([APTxNeuron(50, init="scaled")(torch.randn(50)) for _ in range(2000)])
-    assert one.std().item() == pytest.approx(1, abs=0.06)
+    outputs = torch.stack([APTxNeuron(50, init="scaled")(torch.randn(50)) for _ in range(2000)])
+    assert outputs.std().item() == pytest.approx(1, abs=0.06)
 
 
 def test_scaling_leaves_the_other_numbers() -> None:
@@ -732,13 +720,13 @@ def test_copies(dtype: torch.dtype) -> None:
 
 def test_it_learns() -> None:
     """A neuron finds a function that no linear one has."""
-    one = APTxNeuron(2, init="scaled")
-    optimiser = torch.optim.Adam(one.parameters(), lr=0.05)
+    single = APTxNeuron(2, init="scaled")
+    optimiser = torch.optim.Adam(single.parameters(), lr=0.05)
     x = torch.randn(512, 2)
     target = (x[:, :1] * torch.tanh(x[:, :1])) - 0.5 * x[:, 1:]
     for _ in range(300):
         optimiser.zero_grad()
-        loss = (one(x) - target).square().mean()
+        loss = (single(x) - target).square().mean()
         loss.backward()
         optimiser.step()
     assert loss < 1e-3
@@ -750,10 +738,10 @@ def test_it_learns() -> None:
 def peak_bytes(run: Callable[[], Any]) -> int:
     """The most that is allocated at a time during a call, beyond what was before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = run()
+        result = run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    del kept
+    del result
     return max(itertools.accumulate(event.nbytes() for event in events), default=0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from common import TESTS, assert_same_bits, mostly_slow, name_of, shared
-from neurons import NAMES, arguments, assert_exact, exact, formula
+from neurons import NAMES, arguments, assert_exact, assert_saturates, exact, formula
 from test_neuron import STRIDED
 from torch import Tensor
 
@@ -81,10 +81,10 @@ def test_without_delta_and_without_the_inputs_gradient(dtype: torch.dtype) -> No
     want = computed(tensors)
     empty, *parameters = computed(tensors, with_input=False)[1:]
     assert empty.shape == (0,) and empty.dtype == dtype
-    for got, one in zip(parameters, want[2:], strict=True):
-        assert_same_bits(got, one)
-    without = [*tensors[:4], torch.zeros(0, dtype=dtype), tensors[5]]
-    y = kernels.layer(*without[:5])
+    for got, expected in zip(parameters, want[2:], strict=True):
+        assert_same_bits(got, expected)
+    without_delta = [*tensors[:4], torch.zeros(0, dtype=dtype), tensors[5]]
+    y = kernels.layer(*without_delta[:5])
     assert_exact([y], [*tensors[:4], torch.zeros(4, dtype=dtype), tensors[5]])
 
 
@@ -94,8 +94,8 @@ def test_nothing_to_sum(shape: tuple[int, int, int]) -> None:
     tensors = arguments(*shape, torch.float32)
     for got, want in zip(computed(tensors), exact(tensors), strict=False):
         torch.testing.assert_close(got.double(), want)
-    none = torch.zeros(0)
-    assert not kernels.layer(*tensors[:4], none).any() or shape[1]
+    no_delta = torch.zeros(0)
+    assert not kernels.layer(*tensors[:4], no_delta).any() or shape[1]
 
 
 @interpreted
@@ -111,9 +111,9 @@ def test_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         # No more chunks than enough, which then change the rounding alone.
         for enough in (1, 3):
             monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", enough)
-            other = computed(tensors)
-            assert_exact(other, tensors)
-            assert_same_bits(other[1], got[1])
+            in_chunks = computed(tensors)
+            assert_exact(in_chunks, tensors)
+            assert_same_bits(in_chunks[1], got[1])
         monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", 1024)
 
 
@@ -144,39 +144,25 @@ def test_the_derivative_keeps_its_digits() -> None:
 @interpreted
 @one_dtype_mostly
 def test_large_numbers_saturate(dtype: torch.dtype) -> None:
-    """No finite βx gives NaN, though it may overflow: the limits of tanh are reached exactly."""
     info = torch.finfo(dtype)
     # The interpreter rounds subnormal results to bfloat16 wrongly.
     least = info.smallest_normal * (64 if dtype == torch.bfloat16 else 1)
-    x = torch.tensor([info.max, 1e4, 3, 1e-3, 0, least], dtype=torch.float64)
-    x = torch.cat([x, -x]).to(dtype).unsqueeze(1)
-    for largest in (info.max / 4.1, info.max):
-        beta = torch.tensor([largest, 1e4, 1, 0, -1, -largest], dtype=torch.float64).to(dtype)
-        beta = beta.unsqueeze(1)
-        gamma = torch.full_like(beta, 0.25)
-        for alpha in (torch.full_like(beta, -1), torch.zeros_like(beta), torch.ones_like(beta)):
-            tensors = [x, alpha, beta, gamma, torch.zeros(6, dtype=dtype)]
-            for row in (torch.eye(12, 1), torch.eye(12)[:, 2:3]):
-                y, *gradients = computed([*tensors, row.to(dtype).expand(12, 6)])
-                assert y.isfinite().all() and gradients[0].isfinite().all()
-                assert not any(g.isnan().any() for g in gradients)
-            if largest < info.max:
-                assert_exact([y], [*tensors, torch.zeros(12, 6, dtype=dtype)])
+    assert_saturates(computed, dtype, large=info.max / 4.1, least=least)
 
 
 @interpreted
 def test_infinity_and_nan_as_in_plain_torch() -> None:
-    some = torch.tensor([0.0, 1, -1, 2.5, -3, math.nan])
+    values = torch.tensor([0.0, 1, -1, 2.5, -3, math.nan])
     x = torch.tensor([INFINITE, -INFINITE, math.nan, 2.0]).unsqueeze(1)
-    parameters = [t.reshape(-1, 1) for t in torch.meshgrid([some] * 3, indexing="ij")]
+    parameters = [t.reshape(-1, 1) for t in torch.meshgrid([values] * 3, indexing="ij")]
     got = kernels.layer(x, *parameters, torch.zeros(0))
     torch.testing.assert_close(got, formula(x, *parameters), equal_nan=True)
     # The gradients of a NaN, of each tensor, and of the input at ±inf, where torch has NaN.
-    for which in (0, 1, 2, 3, 5):
+    for index in (0, 1, 2, 3, 5):
         tensors = arguments(3, 2, 2, torch.float32)
-        tensors[which][1, 1] = math.nan
+        tensors[index][1, 1] = math.nan
         for name, result, want in zip(NAMES, computed(tensors), exact(tensors), strict=False):
-            assert torch.equal(result.isnan(), want.isnan()), (which, name)
+            assert torch.equal(result.isnan(), want.isnan()), (index, name)
     tensors = arguments(2, 1, 3, torch.float32)
     tensors[0] = x[:2]
     assert computed(tensors)[1].isnan().all()
@@ -193,8 +179,8 @@ def test_the_rest_of_the_batch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     *inputs, delta, g = arguments(9, 50, 5, dtype)
     want = computed([*inputs, delta, g])
     again = computed([*inputs, delta, g])
-    for got, one in zip(again, want, strict=True):
-        assert_same_bits(got, one)
+    for got, expected in zip(again, want, strict=True):
+        assert_same_bits(got, expected)
     inputs[0][3] = math.nan
     for few in (1, 1000):  # the second makes tiles of few rows
         monkeypatch.setattr(kernels, "FEW_PROGRAMS", few)
@@ -220,8 +206,8 @@ def test_neighbours_in_memory() -> None:
         row = torch.full((t.numel() + 200,), math.nan)
         row[100 : 100 + t.numel()] = t.flatten()
         moved.append(row[100 : 100 + t.numel()].view(t.shape))
-    for got, one in zip(computed(moved), want, strict=True):
-        assert_same_bits(got, one)
+    for got, expected in zip(computed(moved), want, strict=True):
+        assert_same_bits(got, expected)
 
 
 @interpreted
@@ -230,9 +216,9 @@ def test_layouts(layout: str) -> None:
     tensors = [STRIDED[layout](t) if t.dim() == 2 else t for t in arguments(4, 5, 3, torch.float32)]
     tensors[4] = torch.stack([tensors[4], -tensors[4]], -1)[:, 0]
     want = computed([t.contiguous() for t in tensors])
-    for got, one in zip(computed(tensors), want, strict=True):
+    for got, expected in zip(computed(tensors), want, strict=True):
         assert got.is_contiguous()
-        assert_same_bits(got, one)
+        assert_same_bits(got, expected)
 
 
 def test_the_sizes_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,18 +235,18 @@ def test_scratch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """12 bytes a parameter and chunk, 12 MiB at most: what the docstring says."""
     tile = kernels.PARAMETER_OUTS * kernels.PARAMETER_COLUMNS
     assert 12 * tile * kernels.ENOUGH_PROGRAMS == 12 << 20
-    made = []
+    allocated = []
     empty = Tensor.new_empty
 
     def spy(self: Tensor, *size: Any, **options: Any) -> Tensor:
-        made.append(empty(self, *size, **options))
-        return made[-1]
+        allocated.append(empty(self, *size, **options))
+        return allocated[-1]
 
     monkeypatch.setattr(Tensor, "new_empty", spy)
     monkeypatch.setattr(kernels, "LEAST_ROWS", 4)
     tensors = arguments(10, 5, 3, torch.bfloat16)
     kernels.layer_backward(tensors[5], *tensors[:4], True)
-    assert {t.shape for t in made if t.dim() == 4} == {(2, 3, 3, 5)}
+    assert {t.shape for t in allocated if t.dim() == 4} == {(2, 3, 3, 5)}
 
 
 # ---- misuse ----
@@ -288,9 +274,9 @@ def test_operators_check_for_themselves() -> None:
 # ---- through torch ----
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return {**kept, **more}
+def environment(**changes: str) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**others, **changes}
 
 
 THROUGH_TORCH = """
@@ -358,10 +344,10 @@ assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
 @interpreted
 def test_through_torch() -> None:
     """Registered as for a GPU, then for CPU tensors: the layer in every way it is called."""
-    more = environment(TRITON_INTERPRET="1", MISHKIT_CPU_ISA="none", PYTHONPATH=_paths())
+    variables = environment(TRITON_INTERPRET="1", MISHKIT_CPU_ISA="none", PYTHONPATH=_paths())
     run = [sys.executable, "-W", "ignore", "-c", THROUGH_TORCH]
-    done = subprocess.run(run, capture_output=True, text=True, env=more)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(run, capture_output=True, text=True, env=variables)
+    assert process.returncode == 0, process.stderr
 
 
 def _paths() -> str:
@@ -379,34 +365,36 @@ MOST = {"float32": 16.0, "bfloat16": 19.0, "float16": 18.0}
 
 
 @pytest.fixture
-def found(tmp_path_factory: pytest.TempPathFactory, target: str) -> dict[str, dict[str, float]]:
+def figures(tmp_path_factory: pytest.TempPathFactory, target: str) -> dict[str, dict[str, float]]:
     """What `neuron_compiled.py` prints for this target and those of its group."""
     group = next(group for group in GROUPS if target in group)
 
     def printed() -> dict[str, dict[str, float]]:
-        more = environment(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
+        variables = environment(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
         run = [sys.executable, "-W", "ignore", str(TESTS / "neuron_compiled.py"), *group]
-        done = subprocess.run(run, capture_output=True, text=True, env=more)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)  # type: ignore[no-any-return]
+        process = subprocess.run(run, capture_output=True, text=True, env=variables)
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)  # type: ignore[no-any-return]
 
     return shared(tmp_path_factory, f"compiled_{group[0]}", printed)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("target", mostly_slow(TARGETS, GROUPS[0]))
 @every_dtype
-def test_compiled_code(found: dict[str, dict[str, float]], dtype: torch.dtype, target: str) -> None:
+def test_compiled_code(
+    figures: dict[str, dict[str, float]], dtype: torch.dtype, target: str
+) -> None:
     """No float64, nothing spilled, and no more instructions than are said."""
     start = f"{target} {name_of(dtype)} "
-    of_target = {name: one for name, one in found.items() if name.startswith(start)}
+    of_target = {name: kernel for name, kernel in figures.items() if name.startswith(start)}
     assert len(of_target) == (3 if dtype == torch.float32 else 1)
-    for name, one in of_target.items():
-        assert one["doubles"] == one["stack"] == 0, name
+    for name, kernel in of_target.items():
+        assert kernel["doubles"] == kernel["stack"] == 0, name
         # The main loop has two; Triton 3.8 has a few more outside, for AMD's GPUs.
-        assert 2 <= one["special"] < 2.2, name
+        assert 2 <= kernel["special"] < 2.2, name
         if target.startswith("sm_"):
-            assert one["special"] == 2, name
-            assert one["instructions"] <= MOST[name_of(dtype)], name
+            assert kernel["special"] == 2, name
+            assert kernel["instructions"] <= MOST[name_of(dtype)], name
 
 
 @every_dtype
@@ -420,21 +408,21 @@ def test_builds_are_what_is_launched(dtype: torch.dtype, monkeypatch: pytest.Mon
             self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int]) -> Any:
-            def launch(*given: Any, num_warps: int, **constants: Any) -> None:
-                launched.append((self.kernel, len(given), constants, num_warps))
+            def launch(*positional: Any, num_warps: int, **constants: Any) -> None:
+                launched.append((self.kernel, len(positional), constants, num_warps))
 
             return launch
 
-    wanted = {build.kernel for build in builds}
+    kernels_built = {build.kernel for build in builds}
     for name, kernel in list(vars(kernels).items()):
         if name.endswith("_kernel"):
-            assert kernel in wanted
+            assert kernel in kernels_built
             monkeypatch.setattr(kernels, name, Spy(kernel))
     for batch in (1, 2, 4, 8, 16, 200):
         x, *parameters, delta, g = arguments(batch, 5, 3, dtype)
         kernels.layer(x, *parameters, delta)
         kernels.layer(x, *parameters, delta[:0])
         kernels.layer_backward(g, x, *parameters, True)
-    found = [(b.kernel, len(b.signature) - len(b.constants), b.constants, b.warps) for b in builds]
-    assert all(one in found for one in launched)
-    assert all(one in launched for one in found)
+    built = [(b.kernel, len(b.signature) - len(b.constants), b.constants, b.warps) for b in builds]
+    assert all(call in built for call in launched)
+    assert all(call in launched for call in built)

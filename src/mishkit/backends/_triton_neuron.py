@@ -175,13 +175,13 @@ def _forward_kernel(
             a = tl.load(alpha + at, is_column, 0.0).to(tl.float32)
             b = tl.load(beta + at, is_column, 0.0).to(tl.float32)
             c = tl.load(gamma + at, is_column, 0.0).to(tl.float32)
-            rest = a * c
+            linear = a * c
             slope = _with_sign_of(c, b)
             scale = -tl.abs(_scaled(b, TWO_LOG2_E))
             x = x[:, None, :]
             t, _ = _tanh(scale[None, :, :] * tl.abs(x))
             t = _with_sign_of(t, x)
-            part += (t * slope[None, :, :] + rest[None, :, :]) * x
+            part += (t * slope[None, :, :] + linear[None, :, :]) * x
         total += part
     y = tl.sum(total, 2)
     if HAS_DELTA:
@@ -220,12 +220,12 @@ def _input_kernel(
         for out in tl.range(begin, tl.minimum(begin + BLOCK, dims_out), loop_unroll_factor=UNROLL):
             g = _load(grads + out)[:, None]
             a, b, c = _load(alpha + at), _load(beta + at), _load(gamma + at)
-            rest, slope = (a * c)[None, :], _with_sign_of(c, b)[None, :]
+            linear, slope = (a * c)[None, :], _with_sign_of(c, b)[None, :]
             steep = tl.abs(b)
             scale = (steep * QUARTER_SCALE)[None, :]
             t, h = _tanh(scale * size)
             bend = h * x * steep[None, :] + _with_sign_of(t, x)
-            part += g * (slope * bend + rest)
+            part += g * (slope * bend + linear)
             at += dims_in
         total += part
     at = rows[:, None] * dims_in + columns[None, :]
@@ -277,12 +277,12 @@ def _parameters_kernel(
     first = chunk.to(tl.int64) * chunk_rows
     last = tl.minimum(first + chunk_rows, batch)
     # Zeros in the layout of β: with another layout the compiler would load everything twice.
-    none = tl.where(tl.abs(b) < 0.0, 1.0, 0.0)
-    s0 = none
+    zeros = tl.where(tl.abs(b) < 0.0, 1.0, 0.0)
+    s0 = zeros
     s1 = tl.zeros((OUTS, COLUMNS), tl.float32)
     s2 = tl.zeros((OUTS, COLUMNS), tl.float32)
     for begin in range(first, last, BLOCK):
-        part0 = none
+        part0 = zeros
         part1 = tl.zeros((OUTS, COLUMNS), tl.float32)
         part2 = tl.zeros((OUTS, COLUMNS), tl.float32)
         grads = grad + begin * dims_out + out
@@ -477,8 +477,8 @@ def _check(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor) -> None:
             _refuse("alpha, beta and gamma must have the input's dtype, and one shape")
 
 
-def _refuse(why: str) -> NoReturn:
-    raise RuntimeError(f"mishkit.aptx_layer: {why}")
+def _refuse(reason: str) -> NoReturn:
+    raise RuntimeError(f"mishkit.aptx_layer: {reason}")
 
 
 # ---- what is compiled --------------------------------------------------------------------------

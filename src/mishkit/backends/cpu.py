@@ -22,8 +22,8 @@ VARIABLE = "MISHKIT_CPU_ISA"
 """The environment variable that forces an instruction set, or "none" for plain torch."""
 
 OVERRIDES = ("mish", "silu", "gelu", "hardswish")
-"""The functions of torch that the library can answer, for dense CPU tensors. It can't for others:
-torch's stable C ABI passes no Scalar, as softplus and the gradient of relu take.
+"""The functions of torch that the library can compute in torch's place, for dense CPU tensors.
+Softplus and the gradient of relu take a Scalar, which torch's stable C ABI can't pass.
 """
 
 _handle: ctypes.CDLL | None = None
@@ -107,8 +107,8 @@ def using(name: str) -> Iterator[None]:
 
 
 def answer(functions: Collection[str]) -> None:
-    """Let our kernels compute these of `OVERRIDES` when torch's own operators are called, and torch
-    the others. Without the library, torch computes all. Only one thread at a time may call this.
+    """When torch's own operators are called, let our kernels compute these of `OVERRIDES` and torch
+    the others. Without the library this does nothing. Only one thread at a time may call it.
     """
     if _handle is None:
         return
@@ -124,7 +124,7 @@ def overridden() -> frozenset[str]:
 
 
 def _override() -> None:
-    """Register our kernels in the place of torch's."""
+    """Register our kernels in place of torch's."""
     global _overridden
     kernels = _torchs_kernels()
     overloads = (ctypes.c_char_p * len(kernels))(*(name.encode() for name in kernels))
@@ -134,7 +134,7 @@ def _override() -> None:
     library.mishkit_override.restype = ctypes.c_bool
 
     class Register(Function):
-        """Within a call of torch, its warnings are Python's; from elsewhere it prints them."""
+        """Within a call of torch its warnings are Python's; elsewhere they are printed."""
 
         @staticmethod
         def forward(ctx: Any) -> None:
@@ -149,12 +149,12 @@ def _override() -> None:
 
 
 def _torchs_kernels() -> dict[str, int]:
-    """The address of torch's own kernel for each overload, as far as this torch has it."""
+    """The address of torch's own kernel for each overload that this torch has."""
     assert _handle is not None
     addresses = {}
     for overload, symbols in CPU_KERNELS.items():
         for symbol in symbols:
-            # The library needs torch's, so their symbols are found with its own.
+            # Our library is linked to torch's, so their symbols are found through it.
             with suppress(AttributeError):
                 address = ctypes.cast(getattr(_handle, symbol), ctypes.c_void_p).value
                 assert address is not None

@@ -26,14 +26,18 @@ def takes(settings: type) -> Callable[[Callable[[Any], None]], Callable[..., Non
     A field describes its option in its metadata; see `mishkit.lab.study.settings.option`.
     """
     types = typing.get_type_hints(settings)
-    of = {field.name: field for field in fields(settings)}
+    by_name = {field.name: field for field in fields(settings)}
 
     def decorate(run: Callable[[Any], None]) -> Callable[..., None]:
         @functools.wraps(run)
-        def command(**given: Any) -> None:
-            run(settings(**{name: _value(of[name], value) for name, value in given.items()}))
+        def command(**arguments: Any) -> None:
+            run(
+                settings(
+                    **{name: _value(by_name[name], value) for name, value in arguments.items()}
+                )
+            )
 
-        parameters = [_parameter(field, types[field.name]) for field in of.values()]
+        parameters = [_parameter(field, types[field.name]) for field in by_name.values()]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
@@ -42,16 +46,16 @@ def takes(settings: type) -> Callable[[Callable[[Any], None]], Callable[..., Non
 
 
 def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
-    how, default = field.metadata, field.default
-    if how["parse"] is not None:
-        kind, default = str, how["text"]
+    metadata, default = field.metadata, field.default
+    if metadata["parse"] is not None:
+        kind, default = str, metadata["text"]
     elif typing.get_origin(kind) is tuple:
         kind, default = list[typing.get_args(kind)[0]] | None, None  # type: ignore[misc]
-    names = how["names"] or (f"--{field.name.replace('_', '-')}",)
-    given = {key: how[key] for key in ("min", "max") if how[key] is not None}
-    if how["shown"] is not None:
-        given["show_default"] = how["shown"]
-    option = typer.Option(*names, help=how["help"], **given)
+    names = metadata["names"] or (f"--{field.name.replace('_', '-')}",)
+    extra = {key: metadata[key] for key in ("min", "max") if metadata[key] is not None}
+    if metadata["shown"] is not None:
+        extra["show_default"] = metadata["shown"]
+    option = typer.Option(*names, help=metadata["help"], **extra)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -106,8 +106,8 @@ def accuracy(
     }
     wrong = [o for o, v in (sampling if exhaustive else sweeping).items() if v is not None]
     if wrong:
-        how = "does not go with" if exhaustive else "needs"
-        raise LabError(f"{wrong[0]} {how} --exhaustive")
+        verb = "does not go with" if exhaustive else "needs"
+        raise LabError(f"{wrong[0]} {verb} --exhaustive")
     if exhaustive:
         status = everything.main(
             everything.Settings(

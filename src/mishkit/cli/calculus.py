@@ -38,8 +38,8 @@ def explain(
     from mishkit.lab.common.named import find, options
 
     named = find(name, options(context.args))
-    other = find(against) if against else None
-    lab.main(named, other, cost=cost, as_json=as_json)
+    reference = find(against) if against else None
+    lab.main(named, reference, cost=cost, as_json=as_json)
 
 
 @app.command(epilog="For example: mishkit plot mish gelu --against silu -o curves.svg")
@@ -76,12 +76,12 @@ def plot(
     if not name:
         raise LabError("which function? mishkit plot mish gelu, for instance")
     low, high = drawing.parse_range(range_)
-    drawn = [drawing.of_named(find(one)) for one in name]
-    other = drawing.of_named(find(against)) if against else None
+    drawn = [drawing.of_named(find(spec)) for spec in name]
+    reference = drawing.of_named(find(against)) if against else None
     if out is None:
-        drawing.window(drawn, against=other, low=low, high=high)
+        drawing.window(drawn, against=reference, low=low, high=high)
     else:
-        drawing.save(drawn, out, against=other, low=low, high=high)
+        drawing.save(drawn, out, against=reference, low=low, high=high)
 
 
 @app.command(epilog="For example: mishkit fit mish --family hard_mish --measure normal:1")

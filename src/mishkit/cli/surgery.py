@@ -123,8 +123,8 @@ def lean(
     settings = lab.Settings(model, shapes, options, autocast, evaluation)
     if budget is not None and budget > 1:
         budget = int(budget)
-    how = {"recompute": recompute and not inplace, "inplace": inplace, "budget": budget}
-    effect = lab.effect(settings, how, keepers=top > 0)
+    keywords = {"recompute": recompute and not inplace, "inplace": inplace, "budget": budget}
+    effect = lab.effect(settings, keywords, keepers=top > 0)
     if as_json:
         typer.echo(lab.effect_as_json(effect, top))
     else:

@@ -69,8 +69,8 @@ def sum_of_product(y: Tensor, scale: float, *, high: float, low: float) -> Tenso
     y_high = y_high - (y_high - y)
     y_low = y - y_high
     product = y * leading(scale, 24)
-    rest = (y_high * scale_high - product) + (y_high * scale_low + y_low * scale_high)
-    return (product + high) + (rest + low + y_low * scale_low)
+    error = (y_high * scale_high - product) + (y_high * scale_low + y_low * scale_high)
+    return (product + high) + (error + low + y_low * scale_low)
 
 
 def _evaluate(fit: BranchFit, y: Tensor, above: Tensor, right: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def to_onnx(write: OnnxWriter) -> Any:
 
 def by_erf(write: OnnxWriter) -> Any:
     """x·(1 + Erf(x/√2))/2."""
-    both = write("Add", write("Erf", write("Mul", write.x, math.sqrt(0.5))), 1.0)
-    return write("Mul", write.x, write("Mul", both, 0.5))
+    one_plus_erf = write("Add", write("Erf", write("Mul", write.x, math.sqrt(0.5))), 1.0)
+    return write("Mul", write.x, write("Mul", one_plus_erf, 0.5))
 
 
 activation = Activation(

@@ -68,8 +68,8 @@ def by_tanh(write: OnnxWriter) -> Any:
     """x·(1 + Tanh(√(2/π)·(x + 0.044715·x³)))/2."""
     root = math.sqrt(2 / math.pi)
     slope = write("Add", write("Mul", write("Mul", write.x, write.x), 0.044715 * root), root)
-    both = write("Add", write("Tanh", write("Mul", write.x, slope)), 1.0)
-    return write("Mul", write.x, write("Mul", both, 0.5))
+    one_plus_tanh = write("Add", write("Tanh", write("Mul", write.x, slope)), 1.0)
+    return write("Mul", write.x, write("Mul", one_plus_tanh, 0.5))
 
 
 def by_sigmoid(write: OnnxWriter) -> Any:

@@ -59,8 +59,8 @@ def to_onnx(write: OnnxWriter, beta: float, threshold: float) -> Any:
 def by_sigmoid(write: OnnxWriter, beta: float, threshold: float) -> Any:
     """Relu(z) − Log(Sigmoid(Abs(z))) with z = beta·x, over beta."""
     z = write.scaled(write.x, beta)
-    rest = write("Log", write("Sigmoid", write("Abs", z)))
-    y = write.scaled(write("Sub", write("Relu", z), rest), 1 / beta)
+    log_sigmoid = write("Log", write("Sigmoid", write("Abs", z)))
+    y = write.scaled(write("Sub", write("Relu", z), log_sigmoid), 1 / beta)
     return _below(write, z, y, threshold)
 
 

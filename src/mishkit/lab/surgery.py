@@ -94,7 +94,7 @@ class Effect:
     """Bytes by which a training step raises the resident memory, before; None if unknown."""
     peak_after: int | None = None
     keepers: tuple[Keeper, ...] = ()
-    """If asked for: who keeps what before, those that can be recomputed first."""
+    """If asked for: what keeps memory before, with the recomputable parts first."""
 
 
 def audit(settings: Settings) -> Report:
@@ -116,7 +116,7 @@ def _calling(example: Example) -> AbstractContextManager[None]:
 
 
 def effect(
-    settings: Settings, how: Mapping[str, Any], *, peaks: bool = True, keepers: bool = False
+    settings: Settings, keywords: Mapping[str, Any], *, peaks: bool = True, keepers: bool = False
 ) -> Effect:
     """Apply `lean` with these options to a model given by name, and measure what changes for one
     training step.
@@ -125,10 +125,12 @@ def effect(
     separate process for each. With `keepers`, these are found too.
     """
     with progress("mishkit lean", steps=3):
-        return _effect(settings, how, peaks, keepers)
+        return _effect(settings, keywords, peaks, keepers)
 
 
-def _effect(settings: Settings, how: Mapping[str, Any], peaks: bool, wants_keepers: bool) -> Effect:
+def _effect(
+    settings: Settings, keywords: Mapping[str, Any], peaks: bool, wants_keepers: bool
+) -> Effect:
     step(f"building {settings.name}")
     example = settings.load()
     keepers = _audited(example, settings).keepers if wants_keepers else ()
@@ -137,7 +139,7 @@ def _effect(settings: Settings, how: Mapping[str, Any], peaks: bool, wants_keepe
         step("a training step as it is")
         kept, loss, gradient = _step(settings, example)
         with settings.casting(example.model):
-            report = mk.lean(example.model, *example.inputs, **how)
+            report = mk.lean(example.model, *example.inputs, **keywords)
         step("a training step that is lean")
         after, lean_loss, lean_gradient = _step(settings, example)
     pays = [site for site in report.sites if site.by == LEAN]
@@ -149,7 +151,7 @@ def _effect(settings: Settings, how: Mapping[str, Any], peaks: bool, wants_keepe
         step("the peak of memory as it is", more=1)
         peak = peak_in_process(settings, None)
         step("the peak of memory when lean", more=1)
-        peak_after = peak_in_process(settings, how)
+        peak_after = peak_in_process(settings, keywords)
     return Effect(
         name=settings.name,
         sites=len(report.sites),
@@ -169,10 +171,10 @@ def _effect(settings: Settings, how: Mapping[str, Any], peaks: bool, wants_keepe
     )
 
 
-def _relative(error: float, of: float) -> float:
-    if not of:  # for example if a model returns zeros
+def _relative(error: float, size: float) -> float:
+    if not size:  # for example if a model returns zeros
         return math.inf if error else 0.0
-    return error / of
+    return error / size
 
 
 def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tensor]:
@@ -180,12 +182,12 @@ def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tenso
     unchanged.
     """
     model = example.model
-    given = [*model.parameters(), *model.buffers(), *tensors_of(example.inputs)]
+    excluded = [*model.parameters(), *model.buffers(), *tensors_of(example.inputs)]
     with undisturbed(model, example.inputs):
         torch.manual_seed(1)
         model.zero_grad()
         with settings.casting(model):
-            with mk.KeptBytes(exclude=given) as kept:
+            with mk.KeptBytes(exclude=excluded) as kept:
                 output = model(*example.inputs)
             loss = mean_square(output)
         total = kept.total
@@ -198,23 +200,23 @@ def _step(settings: Settings, example: Example) -> tuple[int, float, torch.Tenso
 # ---- resident memory ----
 
 
-def peak_in_process(settings: Settings, how: Mapping[str, Any] | None) -> int | None:
+def peak_in_process(settings: Settings, keywords: Mapping[str, Any] | None) -> int | None:
     """`_peak` in a separate process."""
-    found: int | None = in_process(_peak, settings, how)
-    return found
+    peak: int | None = in_process(_peak, settings, keywords)
+    return peak
 
 
-def _peak(settings: Settings, how: Mapping[str, Any] | None) -> int | None:
+def _peak(settings: Settings, keywords: Mapping[str, Any] | None) -> int | None:
     """Bytes by which one training step raises the resident memory above its starting level: the
     model, its gradients, the optimizer's state and what is cached after a first step. `lean` is
-    applied with the options `how`; None leaves the model as it is.
+    applied with the options `keywords`; None leaves the model as it is.
     """
     return_freed_memory()
     example = settings.load()
     model = example.model
-    if how is not None:
+    if keywords is not None:
         with settings.casting(model):
-            mk.lean(model, *example.inputs, **how)
+            mk.lean(model, *example.inputs, **keywords)
     step = training_step(example, partial(settings.casting, model))
     step()
     gc.collect()
@@ -251,8 +253,8 @@ def show(report: Report, top: int | None = None) -> None:
 
 def effect_as_json(effect: Effect, top: int = 0) -> str:
     """An effect as JSON, with the names of its attributes as keys, and the first `top` keepers."""
-    shown = dataclasses.replace(effect, keepers=effect.keepers[:top])
-    return json.dumps(dataclasses.asdict(shown), indent=2, ensure_ascii=False)
+    shortened = dataclasses.replace(effect, keepers=effect.keepers[:top])
+    return json.dumps(dataclasses.asdict(shortened), indent=2, ensure_ascii=False)
 
 
 def show_effects(effects: Sequence[Effect], top: int = 0) -> None:
@@ -264,22 +266,22 @@ def show_effects(effects: Sequence[Effect], top: int = 0) -> None:
         "One training step",
         ("model", "loss", "loss,\nerror", "gradient,\nerror", "peak,\nbefore", "after", "×"),
     )
-    for one in effects:
+    for effect in effects:
         kept.add_row(
-            one.name,
-            str(one.sites),
-            str(one.leaned),
-            *(readable(count) for count in (one.kept, one.promised, one.after)),
-            f"{one.after / one.kept:.3f}" if one.kept else "",
+            effect.name,
+            str(effect.sites),
+            str(effect.leaned),
+            *(readable(count) for count in (effect.kept, effect.promised, effect.after)),
+            f"{effect.after / effect.kept:.3f}" if effect.kept else "",
         )
-        peaks = [one.peak, one.peak_after]
+        peaks = [effect.peak, effect.peak_after]
         step.add_row(
-            one.name,
-            f"{one.loss:.4g}",
-            f"{one.loss_error:.1e}",
-            f"{one.gradient_error:.1e}",
+            effect.name,
+            f"{effect.loss:.4g}",
+            f"{effect.loss_error:.1e}",
+            f"{effect.gradient_error:.1e}",
             *(readable(peak) if peak is not None else "–" for peak in peaks),
-            f"{one.peak_after / one.peak:.3f}" if one.peak and one.peak_after else "",
+            f"{effect.peak_after / effect.peak:.3f}" if effect.peak and effect.peak_after else "",
         )
     _console.print(kept)
     _console.print(step)
@@ -288,27 +290,27 @@ def show_effects(effects: Sequence[Effect], top: int = 0) -> None:
         "a step raises the resident memory.",
         soft_wrap=True,
     )
-    for one in effects:
-        if one.keepers and top:
-            _console.print(_keepers_table(one, top))
+    for effect in effects:
+        if effect.keepers and top:
+            _console.print(_keepers_table(effect, top))
 
 
 def _keepers_table(effect: Effect, top: int) -> FittingTable:
-    """Who keeps what before, those of repeated blocks as one."""
-    made = table(
+    """What keeps memory before; repeated blocks share a row."""
+    grid = table(
         f"What {effect.name} keeps before",
         ("module", "operator", "kept", "can be\nrecomputed"),
         words=2,
     )
-    rows = repeats(effect.keepers, lambda one: one.module, lambda one: one.operator)
+    rows = repeats(effect.keepers, lambda keeper: keeper.module, lambda keeper: keeper.operator)
     for row in rows[:top]:
         counts = (
             sum(keeper.nbytes for keeper in row.items),
             sum(keeper.recomputable for keeper in row.items),
         )
-        where = row.name + row.times
-        made.add_row(Text(where or "(model)"), row.items[0].operator, *map(readable, counts))
-    return made
+        place = row.name + row.times
+        grid.add_row(Text(place or "(model)"), row.items[0].operator, *map(readable, counts))
+    return grid
 
 
 def write_csv(report: Report, path: Path) -> None:

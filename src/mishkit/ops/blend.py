@@ -129,8 +129,8 @@ def on_gpu(name: str, *arguments: Any) -> Tensor:
         return getattr(plain, body)(BLEND, *tensors, x, *both, t)
     (a, of_a), (b, of_b) = _split(both)
     if t <= 0 or t >= 1:
-        one, numbers = (b, of_b) if t >= 1 else (a, of_a)
-        return getattr(triton, body)(one, *tensors, x, *numbers)
+        activation, numbers = (b, of_b) if t >= 1 else (a, of_a)
+        return getattr(triton, body)(activation, *tensors, x, *numbers)
     return getattr(triton, name)(a, tuple(of_a), b, tuple(of_b), *tensors, x, t)
 
 

@@ -129,7 +129,7 @@ def register_fake(library: torch.library.Library, name: str, fake: Callable[...,
     """
 
     def on_one_device(*arguments: Any) -> Any:
-        if len({one.device for one in arguments if isinstance(one, Tensor)}) > 1:
+        if len({argument.device for argument in arguments if isinstance(argument, Tensor)}) > 1:
             raise RuntimeError(f"mishkit.{name}: the tensors are on different devices")
         return fake(*arguments)
 
@@ -268,11 +268,11 @@ def saving_input(
 
 
 def _without_input(ctx: Any, name: str, grad: Tensor) -> Tensor | None:
-    """grad·f'(x), if hooks on saved tensors have dropped x and know a way that does without it, as
-    `mishkit.recompute` does behind a normalisation.
+    """grad·f'(x), if hooks on saved tensors have dropped x and can compute this without x, as
+    `mishkit.recompute` can behind a normalisation.
     """
-    way = getattr(first_packed(ctx), "gradient_through", None)
-    return None if way is None else way(name, ctx.parameters, grad)
+    gradient_through = getattr(first_packed(ctx), "gradient_through", None)
+    return None if gradient_through is None else gradient_through(name, ctx.parameters, grad)
 
 
 def _copying(keeping_input: type[Function], forward_out: Callable[..., None]) -> type[Function]:
@@ -280,10 +280,10 @@ def _copying(keeping_input: type[Function], forward_out: Callable[..., None]) ->
 
     class Copying(Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, kept: Tensor, *parameters: float) -> Tensor:
-            forward_out(kept, x, *parameters)
+        def forward(ctx: Any, x: Tensor, copy: Tensor, *parameters: float) -> Tensor:
+            forward_out(copy, x, *parameters)
             ctx.mark_dirty(x)
-            ctx.save_for_backward(kept)
+            ctx.save_for_backward(copy)
             ctx.parameters = parameters
             return x
 

@@ -57,8 +57,8 @@ def expression(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta:
 def forward(input: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
     """The layer, a block of outputs at a time; differentiable by autograd to any order."""
     parts = [
-        expression(input, alpha[some], beta[some], gamma[some], delta[some])
-        for some in _blocks(input, gamma)
+        expression(input, alpha[block], beta[block], gamma[block], delta[block])
+        for block in _blocks(input, gamma)
     ]
     return torch.cat(parts, -1)
 
@@ -69,17 +69,19 @@ def backward(
     """The gradients, a block of outputs at a time; differentiable by autograd."""
     x = _wide(input).unsqueeze(1)
     grad_input = x.new_zeros(input.shape if with_input else 0)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for some in _blocks(input, gamma):
-        g, a, b, c = map(_wide, (grad[:, some].unsqueeze(2), alpha[some], beta[some], gamma[some]))
+    gradients: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block in _blocks(input, gamma):
+        g, a, b, c = map(
+            _wide, (grad[:, block].unsqueeze(2), alpha[block], beta[block], gamma[block])
+        )
         t = torch.tanh(b * x)
         bend = x * (1 - t * t)
         rise = a + t
         gx = g * x
-        found.append((c * gx.sum(0), c * (gx * bend).sum(0), (gx * rise).sum(0)))
+        gradients.append((c * gx.sum(0), c * (gx * bend).sum(0), (gx * rise).sum(0)))
         if with_input:
             grad_input = grad_input + (g * (c * (rise + b * bend))).sum(1)
-    parameters = (torch.cat(parts).to(gamma.dtype) for parts in zip(*found, strict=True))
+    parameters = (torch.cat(parts).to(gamma.dtype) for parts in zip(*gradients, strict=True))
     return grad_input.to(input.dtype), *parameters  # type: ignore[return-value]
 
 
@@ -180,13 +182,13 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """In the order and shapes of the arguments; `formula` is the operator or its plain form."""
     input, alpha, beta, gamma = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
+    needed = ctx.needs_input_grad
     grad = _rows(grad)
-    to_input, *to_parameters = formula(grad, _rows(input), alpha, beta, gamma, wanted[0])
+    to_input, *to_parameters = formula(grad, _rows(input), alpha, beta, gamma, needed[0])
     return (
-        to_input.view(input.shape) if wanted[0] else None,
-        *(g if w else None for g, w in zip(to_parameters, wanted[1:4], strict=True)),
-        grad.sum(0) if wanted[4] else None,
+        to_input.view(input.shape) if needed[0] else None,
+        *(g if w else None for g, w in zip(to_parameters, needed[1:4], strict=True)),
+        grad.sum(0) if needed[4] else None,
     )
 
 

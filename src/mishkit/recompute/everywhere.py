@@ -23,7 +23,7 @@ def recompute_everywhere() -> None:
     The outermost module that is called decides, so a loss or a part that is called by itself
     recomputes, too. Modules within compiled code are left to the compiler.
     """
-    # That hooks are called for the compiled module and for the module itself does no harm here.
+    # Hooks run for the compiled module and for the module itself, which does no harm here.
     warnings.filterwarnings(
         "ignore", r"Using `torch.compile\(module\)` when there are global hooks"
     )

@@ -71,7 +71,7 @@ class FirstCalls:
             ]
 
     def lean(self, recompute: bool) -> dict[str, Report]:
-        """Make what was called lean; returns the reports by the modules' names."""
+        """Make the called modules lean; returns their reports by name."""
         self.forget_hooks()
         calls, self._calls = self._calls, {}
         return {
@@ -80,14 +80,14 @@ class FirstCalls:
         }
 
     def forget_hooks(self) -> None:
-        """Look at no further calls."""
+        """Stop watching calls."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _before(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            # A part without parts of its own, such as a loss, has no activations in it.
+            # A module without submodules, such as a loss, contains no activations.
             if not self._depth and module._modules and name not in self._calls:
                 self._calls[name] = (module, _detached(args), _detached(kwargs))
             self._depth += 1
@@ -99,7 +99,7 @@ class FirstCalls:
 
 
 class LeanOnce:
-    """What makes a model lean after the first step of a training: the common part of callbacks."""
+    """Make a model lean after its first training step: the common part of the callbacks."""
 
     def __init__(self, recompute: bool = True) -> None:
         super().__init__()
@@ -108,12 +108,12 @@ class LeanOnce:
         self._calls: FirstCalls | None = None
 
     def _look_at(self, model: nn.Module) -> None:
-        """Begin to look at what is called, if that has not been done."""
+        """Begin to watch which modules are called, if that has not been done."""
         if not self.reports and self._calls is None:
             self._calls = FirstCalls(model)
 
     def _make_lean(self) -> None:
-        """Make lean what was called."""
+        """Make the called modules lean."""
         if self._calls is not None:
             calls, self._calls = self._calls, None
             self.reports = calls.lean(self.recompute)

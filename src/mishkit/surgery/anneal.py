@@ -74,7 +74,7 @@ class Blend(Unscriptable):
             new.train(old.training)
         known = [identify(module) for module in self._both]
         self._fused = _are_fused(known) and not (old._parameters or new._parameters)
-        may_change = any(one is not None and one.parameters for one in known)
+        may_change = any(activation is not None and activation.parameters for activation in known)
         self._numbers = None if may_change or not self._fused else self._read()
 
     @property
@@ -125,7 +125,7 @@ class BlendedFunction:
     def __init__(self, old: Callable[..., Tensor], new: Callable[..., Tensor], t: Fraction) -> None:
         self._both = (old, new)
         self._t = t
-        known = [identify_function(one) for one in self._both]
+        known = [identify_function(activation) for activation in self._both]
         fused = _are_fused(known)
         self._numbers = (*_function(known[0]), *_function(known[1])) if fused else None
 
@@ -141,17 +141,17 @@ class BlendedFunction:
 
 def _blends(model: nn.Module) -> list[tuple[Slot, Blend | BlendedFunction]]:
     """Every blend in a model, with its slot."""
-    found: list[tuple[Slot, Blend | BlendedFunction]] = []
+    blends: list[tuple[Slot, Blend | BlendedFunction]] = []
     for path, owner in model.named_modules():
         for attribute, value in {**vars(owner), **owner._modules}.items():
             if isinstance(value, (Blend, BlendedFunction)):
                 name = f"{path}.{attribute}".lstrip(".")
-                found.append((Slot(name, owner, attribute, value, None), value))
-    return found
+                blends.append((Slot(name, owner, attribute, value, None), value))
+    return blends
 
 
 def _are_fused(known: Sequence[Known | None]) -> bool:
-    return all(one is not None and one.ours for one in known)
+    return all(activation is not None and activation.ours for activation in known)
 
 
 def _function(known: Known | None) -> tuple[Any, ...]:
@@ -171,21 +171,21 @@ def _both_called(
 ) -> Tensor:
     """The blend of any two functions; `owners` tell whether they work in place."""
 
-    def of(which: int) -> Tensor:
-        writes = _works_in_place(owners[which])
-        return (old, new)[which](x.clone() if writes else x)
+    def value_of(index: int) -> Tensor:
+        writes = _works_in_place(owners[index])
+        return (old, new)[index](x.clone() if writes else x)
 
     if torch.compiler.is_compiling() and not is_exporting():
-        return mix(of(0), of(1), t.on(x.device))
+        return mix(value_of(0), value_of(1), t.on(x.device))
     value = t.value
     if 0 < value < 1:
-        return mix(of(0), of(1), value)
-    wanted, other = (1, 0) if value else (0, 1)
-    y = of(wanted)
+        return mix(value_of(0), value_of(1), value)
+    final, other = (1, 0) if value else (0, 1)
+    y = value_of(final)
     if not _is_trained(owners[other]):
         return y
     # DDP waits for the gradients of all parameters, even if they are 0.
-    return torch.where(torch.ones((), dtype=torch.bool, device=y.device), y, of(other))
+    return torch.where(torch.ones((), dtype=torch.bool, device=y.device), y, value_of(other))
 
 
 def _works_in_place(owner: Any) -> bool:
@@ -266,18 +266,20 @@ class Anneal:
         self.steps = _checked_steps(steps)
         self._schedule = _checked_schedule(schedule)
         self.count = 0
-        found, _, self.left = resolve(model, rules, _ANNEAL)
-        for slot, _ in found:
+        resolved, _, self.left = resolve(model, rules, _ANNEAL)
+        for slot, _ in resolved:
             if isinstance(slot.value, (Blend, BlendedFunction)):
                 raise ValueError(f'{_ANNEAL}: "{slot.name}" is being annealed already')
-        if not found:
-            left = "".join(f"; {name} is left: {reason}" for name, reason in self.left.items())
-            raise ValueError(f"{_ANNEAL}: there is nothing in the model for {dict(rules)!r}{left}")
+        if not resolved:
+            reasons = "".join(f"; {name} is left: {reason}" for name, reason in self.left.items())
+            raise ValueError(
+                f"{_ANNEAL}: there is nothing in the model for {dict(rules)!r}{reasons}"
+            )
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         self._t = Fraction(_at(self._schedule, 0.0), (d for d in devices if d.type != "meta"))
         blends: dict[int, Blend] = {}
         self._sites: list[tuple[Slot, Any, Any]] = []
-        for slot, new in found:
+        for slot, new in resolved:
             old = slot.value
             blend: Any
             if isinstance(old, nn.Module):
@@ -331,20 +333,20 @@ class Anneal:
 
         If anything is raised, nothing has changed.
         """
-        found = [
+        current = [
             (slot, new)
             for slot, blend, new in self._sites
             if getattr(slot.owner, slot.attribute, None) is blend
         ]
-        changes = list(found)
-        for one in copies:
-            if not isinstance(one, nn.Module):
-                raise TypeError(f"{_ANNEAL}: a copy must be a module, not {type(one).__name__}")
-            changes += [(s, b._both[1]) for s, b in _blends(one) if b._t is self._t]
+        changes = list(current)
+        for copied in copies:
+            if not isinstance(copied, nn.Module):
+                raise TypeError(f"{_ANNEAL}: a copy must be a module, not {type(copied).__name__}")
+            changes += [(s, b._both[1]) for s, b in _blends(copied) if b._t is self._t]
         with explained(_ANNEAL):
             put_all(changes)
         self._go_to(self.steps, self.steps, self._schedule)
-        return [slot.name for slot, _ in found]
+        return [slot.name for slot, _ in current]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to continue from here: plain numbers and a string.
@@ -364,11 +366,9 @@ class Anneal:
 
         Raises ValueError and changes nothing if `state` did not come from `state_dict`.
         """
-        wanted = {"count", "steps", "schedule"}
-        if not isinstance(state, Mapping) or set(state) != wanted:
-            raise ValueError(
-                f"{_ANNEAL}: a state has {', '.join(sorted(wanted))}, and not {state!r}"
-            )
+        keys = {"count", "steps", "schedule"}
+        if not isinstance(state, Mapping) or set(state) != keys:
+            raise ValueError(f"{_ANNEAL}: a state has {', '.join(sorted(keys))}, and not {state!r}")
         steps, count, schedule = (state[name] for name in ("steps", "count", "schedule"))
         steps = _checked_steps(steps)
         if not isinstance(count, int) or not 0 <= count <= steps:

@@ -25,7 +25,7 @@ class Point(NamedTuple):
     kept: int
     """Bytes kept for the backward pass."""
     seconds: float
-    """The time that recomputing takes in a backward pass, as it was measured."""
+    """The measured time that recomputing takes in a backward pass."""
 
 
 class Curve:
@@ -55,15 +55,15 @@ class Curve:
         count = next((i for i, point in enumerate(self.points) if point.kept <= budget), None)
         if count is None:
             return None
-        # Of the last kind, only as much as it takes.
+        # Drop only as much of the last kind as is needed.
         kind = self.kinds[count - 1]
-        before = self._first(count - 1)
+        cheaper = self._first(count - 1)
         low, high = 0, self.nbytes[kind]
         while high - low > max(1024, self.nbytes[kind] // 64):
             middle = (low + high) // 2
-            enough = self.kept(Choice(before.whole, kind, middle)) <= budget
+            enough = self.kept(Choice(cheaper.whole, kind, middle)) <= budget
             low, high = (low, middle) if enough else (middle, high)
-        partly = Choice(before.whole, kind, high)
+        partly = Choice(cheaper.whole, kind, high)
         return partly if self.kept(partly) <= budget else self._first(count)
 
     def kept(self, choice: Choice) -> int:

@@ -48,11 +48,11 @@ def keepers_of(
         by_storage.setdefault(saved.storage, []).append(saved)
     kept: Counter[tuple[str, str]] = Counter()
     recomputable: Counter[tuple[str, str]] = Counter()
-    for every in by_storage.values():
-        first = every[0]
-        who = first.module, trace.operators.get(first.node, "")
-        kept[who] += first.nbytes
-        # A storage is gone if everybody who keeps it can do without.
-        spared = [meter.spared.get(saved.number, 0) for saved in every]
-        recomputable[who] += min(first.nbytes, *spared)
-    return tuple(Keeper(*who, nbytes, recomputable[who]) for who, nbytes in kept.items())
+    for saves in by_storage.values():
+        first = saves[0]
+        place = first.module, trace.operators.get(first.node, "")
+        kept[place] += first.nbytes
+        # A storage is freed only if every operator that keeps it can do without it.
+        spared = [meter.spared.get(saved.number, 0) for saved in saves]
+        recomputable[place] += min(first.nbytes, *spared)
+    return tuple(Keeper(*place, nbytes, recomputable[place]) for place, nbytes in kept.items())

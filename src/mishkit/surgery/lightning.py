@@ -41,7 +41,7 @@ class Lean(_callbacks.LeanOnce, *_bases()):  # type: ignore[misc]
 
     After the first training batch, whatever modules the training step has called are made lean,
     with the inputs they were called with. Nothing needs to be known about the model, and the first
-    batch is computed as ever. The activations have no parameters, so optimizers, checkpoints and
+    batch is computed as usual. The activations have no parameters, so optimizers, checkpoints and
     DDP see no difference. The modules' names stay the same; `mishkit.unswap` undoes it.
 
     Parameters
@@ -63,13 +63,13 @@ class Lean(_callbacks.LeanOnce, *_bases()):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to look at what is called, if that has not been done."""
+        """Begin to watch which modules are called, if that has not been done."""
         self._look_at(pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Make lean what was called."""
+        """Make the called modules lean."""
         self._make_lean()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -15,7 +15,7 @@ from .._repeats import repeats
 from ._columns import aligned
 
 MOST = 10
-"""Rows of a table in a notebook before the others are folded away."""
+"""How many rows a notebook shows before the others are folded away."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Replacements(list[Replacement]):
     unused: tuple[Any, ...]
     """The keys of rules that matched no site."""
     left: dict[str, str]
-    """The sites that a rule is for but that do something else, with the reasons: a module that is
+    """The sites that a rule matches but that do something else, with the reasons: a module that is
     parametrized or whose `forward` was replaced, ONNX nodes whose values are used elsewhere too.
     """
 
@@ -54,11 +54,11 @@ class Replacements(list[Replacement]):
     def __repr__(self) -> str:
         kinds = Counter((site.old, site.new) for site in self)
         changes = ", ".join(f"{old} → {new} ×{count}" for (old, new), count in kinds.items())
-        others = [
+        counts = [
             f"{len(self.left)} left" if self.left else "",
             f"{len(self.unused)} unused" if self.unused else "",
         ]
-        return f"<Replacements: {'; '.join(filter(None, [changes or 'none', *others]))}>"
+        return f"<Replacements: {'; '.join(filter(None, [changes or 'none', *counts]))}>"
 
     def __str__(self) -> str:
         lines = aligned([("site", "old", "new"), *self._cells()]) if self else []

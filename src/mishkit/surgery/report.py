@@ -1,4 +1,4 @@
-"""What an audit finds, and how that is shown: as text, as HTML and as JSON."""
+"""The findings of an audit, and how they are shown: as text, as HTML and as JSON."""
 
 from __future__ import annotations
 
@@ -198,10 +198,10 @@ class Report:
         if self.changed is None:
             pays = sum(site.advice == "output" for site in self.sites)
             saving = readable(self.kept - self.lean)
-            found = f"{_sites(len(self.sites))}, {pays} of which {_pay(pays)}: {saving}"
+            sites = f"{_sites(len(self.sites))}, {pays} of which {_pay(pays)}: {saving}"
             if self.recomputable:
                 kept += f", {readable(self.recomputable)} recomputable"
-            return f"<Report: {kept}; {found}>"
+            return f"<Report: {kept}; {sites}>"
         return f"<Report: {kept}, {readable(self.after_lean)} when lean; {self._done()}>"
 
     def __str__(self) -> str:
@@ -213,9 +213,9 @@ class Report:
 
     def styled(self, top: int | None = None) -> list[tuple[str, str]]:
         """The lines of the text, each with its style: bold for what pays, dim for the verdicts."""
-        done = [(self._done(), "")] if self.changed is not None else []
+        changes = [(self._done(), "")] if self.changed is not None else []
         if self.recomputes:
-            return [*done, *((line, "") for line in self._totals())]
+            return [*changes, *((line, "") for line in self._totals())]
         rows = self.rows(top)
         cells = [("site", "function", "kept", "alone", "saves")]
         for row in rows:
@@ -223,19 +223,19 @@ class Report:
             counts = (readable(row.kept), readable(row.alone), saves)
             cells.append((row.where, row.function, *counts))
         head, *lines = aligned(cells, numbers=(2, 3, 4))
-        shown = [*done, *([("", "")] if done else []), (head, "")]
+        styled = [*changes, *([("", "")] if changes else []), (head, "")]
         for line, row in zip(lines, rows, strict=True):
-            shown += [(line, "" if row.saving is None else "bold"), (f"    {row.verdict}", "dim")]
+            styled += [(line, "" if row.saving is None else "bold"), (f"    {row.verdict}", "dim")]
         others = len(self.sites) - sum(len(row.sites.items) for row in rows)
         if others:
-            shown.append((f"and {_sites(others)} more", "dim"))
-        return [*shown, ("", ""), *((line, "") for line in self.summary())]
+            styled.append((f"and {_sites(others)} more", "dim"))
+        return [*styled, ("", ""), *((line, "") for line in self.summary())]
 
     def _repr_html_(self) -> str:
         heads = [] if self.changed is None else [self._done()]
         heads += [] if self.recomputes else [self._counts()]
         parts = [html_paragraph(head, strong=True) for head in heads]
-        parts += [html_bar(what, text, self._share(n)) for what, text, n in self._amounts()]
+        parts += [html_bar(label, text, self._share(n)) for label, text, n in self._amounts()]
         if self.sites and not self.recomputes:
             rows = map(_cells, self.rows())
             parts.append(html_table(("site", "kept", "saves"), rows, (1, 2), MOST))
@@ -279,8 +279,8 @@ class Report:
         if changed:
             count += f": saves {readable(self.kept - self.after_lean)}"
         others = [
-            f"{_calls(self._by(by))}: {how}"
-            for by, how in (
+            f"{_calls(self._by(by))}: {hint}"
+            for by, hint in (
                 (LEAN_FUNCTIONAL, "see lean_functional"),
                 (CODE, 'give save="output" there'),
             )
@@ -305,7 +305,9 @@ class Report:
                 (LEAN_FUNCTIONAL, "within lean_functional"),
                 (CODE, 'with save="output" in the code'),
             )
-            head += ": " + ", ".join(f"{self._by(by)} {how}" for by, how in ways if self._by(by))
+            head += ": " + ", ".join(
+                f"{self._by(by)} {means}" for by, means in ways if self._by(by)
+            )
         return head
 
     @property
@@ -314,24 +316,24 @@ class Report:
         return sum(keeper.recomputable for keeper in self.keepers)
 
     def _totals(self) -> list[str]:
-        return [f"{what}: {text}" for what, text, _ in self._amounts()]
+        return [f"{label}: {text}" for label, text, _ in self._amounts()]
 
     def _amounts(self) -> list[tuple[str, str, int]]:
         """What is kept now and otherwise: in which case, in words, and the bytes."""
-        now = readable(self.kept)
+        kept = readable(self.kept)
         if self.recomputable:
-            now += f", of which {readable(self.recomputable)} can be recomputed"
-        amounts = [("kept for backward", now, self.kept)]
+            kept += f", of which {readable(self.recomputable)} can be recomputed"
+        amounts = [("kept for backward", kept, self.kept)]
         if self.after_lean == self.lean or self._by(LEAN):
-            what = "when lean" if self.recomputes else "with outputs kept instead"
-            amounts.append((what, self._of_that(self.after_lean), self.after_lean))
+            label = "when lean" if self.recomputes else "with outputs kept instead"
+            amounts.append((label, self._of_that(self.after_lean), self.after_lean))
         if self.after_lean != self.lean:
             amounts.append(("with the calls", self._of_that(self.lean), self.lean))
         if self.checkpointed is not None:
             blocks = f"{len(self.blocks)} block{'' if len(self.blocks) == 1 else 's'}"
-            what = f"with torch.utils.checkpoint around {blocks} instead"
+            label = f"with torch.utils.checkpoint around {blocks} instead"
             text = f"{readable(self.checkpointed)}, and a second forward pass"
-            amounts.append((what, text, self.checkpointed))
+            amounts.append((label, text, self.checkpointed))
         return amounts
 
     def _of_that(self, count: int) -> str:
@@ -348,8 +350,8 @@ def _sites(count: int) -> str:
 
 def _cells(row: Row) -> tuple[str, str, str]:
     """A row of the table in a notebook."""
-    what = html_cell(f"{row.where or '(model)'}  {row.function}", row.verdict)
-    return what, readable(row.kept), "–" if row.saving is None else readable(row.saving)
+    cell = html_cell(f"{row.where or '(model)'}  {row.function}", row.verdict)
+    return cell, readable(row.kept), "–" if row.saving is None else readable(row.saving)
 
 
 def _plain(value: object) -> str:

@@ -44,8 +44,8 @@ class LeanCallback(_callbacks.LeanOnce, TrainerCallback):  # type: ignore[misc]
     """`mishkit.lean` as a callback: ``Trainer(..., callbacks=[LeanCallback()])``.
 
     After the first step, the model is made lean, with the inputs that it was called with. The first
-    step is computed as ever. The activations have no parameters, so optimizers, checkpoints and DDP
-    see no difference. `mishkit.unswap` undoes it.
+    step is computed as usual. The activations have no parameters, so optimizers, checkpoints and
+    DDP see no difference. `mishkit.unswap` undoes it.
 
     Parameters
     ----------
@@ -64,11 +64,11 @@ class LeanCallback(_callbacks.LeanOnce, TrainerCallback):  # type: ignore[misc]
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to look at what is called, if that has not been done."""
+        """Begin to watch which modules are called, if that has not been done."""
         self._look_at(kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make lean what was called."""
+        """Make the called modules lean."""
         self._make_lean()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -130,9 +130,9 @@ def factor(value: float) -> tuple[float, float, float]:
     low part also corrects for rounding the factor to float32, since k is nearly proportional to the
     product.
     """
-    rest = value - leading(value, 24)
+    error = value - leading(value, 24)
     log2e, ln2_low = value_of(LOG2E), value_of(LN2_LOW)
-    return value, value * log2e, ln2_low - (rest / value / log2e if value else 0)
+    return value, value * log2e, ln2_low - (error / value / log2e if value else 0)
 
 
 @triton.jit

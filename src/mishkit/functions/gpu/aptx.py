@@ -66,8 +66,8 @@ def numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
 
 def all_numbers(alpha: float, beta: float, gamma: float) -> tuple[float, ...]:
     side = -1.0 if alpha < 0 else 1.0
-    rest = gamma, alpha + side, alpha - side, alpha, side
-    return *numbers(alpha, beta, gamma), *rest
+    extra = gamma, alpha + side, alpha - side, alpha, side
+    return *numbers(alpha, beta, gamma), *extra
 
 
 @triton.jit

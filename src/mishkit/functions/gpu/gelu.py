@@ -23,9 +23,9 @@ def parts(x, half: tl.constexpr):
 def f(x, c, half: tl.constexpr):
     size, _e, tail = parts(x, half)
     # x·Φ(x) is x − x·Φ(−x) on the right and −|x|·Φ(−|x|) on the left.
-    rest = size * tail
+    correction = size * tail
     # Triton's unary minus subtracts from 0, which makes −0 positive.
-    return tl.where(x < 0, rest * -1.0, x - rest)
+    return tl.where(x < 0, correction * -1.0, x - correction)
 
 
 @triton.jit

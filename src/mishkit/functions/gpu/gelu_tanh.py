@@ -41,10 +41,10 @@ def parts(x, half: tl.constexpr):
         # The high part is short enough for the difference between the sum and it to be exact.
         total = bow + LINEAR_HIGH
         w = c * total
-        rest = (bow - (total - LINEAR_HIGH)) + tl.fma(square, WEIGHT, -bow)
-        rest = tl.fma(tl.fma(c, c, -square), WEIGHT, rest)
-        rest += tl.fma(square, WEIGHT_REST, LINEAR_LOW)
-        low = tl.fma(c, rest, tl.fma(c, total, -w))
+        total_low = (bow - (total - LINEAR_HIGH)) + tl.fma(square, WEIGHT, -bow)
+        total_low = tl.fma(tl.fma(c, c, -square), WEIGHT, total_low)
+        total_low += tl.fma(square, WEIGHT_REST, LINEAR_LOW)
+        low = tl.fma(c, total_low, tl.fma(c, total, -w))
         return x, c, exp2_sum(at_least(w, FLOOR * LOG2E), low), slope
 
 

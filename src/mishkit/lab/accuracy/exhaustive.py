@@ -91,7 +91,7 @@ ROWS = (
     *("df_y", "df_y_beyond", "df_far", *DF_ROWS),
 )
 COMPARED = ("f", "df", "df_y")
-DIFFERENCES = tuple(f"{what}_differs_{unit}" for what in COMPARED for unit in ("ulp", "abs"))
+DIFFERENCES = tuple(f"{result}_differs_{unit}" for result in COMPARED for unit in ("ulp", "abs"))
 # Outputs that differ when sides are kept; NaNs for which f is not NaN.
 CHECKS = ("packed", "nan")
 ALL_ROWS = (*ROWS, *DIFFERENCES, *CHECKS)
@@ -149,11 +149,11 @@ def sweep(block: Block) -> Rows:
     return rows
 
 
-def merged(rows: Rows, more: Rows) -> Rows:
+def merged(rows: Rows, block: Rows) -> Rows:
     """The rows of all blocks so far, combined with those of one more."""
-    total = rows + more
-    is_worse = more[:, 0] > rows[:, 0]
-    total[:, :2] = np.where(is_worse[:, None], more[:, :2], rows[:, :2])
+    total = rows + block
+    is_worse = block[:, 0] > rows[:, 0]
+    total[:, :2] = np.where(is_worse[:, None], block[:, :2], rows[:, :2])
     return total
 
 
@@ -175,11 +175,11 @@ def _add(rows: Rows, kernels: Kernels, reference: Reference, x: Tensor, versus: 
     _add_packed(rows[ALL_ROWS.index("packed")], x, y, packed, f)
     if versus != cpu.isa():
         with cpu.using(versus):
-            others = kernels.forward(x), kernels.backward(x), kernels.backward_packed(packed, side)
+            theirs = kernels.forward(x), kernels.backward(x), kernels.backward_packed(packed, side)
         ours = y, gradient, decoded
-        for what, a, b in zip(COMPARED, ours, others, strict=True):
-            unit = f if what == "f" else None
-            add_differences(_rows_of(rows, what), x, a, b, unit, rules(reference))
+        for result, a, b in zip(COMPARED, ours, theirs, strict=True):
+            unit = f if result == "f" else None
+            add_differences(_rows_of(rows, result), x, a, b, unit, rules(reference))
 
 
 def _add_packed(row: Rows, x: Tensor, y: Tensor, packed: Tensor, f: Tensor) -> None:
@@ -187,11 +187,11 @@ def _add_packed(row: Rows, x: Tensor, y: Tensor, packed: Tensor, f: Tensor) -> N
     differs = (y.view(torch.int32) != packed.view(torch.int32))[:-1].nonzero()[:, 0]
     row[2:] += differs.numel(), x.numel() - 1
     exactly = f[differs].numpy()
-    found = Errors()
+    errors = Errors()
     in_ulp = np.abs(packed[differs].double().numpy() - exactly) / accuracy.ulp(exactly, "float32")
-    found.add(in_ulp, x[differs].double().numpy())
-    if found.max > row[0]:
-        row[:2] = found.max, found.at
+    errors.add(in_ulp, x[differs].double().numpy())
+    if errors.max > row[0]:
+        row[:2] = errors.max, errors.at
 
 
 def _add_nans(rows: Rows, kernels: Kernels, x: Tensor) -> None:
@@ -200,19 +200,19 @@ def _add_nans(rows: Rows, kernels: Kernels, x: Tensor) -> None:
     row[3] += x.numel()
 
 
-def _rows_of(rows: Rows, what: str) -> Rows:
-    first = ALL_ROWS.index(f"{what}_differs_ulp")
+def _rows_of(rows: Rows, result: str) -> Rows:
+    first = ALL_ROWS.index(f"{result}_differs_ulp")
     return rows[first : first + 2]
 
 
 def _add_far(row: Rows, x: Tensor, y: Tensor, decoded: Tensor, reference: Reference) -> None:
     """Count errors of df_y by exact inverses, as the sweep with a stride does."""
     beyond = accuracy.beyond_rounding(decoded, y, x, reference)
-    found = Errors()
-    found.add(beyond, x.double().numpy())
-    if found.max > row[0]:
-        row[:2] = found.max, found.at
-    row[2:] += found.total, found.count
+    errors = Errors()
+    errors.add(beyond, x.double().numpy())
+    if errors.max > row[0]:
+        row[:2] = errors.max, errors.at
+    row[2:] += errors.total, errors.count
 
 
 def rules(reference: Reference) -> Rows:
@@ -248,15 +248,15 @@ def add_errors(rows: Rows, *tensors: Any) -> Tensor:
 
     The tensors are x, y, gradient and decoded in float32, f, df and d2f in float64, and `rules`.
     """
-    *given, rule = tensors
-    _check(given, rows)
-    assert [t.dtype for t in given] == [torch.float32] * 4 + [torch.float64] * 3
+    *compared, rule = tensors
+    _check(compared, rows)
+    assert [t.dtype for t in compared] == [torch.float32] * 4 + [torch.float64] * 3
     assert rows.shape == (len(ROWS), 4)
-    places = torch.empty(given[0].numel(), dtype=torch.int64)
-    pointers = [t.data_ptr() for t in given]
+    places = torch.empty(compared[0].numel(), dtype=torch.int64)
+    pointers = [t.data_ptr() for t in compared]
     ends = rule.ctypes.data, rows.ctypes.data, places.data_ptr()
-    found = _counter("mishkit_add_errors")(*pointers, given[0].numel() - 1, *ends)
-    return places[:found]
+    count = _counter("mishkit_add_errors")(*pointers, compared[0].numel() - 1, *ends)
+    return places[:count]
 
 
 def add_differences(
@@ -307,8 +307,8 @@ class Settings:
     def kernels(self) -> tuple[str, str]:
         """The instruction set, and the one to compare with; the same one if there is no other."""
         isa = self.isa or cpu.isa()
-        others = [other for other in cpu.isas() if other != isa]
-        return isa, self.versus or (others[-1] if others else isa)
+        alternatives = [name for name in cpu.isas() if name != isa]
+        return isa, self.versus or (alternatives[-1] if alternatives else isa)
 
 
 @dataclass
@@ -328,8 +328,8 @@ class Swept:
 
     def row(self, name: str) -> Errors:
         """The row with this name."""
-        largest, at, total, count = self.rows[ALL_ROWS.index(name)].tolist()
-        return Errors(largest, at, total, count)
+        largest, place, total, count = self.rows[ALL_ROWS.index(name)].tolist()
+        return Errors(largest, place, total, count)
 
     def df_ulp(self, places: range) -> Errors:
         """The errors of df in ULP, over several classes of |f'|."""
@@ -351,8 +351,8 @@ class Progress:
 
     def _read(self) -> None:
         try:
-            kept = json.loads(self.path.read_text())
-            what, functions = kept["what"], kept["functions"]
+            stored = json.loads(self.path.read_text())
+            facts, functions = stored["what"], stored["functions"]
             for name, (count, seconds, rows) in functions.items():
                 array = np.array([rows[row] for row in ALL_ROWS], dtype=np.float64)
                 if array.shape != (len(ALL_ROWS), 4) or not (0 <= int(count) == count):
@@ -361,9 +361,9 @@ class Progress:
         except (OSError, AttributeError, ValueError, KeyError, TypeError):
             raise LabError(f"{self.path} holds no progress of a sweep") from None
         for key, value in self.what.items():
-            if what.get(key) != value:
+            if facts.get(key) != value:
                 raise LabError(
-                    f"{self.path} is the progress of another sweep ({key} {what.get(key)!r}, now "
+                    f"{self.path} is the progress of another sweep ({key} {facts.get(key)!r}, now "
                     f"{value!r}): delete it, or name another file with --resume"
                 )
 
@@ -402,18 +402,18 @@ def run(settings: Settings, advance: Callable[[str, int], None]) -> dict[str, Sw
     spans = blocks(settings.spans, settings.block)
     sizes = [stop - start for start, stop in spans]
     functions = list(dict.fromkeys(settings.functions))
-    todo, done = [], 0
+    todo, finished = [], 0
     for name in functions:
         count = progress.swept[name].blocks if name in progress.swept else 0
         todo += [Block(name, *settings.kernels, *span) for span in spans[count:]]
-        done += sum(sizes[:count])
-    advance(todo[0].function if todo else functions[-1], done)
-    with _mapping(settings.processes or os.cpu_count() or 1, len(todo)) as over:
+        finished += sum(sizes[:count])
+    advance(todo[0].function if todo else functions[-1], finished)
+    with _mapping(settings.processes or os.cpu_count() or 1, len(todo)) as parallel_map:
         begin = time.perf_counter()
-        for block, rows in zip(todo, over(sweep, todo), strict=True):
-            now = time.perf_counter()
-            progress.add(block.function, rows, now - begin)
-            begin = now
+        for block, rows in zip(todo, parallel_map(sweep, todo), strict=True):
+            end = time.perf_counter()
+            progress.add(block.function, rows, end - begin)
+            begin = end
             advance(block.function, block.stop - block.start)
     return {name: progress.swept[name] for name in functions}
 
@@ -459,8 +459,8 @@ far: 1 and more from the turn. tail: |f| < 1.7e−36 or |f| < |x|·exp(−87); U
 def findings(name: str, swept: Swept, broken_limits: Sequence[str]) -> list[Finding]:
     """The figures of a function that have a bar."""
 
-    def errors(what: str, unit: str, limit: float, found: Errors) -> Finding:
-        return Finding(what, f"≤ {limit:g}{unit}", found.max, limit, str(found))
+    def errors(claim: str, unit: str, limit: float, worst: Errors) -> Finding:
+        return Finding(claim, f"≤ {limit:g}{unit}", worst.max, limit, str(worst))
 
     nans = swept.row("nan").total
     away = swept.df_ulp(range(AWAY + 1))
@@ -491,10 +491,10 @@ def verdicts(swept: dict[str, Swept], isa: str) -> list[Verdict]:
     """One row per bar: every function that misses it, or the one that comes closest."""
     with cpu.using(isa):
         by_bar: dict[tuple[str, str], list[tuple[Finding, str]]] = {}
-        for name, found in swept.items():
-            for finding in findings(name, found, _broken_limits(name)):
+        for name, results in swept.items():
+            for finding in findings(name, results, _broken_limits(name)):
                 by_bar.setdefault((finding.what, finding.bar), []).append((finding, name))
-    return [accuracy.verdict(what, bar, found) for (what, bar), found in by_bar.items()]
+    return [accuracy.verdict(claim, bar, results) for (claim, bar), results in by_bar.items()]
 
 
 def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
@@ -513,8 +513,8 @@ def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
     errors = table(f"float32, every value, {isa}: the largest errors, and where", columns)
     classes = ("function", *(_slope(place) for place in range(SLOPES)), "far")
     slopes = table("df in ULP, by |f'|", classes)
-    others = ("function", "f", "ULP", "tail", "abs.", "df", "abs.", "df_y", "abs.")
-    bits = table(f"{isa} and {versus}: how many results differ, and by how much", others)
+    headings = ("function", "f", "ULP", "tail", "abs.", "df", "abs.", "df_y", "abs.")
+    bits = table(f"{isa} and {versus}: how many results differ, and by how much", headings)
     for name, s in swept.items():
         f_ulp, f_abs = s.row("f_ulp"), s.row("f_abs")
         errors.add_row(
@@ -524,7 +524,7 @@ def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
             f"{s.seconds / 60:.1f}",
         )
         slopes.add_row(name, *(f"{s.row(row).max:.3g}" for row in (*DF_ROWS, "df_far")))
-        f, *slopes_of = (s.row(f"{what}_differs_abs") for what in COMPARED)
+        f, *slopes_of = (s.row(f"{result}_differs_abs") for result in COMPARED)
         in_ulp = s.row("f_differs_ulp")
         bits.add_row(
             *(name, f"{in_ulp.total:,.0f}", f"{in_ulp.max:.3g}"),
@@ -534,8 +534,8 @@ def tables(swept: dict[str, Swept], isa: str, versus: str) -> list[Table]:
     return [errors, slopes, *([bits] if versus != isa else [])]
 
 
-def _size(found: Errors) -> str:
-    return f"{found.max:.1e}" if found.max else "0"
+def _size(errors: Errors) -> str:
+    return f"{errors.max:.1e}" if errors.max else "0"
 
 
 def _slope(place: int) -> str:
@@ -549,18 +549,18 @@ def report(
 ) -> tuple[list[Verdict], Callable[..., None]]:
     """The verdicts, and a function that prints them with the tables."""
     isa, versus = settings.kernels
-    found = verdicts(swept, isa)
+    judged = verdicts(swept, isa)
 
     def show(out: Console) -> None:
         out.width = max(WIDE, out.width)
-        for made in tables(swept, isa, versus):
-            out.print(made)
+        for grid in tables(swept, isa, versus):
+            out.print(grid)
         out.print(LEGEND)
         title = "Bars (the function nearest to each, or all that miss it)"
-        out.print(verdict_table(title, found))
-        out.print(summary(found) + ".")
+        out.print(verdict_table(title, judged))
+        out.print(summary(judged) + ".")
 
-    return found, show
+    return judged, show
 
 
 def markdown(swept: dict[str, Swept], settings: Settings, show: Callable[..., None]) -> str:
@@ -577,7 +577,7 @@ def markdown(swept: dict[str, Swept], settings: Settings, show: Callable[..., No
         "PyTorch": torch.__version__,
         "time": f"{minutes:.0f} minutes in {settings.processes or os.cpu_count()} processes",
     }
-    head = "\n".join(f"- **{what}**: {value}" for what, value in facts.items())
+    head = "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
     return f"{HEAD}\n{head}\n\n```\n" + "\n".join(lines) + "\n```\n"
 
 
@@ -611,13 +611,13 @@ def main(settings: Settings) -> int:
         ):
             task = bar.add_task("sweeping", total=total)
             swept = run(
-                settings, lambda name, done: bar.update(task, advance=done, description=name)
+                settings, lambda name, count: bar.update(task, advance=count, description=name)
             )
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command goes on from {settings.progress}") from None
-    found, show = report(swept, settings)
+    judged, show = report(swept, settings)
     show(out)
     if settings.markdown is not None:
         with whole_file(settings.markdown) as file:
             file.write(markdown(swept, settings, show))
-    return int(any_missed(found))
+    return int(any_missed(judged))

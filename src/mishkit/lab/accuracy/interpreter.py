@@ -43,8 +43,8 @@ def make_faithful() -> None:
             bits = src.data.view(np.uint32)
             up = bits + 0x7FFF + ((bits >> 16) & 1)
             # A NaN's fraction must not carry into its sign.
-            kept = np.where(np.isnan(src.data), bits | 0x400000, up) >> 16
-            return TensorHandle(kept.astype(np.uint16), dst_type.scalar)
+            upper = np.where(np.isnan(src.data), bits | 0x400000, up) >> 16
+            return TensorHandle(upper.astype(np.uint16), dst_type.scalar)
         return cast(self, src, dst_type)
 
     InterpreterBuilder.create_fma = fused

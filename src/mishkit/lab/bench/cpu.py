@@ -52,21 +52,21 @@ class Group:
 
 def groups(settings: Settings) -> list[Group]:
     """The groups: one thread first, small sizes first; call overhead only with one thread."""
-    found = []
+    groups = []
     for threads in sorted(settings.threads):
         for dtype in settings.dtypes:
             if threads == 1:
-                found += [
+                groups += [
                     Group(name, dtype, size, 1, is_small=True)
                     for size in CALL_SIZES
                     for name in settings.functions
                 ]
-            found += [
+            groups += [
                 Group(name, dtype, size, threads)
                 for size in sorted(settings.sizes)
                 for name in settings.functions
             ]
-    return found
+    return groups
 
 
 def time_group(group: Group, share: float = 1.0) -> Timings:
@@ -145,11 +145,11 @@ def _print_table(out: Console, results: Results, threads: int, dtype: str, case:
     columns = ["function"]
     for size in sizes:
         columns += [f"{size_name(size)}, {unit}", "÷relu", "torch÷"]
-    made = table(f"{case}: {dtype}, {threads_name(threads)}", columns)
+    grid = table(f"{case}: {dtype}, {threads_name(threads)}", columns)
     for function in dict.fromkeys(key.function for key in keys):
         cells = (_cells(results, Key(function, dtype, case, s, OURS, threads)) for s in sizes)
-        made.add_row(function, *(cell for group in cells for cell in group))
-    out.print(made)
+        grid.add_row(function, *(cell for group in cells for cell in group))
+    out.print(grid)
 
 
 def _cells(results: Results, ours: Key) -> tuple[str, str, str]:

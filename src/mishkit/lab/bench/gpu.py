@@ -141,13 +141,15 @@ def _double_backward(
     function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, gg: Tensor
 ) -> Call:
     leaf, grad = x.detach().requires_grad_(), g.detach().requires_grad_()
-    kept = list[Tensor]()
+    gradients = list[Tensor]()
 
     def run() -> Any:
-        if not kept:
-            kept.extend(torch.autograd.grad(function(leaf), leaf, grad, create_graph=True))
+        if not gradients:
+            gradients.extend(torch.autograd.grad(function(leaf), leaf, grad, create_graph=True))
         # ReLU's gradient depends only on the sign of the input.
-        return torch.autograd.grad(kept[0], (grad, leaf), gg, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(
+            gradients[0], (grad, leaf), gg, retain_graph=True, allow_unused=True
+        )
 
     return Call(run)
 
@@ -157,12 +159,14 @@ def time_function(
 ) -> None:
     """Time every case and contender of one function; if memory runs out, `missing` says so."""
     torch.compiler.reset()
-    what = f"{name}, {dtype}, {size_name(size)}"
+    label = f"{name}, {dtype}, {size_name(size)}"
     try:
-        made = working(calls(ACTIVATIONS[name], DTYPES[dtype], size), results.missing, what)
-        timings = stopwatch.time(made, rounds=rounds, warm=WARM_ROUNDS)
+        working_calls = working(
+            calls(ACTIVATIONS[name], DTYPES[dtype], size), results.missing, label
+        )
+        timings = stopwatch.time(working_calls, rounds=rounds, warm=WARM_ROUNDS)
     except torch.OutOfMemoryError:
-        results.missing.append(f"{what}: the GPU's memory does not suffice")
+        results.missing.append(f"{label}: the GPU's memory does not suffice")
         return
     for (case, contender), timing in timings.items():
         results.timings[Key(name, dtype, case, size, contender)] = timing
@@ -173,11 +177,11 @@ def rooflines(settings: Settings, gpu: GPU | None) -> dict[tuple[str, str, str],
     dtypes = [dtype for dtype in settings.dtypes if dtype in _paper.DTYPES]
     if gpu is None or not triton.available():
         return {}
-    wanted = [k for k in _paper.kernels(settings.functions, dtypes) if k.is_ours]
-    found = compile_all([kernel.job(gpu.target) for kernel in wanted], _paper.find_build)
+    ours = [k for k in _paper.kernels(settings.functions, dtypes) if k.is_ours]
+    compiled = compile_all([kernel.job(gpu.target) for kernel in ours], _paper.find_build)
     return {
         (job.function, job.body, job.dtype): roofline(code, gpu).ratio
-        for job, code in found
+        for job, code in compiled
         if isinstance(code, Code)
     }
 
@@ -230,7 +234,7 @@ def head(gpu: Device, dtypes: Iterable[str]) -> str:
 def finish(
     out: Console,
     results: Results,
-    found: Sequence[Verdict],
+    judged: Sequence[Verdict],
     measured: Interruptible,
     gpu: Device,
     csv_path: Path | None,
@@ -240,7 +244,7 @@ def finish(
         out.print(Text(line))
     title = "Bars: ratio of minima, the worst of all functions"
     csv = csv_path, partial(write_csv, results=results, gpu=gpu)
-    return conclude(out, title, found, measured, csv)
+    return conclude(out, title, judged, measured, csv)
 
 
 def _time_all(settings: Settings, results: Results, stopwatch: Stopwatch, rounds: int) -> None:
@@ -257,18 +261,18 @@ def _print_table(out: Console, results: Results, dtype: str, size: int, gpu: Dev
     mine = [k for k in results.timings if (k.table, k.dtype, k.size) == (FAMILY, dtype, size)]
     if not mine:
         return
-    where = "within the L2 cache" if _fits(size, dtype, gpu) else "beyond the L2 cache"
+    place = "within the L2 cache" if _fits(size, dtype, gpu) else "beyond the L2 cache"
     copies = [t for k in mine if k.case == COPY and (t := speed(results, k)) is not None]
-    title = f"{dtype}, {size_name(size)} elements, {where}; copy {significant(max(copies))} GB/s"
+    title = f"{dtype}, {size_name(size)} elements, {place}; copy {significant(max(copies))} GB/s"
     columns = ("", "ns", "GB/s", "of copy", "÷relu", "torch÷", "compile÷", "paper")
-    made = table(title, columns)
+    grid = table(title, columns)
     for name in dict.fromkeys(key.function for key in mine):
-        made.add_row(name)
+        grid.add_row(name)
         for case in BODIES:
             key = Key(name, dtype, case, size, OURS)
             if key in results.timings:
-                made.add_row(f"  {case}", *_cells(results, key))
-    out.print(made)
+                grid.add_row(f"  {case}", *_cells(results, key))
+    out.print(grid)
 
 
 def _fits(size: int, dtype: str, gpu: Device) -> bool:
@@ -312,13 +316,13 @@ class WorstRatio(NamedTuple):
 
     def verdict(self, results: Results) -> Verdict:
         """The verdict on the worst function."""
-        found: Mapping[str, float] = dict(self._ratios(results))
-        what = f"{self.dtype}, {self.case}: over {WORDS[self.contender]}"
+        ratios: Mapping[str, float] = dict(self._ratios(results))
+        claim = f"{self.dtype}, {self.case}: over {WORDS[self.contender]}"
         bar = f"≤ {self.limit:g}×"
-        if not found:
-            return Verdict(what, bar, "not measured", None)
-        worst = max(found, key=lambda name: found[name])
-        return Verdict(what, bar, f"{found[worst]:.2f}× ({worst})", found[worst] <= self.limit)
+        if not ratios:
+            return Verdict(claim, bar, "not measured", None)
+        worst = max(ratios, key=lambda name: ratios[name])
+        return Verdict(claim, bar, f"{ratios[worst]:.2f}× ({worst})", ratios[worst] <= self.limit)
 
     def _ratios(self, results: Results) -> Iterator[tuple[str, float]]:
         keys = [k for k in results.timings if (k.table, k.dtype) == (FAMILY, self.dtype)]

@@ -38,14 +38,14 @@ def device() -> Device:
         raise LabError(
             "no GPU: torch.cuda.is_available() is False; with --paper, --device cuda needs none"
         )
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     if torch.version.hip is not None:
-        target = found.gcnArchName.partition(":")[0]
+        target = properties.gcnArchName.partition(":")[0]
         software = f"ROCm {torch.version.hip}"
     else:
-        target = f"sm_{found.major}{found.minor}"
+        target = f"sm_{properties.major}{properties.minor}"
         software = f"CUDA {torch.version.cuda}"
-    return Device(found.name, target, found.L2_cache_size, software)
+    return Device(properties.name, target, properties.L2_cache_size, software)
 
 
 def normal(size: int | Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:

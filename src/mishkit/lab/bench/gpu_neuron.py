@@ -68,32 +68,34 @@ def layer(shape: Shape, dtype: str) -> Layer:
     return Layer(*shape, device=DEVICE, dtype=getattr(torch, dtype))
 
 
-def calls(of: Layer, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Call]]:
+def calls(subject: Layer, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Call]]:
     """Calls by case and contender."""
-    x, g = of.tensors()
+    x, g = subject.tensors()
     for name in names:
-        call, parameters = of.contender(name)
-        leaves, kept = [x, *parameters], list[Any]()
+        call, parameters = subject.contender(name)
+        leaves, outputs = [x, *parameters], list[Any]()
 
-        def backward(call: Any = call, leaves: list[Any] = leaves, kept: list[Any] = kept) -> Any:
-            if not kept:
-                kept.append(call(x))
-            return torch.autograd.grad(kept[0], leaves, g, retain_graph=True)
+        def backward(
+            call: Any = call, leaves: list[Any] = leaves, outputs: list[Any] = outputs
+        ) -> Any:
+            if not outputs:
+                outputs.append(call(x))
+            return torch.autograd.grad(outputs[0], leaves, g, retain_graph=True)
 
         yield (FORWARD, name), Call(lambda call=call: call(x))  # type: ignore[misc]
         yield (BACKWARD, name), Call(backward)
-        yield (BOTH, name), Call(of.pass_of(name))
+        yield (BOTH, name), Call(subject.pass_of(name))
 
 
-def memory_of(of: Layer, name: str) -> int:
+def memory_of(subject: Layer, name: str) -> int:
     """Peak bytes beyond the parameters and the input."""
-    both = of.pass_of(name)
-    both()  # compiles
+    run_passes = subject.pass_of(name)
+    run_passes()  # compiles
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    kept = both()
-    del kept
+    results = run_passes()
+    del results
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -107,17 +109,17 @@ def measure(
 ) -> None:
     """Measure all contenders at one shape; running out of memory adds a line to `missing`."""
     torch.compiler.reset()
-    of, what = layer(shape, dtype), f"{LAYER} {tuple(shape)}, {dtype}"
+    subject, label = layer(shape, dtype), f"{LAYER} {tuple(shape)}, {dtype}"
     names: tuple[str, ...] = CONTENDERS
     if shape.terms > FITS:
         names = tuple(name for name in names if name not in (PLAIN, COMPILED))
     try:
-        made = working(calls(of, names), results.missing, what)
-        for name in dict.fromkeys(name for _, name in made):
-            memories[shape, dtype, name] = memory_of(of, name)
-        timings = stopwatch.time(made, rounds=rounds, warm=WARM_ROUNDS)
+        working_calls = working(calls(subject, names), results.missing, label)
+        for name in dict.fromkeys(name for _, name in working_calls):
+            memories[shape, dtype, name] = memory_of(subject, name)
+        timings = stopwatch.time(working_calls, rounds=rounds, warm=WARM_ROUNDS)
     except torch.OutOfMemoryError:
-        results.missing.append(f"{what}: the GPU's memory does not suffice")
+        results.missing.append(f"{label}: the GPU's memory does not suffice")
         return
     for (case, name), timing in timings.items():
         results.timings[key(shape, dtype, case, name)] = timing
@@ -145,15 +147,15 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
     for dtype in DTYPES:
         for shape in SHAPES:
             _print_table(out, results, memories, shape, dtype)
-    found = list(verdicts(results, memories))
-    return finish(out, results, found, measured, gpu, csv_path)
+    outcomes = list(verdicts(results, memories))
+    return finish(out, results, outcomes, measured, gpu, csv_path)
 
 
 def head(gpu: Device) -> str:
     """What is timed, and with what."""
-    who = "\n".join(head_lines(gpu, DTYPES))
+    heading = "\n".join(head_lines(gpu, DTYPES))
     return (
-        f"{who}\nTimes by events on the current stream, the caches flushed before each: "
+        f"{heading}\nTimes by events on the current stream, the caches flushed before each: "
         "minimum/median in µs; ÷mishkit: times that\nof mishkit, by the minima; memory beyond the "
         "parameters and the input, in MB. !: the GPU may have waited for the host."
     )
@@ -169,37 +171,37 @@ def _print_table(
     for case in CASES:
         columns += [f"{case}, µs", "÷mishkit"]
     title = f"{dtype}: APTxLayer({shape.input}, {shape.output}), batch {shape.batch}"
-    made = table(title, [*columns, "memory"])
+    grid = table(title, [*columns, "memory"])
     for name in names:
         cells = []
         for case in CASES:
-            of = key(shape, dtype, case, name)
-            timing = results.timings.get(of)
-            ratio = results.ratio(of, of._replace(contender=OURS))
+            timing_key = key(shape, dtype, case, name)
+            timing = results.timings.get(timing_key)
+            ratio = results.ratio(timing_key, timing_key._replace(contender=OURS))
             cells.append(NONE)
             if timing is not None:
                 figures = (significant(t / 1e3) for t in (timing.min, timing.median))
                 cells[-1] = "/".join(figures) + "!" * timing.is_late
             cells.append(NONE if ratio is None else significant(ratio))
         memory = memories.get((shape, dtype, name))
-        made.add_row(name, *cells, NONE if memory is None else significant(memory / 1e6))
-    out.print(made)
+        grid.add_row(name, *cells, NONE if memory is None else significant(memory / 1e6))
+    out.print(grid)
 
 
 def verdicts(results: Results, memories: Memories) -> Iterator[Verdict]:
-    """Like the CPU's bars, at its shape in float32; aims that no GPU was measured against yet."""
+    """The CPU's bars, at its shape in float32; no GPU has been measured against them yet."""
     shape, dtype = SHAPES[0], DTYPES[0]
     for name, limit in FASTER.items():
-        above, below = (key(shape, dtype, BOTH, which) for which in (name, OURS))
+        above, below = (key(shape, dtype, BOTH, contender) for contender in (name, OURS))
         ratio = results.ratio(above, below)
-        what, bar = f"{BOTH}: faster than {name}", f"≥ {limit:g}×"
+        claim, bar = f"{BOTH}: faster than {name}", f"≥ {limit:g}×"
         if ratio is None:
-            yield Verdict(what, bar, "not measured", None)
+            yield Verdict(claim, bar, "not measured", None)
         else:
-            yield Verdict(what, bar, f"{ratio:.3g}×", ratio >= limit)
+            yield Verdict(claim, bar, f"{ratio:.3g}×", ratio >= limit)
     plain, ours = (memories.get((shape, dtype, name)) for name in (PLAIN, OURS))
-    what, bar = "peak memory: less than plain torch's", f"≥ {LEANER:g}×"
+    claim, bar = "peak memory: less than plain torch's", f"≥ {LEANER:g}×"
     if not plain or not ours:
-        yield Verdict(what, bar, "not measured", None)
+        yield Verdict(claim, bar, "not measured", None)
     else:
-        yield Verdict(what, bar, f"{plain / ours:.3g}×", plain >= LEANER * ours)
+        yield Verdict(claim, bar, f"{plain / ours:.3g}×", plain >= LEANER * ours)

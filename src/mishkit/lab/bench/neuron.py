@@ -80,9 +80,9 @@ class Layer:
         """A layer to call, and its parameters."""
         torch.manual_seed(0)
         kinds = {OURS: mk.APTxLayer, PLAIN: PlainLayer, COMPILED: PlainLayer, LINEAR: nn.Linear}
-        made = kinds[name](self.input, self.output).to(self.device, self.dtype)
-        call: Any = torch.compile(made) if name == COMPILED else made
-        return call, list(made.parameters())
+        module = kinds[name](self.input, self.output).to(self.device, self.dtype)
+        call: Any = torch.compile(module) if name == COMPILED else module
+        return call, list(module.parameters())
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """An input, and a gradient of the output."""
@@ -119,11 +119,11 @@ def key(case: str, contender: str, threads: int) -> Key:
 
 def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
     """All calls that are timed round-robin, compiled."""
-    of = layer()
-    x, g = of.tensors()
-    made: dict[tuple[str, str], Call] = {}
+    subject = layer()
+    x, g = subject.tensors()
+    timed: dict[tuple[str, str], Call] = {}
     for name in names:
-        call, parameters = of.contender(name)
+        call, parameters = subject.contender(name)
         leaves = [x, *parameters]
         y = call(x)
 
@@ -131,11 +131,11 @@ def calls(names: tuple[str, ...]) -> dict[tuple[str, str], Call]:
             return torch.autograd.grad(y, leaves, g, retain_graph=True)
 
         backward()
-        made[FORWARD, name] = Call(lambda call=call: call(x))  # type: ignore[misc]
-        made[BACKWARD, name] = Call(backward)
-        made[BOTH, name] = Call(of.pass_of(name))
-        made[BOTH, name].run()
-    return made
+        timed[FORWARD, name] = Call(lambda call=call: call(x))  # type: ignore[misc]
+        timed[BACKWARD, name] = Call(backward)
+        timed[BOTH, name] = Call(subject.pass_of(name))
+        timed[BOTH, name].run()
+    return timed
 
 
 def time_all(threads: int, seconds: float, names: tuple[str, ...] = CONTENDERS) -> Results:
@@ -145,9 +145,9 @@ def time_all(threads: int, seconds: float, names: tuple[str, ...] = CONTENDERS) 
         timings = round_robin(calls(names), seconds=seconds)
     results = Results()
     for (case, name), timing in timings.items():
-        of = key(case, name, threads)
-        timing.samples = [sample / of.size for sample in timing.samples]
-        results.timings[of] = timing
+        timing_key = key(case, name, threads)
+        timing.samples = [sample / timing_key.size for sample in timing.samples]
+        results.timings[timing_key] = timing
     return results
 
 
@@ -171,29 +171,29 @@ def memory_of(name: str) -> Memory:
     tuned = {"MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
     code = f"from mishkit.lab.bench import neuron; neuron.print_memory({name!r})"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env={**os.environ, **tuned}, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    process = subprocess.run(command, env={**os.environ, **tuned}, capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise LabError(f"measuring the memory of {name} failed: {last}")
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    return Memory(**json.loads(process.stdout.splitlines()[-1]))
 
 
 def print_memory(name: str) -> None:
     """The part of `memory_of` that runs in the other process."""
-    both = layer().pass_of(name)
-    both()  # compiles, starts threads, loads code
-    found = {"allocated": allocated_by(both), "resident": grown_by(both)}
-    print(json.dumps(found))
+    run_passes = layer().pass_of(name)
+    run_passes()  # compiles, starts threads, loads code
+    figures = {"allocated": allocated_by(run_passes), "resident": grown_by(run_passes)}
+    print(json.dumps(figures))
 
 
 def allocated_by(run: Callable[[], Any]) -> int:
     """The peak bytes that torch's allocator hands out."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = run()
+        results = run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    del kept
+    del results
     return max(itertools.accumulate(event.nbytes() for event in events), default=0)
 
 
@@ -216,9 +216,9 @@ def main(quick: bool = False, csv_path: Path | None = None) -> int:
     for count in threads:
         _print_times(out, results, count)
     _print_memories(out, memories)
-    found = [*time_verdicts(results, threads), *memory_verdicts(memories)]
+    judged = [*time_verdicts(results, threads), *memory_verdicts(memories)]
     csv = csv_path, partial(write_csv, results=results)
-    return conclude(out, "Bars: ratio of minima (of medians)", found, measured, csv)
+    return conclude(out, "Bars: ratio of minima (of medians)", judged, measured, csv)
 
 
 def _measure(
@@ -244,48 +244,48 @@ def _print_times(out: Console, results: Results, threads: int) -> None:
     columns = ["layer"]
     for case in CASES:
         columns += [case, "÷mishkit"]
-    made = table(threads_name(threads), columns)
+    grid = table(threads_name(threads), columns)
     for name in CONTENDERS:
         cells = (cell for case in CASES for cell in _cells(results, key(case, name, threads)))
-        made.add_row(name, *cells)
-    out.print(made)
+        grid.add_row(name, *cells)
+    out.print(grid)
 
 
-def _cells(results: Results, of: Key) -> Iterator[str]:
-    timing = results.find(of)
-    ratio = results.ratio(of, of._replace(contender=OURS))
+def _cells(results: Results, timing_key: Key) -> Iterator[str]:
+    timing = results.find(timing_key)
+    ratio = results.ratio(timing_key, timing_key._replace(contender=OURS))
     if timing is None:
         yield NONE
     else:
-        figures = (significant(t * of.size / 1e6) for t in (timing.min, timing.median))
+        figures = (significant(t * timing_key.size / 1e6) for t in (timing.min, timing.median))
         yield "/".join(figures)
     yield NONE if ratio is None else significant(ratio)
 
 
 def _print_memories(out: Console, memories: dict[str, Memory]) -> None:
-    made = table(
+    grid = table(
         "Peak memory of forward and backward, MB", ["layer", "allocated by torch", "resident"]
     )
     for name, memory in memories.items():
         resident = NONE if memory.resident is None else significant(memory.resident / 1e6)
-        made.add_row(name, significant(memory.allocated / 1e6), resident)
-    out.print(made)
+        grid.add_row(name, significant(memory.allocated / 1e6), resident)
+    out.print(grid)
 
 
 def time_verdicts(results: Results, threads: list[int]) -> Iterator[Verdict]:
     """Forward and backward, compared with plain torch and the compiler."""
     for count, (name, limit) in itertools.product(threads, FASTER.items()):
-        what = f"{BOTH}, threads: {count}: faster than {name}"
+        claim = f"{BOTH}, threads: {count}: faster than {name}"
         above, below = (key(BOTH, contender, count) for contender in (name, OURS))
-        yield Bar(what, above, below, limit, at_least=True).verdict(results)
+        yield Bar(claim, above, below, limit, at_least=True).verdict(results)
 
 
 def memory_verdicts(memories: dict[str, Memory]) -> Iterator[Verdict]:
     """Compared with plain torch, by both ways of counting."""
-    for way, name in (("allocated", "allocated by torch"), ("resident", "resident")):
-        what, bar = f"peak memory, {name}: less than plain torch's", f"≥ {LEANER:g}×"
-        plain, ours = (getattr(memories.get(n), way, None) for n in (PLAIN, OURS))
+    for counter, name in (("allocated", "allocated by torch"), ("resident", "resident")):
+        claim, bar = f"peak memory, {name}: less than plain torch's", f"≥ {LEANER:g}×"
+        plain, ours = (getattr(memories.get(n), counter, None) for n in (PLAIN, OURS))
         if plain is None or ours is None:
-            yield Verdict(what, bar, "not measured", None)
+            yield Verdict(claim, bar, "not measured", None)
         else:
-            yield Verdict(what, bar, f"{plain / ours:.3g}×", plain >= LEANER * ours)
+            yield Verdict(claim, bar, f"{plain / ours:.3g}×", plain >= LEANER * ours)

@@ -98,16 +98,18 @@ def time_mish_cuda(dtype: str, is_quick: bool) -> Results:
     """Every function of the table, forward and backward, one run each, round-robin."""
     results, size = Results(), math.prod(published_gpu.SHAPE)
     runs = max(1, published_gpu.RUNS // 5) if is_quick else published_gpu.RUNS
-    made = working(_mish_cuda_calls(DTYPES[dtype]), results.missing, f"{MISH_CUDA}, {dtype}")
-    samples: dict[Any, list[float]] = {key: [] for key in made}
+    working_calls = working(
+        _mish_cuda_calls(DTYPES[dtype]), results.missing, f"{MISH_CUDA}, {dtype}"
+    )
+    samples: dict[Any, list[float]] = {key: [] for key in working_calls}
     with no_garbage_collection():
         for run in range(-published_gpu.WARM_RUNS, runs):
-            for key, call in made.items():
+            for key, call in working_calls.items():
                 time = call.sample(1)
                 if run >= 0:
                     samples[key].append(time)
-    for (case, name), found in samples.items():
-        results.timings[Key("mish", dtype, case, size, name, table=MISH_CUDA)] = Timing(found)
+    for (case, name), times in samples.items():
+        results.timings[Key("mish", dtype, case, size, name, table=MISH_CUDA)] = Timing(times)
     return results
 
 
@@ -139,7 +141,7 @@ def time_hmish(
     rows, exact, x = _hmish_rows(a, dtype)
     errors: dict[str, float] = {}
     before = cpu.isa()
-    made = {}
+    calls = {}
     try:
         for isa in isas or [""]:
             choose = partial(cpu.use, isa) if isa else None
@@ -149,8 +151,8 @@ def time_hmish(
                 if name in exact:
                     error = l2_error(run(), exact[name], x)
                     errors[name] = max(error, errors.get(name, 0.0))
-                made[name, isa] = Call(run, choose)
-        timings = round_robin(made, seconds=seconds, least=3)
+                calls[name, isa] = Call(run, choose)
+        timings = round_robin(calls, seconds=seconds, least=3)
     finally:
         if isas:
             cpu.use(before)
@@ -162,7 +164,7 @@ def _hmish_rows(
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Callable[[Tensor], Tensor]], Tensor]:
     """What each row runs, the exact result for rows with an error, and the input."""
     x = normal(SIZE, dtype, 0)
-    one, out = torch.ones_like(x), torch.empty_like(x)
+    ones, out = torch.ones_like(x), torch.empty_like(x)
 
     def operator(name: str, ending: str) -> Callable[..., Any]:
         return getattr(torch.ops.mishkit, name + ending).default
@@ -172,13 +174,13 @@ def _hmish_rows(
     rows: dict[str, Callable[[], Tensor]] = {
         "relu": partial(mk.relu, x, out=out),
         title: partial(mk.functional.FUNCTIONS[a.name], x, out=out),
-        "relu_grad": partial(operator("relu", "_backward"), one, x),
+        "relu_grad": partial(operator("relu", "_backward"), ones, x),
         f"{title}_train_fwd": partial(operator(a.name, "_packed_out"), x, out, *a.defaults),
-        f"{title}_bwd": partial(operator(a.name, "_backward_packed"), one, y, side, *a.defaults),
+        f"{title}_bwd": partial(operator(a.name, "_backward_packed"), ones, y, side, *a.defaults),
     }
     exact = {
-        title: lambda at: a.f(at, *a.defaults),
-        f"{title}_bwd": lambda at: a.df(at, *a.defaults),
+        title: lambda points: a.f(points, *a.defaults),
+        f"{title}_bwd": lambda points: a.df(points, *a.defaults),
     }
     return rows, exact, x
 
@@ -206,5 +208,5 @@ def hmish_lines(
         yield ""
 
 
-def _row(first: str, *others: str) -> str:
-    return "|".join([f"{first:<22} ", *(f" {text:<17} " for text in others)]) + "|"
+def _row(first: str, *cells: str) -> str:
+    return "|".join([f"{first:<22} ", *(f" {text:<17} " for text in cells)]) + "|"

@@ -83,8 +83,8 @@ def write_csv(path: Path, results: Results) -> None:
 
 
 def add_to(folder: Path, results: Results) -> Path:
-    """Put timings into the file of this CPU and instruction set. They take the place of all that it
-    has of the same functions, dtypes, sizes and threads, since ratios are those within one run.
+    """Put timings into the file of this CPU and instruction set. They replace those for the same
+    functions, dtypes, sizes and threads, since ratios are only meaningful within one run.
     """
     path = folder / f"{slug(cpu_name(), cpu.isa())}.csv"
     rows = _rows(results)

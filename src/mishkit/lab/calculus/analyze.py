@@ -104,41 +104,41 @@ def magnitude(value: mpf) -> mpf:
         return abs(value)
 
 
-def distance_between(one: Curve, other: Curve, named: Named) -> Distance:
+def distance_between(curve: Curve, reference: Curve, named: Named) -> Distance:
     """The distance between two curves; `named` is the second one."""
-    largest, where = farthest(one, other)
+    largest, place = farthest(curve, reference)
     return Distance(
         other=named.activation.name,
         parameters=named.parameters,
         max_error=number(magnitude(largest)),
-        at=None if where is None else number(where),
+        at=None if place is None else number(place),
         signed=number(largest),
-        l2=number(l2(one, other)),
+        l2=number(l2(curve, reference)),
     )
 
 
 def farthest(
-    one: Curve, other: Curve, low: float = -mpmath.inf, high: float = mpmath.inf
+    curve: Curve, reference: Curve, low: float = -mpmath.inf, high: float = mpmath.inf
 ) -> tuple[mpf, mpf | None]:
     """The difference of two curves that is largest in magnitude between two places, and where it is
     (None if there is none).
     """
-    difference = one.minus(other)
-    largest, where = mpf(0), None
-    found = [(x, value) for x, value, _ in difference.extremes(0) if low <= x <= high]
-    found += [(x, difference.at(x)) for x in (mpf(low), mpf(high)) if mpmath.isfinite(x)]
-    for x, value in found:
+    difference = curve.minus(reference)
+    largest, place = mpf(0), None
+    candidates = [(x, value) for x, value, _ in difference.extremes(0) if low <= x <= high]
+    candidates += [(x, difference.at(x)) for x in (mpf(low), mpf(high)) if mpmath.isfinite(x)]
+    for x, value in candidates:
         # Report infinity only if no finite place reaches the same value.
-        closer = where is not None and mpmath.isinf(where) and mpmath.isfinite(x)
+        closer = place is not None and mpmath.isinf(place) and mpmath.isfinite(x)
         if abs(value) > abs(largest) or (value and abs(value) == abs(largest) and closer):
-            largest, where = value, x
-    return largest, where
+            largest, place = value, x
+    return largest, place
 
 
-def l2(one: Curve, other: Curve, scale: float = 1.0) -> mpf:
+def l2(curve: Curve, reference: Curve, scale: float = 1.0) -> mpf:
     """√E[(f(z) − g(z))²], z ~ N(0, scale²)."""
     with mpmath.workdps(WORKING):
-        return mpmath.sqrt(one.minus(other).expectation(lambda p, z: p.quick(z) ** 2, scale))
+        return mpmath.sqrt(curve.minus(reference).expectation(lambda p, z: p.quick(z) ** 2, scale))
 
 
 def _part(piece: Piece) -> Part:
@@ -148,13 +148,13 @@ def _part(piece: Piece) -> Part:
 
 
 def _range(curve: Curve) -> Range:
-    found = curve.extremes(0)
+    extremes = curve.extremes(0)
     ends = []
     for best in (min, max):
-        value = best(value for _, value, _ in found)
+        value = best(value for _, value, _ in extremes)
         attained = any(
             mpmath.isfinite(x) or piece.is_zero(1)
-            for x, y, piece in found
+            for x, y, piece in extremes
             if mpmath.isfinite(y) and _same(y, value)
         )
         ends.append((number(value), attained))
@@ -162,24 +162,24 @@ def _range(curve: Curve) -> Range:
     return Range(low, high, has_low, has_high)
 
 
-def _same(one: mpf, other: mpf) -> bool:
-    if not (mpmath.isfinite(one) and mpmath.isfinite(other)):
-        return bool(one == other)
+def _same(a: mpf, b: mpf) -> bool:
+    if not (mpmath.isfinite(a) and mpmath.isfinite(b)):
+        return bool(a == b)
     with mpmath.workdps(WORKING):
-        return bool(abs(one - other) <= mpf(10) ** -(DIGITS - 3) * max(1, abs(other)))
+        return bool(abs(a - b) <= mpf(10) ** -(DIGITS - 3) * max(1, abs(b)))
 
 
 def extrema(curve: Curve, falls: list[Stretch]) -> list[Extremum]:
-    found, before, flat_from = [], 0, None
+    turns, last_sign, flat_from = [], 0, None
     for stretch in falls:
         if stretch.low == stretch.high:  # a jump
             continue
         if not stretch.sign:
             flat_from = stretch.low if flat_from is None else flat_from
             continue
-        if before and stretch.sign != before:
+        if last_sign and stretch.sign != last_sign:
             x = stretch.low if flat_from is None else flat_from
-            found.append(
+            turns.append(
                 Extremum(
                     "minimum" if stretch.sign > 0 else "maximum",
                     number(x),
@@ -187,28 +187,28 @@ def extrema(curve: Curve, falls: list[Stretch]) -> list[Extremum]:
                     None if flat_from is None else number(stretch.low),
                 )
             )
-        before, flat_from = stretch.sign, None
-    return found
+        last_sign, flat_from = stretch.sign, None
+    return turns
 
 
 def _inflections(curve: Curve, bends: list[Stretch]) -> list[Inflection]:
     """Sign changes between intervals of nonzero length; at kinks the sign is that of the jump."""
-    found, before = [], 0
+    inflections, last_sign = [], 0
     for stretch in bends:
         if not stretch.sign:
             continue
-        if before and stretch.sign != before:
+        if last_sign and stretch.sign != last_sign:
             x = stretch.low
-            joint = next((i for i, at in enumerate(curve.joints) if at == x), None)
+            joint = next((i for i, place in enumerate(curve.joints) if place == x), None)
             kink = joint is not None and curve.jump(joint, 1)
             slope = None if kink else number(curve.at(x, 1))
-            found.append(
+            inflections.append(
                 Inflection(
                     number(x), number(curve.at(x)), slope, stretch.sign > 0, joint is not None
                 )
             )
-        before = stretch.sign
-    return found
+        last_sign = stretch.sign
+    return inflections
 
 
 def _end(curve: Curve, side: int) -> End:
@@ -220,8 +220,8 @@ def _end(curve: Curve, side: int) -> End:
     elif isinstance(piece, Piece) and mpmath.isfinite(slope):
         exact = _rational(slope)
         if exact is not None:
-            rest = Piece(piece.low, piece.high, piece.forms[0] - exact * X)
-            intercept = rest.end(side, 0)
+            remainder = Piece(piece.low, piece.high, piece.forms[0] - exact * X)
+            intercept = remainder.end(side, 0)
     return End(
         "−∞" if side < 0 else "+∞",
         number(limit),
@@ -246,10 +246,10 @@ def _joint(curve: Curve, joint: int) -> Joint:
 
 
 def _lipschitz(curve: Curve, order: int) -> Lipschitz:
-    found = curve.extremes(order + 1)
-    steepest = max(magnitude(value) for _, value, _ in found)
-    at = {number(x) for x, value, _ in found if _same(magnitude(value), steepest)}
-    finite = {x for x in at if x.is_finite()}
+    extremes = curve.extremes(order + 1)
+    steepest = max(magnitude(value) for _, value, _ in extremes)
+    places = {number(x) for x, value, _ in extremes if _same(magnitude(value), steepest)}
+    finite = {x for x in places if x.is_finite()}
     constant = next(
         (
             (number(piece.low), number(piece.high))
@@ -264,7 +264,7 @@ def _lipschitz(curve: Curve, order: int) -> Lipschitz:
     return Lipschitz(
         Decimal("Infinity") if jumps else number(steepest),
         number(steepest),
-        tuple(sorted(finite or at)),
+        tuple(sorted(finite or places)),
         constant,
     )
 
@@ -279,9 +279,9 @@ def _gaussian(curve: Curve) -> Gaussian:
     def slope_square(piece: Smooth, z: mpf) -> mpf:
         return piece.quick(z, 1) ** 2
 
-    found = map(curve.expectation, (value, square, slope_square))
+    moments = map(curve.expectation, (value, square, slope_square))
     # Values that cancel to less than this are 0.
-    mean, second, slopes = (m if abs(m) > mpf(10) ** -DIGITS else mpf(0) for m in found)
+    mean, second, slopes = (m if abs(m) > mpf(10) ** -DIGITS else mpf(0) for m in moments)
     with mpmath.workdps(WORKING):
         gains = [1 / mpmath.sqrt(m) if m else mpmath.inf for m in (second, slopes)]
     return Gaussian(*map(number, (mean, second, slopes, *gains)))

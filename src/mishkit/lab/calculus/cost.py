@@ -100,11 +100,11 @@ def measure(named: Named) -> Cost:
 
 def count(named: Named, dtypes: tuple[str, ...] = DTYPES) -> list[LoopCounts]:
     """The main loops of all kernels of a function, in every instruction set of the build."""
-    found = library()
+    compiled = library()
     a = named.activation
-    built = {isa for isa, *_ in found.kernels}
+    built = {isa for isa, *_ in compiled.kernels}
     return [
-        found.count(isa, a.name, dtype, body, iterated=_is_iterated(named, dtype, body))
+        compiled.count(isa, a.name, dtype, body, iterated=_is_iterated(named, dtype, body))
         for isa in ISAS
         if isa in built
         for dtype in dtypes
@@ -149,15 +149,15 @@ def _roofs(named: Named, rate: float) -> list[Roof]:
             for body, run in _bodies(named, dtype, elements).items():
                 calls[body, dtype, elements] = Call(run)
     timings = round_robin(calls, seconds=SECONDS)
-    found = []
+    roofs = []
     for dtype in _TIMED_DTYPES:
         for body in (b for b in _TIMED if (b, dtype, IN_CACHE) in calls):
-            most, least = (timings[body, dtype, n].min for n in (IN_CACHE, IN_CACHE // 4))
+            whole, quarter = (timings[body, dtype, n].min for n in (IN_CACHE, IN_CACHE // 4))
             moved = bytes_moved(named.activation, body, dtype)
-            compute = max(most - least, 0.0) / (IN_CACHE - IN_CACHE // 4)
+            compute = max(whole - quarter, 0.0) / (IN_CACHE - IN_CACHE // 4)
             name = str(dtype).removeprefix("torch.")
-            found.append(Roof(body, name, moved, compute, moved / rate))
-    return found
+            roofs.append(Roof(body, name, moved, compute, moved / rate))
+    return roofs
 
 
 def _bodies(named: Named, dtype: torch.dtype, elements: int) -> dict[str, Callable[[], Any]]:
@@ -171,16 +171,16 @@ def _bodies(named: Named, dtype: torch.dtype, elements: int) -> dict[str, Callab
         return getattr(torch.ops.mishkit, a.name + ending).default
 
     forward, backward = operator(""), operator("_backward")
-    found: dict[str, Callable[[], Any]] = {
+    bodies: dict[str, Callable[[], Any]] = {
         "forward": lambda: forward(x, *values),
         "backward": lambda: backward(g, x, *values),
     }
     try:
         a.turn_at(*values)
     except ValueError:  # the output does not determine the gradient
-        return found
+        return bodies
     packed, from_output = operator("_packed"), operator("_backward_packed")
     y, side = packed(x, *values)
-    found["forward_packed"] = lambda: packed(x, *values)
-    found["backward_packed"] = lambda: from_output(g, y, side, *values)
-    return found
+    bodies["forward_packed"] = lambda: packed(x, *values)
+    bodies["backward_packed"] = lambda: from_output(g, y, side, *values)
+    return bodies

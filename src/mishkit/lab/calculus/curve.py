@@ -109,20 +109,20 @@ class Smooth:
         samples = self.samples(order)
         if order < MOST_ORDER and not self.is_zero(order + 1):
             samples = sorted({*samples, *self._dips(order)})
-        known = [(x, value) for x, value in samples if value]
+        nonzero = [(x, value) for x, value in samples if value]
         return [
-            self._root(order, x, after, value < 0)
-            for (x, value), (after, next_value) in pairwise(known)
+            self._root(order, x, next_x, value < 0)
+            for (x, value), (next_x, next_value) in pairwise(nonzero)
             if (value < 0) != (next_value < 0)
         ]
 
     def _dips(self, order: int) -> Iterator[tuple[mpf, mpf]]:
         values, slopes = self.samples(order), self.samples(order + 1)
         rows = list(zip(values, slopes, strict=True))
-        for ((x, value), (_, slope)), ((after, next_value), (_, next_slope)) in pairwise(rows):
+        for ((x, value), (_, slope)), ((next_x, next_value), (_, next_slope)) in pairwise(rows):
             towards = value * slope < 0 and next_value * next_slope > 0
             if value * next_value > 0 and towards:
-                bottom = self._root(order + 1, x, after, slope < 0)
+                bottom = self._root(order + 1, x, next_x, slope < 0)
                 yield bottom, self.at(bottom, order)
 
     def _root(self, order: int, low: mpf, high: mpf, rises: bool) -> mpf:
@@ -136,10 +136,10 @@ class Smooth:
                 low, high = (x, high) if (value < 0) == rises else (low, x)
                 slope = self.at(x, order + 1) if order < MOST_ORDER else mpf(0)
                 newton = x - value / slope if slope else low
-                after = newton if low < newton < high else (low + high) / 2
-                done = abs(after - x) <= mpf(10) ** -WORKING * max(abs(x), mpf(10) ** -DIGITS)
-                x = after
-                if done:
+                new_x = newton if low < newton < high else (low + high) / 2
+                is_close = abs(new_x - x) <= mpf(10) ** -WORKING * max(abs(x), mpf(10) ** -DIGITS)
+                x = new_x
+                if is_close:
                     break
             return x
 
@@ -148,15 +148,15 @@ class Smooth:
         if self.is_zero(order):
             return [Stretch(self.low, self.high, 0)]
         edges = [self.low, *self.roots(order), self.high]
-        found = []
+        stretches = []
         for low, high in pairwise(edges):
             inside = [value for x, value in self.samples(order) if low < x < high and value]
             if inside:
                 sign = int(mpmath.sign(max(inside, key=abs)))
             else:  # narrower than the grid
                 sign = int(mpmath.sign(self.at((low + high) / 2, order)))
-            found.append(Stretch(low, high, sign))
-        return found
+            stretches.append(Stretch(low, high, sign))
+        return stretches
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,15 @@ class Piece(Smooth):
         return self._known[x, order]
 
     def _settled(self, x: mpf, order: int) -> mpf:
-        before = None
+        previous = None
         for digits in PRECISIONS:
             with mpmath.workdps(digits):
                 value = mpf(self._functions[order](x))
-                if before is not None and abs(value - before) <= mpf(10) ** -DIGITS * abs(value):
+                if previous is not None and abs(value - previous) <= mpf(10) ** -DIGITS * abs(
+                    value
+                ):
                     return value
-            before = value
+            previous = value
         return mpf(0)
 
     def derivative(self, order: int) -> sympy.Expr:
@@ -214,28 +216,28 @@ class Piece(Smooth):
 class Difference(Smooth):
     """The difference of two curves, on a part where both are smooth."""
 
-    def __init__(self, low: mpf, high: mpf, one: Smooth, other: Smooth) -> None:
+    def __init__(self, low: mpf, high: mpf, minuend: Smooth, subtrahend: Smooth) -> None:
         super().__init__(low, high)
-        self.one, self.other = one, other
+        self.minuend, self.subtrahend = minuend, subtrahend
 
     def quick(self, x: mpf, order: int = 0) -> mpf:
-        return self.one.quick(x, order) - self.other.quick(x, order)
+        return self.minuend.quick(x, order) - self.subtrahend.quick(x, order)
 
     def at(self, x: mpf, order: int = 0) -> mpf:
-        one, other = self.one.at(x, order), self.other.at(x, order)
+        minuend, subtrahend = self.minuend.at(x, order), self.subtrahend.at(x, order)
         with mpmath.workdps(PRECISIONS[0]):
-            difference = one - other
+            difference = minuend - subtrahend
         # Each has a limited number of digits; if all of them agree, there is no difference.
-        significant = abs(difference) > mpf(10) ** -(DIGITS - 2) * (abs(one) + abs(other))
+        significant = abs(difference) > mpf(10) ** -(DIGITS - 2) * (abs(minuend) + abs(subtrahend))
         return difference if significant else mpf(0)
 
     def is_zero(self, order: int) -> bool:
-        one, other = self.one, self.other
-        if one.is_zero(order) and other.is_zero(order):
+        minuend, subtrahend = self.minuend, self.subtrahend
+        if minuend.is_zero(order) and subtrahend.is_zero(order):
             return True
-        if not (isinstance(one, Piece) and isinstance(other, Piece)):
+        if not (isinstance(minuend, Piece) and isinstance(subtrahend, Piece)):
             return False
-        return bool(one.forms[order] == other.forms[order])
+        return bool(minuend.forms[order] == subtrahend.forms[order])
 
 
 # ---- curves ----
@@ -292,43 +294,43 @@ class Curve:
 
     def stretches(self, order: int) -> list[Stretch]:
         """The sign of this derivative by interval; jumps of the derivative below also count."""
-        found: list[Stretch] = []
+        stretches: list[Stretch] = []
         for number, piece in enumerate(self.pieces):
             if number:
                 jump = self.jump(number - 1, order - 1)
                 if jump:
-                    found.append(Stretch(piece.low, piece.low, int(mpmath.sign(jump))))
-            found += piece.stretches(order)
-        return found
+                    stretches.append(Stretch(piece.low, piece.low, int(mpmath.sign(jump))))
+            stretches += piece.stretches(order)
+        return stretches
 
     def extremes(self, order: int) -> list[tuple[mpf, mpf, Smooth]]:
         """The places that can be extremes of this derivative, with values: infinities, both sides
         of joints, and stationary points, each with its piece.
         """
-        found = []
+        extremes = []
         for piece in self.pieces:
             inside = [(x, piece.at(x, order)) for x in piece.roots(order + 1)]
             ends = [(piece.low, piece.end(-1, order)), (piece.high, piece.end(1, order))]
-            found += [(x, value, piece) for x, value in (ends[0], *inside, ends[1])]
-        return found
+            extremes += [(x, value, piece) for x, value in (ends[0], *inside, ends[1])]
+        return extremes
 
-    def expectation(self, of: Callable[[Smooth, mpf], mpf], scale: float = 1.0) -> mpf:
-        """E[of(piece, z)] for z ~ N(0, scale²); to at most `DIGITS` digits."""
+    def expectation(self, function: Callable[[Smooth, mpf], mpf], scale: float = 1.0) -> mpf:
+        """E[function(piece, z)] for z ~ N(0, scale²); to at most `DIGITS` digits."""
         sigma = mpf(scale)
 
         def weighted(piece: Smooth, z: mpf) -> mpf:
-            return of(piece, z) * mpmath.npdf(z, 0, sigma)
+            return function(piece, z) * mpmath.npdf(z, 0, sigma)
 
         return self.integral(weighted, -16 * sigma, 16 * sigma)
 
-    def integral(self, of: Callable[[Smooth, mpf], mpf], low: mpf, high: mpf) -> mpf:
-        """∫ of(piece, z) dz between two numbers; to at most `DIGITS` digits."""
+    def integral(self, function: Callable[[Smooth, mpf], mpf], low: mpf, high: mpf) -> mpf:
+        """∫ function(piece, z) dz between two numbers; to at most `DIGITS` digits."""
         total = mpf(0)
         with mpmath.workdps(DIGITS + 10):
             for piece in self.pieces:
                 edges = self._edges(piece, mpf(low), mpf(high))
                 if len(edges) > 1:
-                    integrand = partial(of, piece)
+                    integrand = partial(function, piece)
                     total += mpmath.quad(integrand, edges, method="gauss-legendre")
         return total
 

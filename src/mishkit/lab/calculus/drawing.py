@@ -108,32 +108,32 @@ def draw(
     high: float = RANGE[1],
 ) -> None:
     """Fill a figure: a panel each for f, f′ and f″, and one for the error against a function."""
-    shown = list(drawn)
-    if against is not None and against.label not in [d.label for d in shown]:
-        shown.insert(0, against)
+    functions = list(drawn)
+    if against is not None and against.label not in [d.label for d in functions]:
+        functions.insert(0, against)
     count = 3 if against is None else 4
     axes = figure.subplots(1 if count == 3 else 2, 3 if count == 3 else 2, squeeze=False).flat
     for order, (panel, title) in enumerate(zip(axes, PANELS, strict=False)):
-        for number, one in enumerate(shown):
-            panel.plot(*one.lines(order, low, high), label=one.label, **_style(number))
+        for number, function in enumerate(functions):
+            panel.plot(*function.lines(order, low, high), label=function.label, **_style(number))
         _finish(panel, title, low, high)
-    if len(shown) == 1:
-        _mark_minimum(axes[0], shown[0], low, high)
+    if len(functions) == 1:
+        _mark_minimum(axes[0], functions[0], low, high)
     if against is not None:
-        others = [(number, d) for number, d in enumerate(shown) if d.label != against.label]
-        for number, one in others:
-            _error(axes[3], one, against, number, low, high, named=len(others) > 1)
-        if len(others) > 1:
+        compared = [(number, d) for number, d in enumerate(functions) if d.label != against.label]
+        for number, function in compared:
+            _error(axes[3], function, against, number, low, high, named=len(compared) > 1)
+        if len(compared) > 1:
             axes[3].legend(
                 fontsize=8.5, handlelength=2.6, frameon=True, edgecolor="none", framealpha=0.85
             )
         _finish(axes[3], f"error: f(x) − {against.label}(x)", low, high)
-        axes[3].margins(y=0.16 if len(others) == 1 else 0.3)
-    if len(shown) > 1:
+        axes[3].margins(y=0.16 if len(compared) == 1 else 0.3)
+    if len(functions) > 1:
         figure.legend(
             *axes[0].get_legend_handles_labels(),
             loc="outside upper center",
-            ncols=math.ceil(len(shown) / math.ceil(len(shown) / 4)),
+            ncols=math.ceil(len(functions) / math.ceil(len(functions) / 4)),
             handlelength=3,
         )
 
@@ -154,8 +154,8 @@ def _finish(axes: Axes, title: str, low: float, high: float) -> None:
         line(0, color="#888888", linewidth=0.8, zorder=1)
 
 
-def _mark_minimum(axes: Axes, one: Drawn, low: float, high: float) -> None:
-    for e in extrema(one.curve, one.curve.stretches(1)):
+def _mark_minimum(axes: Axes, function: Drawn, low: float, high: float) -> None:
+    for e in extrema(function.curve, function.curve.stretches(1)):
         x, y = float(e.x), float(e.y)
         if e.kind == "minimum" and low < x < high:
             axes.plot([x], [y], "o", color=COLOURS[0], markersize=5, zorder=4)
@@ -168,14 +168,21 @@ def _mark_minimum(axes: Axes, one: Drawn, low: float, high: float) -> None:
 
 
 def _error(
-    axes: Axes, one: Drawn, against: Drawn, number: int, low: float, high: float, *, named: bool
+    axes: Axes,
+    function: Drawn,
+    against: Drawn,
+    number: int,
+    low: float,
+    high: float,
+    *,
+    named: bool,
 ) -> None:
     """The error, with a dot where it is largest; its size is written there or in the legend."""
-    x = np.union1d(one.lines(0, low, high)[0], against.lines(0, low, high)[0])
-    error = _values(one, x) - _values(against, x)
+    x = np.union1d(function.lines(0, low, high)[0], against.lines(0, low, high)[0])
+    error = _values(function, x) - _values(against, x)
     style = _style(number)
     worst = int(np.nanargmax(np.abs(error)))
-    label = f"{one.label}: {show(error[worst], 3)}" if named else None
+    label = f"{function.label}: {show(error[worst], 3)}" if named else None
     axes.plot(x, error, label=label, **style)
     if error[worst]:
         axes.plot([x[worst]], [error[worst]], "o", color=style["color"], markersize=5, zorder=4)
@@ -191,9 +198,9 @@ def _error(
         )  # fmt: skip
 
 
-def _values(one: Drawn, x: Array) -> Array:
+def _values(function: Drawn, x: Array) -> Array:
     y = np.full_like(x, np.nan)
-    for piece in one.curve.pieces:
+    for piece in function.curve.pieces:
         inside = (x >= float(piece.low)) & (x <= float(piece.high))
         if isinstance(piece, Piece) and inside.any():
             y[inside] = _on(piece.forms[0], x[inside])

@@ -18,10 +18,10 @@ def main(named: Named, against: Named | None, *, cost: bool, as_json: bool) -> N
     columns = rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}")
     with progress_bar(*columns) as bar:
         bar.add_task(f"analysing {named}", total=None)
-        found = analyze_named(named, against, cost=cost)
+        analysis = analyze_named(named, against, cost=cost)
     if as_json:
-        print_json(found.to_json())
+        print_json(analysis.to_json())
     else:
         if not out.is_terminal:
             out.width = max(WIDTH, out.width)
-        out.print(found)
+        out.print(analysis)

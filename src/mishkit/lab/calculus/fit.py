@@ -113,8 +113,8 @@ class Measure:
     def __str__(self) -> str:
         if self.kind == "normal":
             return f"L2 error under N(0, {self.a:g}²)"
-        of = "largest error" if self.kind == "max" else "L2 error, uniform"
-        return f"{of} on [{show(self.a)}, {show(self.b)}]"
+        error = "largest error" if self.kind == "max" else "L2 error, uniform"
+        return f"{error} on [{show(self.a)}, {show(self.b)}]"
 
     @property
     def points(self) -> Array:
@@ -221,9 +221,9 @@ def find_family(text: str, bounds: Mapping[str, tuple[float, float]] | None = No
         for a in ACTIVATIONS.values()
         if a.parameters
     }
-    found = families.get(text)
-    given = dict(bounds or {})
-    if found is None:
+    family = families.get(text)
+    ranges = dict(bounds or {})
+    if family is None:
         if not re.fullmatch(r"[\w\s.,+*/()-]*x[\w\s.,+*/()-]*", text) or "__" in text:
             known = ", ".join(families)
             raise LabError(f'"{text}" is no family: {known}, or an expression in x and parameters')
@@ -232,35 +232,37 @@ def find_family(text: str, bounds: Mapping[str, tuple[float, float]] | None = No
         except (SyntaxError, TypeError, ValueError) as error:
             raise LabError(f'"{text}" is no expression: {error}') from None
         names = sorted(map(str, free))
-        missing = [name for name in names if name not in given]
+        missing = [name for name in names if name not in ranges]
         if missing or not names:
             need = ", ".join(missing) or "at least one parameter"
             raise LabError(f"an expression needs bounds for its parameters: {need}")
-        found = Family(text, text, tuple(Free(name, *given[name]) for name in names))
-    unknown = set(given) - {p.name for p in found.parameters}
+        family = Family(text, text, tuple(Free(name, *ranges[name]) for name in names))
+    unknown = set(ranges) - {p.name for p in family.parameters}
     if unknown:
         raise LabError(f"{text} has no parameter {', '.join(sorted(unknown))}")
-    parameters = tuple(Free(p.name, *given.get(p.name, (p.low, p.high))) for p in found.parameters)
+    parameters = tuple(
+        Free(p.name, *ranges.get(p.name, (p.low, p.high))) for p in family.parameters
+    )
     for p in parameters:
         if not p.low <= p.high:
             raise LabError(f"the bounds of {p.name} are the wrong way round")
-    return dataclasses.replace(found, parameters=parameters)
+    return dataclasses.replace(family, parameters=parameters)
 
 
 def parse_bounds(
     texts: Sequence[str], fixed: Mapping[str, float]
 ) -> dict[str, tuple[float, float]]:
     """Parse bounds such as ["k=1,10"], together with fixed values, into {"k": (1, 10)}."""
-    found = {name: (value, value) for name, value in fixed.items()}
+    bounds = {name: (value, value) for name, value in fixed.items()}
     for text in texts:
         match = re.fullmatch(r"\s*(\w+)\s*=([^,]+),([^,]+)", text)
         try:
             if match is None:
                 raise ValueError
-            found[match[1]] = (finite(match[2]), finite(match[3]))
+            bounds[match[1]] = (finite(match[2]), finite(match[3]))
         except ValueError:
             raise LabError(f'"{text}" is not NAME=LOW,HIGH') from None
-    return found
+    return bounds
 
 
 def _box(default: float, positive: bool) -> tuple[float, float]:
@@ -280,10 +282,10 @@ class _Problem:
     ) -> None:
         self.family, self.measure, self.constraints = family, measure, constraints
         self.x, self.weights = measure.points, measure.weights
-        wanted = curve_of(target)
-        self._kinks = [float(at) for at in wanted.joints]
+        target_curve = curve_of(target)
+        self._kinks = [float(joint) for joint in target_curve.joints]
         if measure.kind == "max":  # at a joint the error may peak in a kink
-            inside = [at for at in self._kinks if measure.a < at < measure.b]
+            inside = [joint for joint in self._kinks if measure.a < joint < measure.b]
             self.x = np.union1d(self.x, inside)
         symbols = [sympy.Symbol(p.name, real=True) for p in family.parameters]
         names = {str(symbol): symbol for symbol in symbols}
@@ -295,7 +297,7 @@ class _Problem:
         self.free = [i for i, p in enumerate(family.parameters) if p.low < p.high]
         self.fixed = np.array([p.low for p in family.parameters])
         if {"place", "depth"} & set(constraints):
-            minima = _minima(wanted)
+            minima = _minima(target_curve)
             if len(minima) != 1:
                 raise LabError(f"{target} has not exactly one minimum to keep")
             self.turn, self.bottom = minima[0]
@@ -329,9 +331,9 @@ class _Problem:
         rows = []
         full = self.whole(p)
         for joint in self._joints:
-            at = np.broadcast_to(joint(*full), full.shape[1:])
-            at = np.clip(at, self.measure.a, self.measure.b)[None, :]
-            rows.append((self.target(at) - self.g(at, p))[0])
+            x = np.broadcast_to(joint(*full), full.shape[1:])
+            x = np.clip(x, self.measure.a, self.measure.b)[None, :]
+            rows.append((self.target(x) - self.g(x, p))[0])
         return np.array(rows).reshape(len(rows), p.shape[1])
 
     def size(self, p: Array) -> Array:
@@ -361,22 +363,22 @@ class _Problem:
     def _lowest(self, p: Array) -> tuple[Array, Array]:
         """Where g is smallest among the points, and its value, by a parabola through three."""
         y = self.g(self.x[:, None], p)
-        at = np.clip(y.argmin(axis=0), 1, len(self.x) - 2)
+        lowest = np.clip(y.argmin(axis=0), 1, len(self.x) - 2)
         columns = np.arange(p.shape[1])
-        before, middle, after = (y[at + shift, columns] for shift in (-1, 0, 1))
-        bend = before - 2 * middle + after
-        slope = (after - before) / 2
+        left, middle, right = (y[lowest + shift, columns] for shift in (-1, 0, 1))
+        bend = left - 2 * middle + right
+        slope = (right - left) / 2
         shift = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1), 0.0)
         step = self.x[1] - self.x[0]
-        return self.x[at] + shift * step, middle + shift * slope / 2
+        return self.x[lowest] + shift * step, middle + shift * slope / 2
 
     def _smooth(self, p: Array, exactly: bool) -> Array:
         """The jump of f′ at the last joint, by differences that are exact for parabolas."""
         full = self.whole(p)
         joints = np.array([np.broadcast_to(j(*full), full.shape[1:]) for j in self._joints])
-        at, h = joints.max(axis=0)[None, :], 1e-4
+        last, h = joints.max(axis=0)[None, :], 1e-4
         left, right = (
-            (4 * self.g(at + s * h, p) - self.g(at + 2 * s * h, p) - 3 * self.g(at, p))[0]
+            (4 * self.g(last + s * h, p) - self.g(last + 2 * s * h, p) - 3 * self.g(last, p))[0]
             / (2 * s * h)
             for s in (-1, 1)
         )
@@ -394,22 +396,24 @@ class _Problem:
             return total
 
         box = [(self.family.parameters[i].low, self.family.parameters[i].high) for i in self.free]
-        found = scipy.optimize.differential_evolution(
+        result = scipy.optimize.differential_evolution(
             cost, box, popsize=16, maxiter=150, tol=1e-6, atol=1e-9, polish=False,
             updating="deferred", vectorized=True, **{_seed_name(): SEED},
         )  # fmt: skip
-        best: Array = found.x
+        best: Array = result.x
         return best
 
     def locally(self, start: Array) -> Array:
         """The nearest local minimum."""
         best = start
         for _ in range(ROUNDS if self.measure.kind == "max" else 1):
-            after = self._minimax(best) if self.measure.kind == "max" else self._least_squares(best)
-            better = self._merit(after) < self._merit(best)
+            refined = (
+                self._minimax(best) if self.measure.kind == "max" else self._least_squares(best)
+            )
+            better = self._merit(refined) < self._merit(best)
             if not better:
                 break
-            best = after
+            best = refined
         return best
 
     def _merit(self, p: Array) -> float:
@@ -442,7 +446,7 @@ class _Problem:
 
     def _least_squares(self, start: Array) -> Array:
         scale = self._square(start) or 1.0
-        found = scipy.optimize.minimize(
+        result = scipy.optimize.minimize(
             lambda p: self._square(p) / scale,
             start,
             method="SLSQP",
@@ -450,7 +454,7 @@ class _Problem:
             constraints=self._equalities(),
             options={"ftol": 1e-15, "maxiter": 300},
         )
-        best: Array = found.x
+        best: Array = result.x
         return best
 
     def _minimax(self, start: Array) -> Array:
@@ -469,7 +473,7 @@ class _Problem:
             error = np.append(f - self.g(x, p)[:, 0], self.errors_at_joints(p)[:, 0])
             return np.concatenate([v[n] - error, v[n] + error])
 
-        found = scipy.optimize.minimize(
+        result = scipy.optimize.minimize(
             lambda v: float(v[n]),
             np.append(start, self.size(start[:, None])),
             method="SLSQP",
@@ -477,7 +481,7 @@ class _Problem:
             constraints=[{"type": "ineq", "fun": slack}, *self._equalities()],
             options={"ftol": 1e-14, "maxiter": 300},
         )
-        best: Array = found.x[:n]
+        best: Array = result.x[:n]
         return best
 
     def _bounds(self) -> list[tuple[float, float]]:
@@ -489,8 +493,8 @@ def _seed_name() -> str:
     """The name of SciPy's seed argument, which is being renamed."""
     import inspect
 
-    taken = inspect.signature(scipy.optimize.differential_evolution).parameters
-    return "rng" if "rng" in taken else "seed"
+    parameters = inspect.signature(scipy.optimize.differential_evolution).parameters
+    return "rng" if "rng" in parameters else "seed"
 
 
 def _vectorised(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Callable[..., Array]:
@@ -512,11 +516,11 @@ def _joints(form: sympy.Expr) -> list[sympy.Expr]:
     for choice in form.atoms(sympy.Min, sympy.Max):
         parts = [_leaves(argument) for argument in choice.args]
         differences += [
-            one - other
+            a - b
             for i, mine in enumerate(parts)
             for theirs in parts[:i]
-            for one in mine
-            for other in theirs
+            for a in mine
+            for b in theirs
         ]
     for choice in form.atoms(sympy.Piecewise):
         differences += [
@@ -540,8 +544,8 @@ def _leaves(argument: sympy.Expr) -> list[sympy.Expr]:
 
 
 def _minima(curve: Curve) -> list[tuple[float, float]]:
-    found = extrema(curve, curve.stretches(1))
-    return [(float(e.x), float(e.y)) for e in found if e.kind == "minimum"]
+    turns = extrema(curve, curve.stretches(1))
+    return [(float(e.x), float(e.y)) for e in turns if e.kind == "minimum"]
 
 
 def fit(target: Named, family: Family, measure: Measure, constraints: Sequence[str] = ()) -> Fit:
@@ -563,15 +567,15 @@ def fit(target: Named, family: Family, measure: Measure, constraints: Sequence[s
     curve = _member(family, values)
     if constraints:
         _check(problem, curve, constraints)
-    wanted = curve_of(target)
-    fitted = _candidate("fitted", family, values, curve, wanted, measure)
-    known = [
-        _candidate(label, family, np.array(given, dtype=float), None, wanted, measure)
-        for label, given in family.published
+    target_curve = curve_of(target)
+    fitted = _candidate("fitted", family, values, curve, target_curve, measure)
+    published = [
+        _candidate(label, family, np.array(numbers, dtype=float), None, target_curve, measure)
+        for label, numbers in family.published
     ]
-    order = sorted([fitted, *known], key=lambda c: c.error)
+    order = sorted([fitted, *published], key=lambda c: c.error)
     ranks = {id(candidate): rank for rank, candidate in enumerate(order, start=1)}
-    ranked = [dataclasses.replace(c, rank=ranks[id(c)]) for c in (fitted, *known)]
+    ranked = [dataclasses.replace(c, rank=ranks[id(c)]) for c in (fitted, *published)]
     return Fit(
         target=str(target),
         family=family.name,
@@ -624,14 +628,14 @@ def _candidate(
     measure: Measure,
 ) -> Candidate:
     curve = curve or _member(family, values)
-    largest, at = farthest(target, curve, *measure.interval)
+    largest, place = farthest(target, curve, *measure.interval)
     error = magnitude(largest) if measure.kind == "max" else measure.exactly(target, curve)
     return Candidate(
         label=label,
         parameters=dict(zip(_names(family), map(float, values), strict=True)),
         error=number(error),
         largest=number(magnitude(largest)),
-        at=None if at is None else number(at),
+        at=None if place is None else number(place),
         rank=0,
     )
 
@@ -651,16 +655,16 @@ def main(
     """Run the fit and print it."""
     status = Console(stderr=True)
     with status.status(f"fitting {family.name} to {target}"):
-        found = fit(target, family, measure, constraints)
+        result = fit(target, family, measure, constraints)
     if as_json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        _print(found)
+        _print(result)
     if plot is not None:
         from . import drawing
 
-        expression = parse(family.expression, found.fitted.parameters)
-        label = f"{family.name}: " + _values(found.fitted)
+        expression = parse(family.expression, result.fitted.parameters)
+        label = f"{family.name}: " + _values(result.fitted)
         drawing.save(
             [drawing.of_named(target), drawing.of_expression(label, expression)],
             plot,
@@ -668,23 +672,23 @@ def main(
         )
 
 
-def _print(found: Fit) -> None:
+def _print(result: Fit) -> None:
     out = console()
-    kept = "".join(f"; {CONSTRAINTS[name]}" for name in found.constraints)
-    out.print(f"{found.formula}  to  {found.target}: {found.measure}{kept}", markup=False)
+    constraints = "".join(f"; {CONSTRAINTS[name]}" for name in result.constraints)
+    out.print(f"{result.formula}  to  {result.target}: {result.measure}{constraints}", markup=False)
     columns = ("error", "× best", "largest error", "at x", "rank")
-    made = table("", ("", *found.fitted.parameters, *columns))
-    everyone = sorted([found.fitted, *found.published], key=lambda c: c.rank)
-    for c in everyone:
-        ratio = float(c.error) / float(everyone[0].error) if everyone[0].error else 1.0
-        made.add_row(
+    grid = table("", ("", *result.fitted.parameters, *columns))
+    candidates = sorted([result.fitted, *result.published], key=lambda c: c.rank)
+    for c in candidates:
+        ratio = float(c.error) / float(candidates[0].error) if candidates[0].error else 1.0
+        grid.add_row(
             c.label,
             *(show(value, 6) for value in c.parameters.values()),
             *(show(c.error, 5), f"{ratio:.2f}", show(c.largest, 5)),
             *("–" if c.at is None else show(c.at, 5), str(c.rank)),
             style="bold" if c.label == "fitted" else "",
         )
-    out.print(made)
+    out.print(grid)
 
 
 def _values(candidate: Candidate) -> str:

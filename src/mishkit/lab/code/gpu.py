@@ -175,21 +175,21 @@ class Code:
         """For example "load 2×128, store 1×128, 1×8 masked"."""
         parts = []
         for name, is_store in (("load", False), ("store", True)):
-            found = [(a, n) for a, n in sorted(self.accesses.items()) if a.is_store == is_store]
-            words = (f"{n}×{a.bits}{' masked' * a.masked}" for a, n in reversed(found))
+            accesses = [(a, n) for a, n in sorted(self.accesses.items()) if a.is_store == is_store]
+            words = (f"{n}×{a.bits}{' masked' * a.masked}" for a, n in reversed(accesses))
             parts.append(f"{name} {', '.join(words) or 'none'}")
         return ", ".join(parts)
 
     @property
     def faults(self) -> dict[str, str]:
         """What no kernel should have, each fault with a description."""
-        found = {}
+        faults = {}
         if self.float64:
-            found[FLOAT64] = ", ".join(self.float64)
+            faults[FLOAT64] = ", ".join(self.float64)
         if self.local:
-            found[LOCAL] = f"{self.local} bytes"
+            faults[LOCAL] = f"{self.local} bytes"
         if not self.is_wide:
-            found[NARROW] = self.access_words
+            faults[NARROW] = self.access_words
         unseen = {
             # A thread or two may share a byte of packed sides, and so read or write it twice.
             f"moves {self.moved:.3g} bytes of {self.bytes_per_element:.3g}": (
@@ -203,8 +203,8 @@ class Code:
             ),
         }
         if any(unseen.values()):
-            found[UNSEEN] = ", ".join(words for words, is_so in unseen.items() if is_so)
-        return found
+            faults[UNSEEN] = ", ".join(words for words, is_so in unseen.items() if is_so)
+        return faults
 
 
 # ---- compiling -----------------------------------------------------------------------------------
@@ -228,11 +228,11 @@ def compile_for(build: Build, target: str) -> Code:
         constexprs=dict(build.constexprs),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned},
     )
-    made = triton.compile(source, target=gpu, options={"num_warps": build.num_warps})
+    compiled = triton.compile(source, target=gpu, options={"num_warps": build.num_warps})
     elements = build.elements / (build.num_warps * lanes)
     if is_amd:
-        return _read_amd(made.asm["amdgcn"], build, elements, target)
-    return _read_nvidia(made.asm["cubin"], build, elements, target)
+        return _read_amd(compiled.asm["amdgcn"], build, elements, target)
+    return _read_nvidia(compiled.asm["cubin"], build, elements, target)
 
 
 def _compile(find: Finder, job: Job) -> Code | str | None:
@@ -256,10 +256,10 @@ def compile_all(
     context = multiprocessing.get_context("spawn")
     # Start them without the interpreter, since their imports depend on it.
     with _without("TRITON_INTERPRET"), ProcessPoolExecutor(count, mp_context=context) as pool:
-        found = {pool.submit(_compile, find, job): job for job in jobs}
+        jobs_by_future = {pool.submit(_compile, find, job): job for job in jobs}
         try:
-            for future in as_completed(found):
-                yield found[future], future.result()
+            for future in as_completed(jobs_by_future):
+                yield jobs_by_future[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -318,11 +318,11 @@ class Program:
     @cached_property
     def starts(self) -> list[int]:
         """Where basic blocks begin."""
-        found = {0, *self.labels.values()}
+        starts = {0, *self.labels.values()}
         for number, instruction in enumerate(self.instructions):
             if instruction.goes_to is not None or not instruction.falls_through:
-                found.add(number + 1)
-        return sorted(start for start in found if start < len(self.instructions))
+                starts.add(number + 1)
+        return sorted(start for start in starts if start < len(self.instructions))
 
     def block(self, start: int) -> list[Instruction]:
         """The instructions of the block that begins there."""
@@ -333,12 +333,12 @@ class Program:
     def followers(self, start: int) -> list[int]:
         """Where the blocks that may run next begin."""
         block = self.block(start)
-        last, found = block[-1], []
+        last, followers = block[-1], []
         if last.falls_through and start + len(block) < len(self.instructions):
-            found.append(start + len(block))
+            followers.append(start + len(block))
         if last.goes_to:
-            found.append(self.labels[last.goes_to])
-        return found
+            followers.append(self.labels[last.goes_to])
+        return followers
 
     def main_path(self) -> MainPath:
         """The path that processes a full block."""
@@ -346,7 +346,7 @@ class Program:
         # For each block, and for whether anything is stored from there on: the least cost still to
         # come, and the blocks that may follow, best first, each with its own such flag.
         best: dict[tuple[int, bool], tuple[_Cost, list[tuple[int, bool]]]] = {}
-        for start in order:  # the blocks that follow a block come before it
+        for start in order:  # the blocks that follow a block come before it in this order
             block = self.block(start)
             own, has_store = _Cost.of(block), any(i.access and i.access.is_store for i in block)
             followers = [
@@ -360,30 +360,30 @@ class Program:
                 ways[to[1] or has_store].append((own.plus(best[to][0]), [to]))
             if not followers:
                 ways[has_store].append((own, []))
-            for stores, found in ways.items():
-                if found:
-                    found.sort()
-                    least = found[0][0]
+            for stores, choices in ways.items():
+                if choices:
+                    choices.sort()
+                    least = choices[0][0]
                     # Threads of a group may diverge there and run all sides, if these cost no more
                     # by the criteria that count first.
-                    alike = [next for cost, next in found if cost[:-1] == least[:-1]]
+                    alike = [next for cost, next in choices if cost[:-1] == least[:-1]]
                     sides = alike if block[-1].parts else alike[:1]
                     best[start, stores] = least, [to for next in sides for to in next]
         entry = (0, (0, True) in best)
-        path, at = [entry], entry
-        while best[at][1]:
-            at = best[at][1][0]
-            path.append(at)
-        both = {entry}
+        path, current = [entry], entry
+        while best[current][1]:
+            current = best[current][1][0]
+            path.append(current)
+        reached = {entry}
         todo = [entry]
         while todo:
             for to in best[todo.pop()][1]:
-                if to not in both:
-                    both.add(to)
+                if to not in reached:
+                    reached.add(to)
                     todo.append(to)
         return MainPath(
             [instruction for start, _ in path for instruction in self.block(start)],
-            sum(len(self.block(start)) for start in {start for start, _ in both}),
+            sum(len(self.block(start)) for start in {start for start, _ in reached}),
             has_loop,
         )
 
@@ -514,10 +514,10 @@ def _disassemble(cubin: bytes) -> str:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         command = [str(tool), "-sass", "-res-usage", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise LabError(f"cuobjdump failed: {done.stderr.strip()}")
-    return done.stdout
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise LabError(f"cuobjdump failed: {result.stderr.strip()}")
+    return result.stdout
 
 
 def parse_nvidia(text: str) -> Program:
@@ -559,7 +559,7 @@ def parse_nvidia(text: str) -> Program:
         )
     # Every address got a label; keep only those that are branched to, as blocks begin there.
     gone_to = {i.goes_to for i in program.instructions}
-    program.labels = {label: at for label, at in program.labels.items() if label in gone_to}
+    program.labels = {label: index for label, index in program.labels.items() if label in gone_to}
     if not program.instructions:
         raise LabError("no instructions were found in what cuobjdump printed")
     return program
@@ -601,7 +601,7 @@ def _read_amd(text: str, build: Build, elements: float, target: str) -> Code:
     program = parse_amd(text)
     opcodes = [i.opcode for i in program.instructions]
 
-    def said(name: str) -> int:
+    def stated(name: str) -> int:
         match = re.search(rf"\.{name}:\s+(\d+)", text)
         if not match:
             raise LabError(f"no {name} in the assembly")
@@ -612,11 +612,11 @@ def _read_amd(text: str, build: Build, elements: float, target: str) -> Code:
         build,
         elements,
         target,
-        registers=said("vgpr_count"),
-        shared=said("group_segment_fixed_size"),
+        registers=stated("vgpr_count"),
+        shared=stated("group_segment_fixed_size"),
         local=max(
-            said("private_segment_fixed_size"),
-            4 * (said("vgpr_spill_count") + said("sgpr_spill_count")),
+            stated("private_segment_fixed_size"),
+            4 * (stated("vgpr_spill_count") + stated("sgpr_spill_count")),
             sum(o.startswith("scratch_") for o in opcodes),
         ),
         float64=[o for o in opcodes if re.match(r"v_.*_f64", o)],
@@ -661,8 +661,8 @@ def _amd_access(opcode: str) -> Access | None:
     match = _ACCESS_AMD.match(opcode)
     if not match:
         return None
-    way, kind, times = match.groups()
-    return Access(way == "store", _SIZES[kind] * int(times or 1), False)
+    direction, kind, times = match.groups()
+    return Access(direction == "store", _SIZES[kind] * int(times or 1), False)
 
 
 # ---- both ----------------------------------------------------------------------------------------

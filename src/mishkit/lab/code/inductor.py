@@ -109,10 +109,10 @@ def _code(graph: GraphModule) -> str:
 
 def _only_kernel(code: str) -> tuple[str, str]:
     """The name and source of the only kernel."""
-    found = re.findall(r"async_compile\.triton\('(\w+)', '''(.*?)'''", code, re.DOTALL)
-    if len(found) != 1:
-        raise ValueError(f"inductor made {len(found)} kernels, one was expected")
-    return found[0]
+    kernels = re.findall(r"async_compile\.triton\('(\w+)', '''(.*?)'''", code, re.DOTALL)
+    if len(kernels) != 1:
+        raise ValueError(f"inductor made {len(kernels)} kernels, one was expected")
+    return kernels[0]
 
 
 def _load(name: str, source: str) -> Any:
@@ -176,7 +176,7 @@ def _feigned(target: str) -> Iterator[None]:
     device_interface.get_interface_for_device("cpu")  # registers all, which would undo ours
     capability = (properties.major, properties.minor)
     with ExitStack() as stack:
-        for where, name, what in (
+        for owner, name, stand_in in (
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "current_device", lambda: 0),
             (torch.cuda, "get_device_properties", lambda *_: properties),
@@ -184,7 +184,7 @@ def _feigned(target: str) -> Iterator[None]:
             (triton_helpers, "set_driver_to_gpu", lambda: None),
             (driver, "_active", current),
         ):
-            stack.enter_context(mock.patch.object(where, name, what))
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
         ours = {"cuda": interface, "cuda:0": interface}
         stack.enter_context(mock.patch.dict(device_interface.device_interfaces, ours))
         yield

@@ -87,8 +87,8 @@ class Instruction:
     @property
     def target(self) -> int | None:
         """The address that it jumps to."""
-        found = _TARGET.search(self.operands) if _JUMP.match(self.name) else None
-        return int(found[1], 16) if found else None
+        match = _TARGET.search(self.operands) if _JUMP.match(self.name) else None
+        return int(match[1], 16) if match else None
 
 
 class Library:
@@ -107,25 +107,29 @@ class Library:
             struct.unpack_from("<Q", self._bytes, 40)[0],
             *struct.unpack_from("<HH", self._bytes, 58),
         )
-        found = []
+        sections = []
         for number in range(count):
             _, kind, _, address, offset, length = struct.unpack_from(
                 "<IIQQQQ", self._bytes, start + number * size
             )
-            found.append((kind, address, offset, length))
-        return found
+            sections.append((kind, address, offset, length))
+        return sections
 
     @cached_property
     def _pointers(self) -> dict[int, int]:
         """What the loader will write: for each address, an address in the library."""
         machine = struct.unpack_from("<H", self._bytes, 18)[0]
         relative = _RELATIVE.get(machine)
-        found: dict[int, int] = {}
+        pointers: dict[int, int] = {}
         for kind, _, offset, length in self._sections:
             if kind == 4:  # relocations with addends
                 rows = struct.iter_unpack("<QQq", self._bytes[offset : offset + length])
-                found |= {at: add for at, info, add in rows if info & 0xFFFFFFFF == relative}
-        return found
+                pointers |= {
+                    address: addend
+                    for address, info, addend in rows
+                    if info & 0xFFFFFFFF == relative
+                }
+        return pointers
 
     def _offset(self, address: int) -> int | None:
         """The file offset of the byte at an address."""
@@ -151,20 +155,20 @@ class Library:
     @cached_property
     def kernels(self) -> dict[tuple[str, str, str, str], int]:
         """The addresses of all kernels, by instruction set, function, dtype and body."""
-        found = {}
-        for at in sorted(self._pointers):
-            isa = self._text(self._pointer(at))
+        kernels = {}
+        for address in sorted(self._pointers):
+            isa = self._text(self._pointer(address))
             if isa not in ISAS:
                 continue
-            row = self._pointer(at + 8)
+            row = self._pointer(address + 8)
             while (name := self._text(self._pointer(row))) in ACTIVATIONS:
                 places = [(dtype, body) for dtype in DTYPES for body in BODIES]
                 for number, (dtype, body) in enumerate(places):
-                    found[isa, name, dtype, body] = self._pointer(row + _HEAD + 8 * number)
+                    kernels[isa, name, dtype, body] = self._pointer(row + _HEAD + 8 * number)
                 row += _ROW
-        if not found:
+        if not kernels:
             raise LabError("the library has no table of kernels that could be read")
-        return found
+        return kernels
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -172,32 +176,32 @@ class Library:
 
     @cached_property
     def _tool(self) -> str:
-        found = next(filter(None, map(shutil.which, _OBJDUMPS)), None)
-        if found is None:
+        tool = next(filter(None, map(shutil.which, _OBJDUMPS)), None)
+        if tool is None:
             raise LabError(
                 "instructions are not counted: objdump is not installed (it is in binutils)"
             )
-        return found
+        return tool
 
     def disassemble(self, address: int) -> list[Instruction]:
         """The instructions from a kernel's start to its end, or to the next kernel."""
         following = bisect.bisect_right(self._starts, address)
-        most = address + (1 << 16)
-        end = min(self._starts[following], most) if following < len(self._starts) else most
+        limit = address + (1 << 16)
+        end = min(self._starts[following], limit) if following < len(self._starts) else limit
         command = [self._tool, "-d", "--no-show-raw-insn", f"--start-address={address:#x}"]
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, f"--stop-address={end:#x}", str(self.path)], capture_output=True, text=True
         )
-        if done.returncode:
-            raise LabError(f"objdump failed: {done.stderr.strip().splitlines()[-1]}")
-        found: list[Instruction] = []
-        for line in done.stdout.splitlines():
-            if line.endswith(">:") and found:  # the symbol of another function
+        if result.returncode:
+            raise LabError(f"objdump failed: {result.stderr.strip().splitlines()[-1]}")
+        instructions: list[Instruction] = []
+        for line in result.stdout.splitlines():
+            if line.endswith(">:") and instructions:  # the symbol of another function
                 break
             match = _LINE.match(line)
             if match:
-                found.append(Instruction(int(match[1], 16), match[2], match[3]))
-        return found
+                instructions.append(Instruction(int(match[1], 16), match[2], match[3]))
+        return instructions
 
     def count(
         self, isa: str, function: str, dtype: str, body: str, *, iterated: bool = False
@@ -222,22 +226,24 @@ class Library:
     def _main_loop(self, address: int, iterated: bool) -> Loop:
         """The longest loop that writes through the caches; a kernel may jump to others."""
         code = self.disassemble(address)
-        found = _main_loops(code)
-        if not found:
+        candidates = _main_loops(code)
+        if not candidates:
             inside = range(code[0].address, code[-1].address + 1)
-            others = {i.target for i in code if i.target and i.target not in inside}
-            found = [loop for at in others for loop in _main_loops(self.disassemble(at))]
-        if not found:
+            targets = {i.target for i in code if i.target and i.target not in inside}
+            candidates = [
+                loop for target in targets for loop in _main_loops(self.disassemble(target))
+            ]
+        if not candidates:
             raise LabError("no loop was found in a kernel")
-        wanted = [loop for loop in found if loop.has_inner == iterated] or found
-        return max(wanted, key=lambda loop: loop.weight)
+        matching = [loop for loop in candidates if loop.has_inner == iterated] or candidates
+        return max(matching, key=lambda loop: loop.weight)
 
 
 def _main_loops(code: list[Instruction]) -> list[Loop]:
     """The loops over full blocks; the small loops over the remaining elements are left out."""
-    found = [loop for loop in loops(code) if loop.is_usual and not loop.is_inner]
-    most = max((loop.weight for loop in found), default=0)
-    return [loop for loop in found if loop.weight > most / 2]
+    usual = [loop for loop in loops(code) if loop.is_usual and not loop.is_inner]
+    heaviest = max((loop.weight for loop in usual), default=0)
+    return [loop for loop in usual if loop.weight > heaviest / 2]
 
 
 @dataclass(frozen=True)
@@ -284,52 +290,54 @@ def loops(code: list[Instruction]) -> list[Loop]:
             todo += follows[head]
     heads = sorted(reached)
     follows = {head: follows[head] for head in heads}
-    before: dict[int, list[int]] = {head: [] for head in heads}
+    predecessors: dict[int, list[int]] = {head: [] for head in heads}
     for head, nexts in follows.items():
         for following in nexts:
-            before[following].append(head)
-    dominators = _dominators(heads, before)
+            predecessors[following].append(head)
+    dominators = _dominators(heads, predecessors)
     bodies: dict[int, set[int]] = {}
     ways_back: list[int] = []
     for head, nexts in follows.items():
         for top in nexts:
             if top in dominators[head]:
                 ways_back.append(top)
-                bodies.setdefault(top, {top}).update(_on_the_way(head, top, before))
+                bodies.setdefault(top, {top}).update(_on_the_way(head, top, predecessors))
     return [
         Loop(
             [i for head in sorted(body) for i in code[head : blocks[head]]],
             # Two loops may begin at the same place.
-            has_inner=sum(other in body for other in ways_back) > 1,
-            is_inner=any(other != top and top in inside for other, inside in bodies.items()),
+            has_inner=sum(other_top in body for other_top in ways_back) > 1,
+            is_inner=any(
+                other_top != top and top in inside for other_top, inside in bodies.items()
+            ),
         )
         for top, body in bodies.items()
     ]
 
 
-def _dominators(heads: list[int], before: dict[int, list[int]]) -> dict[int, set[int]]:
+def _dominators(heads: list[int], predecessors: dict[int, list[int]]) -> dict[int, set[int]]:
     """The blocks that every path to a block goes through."""
     everything = set(heads)
-    found = {head: {0} if head == 0 else everything for head in heads}
+    dominators = {head: {0} if head == 0 else everything for head in heads}
     changed = True
     while changed:
         changed = False
         for head in heads[1:]:
-            ways = [found[b] for b in before[head]]
+            ways = [dominators[b] for b in predecessors[head]]
             new = {head} | (set.intersection(*ways) if ways else set())
-            changed |= new != found[head]
-            found[head] = new
-    return found
+            changed |= new != dominators[head]
+            dominators[head] = new
+    return dominators
 
 
-def _on_the_way(bottom: int, top: int, before: dict[int, list[int]]) -> set[int]:
-    found, todo = {top}, [bottom]
+def _on_the_way(bottom: int, top: int, predecessors: dict[int, list[int]]) -> set[int]:
+    body, todo = {top}, [bottom]
     while todo:
         block = todo.pop()
-        if block not in found:
-            found.add(block)
-            todo += before[block]
-    return found
+        if block not in body:
+            body.add(block)
+            todo += predecessors[block]
+    return body
 
 
 @lru_cache(maxsize=1)

@@ -84,40 +84,40 @@ class Kernel(NamedTuple):
 def kernels(functions: Iterable[str], dtypes: Sequence[str]) -> list[Kernel]:
     """All bodies of these functions, followed by torch.compile's kernels."""
     ours = itertools.product(functions, BODIES)
-    wanted = [*ours, (TORCHS, FORWARD), (TORCHS, BACKWARD)]
-    return [Kernel(*which, dtype) for dtype in dtypes for which in wanted]
+    pairs = [*ours, (TORCHS, FORWARD), (TORCHS, BACKWARD)]
+    return [Kernel(*pair, dtype) for dtype in dtypes for pair in pairs]
 
 
 def find_build(function: str, body: str, dtype: str, target: str) -> Build | None:
     """The build of one of our kernels or of torch.compile's."""
     if not Kernel(function, body, dtype).is_ours:
         return _inductor.build(function, body, dtype, target)
-    a, of = ACTIVATIONS[function], getattr(torch, dtype)
+    a, torch_dtype = ACTIVATIONS[function], getattr(torch, dtype)
     if body == FORWARD_PACKED and a.turn is None:
         return None  # a monotone function has no side to pack
-    return build_of(triton.launch(a, body, of, *a.defaults), dtype, target)
+    return build_of(triton.launch(a, body, torch_dtype, *a.defaults), dtype, target)
 
 
 def build_of(launch: triton.Launch, dtype: str, target: str) -> Build:
     """The build for a launch on a large tensor."""
-    of = getattr(torch, dtype)
+    torch_dtype = getattr(torch, dtype)
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
-    given: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
-    given |= {"count": "i32", "c": ("fp32",) * len(launch.numbers)}
-    given["minimum"] = ("fp32",) * len(launch.minimum or ())
+    types: dict[str, Any] = dict.fromkeys(launch.tensors, pointer)
+    types |= {"count": "i32", "c": ("fp32",) * len(launch.numbers)}
+    types["minimum"] = ("fp32",) * len(launch.minimum or ())
     if launch.has_side:
-        given["side"] = "*u8"
+        types["side"] = "*u8"
     lanes = 64 if target.startswith("gfx") else 32
-    elements = launch.block(of, _inductor.SIZE, lanes)
+    elements = launch.block(torch_dtype, _inductor.SIZE, lanes)
     constants = {**launch.constants, "BLOCK": elements}
     names = launch.kernel.arg_names
     return Build(
         kernel=launch.kernel,
-        signature={name: "constexpr" if name in constants else given[name] for name in names},
+        signature={name: "constexpr" if name in constants else types[name] for name in names},
         constexprs=constants,
         num_warps=triton.WARPS,
         elements=elements,
-        bytes_per_element=launch.traffic * of.itemsize + launch.has_side / 8,
+        bytes_per_element=launch.traffic * torch_dtype.itemsize + launch.has_side / 8,
         aligned=(*launch.tensors, "count"),
     )
 
@@ -134,13 +134,13 @@ def main(functions: Sequence[str], dtypes: Sequence[str], csv_path: Path | None 
 
 
 def run(
-    wanted: Iterable[Kernel],
+    chosen: Iterable[Kernel],
     find: Finder,
     targets: Sequence[str] = TARGETS,
     csv_path: Path | None = None,
 ) -> int:
     """Compile, print the tables and the bars, write the CSV; returns 1 if a bar is missed."""
-    wanted = list(wanted)
+    chosen = list(chosen)
     out = console()
     out.width = max(WIDTH, out.width)
     out.print(
@@ -154,9 +154,9 @@ def run(
     )
     codes: Codes = {}
     with Interruptible(out) as measured:
-        _compile([kernel.job(target) for kernel in wanted for target in targets], find, codes)
-    for dtype in dict.fromkeys(kernel.dtype for kernel in wanted):
-        _print_table(out, [kernel for kernel in wanted if kernel.dtype == dtype], codes)
+        _compile([kernel.job(target) for kernel in chosen for target in targets], find, codes)
+    for dtype in dict.fromkeys(kernel.dtype for kernel in chosen):
+        _print_table(out, [kernel for kernel in chosen if kernel.dtype == dtype], codes)
     for words in dict.fromkeys(_not_had(codes)):
         out.print(Text(words))
     title = "Bars: arithmetic over memory, and what no kernel may hold"
@@ -180,23 +180,23 @@ def _compile(jobs: list[Job], find: Finder, codes: Codes) -> None:
             bar.update(task, description=f"{job.function}, {job.body}, {job.target}", advance=1)
 
 
-def _print_table(out: Console, wanted: Sequence[Kernel], codes: Codes) -> None:
+def _print_table(out: Console, kernels: Sequence[Kernel], codes: Codes) -> None:
     columns = ["kernel", "bytes", "instr.", SPECIAL, FMA, ALU, "reg.", "wide"]
-    made = table(wanted[0].dtype, [*columns, *(gpu.name for gpu in GPUS)])
+    grid = table(kernels[0].dtype, [*columns, *(gpu.name for gpu in GPUS)])
     function = None
-    for kernel in wanted:
+    for kernel in kernels:
         code = codes.get(kernel.job(A100.target))
         if not isinstance(code, Code):
             continue
         if kernel.function != function:
             function = kernel.function
-            made.add_row(function if kernel.is_ours else f"{function}, compiled")
+            grid.add_row(function if kernel.is_ours else f"{function}, compiled")
         all_wide = all(
-            other.is_wide
-            for job, other in codes.items()
-            if job[:3] == kernel and isinstance(other, Code)
+            compiled.is_wide
+            for job, compiled in codes.items()
+            if job[:3] == kernel and isinstance(compiled, Code)
         )
-        made.add_row(
+        grid.add_row(
             f"  {_words(kernel.body)}",
             significant(code.bytes_per_element),
             _range(code.instructions, code.diverged),
@@ -205,7 +205,7 @@ def _print_table(out: Console, wanted: Sequence[Kernel], codes: Codes) -> None:
             "yes" if all_wide else "no",
             *(_ratio_cell(codes.get(kernel.job(gpu.target)), gpu) for gpu in GPUS),
         )
-    out.print(made)
+    out.print(grid)
 
 
 def _range(least: float, most: float) -> str:
@@ -217,8 +217,8 @@ def _range(least: float, most: float) -> str:
 def _ratio_cell(code: Outcome, gpu: GPU) -> str:
     if not isinstance(code, Code):
         return NONE
-    found = roofline(code, gpu)
-    return f"{found.ratio:.2f} {found.unit}"
+    roof = roofline(code, gpu)
+    return f"{roof.ratio:.2f} {roof.unit}"
 
 
 def _not_had(codes: Codes) -> Iterator[str]:
@@ -253,11 +253,11 @@ class Bar(NamedTuple):
             return Verdict(self.what, bar, "not measured", None)
         job = max(ratios, key=lambda job: ratios[job].ratio)
         worst = ratios[job]
-        over = [job.function for job, found in ratios.items() if found.ratio > self.limit]
+        above = [job.function for job, roof in ratios.items() if roof.ratio > self.limit]
         words = f"{worst.ratio:.2f} ({job.function}: {worst.unit})"
-        if len(over) > 1:
-            words += f"; {len(over)} of {len(ratios)} above"
-        return Verdict(self.what, bar, words, not over)
+        if len(above) > 1:
+            words += f"; {len(above)} of {len(ratios)} above"
+        return Verdict(self.what, bar, words, not above)
 
 
 def _of(dtype: str, *bodies: str, closed: bool | None = None) -> Callable[[Kernel], bool]:
@@ -324,21 +324,21 @@ def verdicts(codes: Codes) -> Iterator[Verdict]:
     broken = {job: code for job, code in ours.items() if isinstance(code, str)}
     count = sum(code is not None for code in ours.values())
     yield _fault_verdict("every kernel compiles for every target", broken, count)
-    made = {job: code for job, code in ours.items() if isinstance(code, Code)}
-    for fault, what in FAULTS.items():
-        faulty = {job: code.faults[fault] for job, code in made.items() if fault in code.faults}
-        yield _fault_verdict(what, faulty, len(made))
+    compiled = {job: code for job, code in ours.items() if isinstance(code, Code)}
+    for fault, claim in FAULTS.items():
+        faulty = {job: code.faults[fault] for job, code in compiled.items() if fault in code.faults}
+        yield _fault_verdict(claim, faulty, len(compiled))
 
 
-def _fault_verdict(what: str, faulty: dict[Job, str], count: int) -> Verdict:
+def _fault_verdict(claim: str, faulty: dict[Job, str], count: int) -> Verdict:
     if not count:
-        return Verdict(what, "all", "not measured", None)
+        return Verdict(claim, "all", "not measured", None)
     words = f"{count - len(faulty)} of {count}"
     for job, fault in itertools.islice(sorted(faulty.items()), 2):
         words += f"; {', '.join(job)}: {fault}"
     if len(faulty) > 2:
         words += "; …"
-    return Verdict(what, "all", words, not faulty)
+    return Verdict(claim, "all", words, not faulty)
 
 
 def write_csv(path: Path, codes: Codes) -> None:
@@ -352,9 +352,9 @@ def write_csv(path: Path, codes: Codes) -> None:
         writer.writerow([*Job._fields, *head])
         for job, code in sorted((j, c) for j, c in codes.items() if isinstance(c, Code)):
             gpu = next((gpu for gpu in GPUS if gpu.target == job.target), None)
-            found = roofline(code, gpu) if gpu else None
+            roof = roofline(code, gpu) if gpu else None
             row = [f"{code.operations.get(unit, 0):.6g}" for unit in operations]
             row += [f"{getattr(code, name):.6g}" for name in figures]
             row += [code.access_words, "; ".join(f"{k}: {v}" for k, v in code.faults.items())]
-            row += [gpu.name, f"{found.ratio:.6g}", found.unit] if gpu and found else [""] * 3
+            row += [gpu.name, f"{roof.ratio:.6g}", roof.unit] if gpu and roof else [""] * 3
             writer.writerow([*job, *row, *made_by.values()])

@@ -46,18 +46,18 @@ def any_missed(verdicts: Sequence[Verdict]) -> bool:
 
 def console() -> Console:
     """A console for the terminal or a file, at least as wide as the tables."""
-    found = Console(highlight=False)
-    found.width = max(WIDTH, found.width)
-    return found
+    terminal = Console(highlight=False)
+    terminal.width = max(WIDTH, terminal.width)
+    return terminal
 
 
-def progress_bar(*columns: rich.progress.ProgressColumn, **how: Any) -> rich.progress.Progress:
+def progress_bar(*columns: rich.progress.ProgressColumn, **keywords: Any) -> rich.progress.Progress:
     """A bar on stderr that goes away at the end, or nothing if stderr is not a terminal; so what a
     command prints can be piped.
     """
     status = Console(stderr=True)
     return rich.progress.Progress(
-        *columns, console=status, transient=True, disable=not status.is_terminal, **how
+        *columns, console=status, transient=True, disable=not status.is_terminal, **keywords
     )
 
 
@@ -76,10 +76,10 @@ class FittingTable(Table):
         for cells in zip(*(column.cells for column in self.columns), strict=True):
             yield Text("")
             for number, (head, cell) in enumerate(zip(heads, cells, strict=True)):
-                said = " ".join(str(cell).split())
-                if said:
+                text = " ".join(str(cell).split())
+                if text:
                     indent = "  " if number else ""
-                    yield Text(f"{indent}{head}: {said}" if head else f"{indent}{said}")
+                    yield Text(f"{indent}{head}: {text}" if head else f"{indent}{text}")
         yield Text("")
 
     def _least(self, console: Console, options: ConsoleOptions) -> int:
@@ -87,30 +87,30 @@ class FittingTable(Table):
         least = self.__rich_measure__(console, options).maximum
         for column in self.columns:
             if not column.no_wrap:
-                of = measure_renderables(console, options, [column.header, *column.cells])
-                least -= of.maximum - of.minimum
+                widths = measure_renderables(console, options, [column.header, *column.cells])
+                least -= widths.maximum - widths.minimum
         return least
 
 
 def table(title: str, columns: Sequence[str], *, words: int = 1) -> FittingTable:
     """An empty table; the first `words` columns hold words, the others numbers."""
-    made = FittingTable(
+    grid = FittingTable(
         title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number < words else "right", no_wrap=True)
-    return made
+        grid.add_column(column, justify="left" if number < words else "right", no_wrap=True)
+    return grid
 
 
 def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
     """The verdicts, one per row, and how many bars were met."""
-    made = table(title, ("what", "bar", "measured", ""))
-    made.columns[0].no_wrap = made.columns[2].no_wrap = False
+    grid = table(title, ("what", "bar", "measured", ""))
+    grid.columns[0].no_wrap = grid.columns[2].no_wrap = False
     styles = {"met": "green", "MISSED": "bold red"}
     for verdict in verdicts:
         word = Text(verdict.word, style=styles.get(verdict.word, ""))
-        made.add_row(Text(verdict.what), Text(verdict.bar), Text(verdict.measured), word)
-    return made
+        grid.add_row(Text(verdict.what), Text(verdict.bar), Text(verdict.measured), word)
+    return grid
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
@@ -146,7 +146,7 @@ class Interruptible:
 def conclude(
     out: Console,
     title: str,
-    found: Sequence[Verdict],
+    verdicts: Sequence[Verdict],
     measured: Interruptible | None = None,
     csv: tuple[Path | None, Callable[[Path], None]] | None = None,
 ) -> int:
@@ -159,8 +159,8 @@ def conclude(
     """
     interrupted = measured is not None and measured.interrupted
     if not interrupted:
-        out.print(verdict_table(title, found))
-        out.print(summary(found) + ".")
+        out.print(verdict_table(title, verdicts))
+        out.print(summary(verdicts) + ".")
     if csv is not None:
         path, write = csv
         if path is not None:
@@ -168,4 +168,4 @@ def conclude(
             out.print(Text(f"Written: {path}"))
     if interrupted:
         raise Interrupted("interrupted: not all was measured, and no bar was held against it")
-    return int(any_missed(found))
+    return int(any_missed(verdicts))

@@ -95,8 +95,8 @@ def find(spec: str) -> Contender:
     if spec in known:
         return known[spec]
     separator = ":" if ":" in spec else "."
-    path, found, attribute = spec.rpartition(separator)
-    if not (found and path and attribute):
+    path, mark, attribute = spec.rpartition(separator)
+    if not (mark and path and attribute):
         raise LabError(
             f"unknown activation {spec!r}; there are {', '.join(sorted(known))}, "
             "and anything importable, such as torch.nn:GELU"

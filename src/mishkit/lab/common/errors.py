@@ -22,16 +22,16 @@ _NOT_THE_USERS = tuple(
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Turn whatever the user's or a library's code raises in this block into a LabError that says
-    what was being done.
+def telling(action: str) -> Iterator[None]:
+    """Turn whatever the user's or a library's code raises in this block into a LabError that names
+    the action.
     """
     try:
         yield
     except LabError:
         raise
     except (Exception, SystemExit) as error:
-        raise LabError(f"{what}: {told(error)}") from error
+        raise LabError(f"{action}: {told(error)}") from error
 
 
 def told(error: BaseException) -> str:
@@ -56,8 +56,8 @@ def told(error: BaseException) -> str:
         place = place or frames[-1]
         message = place.line or ""
     kind = type(error).__name__
-    said = f"{kind}: {message}" if message else kind
-    return said if place is None else f"{_shown(place.filename)}:{place.lineno}: {said}"
+    text = f"{kind}: {message}" if message else kind
+    return text if place is None else f"{_shown(place.filename)}:{place.lineno}: {text}"
 
 
 def _is_the_users(file: str) -> bool:
@@ -71,8 +71,8 @@ def _is_the_users(file: str) -> bool:
 def _shown(file: str) -> str:
     """The path relative to the current folder, if the file is inside it."""
     path = Path(os.path.realpath(file))
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else file)
+    current = Path.cwd()
+    return str(path.relative_to(current) if path.is_relative_to(current) else file)
 
 
 def check_known(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:

@@ -70,20 +70,20 @@ def _is_special(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, work: str) -> Iterator[None]:
     """Hold a lock on the file `path`; the system releases it if the process ends.
 
     Raises
     ------
     LabError
-        if another process holds it; `what` says what that process is working on
+        if another process holds it; `work` says what that process is working on
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             _lock(file)
         except (BlockingIOError, PermissionError):
-            raise LabError(f"another mishkit is at work on {what}: wait until it is done") from None
+            raise LabError(f"another mishkit is at work on {work}: wait until it is done") from None
         except OSError:  # a file system without locks
             pass
         yield

@@ -26,11 +26,11 @@ def grown_by(run: Callable[[], Any], repeats: int = 3) -> int | None:
         try:
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = _status("VmRSS")
-            kept = run()
+            results = run()
             growths.append(_status("VmHWM") - before)
         except (OSError, KeyError):
             return None
-        del kept
+        del results
     return max(growths)
 
 

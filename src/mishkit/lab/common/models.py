@@ -58,9 +58,9 @@ def load(
     LabError
         if there is no such model, it can't be built, or a package or inputs are missing
     """
-    model, given = _built(name, options, {}, seed=0)
+    model, own_inputs = _built(name, options, {}, seed=0)
     with telling(f"{name}, --input {' --input '.join(shapes)}"):
-        inputs = tuple(given) or _inputs(model, [_shape(text) for text in shapes])
+        inputs = tuple(own_inputs) or _inputs(model, [_shape(text) for text in shapes])
     if not inputs:
         raise LabError(f"{name} needs inputs: --input 2,3,224,224, for instance")
     return Example(name, model.train(train), inputs)
@@ -100,10 +100,10 @@ def _built(
             )
         else:
             raise LabError(f'what is "{name}"? There is {KINDS}')
-    model, *given = built if isinstance(built, tuple) else (built,)
+    model, *own_inputs = built if isinstance(built, tuple) else (built,)
     if not isinstance(model, nn.Module):
         raise LabError(f"{name} is no torch.nn.Module but a {type(model).__name__}")
-    return model, given
+    return model, own_inputs
 
 
 def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +140,10 @@ def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _function(place: str, name: str) -> Callable[..., Any]:
-    found = getattr(imported(place), name, None)
-    if not callable(found):
+    function = getattr(imported(place), name, None)
+    if not callable(function):
         raise LabError(f'{place} has no function "{name}"')
-    return found
+    return function
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -181,12 +181,12 @@ def _inputs(model: nn.Module, shapes: Sequence[list[int]]) -> tuple[Any, ...]:
         if len(shapes) == 1:
             shapes.append(shapes[0] if _is_of_tokens(main) else [shapes[0][0], 1])
     vocabulary = _vocabulary(config)
-    found = {
+    by_name = {
         name: _random(shape, vocabulary if _is_of_tokens(name) else None)
         for name, shape in zip(order, shapes, strict=False)
     }
-    last = max(names.index(name) for name in found)
-    return tuple(found.get(name) for name in names[: last + 1])
+    last = max(names.index(name) for name in by_name)
+    return tuple(by_name.get(name) for name in names[: last + 1])
 
 
 _DECODERS = "decoder_input_ids"

@@ -29,8 +29,8 @@ class Named:
     def __str__(self) -> str:
         """For example `hard_mish:k=3`; parameters at their defaults are left out."""
         pairs = zip(self.activation.parameters, self.values, strict=True)
-        given = ",".join(f"{p.name}={value:g}" for p, value in pairs if value != p.default)
-        return f"{self.activation.name}:{given}" if given else self.activation.name
+        changed = ",".join(f"{p.name}={value:g}" for p, value in pairs if value != p.default)
+        return f"{self.activation.name}:{changed}" if changed else self.activation.name
 
     @property
     def is_default(self) -> bool:
@@ -38,8 +38,8 @@ class Named:
         return self.values == self.activation.defaults
 
 
-def find(text: str, given: Mapping[str, float] | None = None) -> Named:
-    """The function with this name; parameters may be in the name or in `given`. Raises LabError.
+def find(text: str, parameters: Mapping[str, float] | None = None) -> Named:
+    """The function with this name; parameters may also be in the name. Raises LabError.
 
     ``find("hard_mish:k=3")`` and ``find("HardMish", {"k": 3})`` are the same.
     """
@@ -53,7 +53,7 @@ def find(text: str, given: Mapping[str, float] | None = None) -> Named:
     activation = by_name[name]
     known = [p.name for p in activation.parameters]
     values = dict(zip(known, activation.defaults, strict=True))
-    for key, value in {**pairs(rest.split(",") if rest else ()), **(given or {})}.items():
+    for key, value in {**pairs(rest.split(",") if rest else ()), **(parameters or {})}.items():
         if key not in values:
             has = f"has {', '.join(known)}" if known else "has none"
             raise LabError(f'{activation.name} has no parameter "{key}"; it {has}')
@@ -75,29 +75,29 @@ def finite(text: str) -> float:
 
 def pairs(texts: Sequence[str]) -> dict[str, float]:
     """For example ["k=3", "b=2.8"] -> {"k": 3.0, "b": 2.8}."""
-    found = {}
+    values = {}
     for text in texts:
         key, is_pair, value = text.partition("=")
         try:
             if not is_pair:
                 raise ValueError
-            found[key.strip()] = finite(value)
+            values[key.strip()] = finite(value)
         except ValueError:
             raise LabError(f'"{text}" is not NAME=NUMBER, a finite one') from None
-    return found
+    return values
 
 
 def options(texts: Sequence[str]) -> dict[str, float]:
     """For example ["--k", "3", "--beta=-1"] -> {"k": 3.0, "beta": -1.0}."""
-    rest, given = list(texts), []
-    while rest:
-        option = rest.pop(0)
+    remaining, assignments = list(texts), []
+    while remaining:
+        option = remaining.pop(0)
         if not option.startswith("--"):
             raise LabError(f'"{option}" is no option; parameters are given as --NAME VALUE')
         key = option[2:]
         if "=" not in key:
-            if not rest:
+            if not remaining:
                 raise LabError(f"{option} needs a value")
-            key += f"={rest.pop(0)}"
-        given.append(key)
-    return pairs(given)
+            key += f"={remaining.pop(0)}"
+        assignments.append(key)
+    return pairs(assignments)

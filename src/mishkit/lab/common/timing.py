@@ -124,15 +124,15 @@ def round_robin(
     share = seconds * 1e9 / len(calls)
     with no_garbage_collection():
         counts = {key: call.calls_a_sample() for key, call in calls.items()}
-        left = dict.fromkeys(calls, share)
-        for done in range(most):
-            playing = [key for key in calls if done < least or left[key] > 0]
+        remaining = dict.fromkeys(calls, share)
+        for count in range(most):
+            playing = [key for key in calls if count < least or remaining[key] > 0]
             if not playing:
                 break
             for key in playing:
                 begin = time.perf_counter_ns()
                 timings[key].samples.append(calls[key].sample(counts[key], clock))
-                left[key] -= time.perf_counter_ns() - begin
+                remaining[key] -= time.perf_counter_ns() - begin
     return timings
 
 

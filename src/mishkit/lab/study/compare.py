@@ -101,22 +101,22 @@ def compare(
     planned = tuning(settings, devices)
     try:
         _run(planned, store, runner, watcher)
-        done = [(one, store[one]) for one in planned]
-        finals = final(settings, choose(settings, done), devices)
+        finished = [(trial, store[trial]) for trial in planned]
+        finals = final(settings, choose(settings, finished), devices)
         planned += finals
         _run(finals, store, runner, watcher)
     except Stopped:
         pass
-    done = [(one, store[one]) for one in planned if one in store]
-    return Comparison(settings, command, facts, done, devices)
+    finished = [(trial, store[trial]) for trial in planned if trial in store]
+    return Comparison(settings, command, facts, finished, devices)
 
 
 def _run(planned: Sequence[Trial], store: Store, runner: Runner, watcher: Watcher) -> None:
-    missing = [one for one in planned if one not in store]
+    missing = [trial for trial in planned if trial not in store]
     watcher.round(len(planned), len(planned) - len(missing))
-    for one, result in runner(missing):
-        store.add(one, result)
-        watcher.trial(one, result)
+    for trial, result in runner(missing):
+        store.add(trial, result)
+        watcher.trial(trial, result)
 
 
 def main(settings: Settings, command: str) -> int:

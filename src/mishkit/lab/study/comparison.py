@@ -73,30 +73,30 @@ class Comparison:
     @cached_property
     def targets(self) -> dict[str, float]:
         """The target test accuracy, by data set."""
-        given, datasets = self.settings.target, self.settings.datasets
-        if given:
-            values = given if len(given) > 1 else given * len(datasets)
+        stated, datasets = self.settings.target, self.settings.datasets
+        if stated:
+            values = stated if len(stated) > 1 else stated * len(datasets)
             return dict(zip(datasets, values, strict=True))
-        found = {}
+        targets = {}
         for data in datasets:
             ends = [
-                (one.activation, result["accuracy"][-1])
-                for one, result in self.done
-                if one.phase == "final" and one.data == data
+                (trial.activation, result["accuracy"][-1])
+                for trial, result in self.done
+                if trial.phase == "final" and trial.data == data
             ]
             ends = [end for end in ends if end[0] == self.baseline.name] or ends
             if ends:  # whole percents, at least a point below the mean
                 mean = fmean(accuracy for _, accuracy in ends)
-                found[data] = max(0, int(100 * mean - 1)) / 100
-        return found
+                targets[data] = max(0, int(100 * mean - 1)) / 100
+        return targets
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """Tidy: one row per trial. Accuracies are from 0 to 1, times in ms or s, as named."""
         labels = {contender.name: contender.label for contender in self.contenders}
         rows = []
-        for one, result in self.done:
-            target = self.targets.get(one.data) if one.phase == "final" else None
+        for trial, result in self.done:
+            target = self.targets.get(trial.data) if trial.phase == "final" else None
             accuracy, seconds = result["accuracy"], result["seconds"]
             reached = [
                 number
@@ -106,14 +106,14 @@ class Comparison:
             epoch_s = median(seconds)
             rows.append(
                 {
-                    "trial": one.id,
-                    "phase": one.phase,
-                    "data": one.data,
+                    "trial": trial.id,
+                    "phase": trial.phase,
+                    "data": trial.data,
                     "model": result["model"],
-                    "activation": one.activation,
-                    "label": labels[one.activation],
-                    "lr": one.lr,
-                    "seed": one.seed,
+                    "activation": trial.activation,
+                    "label": labels[trial.activation],
+                    "lr": trial.lr,
+                    "seed": trial.seed,
                     "epochs": len(accuracy),
                     "accuracy": accuracy[-1],
                     "loss": result["loss"][-1],
@@ -138,16 +138,16 @@ class Comparison:
         columns = ("train_loss", "loss", "accuracy", "seconds")
         return pd.DataFrame(
             {
-                "trial": one.id,
-                "phase": one.phase,
-                "data": one.data,
-                "activation": one.activation,
-                "lr": one.lr,
-                "seed": one.seed,
+                "trial": trial.id,
+                "phase": trial.phase,
+                "data": trial.data,
+                "activation": trial.activation,
+                "lr": trial.lr,
+                "seed": trial.seed,
                 "epoch": number,
                 **dict(zip(columns, values, strict=True)),
             }
-            for one, result in self.done
+            for trial, result in self.done
             for number, values in enumerate(
                 zip(*(result[column] for column in columns), strict=True), 1
             )
@@ -162,7 +162,7 @@ _COPIED = (
 
 
 def choose(
-    settings: Settings, done: Sequence[tuple[Trial, dict[str, Any]]]
+    settings: Settings, finished: Sequence[tuple[Trial, dict[str, Any]]]
 ) -> dict[tuple[str, str], Choice]:
     """The rate with the best mean validation accuracy; the lowest one in case of a tie."""
     choices = {}
@@ -175,9 +175,9 @@ def choose(
             for lr in settings.rates:
                 accuracies = [
                     100 * result["accuracy"][-1]
-                    for one, result in done
-                    if one.phase == "tune"
-                    and (one.data, one.activation, one.lr) == (data, contender.name, lr)
+                    for trial, result in finished
+                    if trial.phase == "tune"
+                    and (trial.data, trial.activation, trial.lr) == (data, contender.name, lr)
                 ]
                 if accuracies:
                     scores.append((lr, interval(accuracies)))

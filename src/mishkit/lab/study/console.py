@@ -45,13 +45,13 @@ class Progress(Watcher):
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
 
-    def round(self, planned: int, found: int) -> None:
-        if found:
+    def round(self, planned: int, finished: int) -> None:
+        if finished:
             self._bar.console.print(
-                f"There already: {found} of {counted(planned, 'trial')}; --fresh forgets them.",
+                f"There already: {finished} of {counted(planned, 'trial')}; --fresh forgets them.",
                 markup=False,
             )
-        self._done += found
+        self._done += finished
         self._bar.update(self._task, completed=self._done)
 
     def epoch(self, trial: Trial, number: int, accuracy: float) -> None:
@@ -149,6 +149,6 @@ def _two_lines(row: dict[Any, Any], quantity: str, digits: int = 3) -> str:
 
 
 def _named_table(title: str, columns: tuple[str, ...]) -> Table:
-    made = table(title, columns)
-    made.columns[0].no_wrap = False  # names are wrapped at words to make room for numbers
-    return made
+    grid = table(title, columns)
+    grid.columns[0].no_wrap = False  # names are wrapped at words to make room for numbers
+    return grid

@@ -137,8 +137,8 @@ def load(
         train, test = _resized(train, image_size), _resized(test, image_size)
     train_inputs, test_inputs = train[0], test[0]
     if train_inputs.is_floating_point():
-        over = [dimension for dimension in range(train_inputs.ndim) if dimension != 1]
-        deviation, mean = torch.std_mean(train_inputs, dim=over, keepdim=True)
+        dimensions = [dimension for dimension in range(train_inputs.ndim) if dimension != 1]
+        deviation, mean = torch.std_mean(train_inputs, dim=dimensions, keepdim=True)
         deviation = deviation.clamp_min(1e-6)
         train_inputs, test_inputs = (
             (part - mean) / deviation for part in (train_inputs, test_inputs)
@@ -198,8 +198,8 @@ def _need(module: str, data: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        how = install(error.name or module, "lab")
-        raise LabError(f"data {data!r} needs {error.name or module}: {how}") from error
+        command = install(error.name or module, "lab")
+        raise LabError(f"data {data!r} needs {error.name or module}: {command}") from error
     except ImportError as error:
         raise LabError(f"data {data!r} needs {module}, but {told(error)}") from error
 
@@ -262,8 +262,8 @@ def _folder(argument: str, options: _Options) -> _Source:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise LabError(f"data 'folder:{argument}': there is no such folder")
-    found = [_images_under(path) for path in sorted(folder.iterdir()) if path.is_dir()]
-    classes = [images for images in found if images]
+    per_folder = [_images_under(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    classes = [images for images in per_folder if images]
     files = [(file, label) for label, images in enumerate(classes) for file in images]
     if len(classes) < 2:
         raise LabError(
@@ -320,7 +320,9 @@ def _torchvision(argument: str, options: _Options) -> _Source:
     else:
         parts = [{}]
     try:
-        read = [_read_torchvision(make(**arguments, **part), options.image_size) for part in parts]
+        loaded = [
+            _read_torchvision(make(**arguments, **part), options.image_size) for part in parts
+        ]
     except LabError:
         raise
     except Exception as error:
@@ -329,7 +331,7 @@ def _torchvision(argument: str, options: _Options) -> _Source:
         )
         reason = str(error).partition("\n")[0]
         raise LabError(f"torchvision.datasets.{argument}: {reason}{hint}") from error
-    return _Source(f"torchvision.datasets.{argument}", *read)
+    return _Source(f"torchvision.datasets.{argument}", *loaded)
 
 
 def _read_torchvision(dataset: Any, image_size: int | None) -> Part:
@@ -359,8 +361,8 @@ def _sklearn(argument: str, options: _Options) -> _Source:
 
 def _mlbench(argument: str, options: _Options) -> _Source:
     places = [options.root, options.root / MLBENCH.relative_to("/"), MLBENCH]
-    found = [path for place in places if (path := place / f"{argument}.rda").is_file()]
-    if not found:
+    files = [path for place in places if (path := place / f"{argument}.rda").is_file()]
+    if not files:
         raise LabError(
             f"data 'mlbench:{argument}': no {argument}.rda under {MLBENCH}; on Debian and Ubuntu: "
             "apt install r-cran-mlbench, or without R: apt download r-cran-mlbench && "
@@ -370,9 +372,9 @@ def _mlbench(argument: str, options: _Options) -> _Source:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about encodings, although the names are ASCII
-            frame = rdata.read_rda(found[0])[argument]
+            frame = rdata.read_rda(files[0])[argument]
     except Exception as error:
-        raise LabError(f"data 'mlbench:{argument}': {found[0]} is not readable: {error}") from None
+        raise LabError(f"data 'mlbench:{argument}': {files[0]} is not readable: {error}") from None
     frame = frame.dropna()
     factors = list(frame.select_dtypes("category").columns)
     if not factors:

@@ -92,10 +92,10 @@ def _try(network: nn.Module, name: str, data: Labelled, contender: Contender) ->
     if in_place and getattr(contender.make(), "inplace", False):
         for module in in_place:
             module.inplace = False
-        same = torch.equal(scores, network(x.clone()))
+        is_same = torch.equal(scores, network(x.clone()))
         for module in in_place:
             module.inplace = True
-        if not same:
+        if not is_same:
             raise LabError(f"{name} needs what {contender.name} overwrites in place")
     network.train()
 

@@ -73,10 +73,12 @@ def accuracy_by_epoch(result: Comparison, data: str) -> str:
             group = table[table["activation"] == contender.name]
             if group.empty:
                 continue
-            found = [interval(100 * one) for _, one in group.groupby("epoch")["accuracy"]]
+            intervals = [
+                interval(100 * accuracies) for _, accuracies in group.groupby("epoch")["accuracy"]
+            ]
             epochs = sorted(group["epoch"].unique())
-            mean = np.array([one.mean for one in found])
-            half = np.nan_to_num([one.half for one in found])
+            mean = np.array([estimate.mean for estimate in intervals])
+            half = np.nan_to_num([estimate.half for estimate in intervals])
             axes.fill_between(
                 epochs, mean - half, mean + half, color=_colour(number), alpha=0.14, linewidth=0
             )
@@ -130,16 +132,16 @@ def differences(result: Comparison, summary: pd.DataFrame, data: str) -> str:
         for number, row in _rows(result, summary, data):
             if row["activation"] == result.baseline.name:
                 continue
-            at, middle = len(labels), row["accuracy_diff"]
+            place, middle = len(labels), row["accuracy_diff"]
             labels.append(row["label"])
             for name, width in (("wide", 1.2), ("half", 4.5)):
                 half = np.nan_to_num(row[f"accuracy_diff_{name}"])
                 axes.plot(
-                    [middle - half, middle + half], [at, at], color=_colour(number),
+                    [middle - half, middle + half], [place, place], color=_colour(number),
                     linewidth=width, solid_capstyle="butt",
                 )  # fmt: skip
             look = _line(number) | {"linestyle": "none", "markersize": 7}
-            axes.plot([middle], [at], **look, markeredgecolor=INK, markeredgewidth=0.6)
+            axes.plot([middle], [place], **look, markeredgecolor=INK, markeredgewidth=0.6)
         axes.axvline(0, color=INK, linewidth=0.9)
         axes.set_yticks(range(len(labels)), labels)
         axes.tick_params(axis="y", length=0)

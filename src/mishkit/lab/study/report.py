@@ -59,7 +59,7 @@ def render(result: Comparison) -> str:
             {
                 "data": data,
                 "rows": summary[summary["data"] == data].to_dict("records"),
-                "facts": next(found for one, found in result.done if one.data == data),
+                "facts": next(facts for trial, facts in result.done if trial.data == data),
                 "train": _size(result, data, "train_size"),
                 "test": _size(result, data, "test_size"),
                 "figures": list(figures(result, summary, str(data))),

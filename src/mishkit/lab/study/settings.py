@@ -120,8 +120,8 @@ def option(
     text, parse
         for an option whose text is converted to the field: its default text, and the parser
     """
-    how = {"help": help, "names": names, "min": min, "max": max, "shown": shown}
-    return field(default=default, metadata={**how, "text": text, "parse": parse})
+    metadata = {"help": help, "names": names, "min": min, "max": max, "shown": shown}
+    return field(default=default, metadata={**metadata, "text": text, "parse": parse})
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -302,13 +302,13 @@ class Settings:
 
     def _shared(self) -> dict[str, Any]:
         """The fields of every trial that are determined by these settings."""
-        given = {
+        resolved = {
             "code": self._code,
             "data_seed": self.first_seed,
             "threads": self.resolved_threads,
             "data_root": str(self.data_root),
         }
-        return {name: given.get(name, getattr(self, name, None)) for name in SHARED}
+        return {name: resolved.get(name, getattr(self, name, None)) for name in SHARED}
 
     @cached_property
     def _code(self) -> str:

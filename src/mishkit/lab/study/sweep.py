@@ -55,27 +55,27 @@ class Store:
         self._path = folder / TRIALS
         self._results: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        written = folder / SETTINGS
+        settings_file = folder / SETTINGS
         if not fresh and self._path.exists() and self._path.stat().st_size:
-            _refuse_others(folder, written, shared)
+            _refuse_others(folder, settings_file, shared)
             self._read()
             return
-        if not fresh and written.exists():
-            _settings_in(written)
+        if not fresh and settings_file.exists():
+            _settings_in(settings_file)
         with whole_file(self._path) as file:
             file.write("")
-        with whole_file(written) as file:
+        with whole_file(settings_file) as file:
             file.write(json.dumps(dict(shared), indent=1) + "\n")
 
-    def __contains__(self, one: Trial) -> bool:
-        return one.id in self._results
+    def __contains__(self, job: Trial) -> bool:
+        return job.id in self._results
 
-    def __getitem__(self, one: Trial) -> dict[str, Any]:
-        return self._results[one.id]
+    def __getitem__(self, job: Trial) -> dict[str, Any]:
+        return self._results[job.id]
 
-    def add(self, one: Trial, result: dict[str, Any]) -> None:
+    def add(self, job: Trial, result: dict[str, Any]) -> None:
         """Store a trial permanently."""
-        line = json.dumps({"trial": one.id, "settings": one.to_json(), "result": result})
+        line = json.dumps({"trial": job.id, "settings": job.to_json(), "result": result})
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -83,7 +83,7 @@ class Store:
                 os.fsync(file.fileno())
         except OSError as error:
             raise LabError(f"{self._path} can't be written: {error.strerror or error}") from error
-        self._results[one.id] = result
+        self._results[job.id] = result
 
     def _read(self) -> None:
         text = self._path.read_bytes()
@@ -92,47 +92,47 @@ class Store:
             os.truncate(self._path, len(whole))
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                kept = json.loads(line)
-                trial.check_result(kept["result"])
-                self._results[kept["trial"]] = kept["result"]
+                record = json.loads(line)
+                trial.check_result(record["result"])
+                self._results[record["trial"]] = record["result"]
             except (ValueError, KeyError, TypeError):
                 raise LabError(
                     f"{self._path}, line {number}, is no trial; --fresh begins anew"
                 ) from None
 
 
-def _refuse_others(folder: Path, written: Path, shared: Mapping[str, Any]) -> None:
-    before = _settings_in(written)
-    now = json.loads(json.dumps(dict(shared)))
-    for name in (*now, *(before.keys() - now.keys())):
-        if before.get(name) != now.get(name):
+def _refuse_others(folder: Path, settings_file: Path, shared: Mapping[str, Any]) -> None:
+    stored = _settings_in(settings_file)
+    current = json.loads(json.dumps(dict(shared)))
+    for name in (*current, *(stored.keys() - current.keys())):
+        if stored.get(name) != current.get(name):
             raise LabError(
-                f"{folder} holds a sweep with {name} {before.get(name)}, not {now.get(name)}: "
+                f"{folder} holds a sweep with {name} {stored.get(name)}, not {current.get(name)}: "
                 "--output another folder, or --fresh to begin anew"
             )
 
 
-def _settings_in(written: Path) -> dict[str, Any]:
+def _settings_in(settings_file: Path) -> dict[str, Any]:
     """The settings of the sweep in a folder; LabError if the file isn't one of ours."""
     try:
-        before = json.loads(written.read_text(encoding="utf-8"))
-        if not isinstance(before, dict) or "mishkit" not in before:
+        settings = json.loads(settings_file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or "mishkit" not in settings:
             raise ValueError
     except (OSError, ValueError):
         raise LabError(
-            f"{written} holds no settings of a sweep: --output another folder, or --fresh to "
+            f"{settings_file} holds no settings of a sweep: --output another folder, or --fresh to "
             "begin anew"
         ) from None
-    found: dict[str, Any] = before
-    return found
+    checked: dict[str, Any] = settings
+    return checked
 
 
 def one_by_one(watcher: Watcher, is_stopping: Callable[[], bool]) -> Runner:
     """Run trials in this process."""
 
     def runner(trials: Sequence[Trial]) -> Iterator[Done]:
-        for one in trials:
-            yield one, trial.run(one.to_json(), watcher=watcher, is_stopping=is_stopping)
+        for job in trials:
+            yield job, trial.run(job.to_json(), watcher=watcher, is_stopping=is_stopping)
 
     return runner
 
@@ -141,10 +141,10 @@ def spread(fabric: Fabric, watcher: Watcher, is_stopping: Callable[[], bool]) ->
     """Run each trial on all devices of `fabric`. For the first process; the others `follow`."""
 
     def runner(trials: Sequence[Trial]) -> Iterator[Done]:
-        for one in trials:
-            settings = fabric.broadcast(one.to_json())
+        for job in trials:
+            settings = fabric.broadcast(job.to_json())
             yield (
-                one,
+                job,
                 trial.run(settings, fabric=fabric, watcher=watcher, is_stopping=is_stopping),
             )
 
@@ -174,7 +174,7 @@ def in_processes(workers: int, is_stopping: Callable[[], bool]) -> Iterator[Runn
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(stop,))
 
     def runner(trials: Sequence[Trial]) -> Iterator[Done]:
-        running = {pool.submit(_work, one.to_json()): one for one in trials}
+        running = {pool.submit(_work, job.to_json()): job for job in trials}
         while running:
             finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -225,7 +225,7 @@ def on_ray(
     running: dict[Any, Trial] = {}
 
     def runner(trials: Sequence[Trial]) -> Iterator[Done]:
-        running.update({run.remote(one.to_json()): one for one in trials})
+        running.update({run.remote(job.to_json()): job for job in trials})
         while running:
             finished, _ = ray.wait(list(running), timeout=0.2)
             for reference in finished:

@@ -45,8 +45,8 @@ def snippets(archive: Path, kind: str) -> list[tuple[str, float]]:
     """
     try:
         with tarfile.open(archive) as source:
-            wanted = "additional_resources/hutto_ICWSM_2014.tar.gz"
-            (name,) = [name for name in source.getnames() if name.endswith(wanted)]
+            ending = "additional_resources/hutto_ICWSM_2014.tar.gz"
+            (name,) = [name for name in source.getnames() if name.endswith(ending)]
             inner = source.extractfile(name)
             assert inner is not None
             with tarfile.open(fileobj=io.BytesIO(inner.read())) as nested:

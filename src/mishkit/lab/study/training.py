@@ -208,8 +208,8 @@ def _warm_up(fabric: Fabric, model: nn.Module, inputs: Tensor, labels: Tensor) -
         fabric.backward(loss)
         model.zero_grad()
     with torch.no_grad():
-        for buffer, before in state:  # for example the statistics of normalisations
-            buffer.copy_(before)
+        for buffer, original in state:  # for example the statistics of normalisations
+            buffer.copy_(original)
     return kept_bytes / len(inputs)
 
 

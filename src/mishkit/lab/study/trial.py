@@ -30,8 +30,8 @@ from .settings import Trial, code_of
 class Watcher:
     """Is notified of the progress of trials; this base class does nothing."""
 
-    def round(self, planned: int, found: int) -> None:
-        """A round of `planned` trials begins, `found` of which were already finished."""
+    def round(self, planned: int, finished: int) -> None:
+        """A round of `planned` trials begins, `finished` of which are already done."""
 
     def epoch(self, trial: Trial, number: int, accuracy: float) -> None:
         """An epoch has finished."""
@@ -97,7 +97,7 @@ def run(
         )
         parameters = sum(parameter.numel() for parameter in network.parameters())
         try:
-            found = training.train(
+            result = training.train(
                 fabric,
                 network,
                 data,
@@ -114,7 +114,8 @@ def run(
             raise LabError(f"{model} needs what {contender.name} overwrites in place") from error
         threads = torch.get_num_threads()
     step = [
-        forward + backward for forward, backward in zip(found.forward, found.backward, strict=True)
+        forward + backward
+        for forward, backward in zip(result.forward, result.backward, strict=True)
     ]
     return {
         "model": model,
@@ -125,17 +126,17 @@ def run(
         "test_size": len(data.test_labels),
         "shape": list(data.shape),
         "classes": data.classes,
-        "kept_bytes": found.kept_bytes,
+        "kept_bytes": result.kept_bytes,
         "steps": len(step),
-        "forward_ms": 1e3 * median(found.forward),
-        "backward_ms": 1e3 * median(found.backward),
+        "forward_ms": 1e3 * median(result.forward),
+        "backward_ms": 1e3 * median(result.backward),
         "step_ms": 1e3 * median(step),
         "step_ms_p10": 1e3 * float(np.quantile(step, 0.1)),
         "step_ms_p90": 1e3 * float(np.quantile(step, 0.9)),
-        "train_loss": [_finite(epoch.train_loss) for epoch in found.epochs],
-        "loss": [_finite(epoch.loss) for epoch in found.epochs],
-        "accuracy": [epoch.accuracy for epoch in found.epochs],
-        "seconds": [epoch.seconds for epoch in found.epochs],
+        "train_loss": [_finite(epoch.train_loss) for epoch in result.epochs],
+        "loss": [_finite(epoch.loss) for epoch in result.epochs],
+        "accuracy": [epoch.accuracy for epoch in result.epochs],
+        "seconds": [epoch.seconds for epoch in result.epochs],
         "processor": environment.processor(),
         "threads": threads,
         "torch": torch.__version__,
@@ -152,17 +153,17 @@ _FIGURES = (
 )
 
 
-def check_result(found: Any) -> None:
+def check_result(result: Any) -> None:
     """Raise KeyError, TypeError or ValueError if this can't be a result of `run`."""
-    lengths = {len(found[name]) for name in _PER_EPOCH}
-    figures = [found[name] for name in _FIGURES] + [
-        figure for name in _PER_EPOCH for figure in found[name] if figure is not None
+    lengths = {len(result[name]) for name in _PER_EPOCH}
+    figures = [result[name] for name in _FIGURES] + [
+        figure for name in _PER_EPOCH for figure in result[name] if figure is not None
     ]
     if (
         len(lengths) != 1
         or 0 in lengths
-        or not all(isinstance(found[name], str) for name in _WORDS)
-        or not all(isinstance(figure, int | float) for figure in (*figures, *found["shape"]))
+        or not all(isinstance(result[name], str) for name in _WORDS)
+        or not all(isinstance(figure, int | float) for figure in (*figures, *result["shape"]))
     ):
         raise ValueError("no result of a trial")
 

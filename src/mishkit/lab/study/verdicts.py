@@ -55,8 +55,8 @@ def summarise(result: Comparison) -> pd.DataFrame:
                 continue
             choice = result.choices[data, contender.name]
             is_base = contender.name == base_name
-            both = own.join(base.add_suffix("_base"), how="inner")
-            steps = interval(np.log(both["step_ms"] / both["step_ms_base"]))
+            paired = own.join(base.add_suffix("_base"), how="inner")
+            steps = interval(np.log(paired["step_ms"] / paired["step_ms_base"]))
             row: dict[str, Any] = {
                 "data": data,
                 "model": own["model"].iloc[0],
@@ -72,7 +72,7 @@ def summarise(result: Comparison) -> pd.DataFrame:
                 "step_ratio_low": math.exp(steps.mean - steps.half),
                 "step_ratio_high": math.exp(steps.mean + steps.half),
                 "kept_bytes": float(own["kept_bytes"].mean()),
-                "kept_ratio": float((both["kept_bytes"] / both["kept_bytes_base"]).mean()),
+                "kept_ratio": float((paired["kept_bytes"] / paired["kept_bytes_base"]).mean()),
                 **_mean("epoch_s", own["epoch_s"]),
                 **_mean("accuracy", 100 * own["accuracy"]),
                 **_mean("loss", own["loss"].astype("float64")),
@@ -82,8 +82,8 @@ def summarise(result: Comparison) -> pd.DataFrame:
                 **_mean("epochs_to_target", own["epochs_to_target"].astype("float64").dropna()),
                 **_mean("budget_s", own["budget_s"].astype("float64").dropna()),
             }
-            accuracy = 100 * (both["accuracy"] - both["accuracy_base"])
-            budget = (both["budget_s"] - both["budget_s_base"]).astype("float64")
+            accuracy = 100 * (paired["accuracy"] - paired["accuracy_base"])
+            budget = (paired["budget_s"] - paired["budget_s_base"]).astype("float64")
             row |= _difference("accuracy", accuracy, pairs, is_base, 1)
             row |= _difference("budget", budget, pairs, is_base, -1)
             row["trials"] = " ".join(own["trial"])
@@ -97,8 +97,8 @@ def _of(finals: pd.DataFrame, data: str, activation: str) -> pd.DataFrame:
 
 
 def _mean(name: str, values: pd.Series) -> dict[str, float]:
-    found = interval(values)
-    return {name: found.mean, f"{name}_half": found.half}
+    estimate = interval(values)
+    return {name: estimate.mean, f"{name}_half": estimate.half}
 
 
 def _difference(
@@ -106,19 +106,19 @@ def _difference(
 ) -> dict[str, Any]:
     if values.isna().any():  # some trial did not reach the target
         values = values.iloc[:0]
-    found = interval(values)
+    estimate = interval(values)
     wide = interval(values, 1 - (1 - CONFIDENCE) / pairs)
     if is_base:
         verdict = BASE
-    elif found.n < ENOUGH:
-        verdict = FEW if found.n else "–"
+    elif estimate.n < ENOUGH:
+        verdict = FEW if estimate.n else "–"
     elif abs(wide.mean) > wide.half > 0:  # without any spread there is no basis for a verdict
         verdict = BETTER if good * wide.mean > 0 else WORSE
     else:
         verdict = OPEN
     return {
-        f"{name}_diff": found.mean,
-        f"{name}_diff_half": found.half,
+        f"{name}_diff": estimate.mean,
+        f"{name}_diff_half": estimate.half,
         f"{name}_diff_wide": wide.half,
         f"{name}_verdict": verdict,
     }
@@ -135,27 +135,27 @@ def headline(summary: pd.DataFrame, base: str) -> str:
         return "Too few seeds to tell accuracies apart"
     several = summary["data"].nunique() > 1
     total = others["activation"].nunique()
-    found = []
+    findings = []
     for verdict, word in ((BETTER, "above"), (WORSE, "below")):
         rows = others[others["accuracy_verdict"] == verdict]
         for data, group in rows.groupby("data", sort=False):
-            where = f" on {data}" if several else ""
-            who = _who(group["label"], total)
-            found.append(f"{who} {_ends(group)} {word} {base}{where}")
+            on_data = f" on {data}" if several else ""
+            names = _who(group["label"], total)
+            findings.append(f"{names} {_ends(group)} {word} {base}{on_data}")
     seeds = int(others["seeds"].min())
-    if not found and several:
+    if not findings and several:
         return (
             f"In none of {len(others)} comparisons do {seeds} seeds tell the accuracy from that of "
             f"{base}"
         )
-    if not found:
+    if not findings:
         return f"{seeds} seeds do not tell the accuracies of these {len(summary)} activations apart"
-    left = int((others["accuracy_verdict"] == OPEN).sum())
-    rest = ""
-    if left:
-        what = "comparison" if several else "activation"
-        rest = f"; {left} other {what}{'s are' if left > 1 else ' is'} not told apart"
-    return f"In accuracy, {'; '.join(found)}{rest}"
+    undecided = int((others["accuracy_verdict"] == OPEN).sum())
+    ending = ""
+    if undecided:
+        noun = "comparison" if several else "activation"
+        ending = f"; {undecided} other {noun}{'s are' if undecided > 1 else ' is'} not told apart"
+    return f"In accuracy, {'; '.join(findings)}{ending}"
 
 
 def budget(summary: pd.DataFrame, base: str) -> list[str]:
@@ -167,10 +167,10 @@ def budget(summary: pd.DataFrame, base: str) -> list[str]:
         rows = summary[summary["budget_verdict"] == verdict]
         for data, group in rows.groupby("data", sort=False):
             needs = "needs" if len(group) == 1 else "need"
-            where = f" on {data}" if several else ""
+            on_data = f" on {data}" if several else ""
             sentences.append(
                 f"{_who(group['label'], others)} {needs} {words} time to the target than "
-                f"{base}{where}."
+                f"{base}{on_data}."
             )
     return sentences
 

@@ -21,9 +21,9 @@ class _Scope:
 
 
 class Edits:
-    """What a ModelProto was when its intermediate form was made, to find what has changed since.
+    """The state of a ModelProto when its intermediate form was made, to find later changes.
 
-    Whatever has not changed is left as it is, valid or not.
+    Parts that have not changed are left as they are, valid or not.
     """
 
     def __init__(self, proto: onnx.ModelProto, model: ir.Model) -> None:
@@ -51,28 +51,28 @@ def _scopes(proto: Any, graph: ir.Graph) -> Iterator[_Scope]:
     yield _Scope(proto, graph, nodes, frozenset(graph.initializers))
     for node_proto, node in zip(proto.node, nodes, strict=True):
         for attribute in node_proto.attribute:
-            given = node.attributes.get(attribute.name)
-            if given is None or given.is_ref():
+            parsed = node.attributes.get(attribute.name)
+            if parsed is None or parsed.is_ref():
                 continue
-            if given.type == ir.AttributeType.GRAPH:
-                yield from _scopes(attribute.g, given.value)
-            elif given.type == ir.AttributeType.GRAPHS:
-                for inner, inner_graph in zip(attribute.graphs, given.value, strict=True):
+            if parsed.type == ir.AttributeType.GRAPH:
+                yield from _scopes(attribute.g, parsed.value)
+            elif parsed.type == ir.AttributeType.GRAPHS:
+                for inner, inner_graph in zip(attribute.graphs, parsed.value, strict=True):
                     yield from _scopes(inner, inner_graph)
 
 
 def _update(scope: _Scope) -> None:
     proto, graph = scope.proto, scope.graph
-    current, before = list(graph), {*scope.nodes}
+    current, original = list(graph), {*scope.nodes}
     kept = {*current}
-    if kept == before:
+    if kept == original:
         return
     for i in reversed(range(len(scope.nodes))):
         if scope.nodes[i] not in kept:
             del proto.node[i]
-    added = [node for node in current if node not in before]
+    added = [node for node in current if node not in original]
     for i, node in enumerate(current):
-        if node not in before:
+        if node not in original:
             proto.node.insert(i, ir.to_proto(node))
     written = {value.name for node in current for value in node.outputs}
     gone = {v.name for node in scope.nodes if node not in kept for v in node.outputs} - written

@@ -1,4 +1,4 @@
-"""Compute what nodes of an ONNX model give, in float64."""
+"""Evaluate nodes of an ONNX model in float64."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ MICROSOFT = "com.microsoft"
 CASTS = ("Cast", "CastLike")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 PASSING = ("Identity", *CASTS, QUANTIZE, DEQUANTIZE)
-"""Operators that change no value but for rounding and bounds. No site ends with one."""
+"""Operators that only round or clamp values. No site ends with one of them."""
 BIASED = ("BiasGelu", "FastGelu")
 """ONNX Runtime's operators that may add a bias to x first."""
 _FINEST = 100
-"""Quantised values count as the function if they are off by at most one step, or by one in this
-many.
+"""Quantised values may be off by one quantisation step, but by no more than one part in this many.
 """
 
 
@@ -43,7 +42,7 @@ def _operator(node: ir.Node) -> Callable[..., Tensor] | None:
 
 
 def constant(value: ir.Value) -> Any:
-    """The tensor that a value always is; None if it is not constant, or its data is elsewhere."""
+    """A constant's tensor; None if the value is not constant, or its data is elsewhere."""
     if value.is_graph_input():  # the caller may pass something else
         return None
     try:
@@ -81,17 +80,17 @@ def dtype_of(value: ir.Value, x: ir.Value, nodes: Sequence[ir.Node]) -> ir.DataT
         to = node.attributes.get("to")
         dtype = None if to is None or to.is_ref() else ir.DataType(to.value)
         return None if dtype == x.dtype else dtype
-    read = node.inputs[1:] if node.op_type in ("CastLike", "Where") else node.inputs
-    rest = [other for other in nodes if other is not node]
-    # Operators want one dtype, so any input tells.
-    dtypes = [dtype_of(v, x, rest) for v in read if v is not None and number(v) is None]
+    inputs = node.inputs[1:] if node.op_type in ("CastLike", "Where") else node.inputs
+    others = [other for other in nodes if other is not node]
+    # All inputs of an operator have the same dtype, so the first one tells.
+    dtypes = [dtype_of(v, x, others) for v in inputs if v is not None and number(v) is None]
     return dtypes[0] if dtypes and None not in dtypes else None
 
 
 def evaluate(
     value: ir.Value, nodes: Sequence[ir.Node], computed: dict[ir.Value, Tensor | None]
 ) -> Tensor:
-    """A value that the nodes compute from those in `computed`, which is filled.
+    """A value that the nodes compute from those in `computed`, to which the results are added.
 
     Raises
     ------
@@ -110,10 +109,10 @@ def evaluate(
     if node is None or node not in nodes or not is_elementwise(node):
         raise UnknownError
     computed[value] = None
-    read = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
-    given = [None if source is None else evaluate(source, nodes, computed) for source in read]
+    inputs = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    arguments = [None if source is None else evaluate(source, nodes, computed) for source in inputs]
     if node.op_type == QUANTIZE:
-        result = _quantized(node, *given)
+        result = _quantized(node, *arguments)
     else:
         attributes = {}
         for name, attribute in node.attributes.items():
@@ -123,8 +122,8 @@ def evaluate(
         operator = _operator(node)
         assert operator is not None
         try:
-            result = operator(*given, **attributes)
-        except (TypeError, RuntimeError, ValueError, OverflowError):  # as no site has them
+            result = operator(*arguments, **attributes)
+        except (TypeError, RuntimeError, ValueError, OverflowError):  # arguments that no site has
             raise UnknownError from None
     if not isinstance(result, Tensor):
         raise UnknownError
@@ -133,7 +132,7 @@ def evaluate(
 
 
 def tolerance(nodes: Sequence[ir.Node]) -> float:
-    """How much may be lost by rounding the constants, and by quantisation."""
+    """The error that rounding the constants and quantisation may cause."""
     steps = [0.0]
     for node in nodes:
         if node.op_type == QUANTIZE and node.inputs[1] is not None:
@@ -148,20 +147,20 @@ def _eps(dtype: ir.DataType) -> float:
 
 
 def _cast(x: Tensor, *, to: int, **_: Any) -> Tensor:
-    """To a floating dtype: rounding is not the function's concern."""
+    """A cast to a floating dtype; rounding is ignored."""
     if not ir.DataType(to).is_floating_point():
         raise UnknownError
     return x.double()
 
 
 def _quantized(node: ir.Node, x: Any, scale: Any, zero: Any = None) -> Tensor:
-    """What quantisation bounds, as numbers that are not rounded."""
+    """Quantised values, clamped to the integers' range but not rounded."""
     kind = node.attributes.get("output_dtype")
     if zero is not None and node.inputs[2] is not None:
         dtype = constant(node.inputs[2]).dtype
     else:
-        given = None if kind is None or kind.is_ref() else kind.value
-        dtype = ir.DataType(given) if given else ir.DataType.UINT8
+        stated = None if kind is None or kind.is_ref() else kind.value
+        dtype = ir.DataType(stated) if stated else ir.DataType.UINT8
     if not isinstance(dtype, ir.DataType) or "INT" not in dtype.name or x is None or scale is None:
         raise UnknownError
     low, high = -(2 ** (dtype.bitwidth - 1)), 2 ** (dtype.bitwidth - 1) - 1
@@ -202,4 +201,4 @@ _MICROSOFT: dict[str, Callable[..., Tensor]] = {
     "Gelu": F.gelu,
     "QuickGelu": _quick_gelu,
 }
-"""What ONNX Runtime's optimizer writes. A bias is left to those who call."""
+"""Operators that ONNX Runtime's optimizer writes. The caller adds the bias."""

@@ -18,9 +18,9 @@ from .edit import Edits
 
 _SWAP = "mishkit.swap"
 _LARGEST_FILE = 2_000_000_000
-"""Bytes of weights from which on they go into a file of their own: protobuf takes 2 GiB."""
+"""More bytes of weights than this go into a separate file: protobuf stops at 2 GiB."""
 _LARGE = 1 << 20
-"""Bytes of data from which on a tensor begins at a page, so that runtimes can map it."""
+"""Tensors with at least this many bytes begin at a page, so that runtimes can map them."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def opened(model: Any) -> Opened:
         return _read(_loaded(path), os.path.dirname(os.path.abspath(path)))
     if isinstance(model, onnx.ModelProto):
         return _read(model, None)
-    given = model if isinstance(model, ir.Model) else getattr(model, "model", None)
-    if not isinstance(given, ir.Model):
+    parsed = model if isinstance(model, ir.Model) else getattr(model, "model", None)
+    if not isinstance(parsed, ir.Model):
         raise TypeError(f"{_SWAP}: an ONNX model is needed, not {type(model).__name__}")
-    for tensor in external_tensors(given):
+    for tensor in external_tensors(parsed):
         _check_external(tensor, os.fspath(tensor.base_dir) or os.curdir)
-    return Opened(given)
+    return Opened(parsed)
 
 
 def _loaded(path: str) -> onnx.ModelProto:
@@ -82,7 +82,7 @@ def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
             model = ir.from_proto(proto)
         edits = Edits(proto, model)
         external = list(_external_protos(proto))
-    except Exception as error:  # what is malformed fails anywhere
+    except Exception as error:  # a malformed model can fail anywhere
         raise _unreadable(error) from error
     # A model in memory has no folder, so none of its external data is read.
     if folder is not None:
@@ -95,7 +95,7 @@ def _read(proto: onnx.ModelProto, folder: str | None) -> Opened:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings about what is invalid: it stays as it is, or an error names it."""
+    """Silence warnings about invalid parts: these stay as they are, or an error names them."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -118,7 +118,9 @@ def one_line(text: str) -> str:
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every tensor of the model whose values are in another file."""
-    return (one for one in (*_initializers(model), *_attributes(model)) if _is_external(one))
+    return (
+        tensor for tensor in (*_initializers(model), *_attributes(model)) if _is_external(tensor)
+    )
 
 
 def _is_external(tensor: Any) -> bool:
@@ -157,7 +159,7 @@ def _check_external(tensor: ir.ExternalTensor, folder: str) -> None:
         if os.path.commonpath([root, path]) != root:
             wrong = "a link to outside of the model's folder"
         elif not os.path.exists(path):
-            return  # that the data is missing concerns only who needs it
+            return  # missing data matters only to those who need it
         elif not os.path.isfile(path):
             wrong = "where there is no file"
         elif os.stat(path).st_nlink > 1:
@@ -202,26 +204,26 @@ def check_can_be_saved(model: Opened, output: str) -> None:
 
 def save(model: Opened, output: str) -> dict[str, str]:
     """Write complete files, then move them into place. External data in the output's folder stays
-    where it is; other external data goes beside the model. Returns the tensors whose data is not
-    there, with what that means.
+    where it is; other external data goes beside the model. Returns the tensors whose data is
+    missing, each with the reason.
     """
     folder, name = os.path.split(os.path.abspath(output))
     data = f"{name}.data"
     missing: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix=".mishkit-", dir=folder) as new:
-        written, written_data = os.path.join(new, name), os.path.join(new, data)
+    with tempfile.TemporaryDirectory(prefix=".mishkit-", dir=folder) as temporary:
+        new_file, new_data = os.path.join(temporary, name), os.path.join(temporary, data)
         if model.proto is None:
             weights = sum(getattr(tensor, "nbytes", 0) for tensor in _initializers(model.model))
             is_apart = model.has_external or weights > _LARGEST_FILE
-            ir.save(model.model, written, external_data=data if is_apart else None)
+            ir.save(model.model, new_file, external_data=data if is_apart else None)
         else:
             if model.folder is not None and not _is_same_folder(model.folder, folder):
-                missing = _copy_data(model.proto, model.folder, written_data, data)
-            onnx.save_model(model.proto, written)
+                missing = _copy_data(model.proto, model.folder, new_data, data)
+            onnx.save_model(model.proto, new_file)
         # There is no data file if all tensors were small enough for the model's own file.
-        if os.path.exists(written_data):
-            _move(written_data, os.path.join(folder, data))
-        _move(written, os.path.join(folder, name))
+        if os.path.exists(new_data):
+            _move(new_data, os.path.join(folder, data))
+        _move(new_file, os.path.join(folder, name))
     return missing
 
 
@@ -229,11 +231,11 @@ def _is_same_folder(folder: str, other: str) -> bool:
     return os.path.realpath(folder) == os.path.realpath(other)
 
 
-def _move(written: str, place: str) -> None:
+def _move(source: str, place: str) -> None:
     """Put a file in its place, whole even if the machine loses power."""
-    with open(written, "rb+") as file:
+    with open(source, "rb+") as file:
         os.fsync(file.fileno())
-    os.replace(written, place)
+    os.replace(source, place)
 
 
 def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict[str, str]:
@@ -254,15 +256,17 @@ def _copy_data(proto: onnx.ModelProto, folder: str, new: str, name: str) -> dict
             if extent not in copied:
                 copied[extent] = _append(file, *extent)
             moved = {"location": name, "offset": copied[extent], "length": tensor.nbytes}
-            others = {pair.key: pair.value for pair in entry.external_data if pair.key not in moved}
+            unchanged = {
+                pair.key: pair.value for pair in entry.external_data if pair.key not in moved
+            }
             del entry.external_data[:]
-            for key, value in {**moved, **others}.items():
+            for key, value in {**moved, **unchanged}.items():
                 entry.external_data.add(key=key, value=str(value))
     return missing
 
 
 def _append(file: BinaryIO, place: str, offset: int, length: int) -> int:
-    """Copy bytes of another file to the end of this one; where they begin there."""
+    """Append bytes of another file to this one; returns where they begin."""
     size = 4096 if length >= _LARGE else 64
     file.write(bytes(-file.tell() % size))
     begin = file.tell()
@@ -289,7 +293,7 @@ def _check_extents(proto: onnx.ModelProto) -> None:
 def _external_protos(
     proto: onnx.ModelProto,
 ) -> Iterator[tuple[onnx.TensorProto, ir.ExternalTensor]]:
-    """Every tensor in the file whose values are in another, wherever it stands."""
+    """Every tensor, anywhere in the model, whose values are in another file."""
     for entry in _protos(proto):
         if entry.data_location == entry.EXTERNAL:
             tensor = ir.serde.deserialize_tensor(entry)

@@ -1,4 +1,4 @@
-"""Nodes of an ONNX model that all but compute a known function, and why they are no sites."""
+"""Nodes of an ONNX model that almost compute a known function, and why they don't."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NearMiss:
     name: str
     path: str
     known: Known
-    """What they all but compute."""
+    """The function that they almost compute."""
     reason: str
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class NearMiss:
 
 
 def near_misses(model: ir.Model, sites: Sequence[Site]) -> list[NearMiss]:
-    """The near misses in the model's order; nodes of sites do not end one."""
+    """The near misses in the model's order; none ends with a node of a site."""
     taken = {node for site in sites for node in site.nodes}
     return [
         miss
@@ -54,22 +54,22 @@ def near_misses(model: ir.Model, sites: Sequence[Site]) -> list[NearMiss]:
 
 def _near_miss(last: ir.Node) -> NearMiss | None:
     for nodes in groups(last, elementwise_producer):
-        given = inputs(nodes)
+        values = inputs(nodes)
         by_channel = {
             value: tensor
-            for value in given
+            for value in values
             if (tensor := constant(value)) is not None and tensor.size > 1
         }
-        given = [value for value in given if value not in by_channel]
-        if len(nodes) < 2 or len(given) != 1:
+        values = [value for value in values if value not in by_channel]
+        if len(nodes) < 2 or len(values) != 1:
             continue
         also = {
             value: torch.tensor(_first(tensor)).double() for value, tensor in by_channel.items()
         }
-        known, error = closest(nodes, given[0], also)
+        known, error = closest(nodes, values[0], also)
         if known is None or error > max(CLOSE, allowed(nodes)):
             continue
-        reasons = [*_reasons(nodes, given[0])]
+        reasons = [*_reasons(nodes, values[0])]
         if by_channel:
             reasons.append("its numbers differ by channel")
         if error > allowed(nodes):

@@ -25,7 +25,7 @@ from .write import OLDEST, Writer, exists
 
 _SWAP = "mishkit.swap"
 OPSET = "opset"
-"""The kind of form that keeps to what an older opset has."""
+"""The kind of form that uses only the operators of an older opset."""
 
 
 def swap(
@@ -49,25 +49,25 @@ def swap(
     if output is not None:
         check_can_be_saved(whole, os.fspath(output))
     try:
-        done = _rewrite(whole.model, rules, targets, form, limit)
+        replacements = _rewrite(whole.model, rules, targets, form, limit)
     except RecursionError:
         raise ValueError(f"{_SWAP}: the ONNX model can't be read: it is nested too deep") from None
     whole.update()
-    is_matched = len(done.unused) < len(rules)
+    is_matched = len(replacements.unused) < len(rules)
     if output is not None and (is_matched or not needs_match):
-        done.left.update(save(whole, os.fspath(output)))
-    return done
+        replacements.left.update(save(whole, os.fspath(output)))
+    return replacements
 
 
 def survey(model: Any) -> tuple[list[Site], list[NearMiss]]:
-    """The sites of an ONNX model, and what is all but one."""
+    """The sites of an ONNX model, and its near misses."""
     graph = opened(model).model
-    every = sites(graph)
-    return every, near_misses(graph, every)
+    all_sites = sites(graph)
+    return all_sites, near_misses(graph, all_sites)
 
 
 def _limit(form: str) -> int | None:
-    """The opset that a form asks for, if it does; raises ValueError for what is no form."""
+    """The opset that a form asks for, or None; raises ValueError for an unknown form."""
     kind, _, number = form.partition(":")
     if kind == OPSET and number.isascii() and number.isdigit() and int(number) >= OLDEST:
         return int(number)
@@ -77,10 +77,10 @@ def _limit(form: str) -> int | None:
 
 def _target(value: Value) -> Known:
     """The function that a rule puts in, with numbers for all its parameters."""
-    given = value.given
-    if isinstance(given, type):
-        given = given()
-    module = get(value.name, **value.arguments) if value.name is not None else given
+    replacement = value.given
+    if isinstance(replacement, type):
+        replacement = replacement()
+    module = get(value.name, **value.arguments) if value.name is not None else replacement
     known = identify(module) if isinstance(module, nn.Module) else None
     if known is None or not known.ours or (known.state and not known.parameters):
         raise ValueError(
@@ -91,8 +91,8 @@ def _target(value: Value) -> Known:
 
 
 def _kept(known: Known, target: Known, value: Value) -> Known:
-    """The target; if it is the site's own function and the rule gives no parameters, with the
-    site's parameters.
+    """The target. If it is the site's own function, it keeps the site's parameters, unless the rule
+    gives them.
     """
     if value.name is None or known.function != target.function:
         return target
@@ -107,42 +107,42 @@ def _rewrite(
     form: str,
     limit: int | None,
 ) -> Replacements:
-    every = sites(model)
-    missed = near_misses(model, every)
-    taken: list[tuple[Site, Known]] = []
-    used = set()
-    for site in every:
+    all_sites = sites(model)
+    missed = near_misses(model, all_sites)
+    chosen: list[tuple[Site, Known]] = []
+    used_rules = set()
+    for site in all_sites:
         rule = _rule_for(site, rules)
         if rule is not None:
-            taken.append((site, _kept(site.known, *targets[rule])))
-            used.add(rule)
+            chosen.append((site, _kept(site.known, *targets[rule])))
+            used_rules.add(rule)
     for key, _ in rules:
-        seen: list[Site | NearMiss] = [*every, *missed]
-        if key.pattern is not None and not any(_takes(key, place) for place in seen):
-            raise ValueError(f"{_SWAP}: {unknown(key.pattern, [site.name for site in every])}")
-    too_old = [site for site, _ in taken if 0 < site.opset < OLDEST]
-    if too_old and len(too_old) == len(taken):
+        places: list[Site | NearMiss] = [*all_sites, *missed]
+        if key.pattern is not None and not any(_takes(key, place) for place in places):
+            raise ValueError(f"{_SWAP}: {unknown(key.pattern, [site.name for site in all_sites])}")
+    too_old = [site for site, _ in chosen if 0 < site.opset < OLDEST]
+    if too_old and len(too_old) == len(chosen):
         raise ValueError(
             f"{_SWAP}: the model is of opset {too_old[0].opset}; it must be of {OLDEST} "
             "or later: onnx.version_converter.convert_version changes that"
         )
-    taken = [(site, target) for site, target in taken if site not in too_old]
+    chosen = [(site, target) for site, target in chosen if site not in too_old]
     taken_names = _Names(model)
-    done = []
+    replacements = []
     # From the end, since one site's input may be another's output.
-    for site, target in reversed(taken):
-        written = _written(site, target, form, limit)
-        if _is_pointless(site, target, written, form):
-            _discard(written.nodes)
+    for site, target in reversed(chosen):
+        new = _written(site, target, form, limit)
+        if _is_pointless(site, target, new, form):
+            _discard(new.nodes)
             continue
-        types = ", ".join(node.op_type for node in _computing(written.nodes))
-        done.append(Replacement(site.name, str(site), f"{named(target)} ({types})"))
-        _put(site, written.nodes, written.result, taken_names)
-    if any(node.domain == MICROSOFT for site, _ in taken for node in site.nodes):
+        types = ", ".join(node.op_type for node in _computing(new.nodes))
+        replacements.append(Replacement(site.name, str(site), f"{named(target)} ({types})"))
+        _put(site, new.nodes, new.result, taken_names)
+    if any(node.domain == MICROSOFT for site, _ in chosen for node in site.nodes):
         _forget_microsoft(model)
     return Replacements(
-        reversed(done),
-        [key.given for i, (key, _) in enumerate(rules) if i not in used],
+        reversed(replacements),
+        [key.given for i, (key, _) in enumerate(rules) if i not in used_rules],
         {
             **{site.name: f"it is of opset {site.opset}, before {OLDEST}" for site in too_old},
             **{miss.name: str(miss) for miss in missed if _rule_for(miss, rules) is not None},
@@ -158,7 +158,7 @@ class _Written:
 
 def _written(site: Site, target: Known, form: str, limit: int | None) -> _Written:
     """The nodes that compute the target of the site's input, and their result."""
-    # If nobody says what the nodes mean, those of the oldest opset mean the same in all.
+    # If the model names no opset, use the operators of the oldest, which mean the same in all.
     opset = site.opset or OLDEST
     writer = Writer(site.input, site.opset, _dtype(site), min(opset, limit or opset))
     if site.bias is not None:
@@ -169,14 +169,14 @@ def _written(site: Site, target: Known, form: str, limit: int | None) -> _Writte
     return _Written(writer.nodes, result)
 
 
-def _is_pointless(site: Site, target: Known, written: _Written, form: str) -> bool:
+def _is_pointless(site: Site, target: Known, replacement: _Written, form: str) -> bool:
     """Whether the site already computes the target as well as the new nodes would."""
     if site.bias is not None or not _is_same(completed(site.known), target):
         return False
     if any(node.domain not in STANDARD_DOMAINS for node in site.nodes):
         return False
     old = sorted(node.op_type for node in _computing(site.nodes))
-    new = sorted(node.op_type for node in _computing(written.nodes))
+    new = sorted(node.op_type for node in _computing(replacement.nodes))
     if form.startswith(FAST):
         return old == new
     limit = _limit(form) or site.opset
@@ -185,7 +185,7 @@ def _is_pointless(site: Site, target: Known, written: _Written, form: str) -> bo
 
 
 def _computing(nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """The nodes that are not there for a constant alone."""
+    """The nodes, without those that only provide a constant."""
     return [node for node in nodes if node.op_type not in ("Constant", "CastLike")]
 
 
@@ -209,10 +209,10 @@ def _takes(key: Key, site: Site | NearMiss) -> bool:
     return key.matches(site.name) or (bool(site.path) and key.matches(site.path))
 
 
-def _is_same(one: Known, other: Known) -> bool:
-    if one.function != other.function:
+def _is_same(known: Known, target: Known) -> bool:
+    if known.function != target.function:
         return False
-    return all(is_close(one.parameters[p], q) for p, q in other.parameters.items())
+    return all(is_close(known.parameters[p], q) for p, q in target.parameters.items())
 
 
 def _dtype(site: Site) -> ir.DataType | None:

@@ -30,7 +30,7 @@ class Writer:
 
     x: ir.Value
     opset: int
-    """What the nodes mean is defined here; 0 if that is not known."""
+    """The opset that defines the nodes; 0 if it is not known."""
     dtype: ir.DataType | None
     """The dtype of x; None if it is not known."""
     limit: int
@@ -49,8 +49,10 @@ class Writer:
         return self.dtype != ir.DataType.DOUBLE
 
     def __call__(self, operator: str, *inputs: ir.Value | float, **attributes: Any) -> ir.Value:
-        given = [self.number(one) if isinstance(one, (int, float)) else one for one in inputs]
-        return self._add(operator, given, attributes)
+        values = [
+            self.number(value) if isinstance(value, (int, float)) else value for value in inputs
+        ]
+        return self._add(operator, values, attributes)
 
     def number(self, value: float) -> ir.Value:
         """A constant with x's dtype."""

@@ -41,9 +41,9 @@ class Cut:
     folds: dict[nn.Module, dict[int, float]] = field(default_factory=dict)
     """For each reader: the constants that its bias absorbs, by input."""
 
-    def refuse(self, why: str) -> None:
+    def refuse(self, reason: str) -> None:
         """Keep all of its units."""
-        self.why_not.update(dict.fromkeys(self.removed, why))
+        self.why_not.update(dict.fromkeys(self.removed, reason))
         self.removed, self.folds = [], {}
 
 
@@ -93,7 +93,7 @@ class Graph:
 
     def _makers(self, call: Call) -> list[nn.Module]:
         """The nearest layers before a site that make its units."""
-        found: dict[nn.Module, None] = {}
+        makers: dict[nn.Module, None] = {}
         node = self.sites[call]
         waiting, met = [] if node is None else [node], set()
         while waiting:
@@ -102,10 +102,10 @@ class Graph:
                 continue
             met.add(id(node))
             if node.type != self.types.OUTPUT and node.module in self.names:
-                found[node.module] = None
+                makers[node.module] = None
             else:
                 waiting += node.inputs
-        return list(found)
+        return list(makers)
 
     def _group(self, root: nn.Module, units: Iterable[int]) -> Any:
         pruner = self.dependencies.get_pruner_of_module(root)
@@ -152,10 +152,10 @@ class Graph:
         if node.type in (types.MHA, types.LSTM):
             return f"{name} ({type(module).__name__}) ties its units"
         if node.type == types.ELEMENTWISE and not name:
-            done = str(module)
+            text = str(module)
             for sign in ("Softmax", "LayerNorm", "GroupNorm", "RmsNorm", "Bmm", "ScaledDotProduct"):
-                if sign in done:
-                    operation = done.split("(")[-1].rstrip("0)").removesuffix("Backward")
+                if sign in text:
+                    operation = text.split("(")[-1].rstrip("0)").removesuffix("Backward")
                     return f"{operation} mixes the units"
         groups = getattr(module, "groups", 1)
         if groups != 1 and not module.in_channels == module.out_channels == groups:
@@ -184,10 +184,10 @@ class Graph:
         for cut in cuts:
             removed, before = set(cut.removed), sorted(gone.get(cut.makes, ()))
             # The layer now numbers its units without those already removed.
-            left = [
+            units = [
                 unit - bisect.bisect(before, unit) for unit in cut.removed if unit not in before
             ]
-            if left:
-                self._group(cut.root, left).prune(record_history=False)
+            if units:
+                self._group(cut.root, units).prune(record_history=False)
             for where, roots in cut.touched.items():
                 gone.setdefault(where, set()).update(i for i, r in roots.items() if r in removed)

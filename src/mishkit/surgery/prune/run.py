@@ -99,16 +99,16 @@ class Snapshot:
     def restore(self) -> None:
         """Go back, removing whatever was added since."""
         for module, held in self.held:
-            now = vars(module)
-            for name in now.keys() - held.keys():
-                del now[name]
+            current = vars(module)
+            for name in current.keys() - held.keys():
+                del current[name]
             for name, value in held.items():
                 # Keep the dict objects: handles of hooks refer to them.
-                if isinstance(value, dict) and isinstance(now.get(name), dict):
-                    now[name].clear()
-                    now[name].update(value)
+                if isinstance(value, dict) and isinstance(current.get(name), dict):
+                    current[name].clear()
+                    current[name].update(value)
                 else:
-                    now[name] = value
+                    current[name] = value
 
     @contextlib.contextmanager
     def leniently(self) -> Iterator[None]:
@@ -166,17 +166,17 @@ def tapped(
             seen(place, output)
             return output
 
-        held = vars(slot.owner)
-        held[slot.attribute] = called
-        undo.append(lambda: held.update({slot.attribute: slot.value}))
+        attributes = vars(slot.owner)
+        attributes[slot.attribute] = called
+        undo.append(lambda: attributes.update({slot.attribute: slot.value}))
 
     try:
         for place, slot in enumerate(chosen):
             tap(place, slot)
         yield calls.clear
     finally:
-        for one in undo:
-            one()
+        for action in undo:
+            action()
 
 
 @dataclass
@@ -220,8 +220,8 @@ class Reading:
     def constant(self, unit: int, eps: float) -> float | None:
         """The value of a unit that is constant to rounding; None if it is not."""
         low, high = float(self.low[unit]), float(self.high[unit])
-        same = high - low <= 8 * eps * max(abs(low), abs(high)) < float("inf")
-        return (low + high) / 2 if same else None
+        is_constant = high - low <= 8 * eps * max(abs(low), abs(high)) < float("inf")
+        return (low + high) / 2 if is_constant else None
 
 
 def channels(layer: nn.Module) -> int:

@@ -142,15 +142,17 @@ class Work:
         silent: dict[int, None] = {}
         for call, units in cut.sites.items():
             if call in self.at_sites:
-                there = self.at_sites[call].silent(self.fraction)
-                silent.update({r: None for u, r in units.items() if u < len(there) and there[u]})
+                is_silent = self.at_sites[call].silent(self.fraction)
+                silent.update(
+                    {r: None for u, r in units.items() if u < len(is_silent) and is_silent[u]}
+                )
         if cut.obstacle:
             cut.why_not = dict.fromkeys(silent, cut.obstacle)
             return
-        read: dict[int, list[tuple[nn.Module, int]]] = {}
+        readers: dict[int, list[tuple[nn.Module, int]]] = {}
         for layer, inputs in cut.readers.items():
             for index, root in inputs.items():
-                read.setdefault(root, []).append((layer, index))
+                readers.setdefault(root, []).append((layer, index))
         quiet = {
             layer: self.at_readers[layer].silent(self.fraction)
             for layer in cut.readers
@@ -158,7 +160,7 @@ class Work:
         }
         for root in sorted(silent):
             folds = []
-            for layer, index in read.get(root, ()):
+            for layer, index in readers.get(root, ()):
                 name = graph.names[layer]
                 if layer not in quiet or index >= len(quiet[layer]):
                     cut.why_not[root] = f"{name} was not seen to read it"
@@ -194,7 +196,7 @@ class Work:
         except Exception as error:  # a model may do anything on its training path
             self.uncompared = f"not looked at, as the model fails: {_first_line(error)}"
             return
-        if any(_distance(y, one) for y, one in zip(again, self.trained, strict=True)):
+        if any(_distance(y, first) for y, first in zip(again, self.trained, strict=True)):
             self.uncompared = "not compared, as it draws random numbers"
 
     def _carry_out(self, graph: Graph, cuts: Sequence[Cut]) -> float:
@@ -234,27 +236,27 @@ class Work:
             for layer, constants in folds.items():  # before the inputs are renumbered
                 _fold(layer, constants)
             graph.remove(cuts)
-            now = [outputs_of(self.model, batch) for batch, _ in self.kept]
+            pruned = [outputs_of(self.model, batch) for batch, _ in self.kept]
         except Exception as error:
             # A model may raise anything if its shapes are not as it expects.
             return f"without it the model fails: {_first_line(error)}", 0.0
         original = [outputs for _, outputs in self.kept]
-        for ys, wanted in zip(now, expected or original, strict=True):
-            if [y.shape for y in ys] != [y.shape for y in wanted]:
+        for ys, targets in zip(pruned, expected or original, strict=True):
+            if [y.shape for y in ys] != [y.shape for y in targets]:
                 return "without it an output has another shape", 0.0
-            for y, one in zip(ys, wanted, strict=True):
-                moved = _distance(y, one)
-                if not moved <= ROUNDING * torch.finfo(one.dtype).eps * _largest(one):
+            for y, target in zip(ys, targets, strict=True):
+                moved = _distance(y, target)
+                if not moved <= ROUNDING * torch.finfo(target.dtype).eps * _largest(target):
                     return f"without it an output changes by {moved:.2g}", 0.0
         failure = self._attempt_training()
         if failure:
             return failure, 0.0
         pairs = [
             pair
-            for ys, before in zip(now, original, strict=True)
+            for ys, before in zip(pruned, original, strict=True)
             for pair in zip(ys, before, strict=True)
         ]
-        return "", max((_distance(y, one) for y, one in pairs), default=0.0)
+        return "", max((_distance(y, target) for y, target in pairs), default=0.0)
 
     def _attempt_training(self) -> str:
         """Run in training mode, if the model ran there before; returns why it failed, if it did."""
@@ -262,19 +264,19 @@ class Work:
         if self.trained is None:
             return ""
         try:
-            now = training_outputs_of(self.model, self.kept[0][0])
+            pruned = training_outputs_of(self.model, self.kept[0][0])
         except Exception as error:
             return f"without it the model fails in training mode: {_first_line(error)}"
-        if [y.shape for y in now] != [y.shape for y in self.trained]:
+        if [y.shape for y in pruned] != [y.shape for y in self.trained]:
             return "without it an output has another shape in training mode"
         if self.uncompared:
             return ""
-        for y, one in zip(now, self.trained, strict=True):
-            moved = _distance(y, one)
-            if not moved <= ROUNDING * torch.finfo(one.dtype).eps * _largest(one):
+        for y, target in zip(pruned, self.trained, strict=True):
+            moved = _distance(y, target)
+            if not moved <= ROUNDING * torch.finfo(target.dtype).eps * _largest(target):
                 self.in_training = (
                     f"without what was removed an output changes by {moved:.2g} of up to "
-                    f"{_largest(one):.2g}"
+                    f"{_largest(target):.2g}"
                 )
                 break
         return ""
@@ -314,11 +316,11 @@ def _largest(y: Tensor) -> float:
     return float(finite.abs().max()) if y.numel() else 0.0
 
 
-def _distance(y: Tensor, wanted: Tensor) -> float:
+def _distance(y: Tensor, expected: Tensor) -> float:
     """The largest difference; infinities and NaNs must be the same in both."""
-    y, wanted = y.double(), wanted.double()
-    same = (y == wanted) | (y.isnan() & wanted.isnan())
-    return float(torch.where(same, 0.0, (y - wanted).abs()).max()) if y.numel() else 0.0
+    y, expected = y.double(), expected.double()
+    is_same = (y == expected) | (y.isnan() & expected.isnan())
+    return float(torch.where(is_same, 0.0, (y - expected).abs()).max()) if y.numel() else 0.0
 
 
 def _can_fold(layer: nn.Module) -> bool:
