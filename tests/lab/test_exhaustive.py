@@ -109,7 +109,8 @@ def in_numpy(
     add("df_far", in_ulp, (np.abs(x - turn) >= 1) & ~in_tail(df))
 
     def decode(output: np.ndarray) -> np.ndarray:
-        size = np.sqrt(np.maximum(df * df + 2 * d2f * (output - f), 0))
+        square = df * df + 2 * d2f * (output - f)
+        size = np.sqrt(np.where(square > 0, square, 0))
         return np.where(right, size, -size)
 
     told = ~overflows(f, y)
@@ -243,6 +244,8 @@ def test_inverse_to_the_second_order(case: Case) -> None:
     # Beside a joint another piece may begin within a rounding of y.
     joints = torch.tensor([-3.0, -2.0, 0.0, 2.0, 3.0])
     x = x[((x[:, None] - joints).abs().amin(1) > 1e-6) & (x.abs() < 1e4)]
+    # Where f is flat, outputs that are off belong to inputs elsewhere.
+    x = x[(reference.df(x.double()) != 0) | (reference.f(x.double()) == 0)]
     exactly = x.double()
     f, df, d2f = reference.f(exactly), reference.df(exactly), reference.d2f(exactly)
     for off in (-1e-7, 0, 1e-7):
