@@ -105,11 +105,13 @@ def taking(function: str, form: str) -> Iterator[str]:
         yield form
         return
     table = next(iter(_fastest.FASTEST.values()))
-    before, table[function] = table[function], form
+    before = dict(table)
+    table[function] = form
     try:
         yield FAST
     finally:
-        table[function] = before
+        table.clear()
+        table.update(before)
 
 
 def forms(function: str, *, network: bool) -> list[str]:
@@ -294,14 +296,15 @@ def _fastest_form(
 def write_table(rows: Sequence[Row]) -> None:
     """The table that `mk.swap` and `mk.export_form` read."""
     lines = [
-        '"""The fastest form of each function in each runtime, by benchmarks/runtimes.py."""',
+        '"""Where a form other than the standard one is fastest, by benchmarks/runtimes.py."""',
         "",
         "from __future__ import annotations",
         "",
         "FASTEST: dict[str, dict[str, str]] = {",
     ]
     for key, chosen in fastest(rows).items():
-        lines += [f'    "{key}": {{', *(f'        "{f}": "{form}",' for f, form in chosen.items())]
+        lines.append(f'    "{key}": {{')
+        lines += [f'        "{f}": "{form}",' for f, form in chosen.items() if form != STANDARD]
         lines.append("    },")
     TABLE.write_text("\n".join([*lines, "}"]) + "\n", encoding="utf-8")
 

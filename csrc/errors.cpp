@@ -103,8 +103,10 @@ extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
       if (fall > 0) (tail ? e.tail_falls : e.falls).add(tail ? fall : fall * unit, at);
     }
 
-    const double slope_error = __builtin_fabs(gradient[i] - df[i]);
-    e.df_abs.add(slope_error, at);
+    // Errors of slopes are relative where these are larger than 1.
+    const double size = __builtin_fabs(df[i]), scale = size > 1 ? size : 1;
+    const double slope_error = overflows(df[i], gradient[i]) ? 0 : __builtin_fabs(gradient[i] - df[i]);
+    e.df_abs.add(slope_error / scale, at);
     if (!rules->in_tail(at, df[i])) {
       const double in_ulp = slope_error * per_ulp(df[i]);
       const int place = -exponent_of(df[i]);
@@ -112,14 +114,15 @@ extern "C" __attribute__((visibility("default"))) int64_t mishkit_add_errors(
       if (__builtin_fabs(at - rules->turn) >= 1) e.df_far.add(in_ulp, at);
     }
 
-    e.df_y.add(__builtin_fabs(decoded[i] - df[i]), at);
-    double beyond = __builtin_fabs(decoded[i] - df_of_output(y[i], f[i], df[i], d2f[i], right));
+    if (overflows(f[i], y[i])) continue;  // the output only tells that the input is large
+    e.df_y.add(__builtin_fabs(decoded[i] - df[i]) / scale, at);
+    double beyond = __builtin_fabs(decoded[i] - df_of_output(y[i], f[i], df[i], d2f[i], right)) / scale;
     if (!(beyond <= rules->far)) {
       const double half = 0.5 / per_ulp(y[i]);
       const double a = df_of_output(y[i] - half, f[i], df[i], d2f[i], right);
       const double b = df_of_output(y[i] + half, f[i], df[i], d2f[i], right);
       const double below = (a < b ? a : b) - decoded[i], above = decoded[i] - (a < b ? b : a);
-      beyond = below > above ? below : above;
+      beyond = (below > above ? below : above) / scale;
     }
     if (beyond <= rules->far) e.df_y_beyond.add(beyond > 0 ? beyond : 0, at);
     else places[far++] = i;

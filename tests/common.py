@@ -75,6 +75,8 @@ FURTHER = _cases(
         # Smooth right of the quadratic part; hardswish; the minimum is a kink.
         "hard_mish": [(3.0,), (6.0,), (1.2,)],
         "swish": [(0.3,)],
+        "leaky_relu": [(0.2,)],
+        "elu": [(0.7,)],
         # Scaled; mirrored; mirrored with two branches; even; steeper on the left.
         "aptx": [
             (1.0, 0.3, 1.7),
@@ -89,6 +91,8 @@ FURTHER = _cases(
 TURNLESS = _cases(
     {
         "swish": [(-0.8,), (0.0,)],
+        "leaky_relu": [(-0.5,)],
+        "elu": [(-0.7,)],
         "aptx": [
             (1.1, 1.0, 0.5),
             (-1.5, 1.0, 0.5),
@@ -230,10 +234,12 @@ ABSOLUTE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-5, tor
 DECODED = {torch.float64: 1e-6, torch.float32: 5e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
-def assert_rounds(got: Tensor, want: Tensor, extra: float = 0.0) -> None:
-    """`got` is `want` (float64), rounded to got's dtype, within the errors above."""
+def assert_rounds(got: Tensor, want: Tensor, extra: float = 0.0, relative: float = 0.0) -> None:
+    """`got` is `want` (float64), rounded to got's dtype, within the errors above; or else by as
+    much more as `extra`, or `relative` to `want` in units of the rounding."""
     info = torch.finfo(got.dtype)
     rounding = info.eps * (4 if got.dtype in (torch.float32, torch.float64) else 0.51)
+    rounding *= 1 + relative
     least = info.smallest_normal * info.eps  # half of a subnormal's step, and more
     # Beyond the largest number lies inf.
     want = torch.where(want.abs() > info.max, want.to(got.dtype).double(), want)

@@ -43,7 +43,8 @@ struct Minimum {
       : turn(turn), y(y), bend(bend), reach(reach) {}
 };
 template <class Fit> constexpr Minimum minimum_of{Fit::turn, Fit::y_min, Fit::bend};
-// f' is 0 on one whole side. No gradient passes there, not even an infinite one, as in torch's own.
+// f' is 0 on a whole side, or on both. No gradient passes there, not even an infinite one, as in
+// torch's own.
 struct Dead {};
 // A decoder of outputs that iterates, with all vectors of a block in lockstep: settle(stage) takes
 // one step and returns whether it was the last.

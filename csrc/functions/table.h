@@ -3,15 +3,20 @@
 #pragma once
 #if defined(MISHKIT_ISA)
 #include "aptx.h"
+#include "elu.h"
 #include "gelu.h"
 #include "gelu_tanh.h"
 #include "h_mish.h"
 #include "hard_mish.h"
 #include "hardswish.h"
+#include "leaky_relu.h"
 #include "linear_swish.h"
 #include "mish.h"
 #include "piecewise_swish.h"
+#include "quick_gelu.h"
 #include "relu.h"
+#include "relu2.h"
+#include "relu6.h"
 #include "silu.h"
 #include "softplus.h"
 #include "swish.h"
@@ -19,10 +24,15 @@
 
 #define MISHKIT_FUNCTIONS(X)         \
   X(relu, ReLU)                      \
+  X(relu6, ReLU6)                    \
+  X(relu2, ReLUSquared)              \
+  X(leaky_relu, LeakyReLU)           \
+  X(elu, ELU)                        \
   X(softplus, Softplus)              \
   X(silu, SiLU)                      \
   X(gelu, GELU)                      \
   X(gelu_tanh, GELUTanh)             \
+  X(quick_gelu, QuickGELU)           \
   X(mish, Mish)                      \
   X(h_mish, HMish)                   \
   X(hard_mish, HardMish)             \

@@ -13,9 +13,13 @@ from .backends import cpu
 VARIABLE = "MISHKIT_ENABLE"
 """The environment variable that enables all functions ("1") or some ("mish,silu") on import."""
 
+_UNABLE = "torch's stable C ABI can't pass its numbers"
 _LEFT_TO_TORCH = {
-    "softplus": "torch's stable C ABI can't pass its numbers",
     "relu": "torch's own is as fast",
+    "relu6": _UNABLE,  # it is torch's hardtanh
+    "leaky_relu": _UNABLE,
+    "elu": _UNABLE,
+    "softplus": _UNABLE,
 }
 """Functions that one may look for here, with the reason why torch's own operators keep them."""
 
@@ -144,8 +148,9 @@ def enable(functions: str | Iterable[str] | None = None) -> Enabled:
 
     Notes
     -----
-    softplus and the gradient of relu stay with torch, whose stable C ABI can't pass the numbers
-    they take. Where mishkit has no kernels (see `mishkit.functional`), nothing happens.
+    relu6, leaky_relu, elu, softplus and the gradient of relu stay with torch, whose stable C ABI
+    can't pass the numbers they take. Where mishkit has no kernels (see `mishkit.functional`),
+    nothing happens.
     """
     names = _names(functions)
     with _lock:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ._calls import SAVE, Save
 from .activation import Activation
+from .functions import ACTIVATIONS
 
 OPTIONS = ("inplace", "save", "trainable", "num_parameters")
 """Arguments that a module's repr shows only if they differ from the default."""
 
 
-standard = (nn.ReLU, nn.Softplus, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish)
+standard = tuple(getattr(nn, a.module_name) for a in ACTIVATIONS.values() if a.torch_function)
 """torch's classes that ours derive from, where torch has the function."""
 
 

@@ -152,8 +152,8 @@ class Activation:
     it may always do so.
     """
     is_dead: bool = False
-    """Whether f' is 0 on one whole side. No gradient passes there, not even an infinite one, as in
-    torch's own functions.
+    """Whether f' is 0 on a whole side, or on both. No gradient passes there, not even an infinite
+    one, as in torch's own functions.
     """
     made_of: Literal["lines", "polynomials", "one exponential", "more"] = "more"
     """What the benchmarks compare the cost with: lines and polynomials should cost as much as ReLU,

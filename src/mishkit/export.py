@@ -73,7 +73,7 @@ def chosen(a: Activation, form: str) -> Form:
     """The form of a function that `form`, which has been checked, stands for."""
     if form == STANDARD:
         return a.form()
-    return a.form(FASTEST[form.partition(":")[2] or RUNTIMES[0]][a.name])
+    return a.form(FASTEST[form.partition(":")[2] or RUNTIMES[0]].get(a.name, STANDARD))
 
 
 def exported(a: Activation, x: Tensor, parameters: Sequence[Any]) -> Tensor:

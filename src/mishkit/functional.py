@@ -44,15 +44,20 @@ from .functions import ACTIVATIONS
 
 __all__ = [
     "aptx",
+    "elu",
     "gelu",
     "gelu_tanh",
     "h_mish",
     "hard_mish",
     "hardswish",
+    "leaky_relu",
     "linear_swish",
     "mish",
     "piecewise_swish",
+    "quick_gelu",
     "relu",
+    "relu2",
+    "relu6",
     "silu",
     "softplus",
     "swish",
@@ -104,6 +109,184 @@ def relu(
 
 
 _relu.public = relu
+
+
+_relu6 = Call(ACTIVATIONS["relu6"])
+
+
+def relu6(
+    input: Tensor,
+    inplace: bool = False,
+    *,
+    save: Save = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """min(6, max(0, x)), elementwise.
+
+    Source: Krizhevsky 2010, Convolutional Deep Belief Networks on CIFAR-10.
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    input : Tensor
+        of float32, float64, bfloat16 or float16, and any shape and strides; others go to
+        torch's own function, if it takes them
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    out : Tensor, optional
+        where to write the result, of the input's shape and dtype; not with autograd
+    """
+    if is_dynamo_compiling() or compiler._is_compiling_flag or is_tracing():
+        return _relu6.traced(input, (), inplace, save, out)
+    if inplace or save != "input" or out is not None or not isinstance(input, Tensor):
+        return _relu6.special(input, (), inplace, save, out)
+    try:
+        if are_transforms_active():
+            return _relu6.transformed(input)
+        if (input.requires_grad and is_grad_enabled()) or forward_ad._current_level >= 0:
+            return _relu6.saving_input(input)
+        return _relu6.forward(input)
+    except REFUSALS as error:
+        return _relu6.refused(error, input)
+
+
+_relu6.public = relu6
+
+
+_relu2 = Call(ACTIVATIONS["relu2"])
+
+
+def relu2(
+    input: Tensor,
+    inplace: bool = False,
+    *,
+    save: Save = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """max(0, x)², elementwise.
+
+    Source: So et al. 2021, Primer: Searching for Efficient Transformers (arXiv:2109.08668).
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    input : Tensor
+        of float32, float64, bfloat16 or float16, and any shape and strides; others go to
+        torch's own function, if it takes them
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    out : Tensor, optional
+        where to write the result, of the input's shape and dtype; not with autograd
+    """
+    if is_dynamo_compiling() or compiler._is_compiling_flag or is_tracing():
+        return _relu2.traced(input, (), inplace, save, out)
+    if inplace or save != "input" or out is not None or not isinstance(input, Tensor):
+        return _relu2.special(input, (), inplace, save, out)
+    try:
+        if are_transforms_active():
+            return _relu2.transformed(input)
+        if (input.requires_grad and is_grad_enabled()) or forward_ad._current_level >= 0:
+            return _relu2.saving_input(input)
+        return _relu2.forward(input)
+    except REFUSALS as error:
+        return _relu2.refused(error, input)
+
+
+_relu2.public = relu2
+
+
+_leaky_relu = Call(ACTIVATIONS["leaky_relu"])
+_call_leaky_relu = with_parameters(_leaky_relu)
+
+
+def leaky_relu(
+    input: Tensor,
+    negative_slope: float = 0.01,
+    inplace: bool = False,
+    *,
+    save: Save = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """x where x > 0, negative_slope·x where x ≤ 0, elementwise.
+
+    Source: Maas, Hannun & Ng 2013, Rectifier Nonlinearities (ICML 2013 workshop).
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    input : Tensor
+        of float32, float64, bfloat16 or float16, and any shape and strides; others go to
+        torch's own function, if it takes them
+    negative_slope : float, default 0.01
+        the slope left of 0; 0 gives ReLU
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    out : Tensor, optional
+        where to write the result, of the input's shape and dtype; not with autograd
+    """
+    return _call_leaky_relu(input, (negative_slope,), inplace, save, out)
+
+
+_leaky_relu.public = leaky_relu
+
+
+_elu = Call(ACTIVATIONS["elu"])
+_call_elu = with_parameters(_elu)
+
+
+def elu(
+    input: Tensor,
+    alpha: float = 1.0,
+    inplace: bool = False,
+    *,
+    save: Save = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """x where x > 0, alpha·(exp(x) − 1) where x ≤ 0, elementwise.
+
+    Source: Clevert, Unterthiner & Hochreiter 2015, Exponential Linear Units (arXiv:1511.07289).
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    input : Tensor
+        of float32, float64, bfloat16 or float16, and any shape and strides; others go to
+        torch's own function, if it takes them
+    alpha : float, default 1
+        the depth that the left side falls to; 0 gives ReLU
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    out : Tensor, optional
+        where to write the result, of the input's shape and dtype; not with autograd
+    """
+    return _call_elu(input, (alpha,), inplace, save, out)
+
+
+_elu.public = elu
 
 
 _softplus = Call(ACTIVATIONS["softplus"])
@@ -301,6 +484,54 @@ def gelu_tanh(
 
 
 _gelu_tanh.public = gelu_tanh
+
+
+_quick_gelu = Call(ACTIVATIONS["quick_gelu"])
+
+
+def quick_gelu(
+    input: Tensor,
+    inplace: bool = False,
+    *,
+    save: Save = "input",
+    out: Tensor | None = None,
+) -> Tensor:
+    """x·σ(1.702x), elementwise.
+
+    Source: Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415).
+
+    The function falls to its minimum at x = -0.7511543, then rises.
+
+    Parameters
+    ----------
+    input : Tensor
+        of float32, float64, bfloat16 or float16, and any shape and strides; others go to
+        torch's own function, if it takes them
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    out : Tensor, optional
+        where to write the result, of the input's shape and dtype; not with autograd
+    """
+    if is_dynamo_compiling() or compiler._is_compiling_flag or is_tracing():
+        return _quick_gelu.traced(input, (), inplace, save, out)
+    if inplace or save != "input" or out is not None or not isinstance(input, Tensor):
+        return _quick_gelu.special(input, (), inplace, save, out)
+    try:
+        if are_transforms_active():
+            return _quick_gelu.transformed(input)
+        if (input.requires_grad and is_grad_enabled()) or forward_ad._current_level >= 0:
+            return _quick_gelu.saving_input(input)
+        return _quick_gelu.forward(input)
+    except REFUSALS as error:
+        return _quick_gelu.refused(error, input)
+
+
+_quick_gelu.public = quick_gelu
 
 
 _mish = Call(ACTIVATIONS["mish"])
@@ -681,10 +912,15 @@ _aptx.public = aptx
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "relu": relu,
+    "relu6": relu6,
+    "relu2": relu2,
+    "leaky_relu": leaky_relu,
+    "elu": elu,
     "softplus": softplus,
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "mish": mish,
     "h_mish": h_mish,
     "hard_mish": hard_mish,

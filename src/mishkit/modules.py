@@ -19,10 +19,15 @@ from .functions import ACTIVATIONS
 
 __all__ = [  # noqa: RUF022, in the order of the table
     "ReLU",
+    "ReLU6",
+    "ReLUSquared",
+    "LeakyReLU",
+    "ELU",
     "Softplus",
     "SiLU",
     "GELU",
     "GELUTanh",
+    "QuickGELU",
     "Mish",
     "HMish",
     "HardMish",
@@ -61,6 +66,132 @@ class ReLU(ActivationModule, nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.relu(input)
+        else:
+            return super().forward(input)
+
+
+class ReLU6(ActivationModule, nn.ReLU6):
+    """min(6, max(0, x)), elementwise.
+
+    Source: Krizhevsky 2010, Convolutional Deep Belief Networks on CIFAR-10.
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    """
+
+    activation = ACTIVATIONS["relu6"]
+    function = staticmethod(FUNCTIONS["relu6"])
+
+    def __init__(self, inplace: bool = False, *, save: Save = "input") -> None:
+        super().__init__(inplace=inplace, save=save)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.relu6(input)
+        else:
+            return super().forward(input)
+
+
+class ReLUSquared(ActivationModule):
+    """max(0, x)², elementwise.
+
+    Source: So et al. 2021, Primer: Searching for Efficient Transformers (arXiv:2109.08668).
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    """
+
+    activation = ACTIVATIONS["relu2"]
+    function = staticmethod(FUNCTIONS["relu2"])
+
+    def __init__(self, inplace: bool = False, *, save: Save = "input") -> None:
+        super().__init__(inplace=inplace, save=save)
+
+
+class LeakyReLU(ActivationModule, nn.LeakyReLU):
+    """x where x > 0, negative_slope·x where x ≤ 0, elementwise.
+
+    Source: Maas, Hannun & Ng 2013, Rectifier Nonlinearities (ICML 2013 workshop).
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    negative_slope : float, default 0.01
+        the slope left of 0; 0 gives ReLU
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    """
+
+    activation = ACTIVATIONS["leaky_relu"]
+    function = staticmethod(FUNCTIONS["leaky_relu"])
+    negative_slope: float
+
+    def __init__(
+        self, negative_slope: float = 0.01, inplace: bool = False, *, save: Save = "input"
+    ) -> None:
+        super().__init__(negative_slope=negative_slope, inplace=inplace, save=save)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.leaky_relu(input, negative_slope=self.negative_slope)
+        else:
+            return super().forward(input)
+
+
+class ELU(ActivationModule, nn.ELU):
+    """x where x > 0, alpha·(exp(x) − 1) where x ≤ 0, elementwise.
+
+    Source: Clevert, Unterthiner & Hochreiter 2015, Exponential Linear Units (arXiv:1511.07289).
+
+    The function is monotone.
+
+    Parameters
+    ----------
+    alpha : float, default 1
+        the depth that the left side falls to; 0 gives ReLU
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    """
+
+    activation = ACTIVATIONS["elu"]
+    function = staticmethod(FUNCTIONS["elu"])
+    alpha: float
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False, *, save: Save = "input") -> None:
+        super().__init__(alpha=alpha, inplace=inplace, save=save)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.elu(input, alpha=self.alpha)
         else:
             return super().forward(input)
 
@@ -196,6 +327,31 @@ class GELUTanh(ActivationModule):
 
     activation = ACTIVATIONS["gelu_tanh"]
     function = staticmethod(FUNCTIONS["gelu_tanh"])
+
+    def __init__(self, inplace: bool = False, *, save: Save = "input") -> None:
+        super().__init__(inplace=inplace, save=save)
+
+
+class QuickGELU(ActivationModule):
+    """x·σ(1.702x), elementwise.
+
+    Source: Hendrycks & Gimpel 2016, Gaussian Error Linear Units (arXiv:1606.08415).
+
+    The function falls to its minimum at x = -0.7511543, then rises.
+
+    Parameters
+    ----------
+    inplace : bool, default False
+        write the result over the input; backward then uses the output and one bit an element, or,
+        with ``save="copy"``, a copy of the input
+    save : "input", "output" or "copy", default "input"
+        what is kept for backward: the input (the exact gradient, any number of derivatives); the
+        output, which the next layer usually keeps anyway, and one bit an element (first derivative
+        only); or a copy of the input, for where later code writes over the input or the result
+    """
+
+    activation = ACTIVATIONS["quick_gelu"]
+    function = staticmethod(FUNCTIONS["quick_gelu"])
 
     def __init__(self, inplace: bool = False, *, save: Save = "input") -> None:
         super().__init__(inplace=inplace, save=save)
@@ -478,10 +634,15 @@ class APTx(TrainableModule):
 
 MODULES: dict[str, type[ActivationModule]] = {
     "ReLU": ReLU,
+    "ReLU6": ReLU6,
+    "ReLUSquared": ReLUSquared,
+    "LeakyReLU": LeakyReLU,
+    "ELU": ELU,
     "Softplus": Softplus,
     "SiLU": SiLU,
     "GELU": GELU,
     "GELUTanh": GELUTanh,
+    "QuickGELU": QuickGELU,
     "Mish": Mish,
     "HMish": HMish,
     "HardMish": HardMish,

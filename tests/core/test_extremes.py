@@ -220,6 +220,38 @@ def test_no_gradient_passes_dead_units(
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("name", ["leaky_relu", "elu"])
+@every_dtype
+def test_a_left_side_of_0_is_relu_at_infinity_too(
+    every_engine: Engine, name: str, dtype: torch.dtype
+) -> None:
+    """Where 0 times an infinite input would be NaN."""
+    case, x = Case(ACTIVATIONS[name], (0.0,)), torch.cat([spread(dtype, 200), torch.tensor([-INF])])
+    x = x.to(dtype)
+    ones = torch.ones_like(x)
+    y, side = every_engine.operator(case, "_packed")(x)
+    assert torch.equal(y, x.relu()) and torch.equal(every_engine.operator(case)(x), x.relu())
+    for gradient in (
+        every_engine.operator(case, "_backward")(ones, x),
+        every_engine.operator(case, "_backward_packed")(ones, y, side),
+    ):
+        assert torch.equal(gradient, (x > 0).to(dtype))
+
+
+def test_an_output_that_overflows_gives_the_slope_of_an_infinite_input(
+    every_engine: Engine,
+) -> None:
+    """relu2 alone grows faster than its input."""
+    case, x = Case(ACTIVATIONS["relu2"], ()), torch.tensor([300.0, INF] * 20, dtype=torch.float16)
+    y, side = every_engine.operator(case, "_packed")(x)
+    assert y.isposinf().all()
+    assert (
+        every_engine.operator(case, "_backward_packed")(torch.ones_like(y), y, side).isinf().all()
+    )
+    from_input = every_engine.operator(case, "_backward")(torch.ones_like(x), x)
+    assert from_input[0] == 600 and from_input[1] == INF
+
+
 @pytest.mark.parametrize("case", DEAD, ids=str)
 def test_a_second_derivative_of_dead_units(case: Case) -> None:
     x = torch.tensor([-40.0, -3.5] * 30)

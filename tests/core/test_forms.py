@@ -38,8 +38,10 @@ def error(a: Activation, form: Form, x: Tensor) -> float:
         want = a.f(x.double(), *parameters)
         for lacks in (frozenset[str](), NEWER):
             y = form.write(TorchWriter(x, lacks), *parameters)
-            assert y.dtype == x.dtype and y.isfinite().all()
-            worst = max(worst, float(((y - want).abs() / want.abs().clamp_min(1)).max()))
+            is_number = want.abs() <= torch.finfo(x.dtype).max
+            assert y.dtype == x.dtype and y[is_number].isfinite().all()
+            errors = (y - want).abs() / want.abs().clamp_min(1)
+            worst = max(worst, float(errors[is_number].max()))
     return worst
 
 
@@ -56,4 +58,4 @@ def test_forms_have_names_of_their_own_and_the_table_knows_them() -> None:
     for a in ACTIVATIONS.values():
         names = [form.name for form in a.forms]
         assert names[0] == STANDARD and len({*names}) == len(names)
-        assert all(FASTEST[runtime][a.name] in names for runtime in RUNTIMES)
+        assert all(FASTEST[runtime].get(a.name, STANDARD) in names for runtime in RUNTIMES)

@@ -18,6 +18,9 @@ import mishkit
 # By our names; modules whose torch.nn twin takes the same arguments.
 ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "ReLU": [((), {}), ((True,), {}), ((), {"inplace": True})],
+    "ReLU6": [((), {}), ((True,), {})],
+    "LeakyReLU": [((), {}), ((0.2,), {}), ((0.2, True), {}), ((), {"negative_slope": 0.3})],
+    "ELU": [((), {}), ((0.5,), {}), ((2, True), {}), ((), {"alpha": 1.5})],
     "Softplus": [((), {}), ((2,), {}), ((2.0, 10), {}), ((), {"threshold": 3, "beta": 0.5})],
     "SiLU": [((), {}), ((True,), {})],
     "GELU": [((), {}), (("tanh",), {}), ((), {"approximate": "tanh"})],
@@ -126,7 +129,7 @@ def test_misuse(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any], messa
     assert case.a.module_name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ReLU", "Softplus", "SiLU", "GELU", "Mish", "Hardswish"])
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_ours_are_instances_of_torchs_classes(name: str) -> None:
     """Since libraries ask for these."""
     assert isinstance(getattr(mishkit, name)(), getattr(torch.nn, name))

@@ -131,7 +131,11 @@ def test_from_the_output(every_engine: Engine, case: Case, dtype: torch.dtype) -
     assert_rounds(y, case.exactly("f", x))
     assert_same_bits(side, right_of(case, x))
     got = every_engine.operator(case, "_backward_packed")(torch.ones_like(y), y, side)
-    assert_rounds(got, case.exactly("df", x), extra=DECODED[dtype])
+    # Of an input whose output overflows, that tells no more than that it is large. The rounding of
+    # y costs a slope that grows with it half of a rounding.
+    told = y.isfinite()
+    df = case.exactly("df", x)
+    assert_rounds(got[told], df[told], extra=DECODED[dtype], relative=0.5)
 
 
 @pairwise({"kernels": KERNELS, "case": DEFAULTS + OTHERS, "dtype": DTYPES})
@@ -167,10 +171,14 @@ def test_limits_and_nan(every_engine: Engine, case: Case, dtype: torch.dtype) ->
     ones = torch.ones_like(x)
     want = case.exactly("df", x)
     assert_rounds(every_engine.operator(case, "_backward")(ones, x), want)
-    assert_rounds(every_engine.operator(case, "_backward_packed")(ones, y, side), want)
+    # A finite limit was rounded.
+    finite = [abs(v) for v in y.tolist() if math.isfinite(v)]
+    rounding = torch.finfo(dtype).eps / 2 * max(finite, default=0)
+    got = every_engine.operator(case, "_backward_packed")(ones, y, side)
+    assert_rounds(got, want, extra=rounding)
     to_grad, to_x = every_engine.operator(case, "_double_backward")(ones, ones, x)
     assert_rounds(to_grad, want)
-    assert (to_x[~x.isnan()].double().abs() < 1e-12).all()
+    assert_rounds(to_x[~x.isnan()], case.exactly("d2f", x)[~x.isnan()])
 
 
 @pairwise(

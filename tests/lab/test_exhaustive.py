@@ -84,36 +84,45 @@ def in_numpy(
     def in_tail(value: np.ndarray) -> np.ndarray:
         return np.abs(value) < np.maximum(accuracy.TAIL_F, np.abs(x) * accuracy.TAIL_WEIGHT)
 
+    def overflows(value: np.ndarray, result: np.ndarray) -> np.ndarray:
+        return (np.abs(value) > np.finfo(np.float32).max) & (result == np.copysign(np.inf, value))
+
+    def distance(result: np.ndarray, value: np.ndarray) -> np.ndarray:
+        return np.where(overflows(value, result), 0, np.abs(result - value))
+
     unit, tail = accuracy.ulp(f, "float32"), in_tail(f)
-    add("f_ulp", np.abs(y - f) / unit, ~tail)
-    add("f_abs", np.abs(y - f), ~tail)
-    add("tail", np.abs(y - f), tail)
+    add("f_ulp", distance(y, f) / unit, ~tail)
+    add("f_abs", distance(y, f), ~tail)
+    add("tail", distance(y, f), tail)
 
     fall = np.where((after > x) == right, y - y_after, y_after - y)
     falls = (fall > 0) & (right == (after > turn))
     add("falls", fall / unit, falls & ~tail)
     add("tail_falls", fall, falls & tail)
 
-    add("df_abs", np.abs(gradient - df), everywhere)
-    in_ulp = np.abs(gradient - df) / accuracy.ulp(df, "float32")
+    scale = np.maximum(np.abs(df), 1)
+    add("df_abs", distance(gradient, df) / scale, everywhere)
+    in_ulp = distance(gradient, df) / accuracy.ulp(df, "float32")
     place = 1 - np.frexp(np.clip(np.abs(df), 2.0**-10, 1))[1]  # 2⁻¹ is 0.5·2⁰
     for row, name in enumerate(DF_ROWS):
         add(name, in_ulp, (place == row) & ~in_tail(df))
     add("df_far", in_ulp, (np.abs(x - turn) >= 1) & ~in_tail(df))
 
     def decode(output: np.ndarray) -> np.ndarray:
-        size = np.sqrt(np.maximum(df * df + 2 * d2f * (output - f), 0))
+        square = df * df + 2 * d2f * (output - f)
+        size = np.sqrt(np.where(square > 0, square, 0))
         return np.where(right, size, -size)
 
-    add("df_y", np.abs(decoded - df), everywhere)
-    beyond = np.abs(decoded - decode(y))
+    told = ~overflows(f, y)
+    add("df_y", np.abs(decoded - df) / scale, told)
+    beyond = np.abs(decoded - decode(y)) / scale
     half = accuracy.ulp(y, "float32") / 2
     ends = decode(y - half), decode(y + half)
-    outside = np.maximum(np.minimum(*ends) - decoded, decoded - np.maximum(*ends))
+    outside = np.maximum(np.minimum(*ends) - decoded, decoded - np.maximum(*ends)) / scale
     beyond = np.where(beyond <= accuracy.BAR_DF_Y, beyond, np.maximum(outside, 0))
     near = beyond <= accuracy.BAR_DF_Y
-    add("df_y_beyond", beyond, near)
-    return rows, np.flatnonzero(~near)
+    add("df_y_beyond", beyond, near & told)
+    return rows, np.flatnonzero(~near & told)
 
 
 FLAWS = ("none", "f", "f in places", "nan", "inf", "df", "df_y")
@@ -235,6 +244,8 @@ def test_inverse_to_the_second_order(case: Case) -> None:
     # Beside a joint another piece may begin within a rounding of y.
     joints = torch.tensor([-3.0, -2.0, 0.0, 2.0, 3.0])
     x = x[((x[:, None] - joints).abs().amin(1) > 1e-6) & (x.abs() < 1e4)]
+    # Where f is flat, outputs that are off belong to inputs elsewhere.
+    x = x[(reference.df(x.double()) != 0) | (reference.f(x.double()) == 0)]
     exactly = x.double()
     f, df, d2f = reference.f(exactly), reference.df(exactly), reference.d2f(exactly)
     for off in (-1e-7, 0, 1e-7):

@@ -358,6 +358,21 @@ def test_calls_in_place_have_a_gradient(call: Callable[[Tensor], Tensor]) -> Non
     assert site.function != "hardtanh"
 
 
+@pytest.mark.parametrize(
+    ("call", "function"),
+    [
+        (F.elu, "elu"),
+        (lambda x: F.elu(x, 0.5), "elu"),
+        (F.selu, "selu"),
+        (lambda x: F.celu(x, 0.5), "celu"),
+        (F.celu, "celu"),
+    ],
+)
+def test_the_elus_are_told_apart(call: Callable[[Tensor], Tensor], function: str) -> None:
+    (site,) = mk.audit(between(Does(call)), rows()).sites
+    assert site.function == function
+
+
 def test_only_the_advised_module_is_converted() -> None:
     model, x = shared_by_modules(), rows()
     report = mk.audit(model, x)

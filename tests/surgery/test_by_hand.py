@@ -57,10 +57,21 @@ RECOGNISED: dict[str, tuple[nn.Module, str, dict[str, float]]] = {
     "a Function": (module(lambda self, x: MemoryMish.apply(x)), "mish", {}),
     "silu": (module(lambda self, x: x * torch.sigmoid(x)), "silu", {}),
     "silu with an option": (module(lambda self, x, extra=None: x.sigmoid().mul(x)), "silu", {}),
+    "a swish": (
+        module(lambda self, x: x * torch.sigmoid(self.beta * x), beta=1.7),
+        "swish",
+        {"beta": 1.7},
+    ),
     "QuickGELU": (
         module(lambda self, x: x * torch.sigmoid(self.beta * x), beta=1.702),
-        "swish",
-        {"beta": 1.702},
+        "quick_gelu",
+        {},
+    ),
+    "ReLU squared": (module(lambda self, x: torch.square(F.relu(x))), "relu2", {}),
+    "elu": (
+        module(lambda self, x: torch.where(x > 0, x, torch.expm1(x.clamp(max=0)))),
+        "elu",
+        {},
     ),
     "NewGELU": (module(new_gelu), "gelu_tanh", {}),
     "gelu": (module(lambda self, x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))), "gelu", {}),

@@ -65,6 +65,9 @@ def operators(output: Any) -> list[str]:
 
 STANDARD = {
     "relu": "Relu",
+    "relu6": "Clip",
+    "leaky_relu": "LeakyRelu",
+    "elu": "Elu",
     "softplus": "Greater Softplus Where",
     "silu": "Sigmoid Mul",
     "gelu": "Gelu",
@@ -189,9 +192,14 @@ FORMS = {
         "m = Mul(two, x) s = Softplus(m) y = Mul(s, half)"
     ),
     "gelu (Div, Erf, Add, Mul, Mul)": ONE + ERF + "a = Add(e, one) h = Mul(a, half) y = Mul(x, h)",
-    "swish(beta=1.702) (Mul, Sigmoid, Mul)": (
+    "swish(beta=1.7) (Mul, Sigmoid, Mul)": (
+        "c = Constant <value_float = 1.7> () m = Mul(x, c) s = Sigmoid(m) y = Mul(x, s)"
+    ),
+    "quick_gelu (Mul, Sigmoid, Mul)": (
         "c = Constant <value_float = 1.702> () m = Mul(x, c) s = Sigmoid(m) y = Mul(x, s)"
     ),
+    "relu2 (Relu, Mul)": "r = Relu(x) y = Mul(r, r)",
+    "relu2 (Relu, Pow)": "two = Constant <value_float = 2.0> () r = Relu(x) y = Pow(r, two)",
     "hard_mish(k=3) (HardSigmoid, Mul)": (
         "s = HardSigmoid <alpha = 0.33333333, beta = 1.0> (x) y = Mul(x, s)"
     ),

@@ -38,6 +38,9 @@ def test_our_modules_are_known_with_their_parameters(name: str) -> None:
         (nn.Mish(), "mish", {}),
         (nn.Hardswish(), "hardswish", {}),
         (nn.Softplus(2, 10), "softplus", {"beta": 2, "threshold": 10}),
+        (nn.ReLU6(inplace=True), "relu6", {}),
+        (nn.LeakyReLU(0.2), "leaky_relu", {"negative_slope": 0.2}),
+        (nn.ELU(0.5, inplace=True), "elu", {"alpha": 0.5}),
     ],
 )
 def test_what_takes_the_place_of_torch_s_computes_the_same(
@@ -55,7 +58,8 @@ def test_what_takes_the_place_of_torch_s_computes_the_same(
     ("library", "names"),
     [
         ("transformers.activations", "GELUActivation GELUTanh NewGELUActivation SiLUActivation "
-         "FastGELUActivation AccurateGELUActivation QuickGELUActivation MishActivation"),
+         "FastGELUActivation AccurateGELUActivation QuickGELUActivation MishActivation "
+         "ReLUSquaredActivation"),
         ("timm.layers.activations", "Swish Mish HardSwish HardMish GELU GELUTanh QuickGELU"),
         ("timm.layers.activations_me", "SwishMe MishMe HardSwishMe HardMishMe"),
     ],
@@ -82,7 +86,9 @@ def test_a_subclass_or_a_patched_module_is_not_what_its_class_says() -> None:
     assert identify(nn.Linear(1, 1)) is None
     assert identify_function(torch.abs) is None
     assert identify_function(functools.partial(F.gelu, approximate="tanh")).function == "gelu_tanh"
-    assert identify_function(functools.partial(F.leaky_relu, negative_slope=0.2)) is None
+    known = identify_function(functools.partial(F.leaky_relu, negative_slope=0.2))
+    assert known is not None and known.values == (0.2,)
+    assert identify_function(functools.partial(F.celu, alpha=0.2)) is None
 
 
 def test_slots_have_every_name_and_no_inside_of_what_is_known() -> None:

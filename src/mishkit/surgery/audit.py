@@ -319,7 +319,9 @@ def can_keep_output(unit: Unit) -> bool:
 def can_compute(unit: Unit) -> bool:
     """Whether a module of ours can stand in for every call, from the input, and is worth it."""
     known = unit.calls[0].known
-    if not unit.slots or not known.ours or known.function == "relu":  # torch's is as fast
+    if not unit.slots or not known.ours:
+        return False
+    if ACTIVATIONS[known.function].made_of == "lines":  # torch's own is as fast
         return False
     if known.state and not known.parameters:  # they are trained
         return False

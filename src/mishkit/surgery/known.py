@@ -99,7 +99,13 @@ def _read(kind: type[nn.Module], module: nn.Module) -> Known | None:
     """What a module computes, according to its class, which isn't ours."""
     reader = _CLASSES.get(_full_name(kind))
     found = reader(module) if callable(reader) else reader
-    return Known(found) if isinstance(found, str) else found
+    return None if found is None else Known(found, _parameters(found, module))
+
+
+def _parameters(function: str, module: nn.Module) -> dict[str, float]:
+    """The parameters of one of our functions, which torch's modules have under the same names."""
+    known = ACTIVATIONS[function].parameters if function in ACTIVATIONS else ()
+    return {p.name: getattr(module, p.name, p.default) for p in known}
 
 
 def altered(module: nn.Module) -> tuple[type[nn.Module], str] | None:
@@ -205,8 +211,8 @@ def _our_function(module: Any) -> str:
     return "gelu_tanh" if is_tanh else name
 
 
-Reader = str | Known | Callable[[Any], str | Known]
-"""What a class computes: a function's name, with parameters, or a callable that asks the module."""
+Reader = str | Callable[[Any], str]
+"""What a class computes: a function's name, or a callable that asks the module."""
 
 
 def _prefixed(module: str, classes: Mapping[str, Reader]) -> dict[str, Reader]:
@@ -217,33 +223,27 @@ def _gelu(module: Any) -> str:
     return "gelu_tanh" if getattr(module, "approximate", "none") == "tanh" else "gelu"
 
 
-def _softplus(module: Any) -> Known:
-    defaults = {"beta": 1, "threshold": 20}
-    return Known("softplus", {name: getattr(module, name, defaults[name]) for name in defaults})
-
-
-_QUICK_GELU = Known("swish", {"beta": 1.702})
 _CLASSES: dict[str, Reader] = {
     **_prefixed(
         "torch.nn.modules.activation",
         {
             "ReLU": "relu",
+            "ReLU6": "relu6",
+            "LeakyReLU": "leaky_relu",
+            "ELU": "elu",
             "SiLU": "silu",
             "Mish": "mish",
             "Hardswish": "hardswish",
             "GELU": _gelu,
-            "Softplus": _softplus,
+            "Softplus": "softplus",
             # We have none of these, but they can be swapped for functions that we do have.
             "CELU": "celu",
-            "ELU": "elu",
             "Hardshrink": "hardshrink",
             "Hardsigmoid": "hardsigmoid",
             "Hardtanh": "hardtanh",
-            "LeakyReLU": "leaky_relu",
             "LogSigmoid": "logsigmoid",
             "PReLU": "prelu",
             "RReLU": "rrelu",
-            "ReLU6": "relu6",
             "SELU": "selu",
             "Sigmoid": "sigmoid",
             "Softshrink": "softshrink",
@@ -260,7 +260,8 @@ _CLASSES: dict[str, Reader] = {
             "NewGELUActivation": "gelu_tanh",
             "FastGELUActivation": "gelu_tanh",
             "AccurateGELUActivation": "gelu_tanh",
-            "QuickGELUActivation": _QUICK_GELU,
+            "QuickGELUActivation": "quick_gelu",
+            "ReLUSquaredActivation": "relu2",
             "SiLUActivation": "silu",
             "MishActivation": "mish",
         },
@@ -274,7 +275,7 @@ _CLASSES: dict[str, Reader] = {
             "HardMish": "h_mish",
             "GELU": "gelu",
             "GELUTanh": "gelu_tanh",
-            "QuickGELU": _QUICK_GELU,
+            "QuickGELU": "quick_gelu",
             "HardSigmoid": "hardsigmoid",
             "PReLU": "prelu",
             "Sigmoid": "sigmoid",

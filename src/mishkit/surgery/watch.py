@@ -718,7 +718,7 @@ def convertible(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
     return known.function
 
 
-_WORTH = frozenset(("silu", "gelu", "mish", "hardswish", "softplus"))
+_WORTH = frozenset(a.torch_function for a in ACTIVATIONS.values()) - {None, "relu"}
 """Torch's functions that do not already keep their outputs."""
 
 
@@ -865,10 +865,8 @@ def _called(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kn
         function = "gelu_tanh"
     if function == "hardtanh" and (values.get("min_val"), values.get("max_val")) == (0, 6):
         function = "relu6"
-    parameters = {}
-    if function == "softplus":
-        parameters = {
-            "beta": float(values.get("beta", 1)),
-            "threshold": float(values.get("threshold", 20)),
-        }
+    if function == "elu" and values.get("scale", 1) != 1:
+        function = "selu"
+    known = ACTIVATIONS[function].parameters if function in ACTIVATIONS else ()
+    parameters = {p.name: float(values.get(p.name, p.default)) for p in known}
     return Known(function, parameters, name.endswith("_"))

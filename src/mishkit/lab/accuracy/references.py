@@ -45,23 +45,29 @@ class Reference:
         """f' at the x with f(x) = y, on the same side of the turn as `near`.
 
         `near` is the x that y was rounded from. If rounding took y below the minimum, x is the turn
-        itself; if it took y to the limit 0 of a branch, x is infinite. f' is 0 at both. A monotone
-        function must rise from 0.
+        itself; if it took y to the limit of a branch that ends flat, x is infinite. f' is 0 at
+        both. A monotone function must rise.
         """
         ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
-        vanishes = self.f(ends) == 0
-        lowest, highest = (
-            torch.full_like(y, end) if flat else y.clamp_min(0) / slope + end
-            for end, flat, slope in zip((-FARTHEST, FARTHEST), vanishes, self.df(ends), strict=True)
-        )
+        limits, slopes = self.f(ends), self.df(ends)
+        flat = slopes == 0
+        # A slope that grows without end is at least 1 out there.
+        slopes = slopes.clamp(-1, 1)
+        lowest, highest = torch.full_like(y, -FARTHEST), torch.full_like(y, FARTHEST)
+        if not flat[0]:
+            lowest += (y / slopes[0]).clamp_max(0)
+        if not flat[1]:
+            highest += (y / slopes[1]).clamp_min(0)
         turn = self.activation.turn_at(*self.parameters)
         if turn is None:
             right, edge = torch.ones_like(y, dtype=torch.bool), lowest
-            vanished, under = y <= 0, torch.zeros_like(right)
+            vanished = (flat[0] & (y <= limits[0])) | (flat[1] & (y >= limits[1]))
+            under = torch.zeros_like(right)
         else:
             # Rounded, as kernels see it that compute in float32.
             right, edge = near > float(np.float32(turn)), torch.full_like(y, turn)
-            vanished, under = (y >= 0) & vanishes[right.long()], y <= self.f(edge)
+            vanished = flat[right.long()] & (y >= limits[right.long()])
+            under = y <= self.f(edge)
         low, high = torch.where(right, edge, lowest), torch.where(right, highest, edge)
         gradient = torch.zeros_like(y)
         todo = ~(vanished | under)

@@ -10,7 +10,7 @@ f       |y − f(x)| in ULP, which is the spacing of the dtype at f(x), but no f
         |f(x)| < |x|·exp(−87) (the tail: float32 is about to run out of exponents), only the
         absolute error counts.
 df      |g − f'(x)|, where g is the gradient of 1 from the input; for the 16-bit types it includes
-        the rounding of g.
+        the rounding of g. This error and all others of slopes are relative where |f'(x)| > 1.
 df_y    |d − f'(x')|, where d is the gradient of 1 from the rounded output y and the side, and x'
         is the input that gives exactly y on that side: the error beyond the rounding of y. Where
         that exceeds the bar, d may still lie among the gradients of all inputs whose outputs
@@ -82,6 +82,8 @@ BACKENDS = ("cpu", "torch", "triton")
 
 BAR_DECODER = 1.05
 """The decoder's error divided by the exact inverse's."""
+RESOLUTION = 2.0**-24
+"""Decoders compute in float32, so errors below this need no comparison."""
 
 Array = NDArray[np.float64]
 
@@ -150,11 +152,11 @@ class Accuracy:
     @property
     def decoder_rms_ratio(self) -> float:
         """The same for the root mean square under N(0, 1)."""
-        return math.sqrt(_ratio(self.decoder_square.mean, self.inverse_square.mean))
+        return _ratio(math.sqrt(self.decoder_square.mean), math.sqrt(self.inverse_square.mean))
 
 
 def _ratio(ours: float, theirs: float) -> float:
-    if ours == 0:
+    if ours <= RESOLUTION:
         return 0.0
     return ours / theirs if theirs else math.inf
 
@@ -264,9 +266,7 @@ def ulp(value: Array, dtype: str) -> Array:
 
 def _add_forward(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
     y, true, at = _array(kernels.forward(x)), _array(reference.f(x.double())), _array(x)
-    # Beyond the largest number comes infinity.
-    overflows = np.abs(true) > torch.finfo(x.dtype).max
-    error = np.where(overflows & (y == np.copysign(math.inf, true)), 0.0, np.abs(y - true))
+    error = _distance(y, true, result.dtype)
     tail = np.abs(true) < np.maximum(TAIL_F, np.abs(at) * TAIL_WEIGHT)
     if result.dtype == "float16":
         tail[:] = False  # its smallest number is far above the tail
@@ -277,9 +277,20 @@ def _add_forward(result: Accuracy, kernels: Kernels, reference: Reference, x: Te
     result.tail_abs.add(error[tail], at[tail])
 
 
+def _distance(result: Array, true: Array, dtype: str) -> Array:
+    """How far results are from true values; beyond the largest number comes infinity."""
+    overflows = np.abs(true) > torch.finfo(DTYPES[dtype]).max
+    return np.where(overflows & (result == np.copysign(math.inf, true)), 0.0, np.abs(result - true))
+
+
 def _add_backward(result: Accuracy, kernels: Kernels, reference: Reference, x: Tensor) -> None:
     gradient, true = _array(kernels.backward(x)), _array(reference.df(x.double()))
-    result.df_abs.add(np.abs(gradient - true), _array(x))
+    result.df_abs.add(_distance(gradient, true, result.dtype) / _scale(true), _array(x))
+
+
+def _scale(slope: Array) -> Array:
+    """What errors of a slope are divided by."""
+    return np.maximum(np.abs(slope), 1)
 
 
 def _add_from_output(
@@ -287,6 +298,9 @@ def _add_from_output(
 ) -> None:
     """The mean square counts only inputs that are `weighed`."""
     y, side = kernels.packed(x)
+    if not y.isfinite().all():
+        x = x[y.isfinite()]
+        y, side = kernels.packed(x)
     at, true = _array(x), _array(reference.df(x.double()))
     exact = _array(reference.df_of_output(y.double(), x.double()))
     if result.is_half:
@@ -299,7 +313,7 @@ def _add_from_output(
         (decoded, result.decoder, result.decoder_square),
         (exact, result.inverse, result.inverse_square),
     ):
-        error = np.abs(candidate - true)
+        error = np.abs(candidate - true) / _scale(true)
         largest.add(error, at)
         if weighed:
             square.add(error * error, at, weight)
@@ -329,9 +343,10 @@ def _before_rounding(kernels: Kernels, x: Tensor, y: Tensor, side: Tensor) -> Ar
 def _beyond(
     gradient: Array, exact: Array, y: Tensor, x: Tensor, reference: Reference, dtype: str
 ) -> Array:
-    beyond = np.abs(gradient - exact)
+    scale = _scale(exact)
+    beyond = np.abs(gradient - exact) / scale
     far = np.flatnonzero(beyond > BAR_DF_Y)
-    beyond[far] = _outside(gradient[far], y[far], x[far], reference, dtype)
+    beyond[far] = _outside(gradient[far], y[far], x[far], reference, dtype) / scale[far]
     return np.maximum(beyond, 0)
 
 
@@ -361,7 +376,7 @@ def broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) ->
         is_exact = bool((y == limit).all() and (y.signbit() == limit.signbit()).all())
         # A slope that is not a whole number has been rounded on the way.
         spacing = 0 if slope == slope.round() else 4 * torch.finfo(dtype).eps
-        close = [bool(((g - slope).abs() <= spacing).all()) for g in gradients]
+        close = [bool(((g == slope) | ((g - slope).abs() <= spacing)).all()) for g in gradients]
         checks = zip(("f", "df", "df_y"), (is_exact, *close), strict=True)
         broken += [f"{what}({name})" for what, holds in checks if not holds]
     nan = torch.full((150,), math.nan, dtype=dtype)

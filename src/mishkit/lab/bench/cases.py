@@ -67,6 +67,26 @@ def _peers() -> dict[str, Peer]:
             torch.relu_,
             lambda g, x, y: aten.threshold_backward(g, y, 0),
         ),
+        "relu6": Peer(
+            F.relu6,
+            partial(aten.hardtanh.out, min_val=0, max_val=6),
+            partial(F.relu6, inplace=True),
+            lambda g, x, y: aten.hardtanh_backward(g, x, 0, 6),
+        ),
+        "leaky_relu": Peer(
+            F.leaky_relu,
+            aten.leaky_relu.out,
+            partial(F.leaky_relu, inplace=True),
+            lambda g, x, y: aten.leaky_relu_backward(g, x, 0.01, False),
+            lambda x: torch.where(x > 0, x, 0.01 * x),
+        ),
+        "elu": Peer(
+            F.elu,
+            aten.elu.out,
+            partial(F.elu, inplace=True),
+            lambda g, x, y: aten.elu_backward(g, 1, 1, 1, False, x),
+            lambda x: torch.where(x > 0, x, torch.expm1(x)),
+        ),
         "softplus": Peer(
             F.softplus,
             aten.softplus.out,

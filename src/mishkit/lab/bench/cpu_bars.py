@@ -26,8 +26,12 @@ from .results import Key, Results
 
 L2, L3, MEMORY = 1 << 16, 1 << 20, 1 << 24
 
-POLYNOMIALS = tuple(a.name for a in ACTIVATIONS.values() if a.made_of in ("lines", "polynomials"))
-ONE_EXPONENTIAL = tuple(a.name for a in ACTIVATIONS.values() if a.made_of == "one exponential")
+LINES, POLYNOMIALS, ONE_EXPONENTIAL = (
+    tuple(a.name for a in ACTIVATIONS.values() if a.made_of == part)
+    for part in ("lines", "polynomials", "one exponential")
+)
+SHORT = ("relu2",)
+"""Functions whose expression is two operators of torch, as fast as memory."""
 WORDS = {
     RELU: "torch's ReLU",
     TWIN: "torch's",
@@ -131,12 +135,12 @@ BARS = (
     faster(3, FORWARD, MEMORY),
     *(bar for name in ("silu", "gelu", "gelu_tanh", "softplus") for bar in _beside_torch(name)),
     costs(1.3, FORWARD, L2, "h_mish"),
-    *(costs(1.35, FORWARD, L2, name) for name in POLYNOMIALS),
+    *(costs(1.35, FORWARD, L2, name) for name in (*LINES, *POLYNOMIALS)),
     *(costs(1.15, FORWARD, L2, name, beside=MISH) for name in ONE_EXPONENTIAL),
+    *(faster(1, FORWARD, L2, name) for name in LINES if name != RELU),
     *(
-        faster(5, FORWARD, L2, name, than=EXPRESSION)
+        faster(1.5 if name in SHORT else 5, FORWARD, L2, name, than=EXPRESSION)
         for name in (*POLYNOMIALS, *ONE_EXPONENTIAL)
-        if name != RELU
     ),
     costs(1.5, CALL, 16, beside=TWIN),
     costs(2, CALL_BACKWARD, 16, beside=TWIN),

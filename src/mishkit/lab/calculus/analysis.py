@@ -384,6 +384,8 @@ def _lipschitz(found: Lipschitz, derivative: str, function: str) -> str:
     else:
         where = "at x = " + ", ".join(show(x) for x in found.places)
     largest = f"|{derivative}| is at most {show(found.steepest)}"
+    if not found.steepest.is_finite():
+        return f"none, since |{derivative}| grows without end"
     if not found.constant.is_finite():
         return f"none, since {function} jumps; elsewhere {largest}"
     return f"{show(found.constant)}, reached {where}"

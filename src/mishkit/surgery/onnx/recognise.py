@@ -230,8 +230,8 @@ def closest(
     known = [Known(name) for name in names]
     fitted = [Known(name, given) for name, fit in _FITS.items() if (given := fit(y)) is not None]
     values = torch.cat([values, *(_values(function, _grid())[None] for function in fitted)])
-    # Rounded, so that the first of two names for the same function wins.
-    errors = [round(error, 9) for error in _distances(_grid(), y, values).tolist()]
+    # The first of two names for the same function wins.
+    errors = [max(error, ROUNDING) for error in _distances(_grid(), y, values).tolist()]
     candidates = [*zip(errors, [*known, *fitted], strict=True)]
     if all(node.op_type != "Tanh" for node in nodes):
         # A scaled SiLU is an APTx too, but should be recognised as a scaled SiLU.

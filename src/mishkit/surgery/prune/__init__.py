@@ -26,7 +26,7 @@ from .work import Work
 
 FLAT = frozenset(
     {a.name for a in ACTIVATIONS.values() if a.is_dead}
-    | {"relu6", "hardsigmoid", "hardshrink", "softshrink"}
+    | {"hardsigmoid", "hardshrink", "softshrink"}
 )
 """Functions that are exactly 0 over a whole range, by formula and not by underflow."""
 
