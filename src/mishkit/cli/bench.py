@@ -52,6 +52,9 @@ def bench(
             "--check.",
         ),
     ] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Time gates instead, f(g)·u, of silu or --function.")
+    ] = False,
     paper: Annotated[
         bool,
         typer.Option(
@@ -83,7 +86,7 @@ def bench(
     dtypes = lab.GPU_DTYPES if on_gpu else lab.Settings.dtypes
     of_device = lab.GPU_SIZES if on_gpu else lab.Settings.sizes
     settings = lab.Settings(
-        functions=tuple(function or lab.Settings.functions),
+        functions=tuple(function or (("silu",) if gate else lab.Settings.functions)),
         dtypes=tuple(dtype or dtypes),
         sizes=lab.parse_numbers(sizes) if sizes else of_device,
         threads=lab.parse_numbers(threads),
@@ -92,15 +95,14 @@ def bench(
         paper=paper,
     )
     if like is not None:
-        if neuron or csv:
+        if neuron or csv or gate:
             from mishkit.lab import LabError
 
-            raise LabError("--like goes with neither --neuron nor --csv")
+            raise LabError("--like goes with none of --neuron, --gate and --csv")
         from mishkit.lab.bench import published_cpu
 
         status = published_cpu.main(like, settings, tuple(function or ("h_mish",)))
-    elif neuron:
-        status = command.main_of_layer(settings, csv)
     else:
-        status = command.main(settings, csv)
+        which = command.main_of_layer if neuron else command.main
+        status = (command.main_of_gates if gate else which)(settings, csv)
     raise typer.Exit(status if check else 0)
