@@ -20,6 +20,7 @@ PAGES = (
     "docs/audit.md",
     "docs/recompute.md",
     "docs/enable.md",
+    "docs/gates.md",
     "docs/swap.md",
     "docs/anneal.md",
     "docs/prune.md",

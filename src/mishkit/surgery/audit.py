@@ -22,9 +22,10 @@ from ..memory import KeptBytes
 from ..recompute.model import suspended
 from ._columns import aligned
 from ._state import Storage, undisturbed
+from .evaluated import computes
 from .keepers import Keeper, keepers_of
 from .slots import Slot, slots
-from .watch import BY_HAND, FUNCTION, SCRIPTED, Call, Trace, Use, tensors_of, watch
+from .watch import BY_HAND, FUNCTION, GATE, SCRIPTED, VIEWS, Call, Trace, Use, tensors_of, watch
 
 LEAN, LEAN_FUNCTIONAL, CODE = "lean", "lean_functional", "code"
 """The means by which an activation can be made to keep its output."""
@@ -70,6 +71,10 @@ class Site:
     """Whether the result overwrites the input: either it already does, or ``lean(inplace=True)``
     found that nothing else needs the input.
     """
+    gate: bool
+    """Whether the output is only multiplied by another tensor of its shape: ``act(g) * u``. `lean`
+    computes that in one pass, which keeps g and u alone. For `mishkit.gate` itself `how` is "gate".
+    """
     by: str
     """What can follow the advice: "lean" for a module or a function held as an attribute;
     "lean_functional" for a call of a torch function; "code" for a call of a mishkit function, where
@@ -90,7 +95,8 @@ class Site:
         advice = "output, in place" if self.advice == "output" and self.inplace else self.advice
         shape = "×".join("?" if size < 0 else str(size) for size in self.shape)
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.how}, {shape} {dtype}: {advice}, {self.reason}"
+        how = f"{self.how} of a gate" if self.gate else self.how
+        return f"{how}, {shape} {dtype}: {advice}, {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,11 @@ class Unit:
     """Whether the result overwrites the input, or may do so."""
 
     @property
+    def gates(self) -> bool:
+        """Whether every output is a factor of a product and nothing else: see `Call.gates`."""
+        return all(call.gates for call in self.calls)
+
+    @property
     def by(self) -> str:
         """What can change it: LEAN, LEAN_FUNCTIONAL or CODE; empty if nothing can."""
         if self.slots:
@@ -393,9 +404,32 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
         key = id(holder) if holder is not None else (call.place, call.kind, function)
         found = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
         units.setdefault(key, Unit([], found)).calls.append(call)
+    names = {id(module): name for name, module in model.named_modules()}
     for unit in units.values():
+        method = _method(unit, names)
+        if method is not None:
+            unit.slots = [method]
         unit.inplace = all(call.known.inplace for call in unit.calls)
     return list(units.values())
+
+
+def _method(unit: Unit, names: dict[int, str]) -> Slot | None:
+    """A method of the enclosing module that computes just this function, which is a gate, as `gelu`
+    of diffusers' GEGLU does: its place can be taken by an attribute.
+    """
+    first = unit.calls[0]
+    owner, method, known = first.owner, first.method, first.known
+    if owner is None or not method or unit.by != LEAN_FUNCTIONAL or not unit.gates:
+        return None
+    if any((call.owner, call.method) != (owner, method) for call in unit.calls):
+        return None
+    function = getattr(owner, method)
+    if method in vars(owner) or id(owner) not in names or not known.ours:
+        return None
+    if not computes(function, known.function, known.values):
+        return None
+    name = f"{names[id(owner)]}.{method}".lstrip(".")
+    return Slot(name, owner, method, function, known)
 
 
 def _allow_inplace(
@@ -542,7 +576,9 @@ def can_keep_output(unit: Unit) -> bool:
 def can_compute(unit: Unit) -> bool:
     """Whether a module of ours can stand in for every call, from the input, and is worth it."""
     known = unit.calls[0].known
-    if not unit.slots or not known.ours or known.function == "relu":  # torch's is as fast
+    if not unit.slots or not known.ours:
+        return False
+    if known.function == "relu" and not unit.gates:  # torch's is as fast
         return False
     if known.state and not known.parameters:  # they are trained
         return False
@@ -558,6 +594,8 @@ def _obstacle(unit: Unit, call: Call) -> str:
         )
     if call.kind == SCRIPTED:
         return "it is scripted"
+    if call.kind == GATE:
+        return "a gate needs both inputs, and keeps nothing else"
     if call.kind in (BY_HAND, FUNCTION):
         by_hand = call.kind == BY_HAND
         what = "put together by hand" if by_hand else "an autograd.Function of its own"
@@ -617,6 +655,7 @@ def _site(unit: Unit, trace: Trace) -> Site:
         reason=_reason(unit, trace, own, output_kept_by, input_kept_by),
         saving=unit.saving,
         inplace=unit.inplace,
+        gate=unit.gates,
         by=unit.by if unit.lean else "",
     )
 
@@ -651,31 +690,12 @@ def _reason(
         return f"as {_who(writers[0], trace)} writes over its output"
     if input_kept_by:
         return f"as {input_kept_by[0]} keeps its input"
-    readers = [use for call in calls for use in call.y_uses if use.operator not in _LOOKS]
+    readers = [use for call in calls for use in call.y_uses if use.operator not in VIEWS]
     # Prefer a reader that has a gradient, since that one might have kept it.
     readers.sort(key=lambda use: use.node is None)
     who = f"{_who(readers[0], trace)} does not keep" if readers else "nobody keeps"
     return f"as {who} its output"
 
-
-_LOOKS = frozenset(
-    (
-        *(
-            "alias",
-            "as_strided",
-            "chunk",
-            "detach",
-            "expand",
-            "permute",
-            "select",
-            "slice",
-            "split",
-        ),
-        *("split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"),
-        "_unsafe_view",
-    )
-)
-"""Operators that only return a different view of a tensor."""
 
 _WORDS = {
     "_to_copy": "a cast",
