@@ -11,6 +11,7 @@
 
 #include "bind/affine.h"
 #include "bind/blend.h"
+#include "bind/gate.h"
 #include "bind/isa.h"
 #include "bind/mask.h"
 #include "bind/neuron.h"
@@ -34,6 +35,7 @@ struct Registration {
       add_neuron(library);
       add_blend(library);
       add_affine(library);
+      add_gate(library);
       add_mask(library);
     } catch (const std::exception& error) {
       failure = error.what();

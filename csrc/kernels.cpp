@@ -2,6 +2,7 @@
 #include "affine.h"
 #include "blend.h"
 #include "functions/table.h"
+#include "gate.h"
 #include "loops.h"
 #include "mask.h"
 #include "neuron.h"
@@ -17,12 +18,14 @@ template <template <class, Accuracy> class Function, class S>
 constexpr void fill(FunctionKernels& k, Dtypes dtype) {
   fill<Function, S>(k.kernels[(int)dtype]);
   k.trained[(int)dtype] = trained_kernel<Function, S>();
+  if constexpr (__is_same(S, typename Computed<S>::type))
+    k.both[(int)dtype] = kernel_of<ValueAndSlope, Function<Vec<S>, Accuracy::full>, S>();
 }
 
 template <template <class, Accuracy> class Function>
 constexpr FunctionKernels kernels_of(const char* name) {
   using F = Function<Vec<float>, Accuracy::full>;
-  FunctionKernels k{name, F::has_turn, is_base_of<Dead, F>, F::parameter_count, {}, {}};
+  FunctionKernels k{name, F::has_turn, is_base_of<Dead, F>, F::parameter_count, {}, {}, {}};
   fill<Function, float>(k, Dtypes::float32);
   fill<Function, double>(k, Dtypes::float64);
   fill<Function, BFloat16>(k, Dtypes::bfloat16);
@@ -38,7 +41,8 @@ static constexpr FunctionKernels functions[] = {MISHKIT_FUNCTIONS(X)};
 extern const InstructionSet instruction_set;
 constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions,
                                             &neuron_kernels, &blend_kernels,
-                                            &affine_kernels, &mask_kernels};
+                                            &affine_kernels, &gate_kernels,
+                                            &mask_kernels};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

@@ -48,6 +48,7 @@ struct FunctionKernels {
   bool has_turn, is_dead;
   int parameter_count;
   Kernel kernels[dtype_count][body_count];
+  Kernel both[2];  // f(x) in out[0] and f'(x) in out[1], as exact as f alone; in float and in double
   TrainedKernel trained[dtype_count];  // null if the parameters can't be trained
 };
 
@@ -99,6 +100,31 @@ struct AffineKernels {
   LayerNormKernel layer_norm[dtype_count];
 };
 
+// Where an array has its elements, in the order of the call's elements: rows whose elements are `step`
+// apart, and which begin `row` apart. Their length is the same for all arrays of a call.
+struct Rows {
+  void* data;
+  int64_t row, step;
+};
+
+// A call of f(min(g, limit))·(clamp(u, −limit, limit) + offset), or of its two gradients.
+struct GateArguments {
+  Rows g, u, grad;  // grad in the backward pass only
+  Rows out[2];      // the product, or the gradients of g and u
+  int64_t columns;  // the length of a row
+  Kernel kernel;    // f, or f and f', in the type that is computed in
+  const double* parameters;
+  double limit;   // infinite for none
+  double offset;  // −0 for none, which changes nothing, not even a zero
+  bool streaming;  // as in Arguments; the output is a single row without gaps
+};
+// Computes elements [begin, end).
+using GateKernel = void (*)(const GateArguments&, int64_t begin, int64_t end);
+struct GateKernels {
+  // Forward, backward, and backward of a dead function; without and with a limit.
+  GateKernel of[dtype_count][3][2];
+};
+
 // Masks, whose elements are 0 or one other number, in one bit an element.
 struct MaskKernels {
   double (*number[dtype_count])(const void* element);
@@ -117,6 +143,7 @@ struct InstructionSet {
   const NeuronKernels* neuron;
   const BlendKernels* blend;
   const AffineKernels* affine;
+  const GateKernels* gate;
   const MaskKernels* masks;
 };
 

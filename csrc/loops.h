@@ -1,4 +1,4 @@
-// The five bodies, each written once for all functions and storage types, and the one loop that
+// The bodies, each written once for all functions and storage types, and the one loop that
 // runs them. A function (functions/*.h) computes in two steps:
 //
 //   Stage start(V x)      the part with the exponential
@@ -186,6 +186,25 @@ template <class Function, class S> struct Backward : Forward<Function, S> {
     MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
       grad[i] = passed<is_base_of<Dead, Function>>(grad[i], this->function.df(state.stage[i]));
     store_block<how>(at.out[0], grad);
+  }
+};
+
+// f(x) and f'(x)
+template <class Function, class S> struct ValueAndSlope : Forward<Function, S> {
+  using Base = Forward<Function, S>;
+  static constexpr bool may_stream = false;
+  static constexpr int outputs = 2;
+  using Base::Base;
+  using State = typename Base::State;
+
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> y, slope;
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) {
+      y[i] = this->function.f(state.stage[i]);
+      slope[i] = this->function.df(state.stage[i]);
+    }
+    store_block<how>(at.out[0], y);
+    store_block<how>(at.out[1], slope);
   }
 };
 

@@ -32,6 +32,7 @@ SECOND_LAYER = ("activation", "forms", "functions", "bodies", "backends", "ops")
 PUBLIC = (
     "export",
     "functional",
+    "gates",
     "modules",
     "neuron",
     "registry",

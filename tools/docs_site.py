@@ -38,6 +38,7 @@ ON_SITE = {"README.md": "index.md", **ADOPTED}
 
 PARTS = {
     "models": "mishkit.surgery",
+    "gates": "mishkit.gates",
     "neuron": "mishkit.neuron",
 }
 """Pages of the reference by where their names come from; `tools` has the rest."""
@@ -182,6 +183,7 @@ def escaped(text: str) -> str:
 
 TITLES = {
     "models": "# Models\n\nWhat is done to the activations of a model that exists.",
+    "gates": "# Gates",
     "neuron": "# The APTx neuron",
     "tools": "# Names, memory, analysis",
 }

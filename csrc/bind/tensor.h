@@ -81,6 +81,8 @@ void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
+constexpr int most_dimensions = 64;  // as many as torch has
+
 // A tensor owned by this code, with its metadata.
 class Tensor {
  public:
@@ -127,6 +129,45 @@ class Tensor {
     Tensor t = empty(dim, sizes, strides, dtype);
     advise_huge_pages(t.mutable_data(), numel * element_size(dtype));
     return t;
+  }
+  // The same for a layout with gaps, without them; no two elements share memory.
+  Tensor dense_like() const {
+    int64_t without_gaps[most_dimensions];
+    dense_strides(without_gaps);
+    Tensor t = empty(dim, sizes, without_gaps, dtype);
+    advise_huge_pages(t.mutable_data(), numel * element_size(dtype));
+    return t;
+  }
+  // The strides of torch.empty_like: those of this tensor if it is dense, and else those of a dense
+  // one whose dimensions have the same order in memory.
+  void dense_strides(int64_t (&result)[most_dimensions]) const {
+    if (dense()) {
+      memcpy(result, strides, dim * sizeof *strides);
+      return;
+    }
+    // Of dimensions with one stride, the shorter is the inner one.
+    const auto is_inside = [&](int one, int other) {
+      return strides[one] < strides[other] ||
+             (strides[one] == strides[other] && sizes[one] < sizes[other]);
+    };
+    int order[most_dimensions];
+    for (int i = 0; i < dim; i++) {
+      const int one = (int)dim - 1 - i;
+      int at = i;
+      for (; at > 0 && is_inside(one, order[at - 1]); at--) order[at] = order[at - 1];
+      order[at] = one;
+    }
+    int64_t run = 1;
+    for (int i = 0; i < dim; i++) {
+      result[order[i]] = run;
+      if (sizes[order[i]] > 1) run *= sizes[order[i]];
+    }
+  }
+  // How many bytes lie from its first to its last element; it has at least one.
+  uintptr_t extent() const {
+    int64_t last = 0;
+    for (int64_t i = 0; i < dim; i++) last += (sizes[i] - 1) * strides[i];
+    return numel ? (last + 1) * element_size(dtype) : 0;
   }
   // A copy in the (dense) layout of another tensor of the same shape.
   Tensor laid_out_as(const Tensor& other) const {
@@ -199,9 +240,8 @@ class Tensor {
 
  private:
   bool dense_in_some_order() const {
-    constexpr int most = 64;
-    if (dim > most) return false;
-    int order[most], count = 0;
+    if (dim > most_dimensions) return false;
+    int order[most_dimensions], count = 0;
     for (int i = 0; i < dim; i++) {
       if (sizes[i] == 1) continue;
       int at = count++;

@@ -17,6 +17,7 @@ from ._version import __version__
 from .export import export_form
 from .functional import *  # noqa: F403
 from .functional import FUNCTIONS as _functions
+from .gates import GLU, Gate, gate, glu
 from .memory import KeptBytes
 from .modules import *  # noqa: F403
 from .modules import MODULES as _modules
@@ -57,6 +58,8 @@ __all__ = [
     "APTxLayer",
     "APTxNeuron",
     "Anneal",
+    "GLU",
+    "Gate",
     "KeptBytes",
     "__version__",
     "analyze",
@@ -67,7 +70,9 @@ __all__ = [
     "enabled",
     "export_form",
     "functional",
+    "gate",
     "get",
+    "glu",
     "integrations",
     "lean",
     "lean_functional",

@@ -66,7 +66,7 @@ class Call:
         self.check_turn(parameters, inplace and needs_grad, save)
         # The formula rejects other dtypes; how compiled code then fails depends on the torch
         # version.
-        if wants_standard() or (x.dtype in DTYPES and (unsuited(x) or _is_distributed(x))):
+        if wants_standard() or (x.dtype in DTYPES and (unsuited(x) or is_distributed(x))):
             return self.standard(x, parameters, inplace, out)
         if self.keeps_output(x, parameters, inplace, save):
             y = self.rules.traced(x, *parameters)
@@ -107,7 +107,7 @@ class Call:
     ) -> Tensor:
         """Handle a tensor that our operators rejected: torch's own operators may accept it."""
         kind = unsuited(x)
-        if not kind and _is_distributed(x):
+        if not kind and is_distributed(x):
             if not inplace and out is None:
                 return self.on_parts(x, parameters, save)
             kind = "a DTensor"
@@ -189,7 +189,7 @@ class Call:
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(self.name))
         # For distributed tensors, torch knows how to sum the gradients of the plain tensors used
         # with them.
-        standard = standard or _is_distributed(x)
+        standard = standard or is_distributed(x)
         rows = plain.by_channel(parameters.to(x.dtype), x) if standard or unsuited(x) else ()
         kept = x.clone() if needs_grad and save == "copy" else x
         if standard:
@@ -275,7 +275,8 @@ def unsuited(x: Tensor) -> str:
     return " ".join(kind.removeprefix("torch.") for kind in kinds)
 
 
-def _is_distributed(x: Tensor) -> bool:
+def is_distributed(x: Tensor) -> bool:
+    """Whether it is a DTensor."""
     distributed = sys.modules.get("torch.distributed.tensor")
     return distributed is not None and isinstance(x, distributed.DTensor)
 

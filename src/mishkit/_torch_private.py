@@ -77,6 +77,11 @@ def first_packed(node: Any) -> Any:
 DisableTorchDispatch: Callable[[], Any] = getattr(torch._C, "_DisableTorchDispatch", nullcontext)
 """Within this context, operators don't reach `__torch_dispatch__`."""
 
+DisableTorchFunctionSubclass: Callable[[], Any] = getattr(
+    torch._C, "DisableTorchFunctionSubclass", torch._C.DisableTorchFunction
+)
+"""Within this context, functions don't reach the `__torch_function__` of subclasses."""
+
 top_saved_tensor_hooks: Callable[[bool], Any] = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", lambda _: None
 )

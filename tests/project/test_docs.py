@@ -22,6 +22,7 @@ PAGES = (
     "docs/recompute.md",
     "docs/enable.md",
     "docs/migration.md",
+    "docs/gates.md",
     "docs/swap.md",
     "docs/anneal.md",
     "docs/prune.md",

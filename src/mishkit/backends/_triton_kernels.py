@@ -170,6 +170,114 @@ def blend_backward(
         _blend_backward(grad, x, result, at, at < count - start, c, d, t, df, dg, dead, half)
 
 
+# ---- gates ---------------------------------------------------------------------------------------
+# A program computes BLOCK elements of one row. The rows of an array are `…_row` apart and its
+# elements …_STEP apart, so that it may be half of a larger one. A row has `count` elements, which
+# take `blocks` programs.
+
+
+@triton.jit
+def _offsets(count, blocks, BLOCK: constexpr):
+    """The row of this program, where it begins there, and how many elements are left."""
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
+    return row, start, count - start
+
+
+@triton.jit
+def _factor(u, limit, offset, limited: constexpr):
+    if limited:
+        # NaN goes through, as through torch.clamp.
+        u = tl.where(u > limit, limit, tl.where(u < -limit, -limit, u))
+    return u + offset
+
+
+@triton.jit
+def _at_most(g, limit, limited: constexpr):
+    if limited:
+        return tl.where(g > limit, limit, g)
+    else:
+        return g
+
+
+@triton.jit
+def _gate(
+    g, u, y, at, mask, c, limit, offset, f: constexpr, limited: constexpr, half: constexpr,
+    G_STEP: constexpr, U_STEP: constexpr, Y_STEP: constexpr,
+):  # fmt: skip
+    value = f(_at_most(load(g, at * G_STEP, mask), limit, limited), c, half)
+    product = value * _factor(load(u, at * U_STEP, mask), limit, offset, limited)
+    store(y, at * Y_STEP, product, mask)
+
+
+@triton.jit
+def gate(
+    g, u, y, count, blocks, g_row, u_row, y_row, c, limit, offset,
+    f: constexpr, limited: constexpr,
+    G_STEP: constexpr, U_STEP: constexpr, Y_STEP: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    """y = f(min(g, limit))·(clamp(u, −limit, limit) + offset)"""
+    half: tl.constexpr = g.dtype.element_ty != tl.float32
+    row, start, left = _offsets(count, blocks, BLOCK)
+    at = tl.arange(0, BLOCK)
+    g += row * g_row + start * G_STEP
+    u += row * u_row + start * U_STEP
+    y += row * y_row + start * Y_STEP
+    if left >= BLOCK:
+        _gate(g, u, y, at, None, c, limit, offset, f, limited, half, G_STEP, U_STEP, Y_STEP)
+    else:
+        _gate(g, u, y, at, at < left, c, limit, offset, f, limited, half, G_STEP, U_STEP, Y_STEP)
+
+
+@triton.jit
+def _gate_backward(
+    grad, g, u, to_g, to_u, at, mask, c, limit, offset,
+    f: constexpr, df: constexpr, limited: constexpr, dead: constexpr, half: constexpr,
+    GRAD_STEP: constexpr, G_STEP: constexpr, U_STEP: constexpr,
+    TO_G_STEP: constexpr, TO_U_STEP: constexpr,
+):  # fmt: skip
+    of_g, of_u = load(g, at * G_STEP, mask), load(u, at * U_STEP, mask)
+    outer = load(grad, at * GRAD_STEP, mask)
+    x = _at_most(of_g, limit, limited)
+    by_g = passed(df(x, c, half), outer * _factor(of_u, limit, offset, limited), dead)
+    by_u = outer * f(x, c, half)
+    if limited:
+        by_g = tl.where(of_g <= limit, by_g, 0.0)
+        by_u = tl.where(tl.abs(of_u) <= limit, by_u, 0.0)
+    store(to_g, at * TO_G_STEP, by_g, mask)
+    store(to_u, at * TO_U_STEP, by_u, mask)
+
+
+@triton.jit
+def gate_backward(
+    grad, g, u, to_g, to_u, count, blocks, grad_row, g_row, u_row, to_g_row, to_u_row,
+    c, limit, offset, f: constexpr, df: constexpr, limited: constexpr, dead: constexpr,
+    GRAD_STEP: constexpr, G_STEP: constexpr, U_STEP: constexpr,
+    TO_G_STEP: constexpr, TO_U_STEP: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    """The gradients of both: grad·(clamp(u) + offset)·f'(min(g, limit)) and grad·f(min(g, limit)),
+    0 where g or u is beyond the limit
+    """
+    half: tl.constexpr = g.dtype.element_ty != tl.float32
+    row, start, left = _offsets(count, blocks, BLOCK)
+    at = tl.arange(0, BLOCK)
+    grad += row * grad_row + start * GRAD_STEP
+    g += row * g_row + start * G_STEP
+    u += row * u_row + start * U_STEP
+    to_g += row * to_g_row + start * TO_G_STEP
+    to_u += row * to_u_row + start * TO_U_STEP
+    if left >= BLOCK:
+        _gate_backward(
+            grad, g, u, to_g, to_u, at, None, c, limit, offset, f, df, limited, dead, half,
+            GRAD_STEP, G_STEP, U_STEP, TO_G_STEP, TO_U_STEP,
+        )  # fmt: skip
+    else:
+        _gate_backward(
+            grad, g, u, to_g, to_u, at, at < left, c, limit, offset, f, df, limited, dead, half,
+            GRAD_STEP, G_STEP, U_STEP, TO_G_STEP, TO_U_STEP,
+        )  # fmt: skip
+
+
 # ---- the output and the side ---------------------------------------------------------------------
 
 

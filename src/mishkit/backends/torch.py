@@ -7,7 +7,8 @@ with the derivative, so that results have the layout of the input and not of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +103,76 @@ def right_of_turn(a: Activation, x: Tensor, *parameters: float) -> Tensor:
     return _wide(a, x) > turn
 
 
+def gate(
+    a: Activation, g: Tensor, u: Tensor, limit: float, offset: float, *parameters: float
+) -> Tensor:
+    """f(min(g, limit))·(clamp(u, −limit, limit) + offset), differentiable by autograd."""
+    return gated(lambda x: a.f(x, *parameters), g, u, limit, offset)
+
+
+def gated(
+    f: Callable[[Tensor], Tensor],
+    g: Tensor,
+    u: Tensor,
+    limit: float = math.inf,
+    offset: float = 0.0,
+) -> Tensor:
+    """The gate of a function of tensors that computes in float32 or float64."""
+    return _as(f(_at_most(wide(g), limit)) * _factor(u, limit, offset), g)
+
+
+def _at_most(x: Tensor, limit: float) -> Tensor:
+    return x if limit == math.inf else x.clamp(max=limit)
+
+
+def _factor(u: Tensor, limit: float, offset: float) -> Tensor:
+    u = wide(u)
+    if limit != math.inf:
+        u = u.clamp(-limit, limit)
+    return u + offset if offset else u
+
+
+def gate_out(
+    a: Activation,
+    g: Tensor,
+    u: Tensor,
+    out: Tensor,
+    limit: float,
+    offset: float,
+    *parameters: float,
+) -> None:
+    """`gate`, written into `out`."""
+    out.copy_(gate(a, g, u, limit, offset, *parameters))
+
+
+def gate_backward(
+    a: Activation,
+    grad: Tensor,
+    g: Tensor,
+    u: Tensor,
+    limit: float,
+    offset: float,
+    *parameters: float,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `gate` for g and u."""
+    x, outer = _at_most(wide(g), limit), wide(grad)
+    to_u = a.f(x, *parameters) * outer
+    to_g = _passed(a, parameters, a.df(x, *parameters), _factor(u, limit, offset) * outer)
+    if limit != math.inf:
+        to_g = torch.where(g <= limit, to_g, 0.0)
+        to_u = torch.where(u.abs() <= limit, to_u, 0.0)
+    return _as(to_g, g), torch.empty_like(u).copy_(to_u)
+
+
+def gate_backward_out(
+    a: Activation, grad: Tensor, g: Tensor, u: Tensor, grad_g: Tensor, grad_u: Tensor, *rest: float
+) -> None:
+    """`gate_backward`, written into `grad_g` and `grad_u`."""
+    to_g, to_u = gate_backward(a, grad, g, u, *rest)
+    grad_g.copy_(to_g)
+    grad_u.copy_(to_u)
+
+
 def trained(a: Activation, x: Tensor, parameters: Tensor) -> Tensor:
     """f(x) with parameters in a tensor: a row per parameter; one column, or one per channel.
 
@@ -173,6 +244,11 @@ def _wide(a: Formulas, x: Tensor) -> Tensor:
             f"mishkit.{a.name}: expected a tensor of float32, float64, bfloat16 or float16, "
             f"got {str(x.dtype).removeprefix('torch.')}"
         )
+    return wide(x)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In the type that formulas compute in."""
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 

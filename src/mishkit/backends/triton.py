@@ -277,6 +277,126 @@ def blend_backward(
     return result
 
 
+def gate(
+    a: Activation, g: Tensor, u: Tensor, limit: float, offset: float, *parameters: float
+) -> Tensor:
+    """f(min(g, limit))·(clamp(u, −limit, limit) + offset), for a dtype of `DTYPES`."""
+    out = torch.empty_like(g)
+    _run_gate(a, (g, u), (out,), limit, offset, parameters)
+    return out
+
+
+def gate_out(
+    a: Activation, g: Tensor, u: Tensor, out: Tensor, limit: float, offset: float, *rest: float
+) -> None:
+    """`gate`, written into `out`."""
+    _check("gate", g, u, out)
+    storages = {t.untyped_storage().data_ptr() for t in (g, u)}
+    if out.untyped_storage().data_ptr() in storages:
+        out.copy_(gate(a, g, u, limit, offset, *rest))
+        return
+    _run_gate(a, (g, u), (out,), limit, offset, rest)
+    torch.autograd.graph.increment_version(out)
+
+
+def gate_backward(
+    a: Activation, grad: Tensor, g: Tensor, u: Tensor, limit: float, offset: float, *rest: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `gate` for g and u."""
+    results = torch.empty_like(g), torch.empty_like(u)
+    _run_gate(a, (grad, g, u), results, limit, offset, rest)
+    return results
+
+
+def gate_backward_out(
+    a: Activation, grad: Tensor, g: Tensor, u: Tensor, grad_g: Tensor, grad_u: Tensor,
+    limit: float, offset: float, *parameters: float,
+) -> None:  # fmt: skip
+    """`gate_backward`, written into `grad_g` and `grad_u`."""
+    _run_gate(a, (grad, g, u), (grad_g, grad_u), limit, offset, parameters)
+
+
+def _run_gate(
+    a: Activation,
+    inputs: tuple[Tensor, ...],
+    results: tuple[Tensor, ...],
+    limit: float,
+    offset: float,
+    parameters: tuple[float, ...],
+) -> None:
+    _check("gate", *inputs, *results)
+    count = inputs[0].numel()
+    if not count:
+        return
+    is_backward = len(results) == 2
+    twin = a.twin.at(*parameters)
+    constants = {"f": twin.f, "limited": limit != math.inf}
+    if is_backward:
+        constants |= {"df": twin.df, "dead": a.is_dead}
+    rows, columns = _in_rows(results[0], (*inputs, *results))
+    tensors = [row.tensor for row in rows]
+    names = ("GRAD", "G", "U", "TO_G", "TO_U") if is_backward else ("G", "U", "Y")
+    steps = {f"{name}_STEP": row.step for name, row in zip(names, rows, strict=True)}
+    longest = WARPS * LANES * 16 // inputs[0].dtype.itemsize
+    block = min(longest, 1 << (columns - 1).bit_length())
+    blocks = _blocks(columns, block)
+    kernel = _kernels().gate_backward if is_backward else _kernels().gate
+    with on_device(inputs[0]):
+        kernel[(count // columns * blocks,)](
+            *(*tensors, columns, blocks, *(row.row for row in rows)),
+            *(_given(twin.numbers(*parameters)), limit, offset),
+            **constants,
+            **steps,
+            BLOCK=block,
+            num_warps=WARPS,
+        )
+    for result, tensor in zip(results, tensors[len(inputs) :], strict=True):
+        if tensor is not result:
+            result.copy_(tensor)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A tensor in rows, in some memory order: elements `step` apart, rows `row` apart."""
+
+    tensor: Tensor
+    row: int
+    step: int
+
+
+def _in_rows(like: Tensor, tensors: Sequence[Tensor]) -> tuple[list[_Rows], int]:
+    """The tensors as rows of one length, in the order of the first result; and the length.
+
+    Those that do not lie in such rows are copied.
+    """
+    dense = torch.empty_like(like, device="meta")
+    sizes, strides = like.shape, dense.stride()
+    order = [dim for dim in range(like.dim()) if sizes[dim] != 1]
+    order.sort(key=lambda dim: strides[dim])
+    levels = [_levels([(sizes[dim], x.stride(dim)) for dim in order]) for x in tensors]
+    lengths = {level[0][0] for level in levels if len(level) == 2}
+    columns = lengths.pop() if lengths else like.numel()
+    found = []
+    for x, level in zip(tensors, levels, strict=True):
+        if len(level) > 2 or (len(level) == 2 and level[0][0] != columns):
+            x = torch.empty_strided(sizes, strides, dtype=x.dtype, device=x.device).copy_(x)
+            level = [(x.numel(), 1)]
+        step = level[0][1] if level else 1
+        found.append(_Rows(x, level[1][1] if len(level) == 2 else columns * step, step))
+    return found, columns
+
+
+def _levels(dims: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sizes and strides, the innermost first, with what is evenly spaced put together."""
+    levels: list[tuple[int, int]] = []
+    for size, stride in dims:
+        if levels and stride == levels[-1][0] * levels[-1][1]:
+            levels[-1] = levels[-1][0] * size, levels[-1][1]
+        else:
+            levels.append((size, stride))
+    return levels
+
+
 def affine(
     a: Activation | None, x: Tensor, scale: Tensor, shift: Tensor, *parameters: float
 ) -> Tensor:

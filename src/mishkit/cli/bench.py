@@ -55,6 +55,9 @@ def bench(
             "--check.",
         ),
     ] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Time gates instead, f(g)·u, of silu or --function.")
+    ] = False,
     paper: Annotated[
         bool,
         typer.Option(
@@ -87,7 +90,7 @@ def bench(
     dtypes = lab.GPU_DTYPES if on_gpu else lab.Settings.dtypes
     of_device = lab.GPU_SIZES if on_gpu else lab.Settings.sizes
     settings = lab.Settings(
-        functions=tuple(function or lab.Settings.functions),
+        functions=tuple(function or (("silu",) if gate else lab.Settings.functions)),
         dtypes=tuple(dtype or dtypes),
         sizes=lab.parse_numbers(sizes) if sizes else of_device,
         threads=lab.parse_numbers(threads),
@@ -96,15 +99,17 @@ def bench(
         paper=paper,
     )
     if like is not None:
-        if neuron or csv or results:
-            raise LabError("--like goes with none of --neuron, --csv and --results")
+        if neuron or gate or csv or results:
+            raise LabError("--like goes with none of --neuron, --gate, --csv and --results")
         from mishkit.lab.bench import published_cpu
 
         status = published_cpu.main(like, settings, tuple(function or ("h_mish",)))
-    elif neuron and results:
-        raise LabError("--results is of the functions: it does not go with --neuron")
+    elif (neuron or gate) and results:
+        raise LabError("--results is of the functions: it goes with neither --neuron nor --gate")
     elif neuron:
         status = command.main_of_layer(settings, csv)
+    elif gate:
+        status = command.main_of_gates(settings, csv)
     else:
         status = command.main(settings, csv, results)
     raise typer.Exit(status if check else 0)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..backends import torch as plain
 from ..backends import triton
+from ..backends.torch import wide as wide
 from .blend import NUMBERS, TABLE
 from .functions import operator, register_fake
 
@@ -56,11 +57,6 @@ class Affine(NamedTuple):
 
 
 # ---- plain torch ---------------------------------------------------------------------------------
-
-
-def wide(x: Tensor) -> Tensor:
-    """In the type that norms compute in."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch_private import first_packed, prelu_kernel, suggest_memory_format
+from ..ops import gate
 from ..ops.affine import NO_FUNCTION, Affine, affine, layer_norm_again, wide
 from ..ops.blend import function
 from ..ops.functions import RULES
@@ -524,5 +525,10 @@ _OURS: dict[Any, Recipe] = {
         for rules in RULES.values()
         if rules.trained is not None and rules.trained_forward is not None
     },
+    gate.Gate: _kept(lambda n: gate.forward(*n.saved_tensors, *n.numbers)),
+    gate.Packed: _kept(lambda n: gate.forward(*gate.parts(*n.saved_tensors, *n.place), *n.numbers)),
+    gate.Trained: _kept(lambda n: gate.with_trained(n.function, *n.saved_tensors)),
 }
-"""Our own functions keep their input, and the parameters if these are trained."""
+"""Our own functions keep their input, and the parameters if these are trained; gates keep both
+inputs.
+"""

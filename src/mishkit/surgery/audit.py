@@ -20,10 +20,11 @@ from ..functions import ACTIVATIONS
 from ..memory import KeptBytes
 from ..recompute.model import suspended
 from ._state import Storage, undisturbed
+from .evaluated import computes
 from .keepers import keepers_of
 from .report import CODE, LEAN, LEAN_FUNCTIONAL, AdvisedCalls, Report, Site, readable
 from .slots import Slot, slots
-from .watch import BY_HAND, FUNCTION, SCRIPTED, Call, Trace, Use, tensors_of, watch
+from .watch import BY_HAND, FUNCTION, GATE, SCRIPTED, VIEWS, Call, Trace, Use, tensors_of, watch
 
 
 def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
@@ -90,6 +91,11 @@ class Unit:
     """Bytes that the change would save if the call were one of ours."""
     inplace: bool = False
     """Whether the result overwrites the input, or may do so."""
+
+    @property
+    def gates(self) -> bool:
+        """Whether every output is a factor of a product and nothing else: see `Call.gates`."""
+        return all(call.gates for call in self.calls)
 
     @property
     def by(self) -> str:
@@ -169,9 +175,32 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
         key = id(holder) if holder is not None else (call.place, call.kind, function)
         found = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
         units.setdefault(key, Unit([], found)).calls.append(call)
+    names = {id(module): name for name, module in model.named_modules()}
     for unit in units.values():
+        method = _method(unit, names)
+        if method is not None:
+            unit.slots = [method]
         unit.inplace = all(call.known.inplace for call in unit.calls)
     return list(units.values())
+
+
+def _method(unit: Unit, names: dict[int, str]) -> Slot | None:
+    """A method of the enclosing module that computes just this function, which is a gate, as `gelu`
+    of diffusers' GEGLU does: its place can be taken by an attribute.
+    """
+    first = unit.calls[0]
+    owner, method, known = first.owner, first.method, first.known
+    if owner is None or not method or unit.by != LEAN_FUNCTIONAL or not unit.gates:
+        return None
+    if any((call.owner, call.method) != (owner, method) for call in unit.calls):
+        return None
+    function = getattr(owner, method)
+    if method in vars(owner) or id(owner) not in names or not known.ours:
+        return None
+    if not computes(function, known.function, known.values):
+        return None
+    name = f"{names[id(owner)]}.{method}".lstrip(".")
+    return Slot(name, owner, method, function, known)
 
 
 def _allow_inplace(
@@ -321,7 +350,8 @@ def can_compute(unit: Unit) -> bool:
     known = unit.calls[0].known
     if not unit.slots or not known.ours:
         return False
-    if ACTIVATIONS[known.function].made_of == "lines":  # torch's own is as fast
+    # torch's own is as fast, except in a gate.
+    if ACTIVATIONS[known.function].made_of == "lines" and not unit.gates:
         return False
     if known.state and not known.parameters:  # they are trained
         return False
@@ -337,6 +367,8 @@ def _obstacle(unit: Unit, call: Call) -> str:
         )
     if call.kind == SCRIPTED:
         return "it is scripted"
+    if call.kind == GATE:
+        return "a gate needs both inputs, and keeps nothing else"
     if call.kind in (BY_HAND, FUNCTION):
         by_hand = call.kind == BY_HAND
         what = "put together by hand" if by_hand else "an autograd.Function of its own"
@@ -396,6 +428,7 @@ def _site(unit: Unit, trace: Trace) -> Site:
         reason=_reason(unit, trace, own, output_kept_by, input_kept_by),
         saving=unit.saving,
         inplace=unit.inplace,
+        gate=unit.gates,
         by=unit.by if unit.lean else "",
     )
 
@@ -430,31 +463,12 @@ def _reason(
         return f"as {_who(writers[0], trace)} writes over its output"
     if input_kept_by:
         return f"as {input_kept_by[0]} keeps its input"
-    readers = [use for call in calls for use in call.y_uses if use.operator not in _LOOKS]
+    readers = [use for call in calls for use in call.y_uses if use.operator not in VIEWS]
     # Prefer a reader that has a gradient, since that one might have kept it.
     readers.sort(key=lambda use: use.node is None)
     who = f"{_who(readers[0], trace)} does not keep" if readers else "nobody keeps"
     return f"as {who} its output"
 
-
-_LOOKS = frozenset(
-    (
-        *(
-            "alias",
-            "as_strided",
-            "chunk",
-            "detach",
-            "expand",
-            "permute",
-            "select",
-            "slice",
-            "split",
-        ),
-        *("split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"),
-        "_unsafe_view",
-    )
-)
-"""Operators that only return a different view of a tensor."""
 
 _WORDS = {
     "_to_copy": "a cast",

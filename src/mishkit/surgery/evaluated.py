@@ -16,7 +16,7 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,18 @@ def function_of(module: nn.Module) -> Found:
         known = state, _evaluate(module)
         _found[module] = known
     return known[1]
+
+
+def computes(method: Callable[[Tensor], Any], function: str, values: Sequence[float]) -> bool:
+    """Whether a method of a module, which a pass calls with a tensor, is this function of it."""
+    x = _probes()
+    try:
+        with random_numbers_kept(), torch.no_grad():
+            y = method(x.clone())
+    except Exception:  # whatever it raises, it is not that
+        return False
+    want = ACTIVATIONS[function].f(x, *values)
+    return isinstance(y, Tensor) and y.shape == x.shape and _close(y.to(want.dtype), want)
 
 
 def _is_candidate(module: nn.Module) -> bool:

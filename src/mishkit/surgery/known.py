@@ -20,6 +20,7 @@ from .._modules import ActivationModule, TrainableModule
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
 from ..modules import MODULES
+from . import deferred
 from .evaluated import function_of
 
 
@@ -60,6 +61,14 @@ class Known:
         """Our module for it."""
         made = MODULES[ACTIVATIONS[self.function].module_name]
         return made(**self.parameters, inplace=inplace, save=save)
+
+    def gating_module(self) -> ActivationModule:
+        """Our module for it that computes it together with a product."""
+        return deferred.GATING[self.function](**self.parameters)
+
+    def gating_call(self) -> Callable[..., Tensor]:
+        """The same as a function that can be pickled."""
+        return deferred.call(self.function, self.parameters)
 
     def call(self, *, inplace: bool = False, save: str = "input") -> Callable[..., Tensor]:
         """Our function for it, in a form that can be pickled."""
@@ -178,6 +187,10 @@ def identify_function(function: Callable[..., Any]) -> Known | None:
         if function.args:
             return None
         called, given = function.func, function.keywords
+    if called is deferred.deferred:
+        return Known(
+            given["function"], {n: v for n, v in given.items() if n != "function"}, save="input"
+        )
     try:
         name = _FUNCTIONS.get(called)
     except TypeError:  # not hashable
@@ -296,7 +309,7 @@ _CLASSES: dict[str, Reader] = {
 }
 """What each class computes, by its full name, so that no such library has to be imported."""
 
-_OUR_CLASSES = frozenset(MODULES.values())
+_OUR_CLASSES = frozenset((*MODULES.values(), *deferred.GATING.values()))
 _OURS = {function: name for name, function in FUNCTIONS.items()}
 _FUNCTIONS: dict[Any, str] = {
     **{

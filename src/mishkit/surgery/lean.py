@@ -35,8 +35,10 @@ def lean(
 
     From then on the model's own forward pass keeps nothing that the backward pass can recompute
     cheaply, as within `mishkit.recompute`, and activations for which mishkit has a faster kernel
-    get it. Gradients stay exact: nothing is rounded that was not before. Module names, state_dict,
-    hooks and training mode stay the same; `mishkit.unswap` undoes everything.
+    get it. Those whose output the pass only multiplies by another tensor, as SwiGLU does, are
+    computed together with that product, by `mishkit.gate`. Gradients stay exact: nothing is rounded
+    that was not before. Module names, state_dict, hooks and training mode stay the same;
+    `mishkit.unswap` undoes everything.
 
     With ``recompute=False`` activations keep their outputs instead, where an audit says that this
     saves memory (see `audit`). ReLU, SiLU, GELU, Mish, Hardswish and Softplus from torch, timm and
@@ -179,6 +181,8 @@ def _replacement(unit: Unit, exact: bool) -> nn.Module | Callable[..., Tensor]:
     slot: Slot = unit.slots[0]
     known = slot.known
     assert known is not None
+    if exact and unit.gates and not unit.inplace:
+        return known.gating_module() if isinstance(slot.value, nn.Module) else known.gating_call()
     make = known.module if isinstance(slot.value, nn.Module) else known.call
     save = ("copy" if unit.inplace else "input") if exact else "output"
     return make(inplace=unit.inplace, save=save)

@@ -64,6 +64,10 @@ class Site:
     """Whether the result overwrites the input: either it already does, or ``lean(inplace=True)``
     found that nothing else needs the input.
     """
+    gate: bool
+    """Whether the output is only multiplied by another tensor of its shape: ``act(g) * u``. `lean`
+    computes that in one pass, which keeps g and u alone. For `mishkit.gate` itself `how` is "gate".
+    """
     by: str
     """What can follow the advice: "lean" for a module or a function held as an attribute;
     "lean_functional" for a call of a torch function; "code" for a call of a mishkit function, where
@@ -90,7 +94,8 @@ class Site:
         advice = "output, in place" if self.advice == "output" and self.inplace else self.advice
         shape = "×".join("?" if size < 0 else str(size) for size in self.shape)
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.how}, {shape} {dtype}: {advice}, {reason}"
+        how = f"{self.how} of a gate" if self.gate else self.how
+        return f"{how}, {shape} {dtype}: {advice}, {reason}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import nn
 from .._modules import ActivationModule
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
+from ..gates import gate
 from ..modules import MODULES
 from ..registry import get
 from .known import FUNCTION_NAMES, Known, altered, function_of_class, identify
@@ -90,8 +91,23 @@ class Value:
     make: Callable[[Any], Any] | None = None
     """or a callable that makes a replacement from the old module or function."""
 
+    @property
+    def gates(self) -> bool:
+        """Whether it is `mishkit.gate`: the function stays, and waits for a product."""
+        return self.given is gate
+
+    def gating(self, known: Known | None) -> Known:
+        """The function of a site, which `mishkit.gate` has to be able to compute."""
+        if known is None or not known.ours or (known.state and not known.parameters):
+            raise ValueError("mishkit.gate has no such function, or not with trained parameters")
+        if known.inplace:
+            raise ValueError("it works in place, which a gate does not")
+        return known
+
     def module(self, old: nn.Module, known: Known | None) -> nn.Module:
         """A replacement for a module; `inplace` and `save` are carried over where possible."""
+        if self.gates:
+            return self.gating(known).gating_module()
         if self.make is not None:
             made = self.make(old)
             if not isinstance(made, nn.Module):
@@ -102,6 +118,8 @@ class Value:
 
     def function(self, old: Callable[..., Any], known: Known | None) -> Callable[..., Any]:
         """A replacement for a function."""
+        if self.gates:
+            return self.gating(known).gating_call()
         if self.make is not None:
             made = self.make(old)
             if not isinstance(made, nn.Module):

@@ -28,7 +28,7 @@ from .known import (
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A place that holds an activation, or another module."""
+    """A place that holds an activation, or another module: a submodule, attribute or method."""
 
     name: str
     """The path of the submodule or attribute within the model."""
@@ -95,8 +95,11 @@ def restore(model: nn.Module) -> list[str]:
             if _REPLACED_ATTRIBUTES in vars(owner):
                 touch(owner)
             for attribute, original in vars(owner).pop(_REPLACED_ATTRIBUTES, {}).items():
-                setattr(owner, attribute, original)
-                if callable(original):
+                if original == _OF_CLASS:
+                    delattr(owner, attribute)
+                else:
+                    setattr(owner, attribute, original)
+                if callable(original) or original == _OF_CLASS:
                     restored.append(f"{path}.{attribute}".lstrip("."))
         for slot in list(slots(model)):
             if isinstance(slot.value, nn.Module) and _REPLACED in vars(slot.value):
@@ -116,6 +119,9 @@ _REPLACED_ATTRIBUTES = "_mishkit_replaced_attributes"
 """Where a replacement keeps the module that it replaced, with the names of its own contents; and
 where an owner keeps the functions that were replaced in it.
 """
+
+_OF_CLASS = "of the class"
+"""What is remembered of an attribute that was a method of the owner's class."""
 
 _OF_ONE_MODULE = (_REPLACED, _REPLACED_ATTRIBUTES, "_apply", "_compiled_call_impl")
 """Attributes that must not be carried over to another module."""
@@ -217,7 +223,8 @@ def _apply_to_both(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: b
 def _remember(owner: nn.Module, attribute: str) -> None:
     """Record the attribute's value before anything was put there."""
     replaced = vars(owner).setdefault(_REPLACED_ATTRIBUTES, {})
-    replaced.setdefault(attribute, getattr(owner, attribute))
+    is_own = attribute in vars(owner) or attribute in owner._modules
+    replaced.setdefault(attribute, getattr(owner, attribute) if is_own else _OF_CLASS)
 
 
 @contextmanager

@@ -61,6 +61,9 @@ def swap(
           of its input, as torch's SiLU, Mish and Hardswish do, or if the new one needs its input.
           mishkit's ``save`` is carried over if the new module allows it, and parameters are if it
           computes the same function. Arguments that you give take precedence over all of these;
+        - `mishkit.gate`: the function stays and waits until its output is multiplied by a tensor
+          of its shape, which is then one pass: ``swap(model, {"silu": mk.gate})`` for SwiGLU.
+          Anything else that is done with the output computes the function first;
         - another module class, which is called without arguments;
         - a module, of which each site gets a copy;
         - a function that takes the old module and returns the new one.

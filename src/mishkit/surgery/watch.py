@@ -32,7 +32,9 @@ from .._checkpoint import in_checkpoint
 from .._torch_private import TorchDispatchMode, sequence_number
 from ..functions import ACTIVATIONS
 from ..memory import parts_of, storages_of
+from ..ops.gate import NUMBERS, split
 from ._state import Region, Storage, arguments_of, region_of, storage_of, undisturbed, written_by
+from .deferred import Deferred
 from .known import Known, identify, identify_function
 from .slots import Slot, slots
 
@@ -58,6 +60,7 @@ class Use:
 
 
 BY_HAND, FUNCTION, SCRIPTED = "by hand", "autograd.Function", "scripted"
+GATE = "gate"
 
 
 @dataclass(eq=False)
@@ -73,7 +76,8 @@ class Call:
     """The module that does nothing but this, or the slot of a function held as an attribute."""
     kind: str
     """`BY_HAND` if it is composed of other functions, `FUNCTION` for someone else's
-    autograd.Function that contains activations, `SCRIPTED` inside TorchScript, otherwise empty.
+    autograd.Function that contains activations, `SCRIPTED` inside TorchScript, `GATE` if it is
+    `mishkit.gate`, otherwise empty.
     """
     function: str
     """The torch function that is called, as `lean_functional` sees it; empty if it doesn't see it.
@@ -96,10 +100,19 @@ class Call:
     """Whether the enclosing module does nothing else, so that it can be swapped."""
     y_uses: list[Use] = field(default_factory=list)
     """Operators that later read the output's storage."""
+    method: str = ""
+    """The method of the owner, other than `forward`, that calls the function."""
+    products: int = 0
+    """How many of them multiply the output, whole, by another tensor of its shape."""
     overwritten: Use | None = None
     """The operator that overwrites the output."""
     alone: bool = False
     """Whether nothing else needs its input: see `_Fresh`."""
+
+    @property
+    def gates(self) -> bool:
+        """Whether its output is a factor of one product, and nothing else reads it."""
+        return self.products == 1 == len(self.y_uses) and not self.unsuited
 
     @property
     def output(self) -> Storage:
@@ -379,8 +392,8 @@ class _Observer(TorchDispatchMode):
             return
         running = self.running.pop()
         fresh = running.fresh
-        if not isinstance(output, Tensor):
-            return
+        if not isinstance(output, Tensor) or type(output) is Deferred:
+            return  # what has not been computed will be seen when it is
         nodes = set(range(running.first + 1, _latest() + 1))
         call = self._add(
             running.known,
@@ -405,7 +418,13 @@ class _Observer(TorchDispatchMode):
         node, name = _latest(), operator._schema.name.partition("::")[2]
         # Autograd may copy what an in-place operator overwrites, after the node was created.
         written = args[0] if name.endswith("_") and args and isinstance(args[0], Tensor) else None
-        has_node = node != self.latest or (written is not None and _wants_grad(written))
+        # Our gates first take views of the tensor that has both parts.
+        has_views = name in ("gate", "gate_out") and self.operators.get(node, "") in VIEWS
+        if has_views:
+            self.operators[node] = name
+        has_node = (
+            node != self.latest or has_views or (written is not None and _wants_grad(written))
+        )
         if written is not None and has_node:
             self.operators[node] = name
         self.operators.setdefault(node, name)
@@ -417,6 +436,7 @@ class _Observer(TorchDispatchMode):
         known = _called(operator, args, kwargs)
         if known is None:
             if name == "mul" and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+                self._note_products(*args)
                 self._put_together(args, output, node if has_node else None)
             return output
         application = _application()
@@ -434,16 +454,17 @@ class _Observer(TorchDispatchMode):
         scripted = bool(self.stack and self.stack[-1].scripted)
         function, line = self.called
         line = "" if scripted else line or line_of_model()
-        self._add(
+        call = self._add(
             known,
             Place(self._module, line),
             args[0],
             result,
             {node} if has_node else set(),
             has_node,
-            kind=SCRIPTED if scripted else "",
+            kind=SCRIPTED if scripted else GATE if name in ("gate", "gate_out") else "",
             function="" if scripted else function,
         )
+        call.method = "" if scripted else _method_of_model(call.owner)
         return output
 
     def note_writer(self, tensor: Any, operator: str) -> None:
@@ -516,6 +537,15 @@ class _Observer(TorchDispatchMode):
         call.elements = _count(tensor)
         self.held += storages_of(tensor)
         self.by_output.setdefault(call.output, []).append(call)
+
+    def _note_products(self, one: Tensor, other: Tensor) -> None:
+        """Count a product for each factor that is the whole output of an activation."""
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return
+        regions = region_of(one), region_of(other)
+        for y in set(regions) if regions[0] != regions[1] else ():
+            for call in self.by_output.get(y[0], ()):
+                call.products += call.y == y
 
     def _put_together(self, factors: Sequence[Tensor], output: Tensor, node: int | None) -> None:
         """Recognise x·σ(x) and x·tanh(softplus(x)) composed by hand."""
@@ -724,10 +754,26 @@ _WORTH = frozenset(a.torch_function for a in ACTIVATIONS.values()) - {None, "rel
 
 def line_of_model(frame: FrameType | None = None) -> str:
     """The line of the model's code that is running, or that led to this frame."""
-    frame = frame or sys._getframe(1)
+    frame = _frame_of_model(frame or sys._getframe(1))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _frame_of_model(frame: FrameType) -> FrameType:
     while frame.f_back is not None and _is_library(frame):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return frame
+
+
+def _method_of_model(owner: nn.Module | None) -> str:
+    """The name of the owner's method that is running, if it has no other argument than a tensor."""
+    frame = _frame_of_model(sys._getframe(1))
+    code = frame.f_code
+    method = getattr(type(owner), code.co_name, None)
+    if code.co_name == "forward" or getattr(method, "__code__", None) is not code:
+        return ""
+    takes_one = code.co_argcount == 2 and not code.co_kwonlyargcount and not code.co_flags & 0x0C
+    is_its_own = takes_one and frame.f_locals.get(code.co_varnames[0]) is owner
+    return code.co_name if is_its_own else ""
 
 
 def _is_library(frame: FrameType) -> bool:
@@ -744,6 +790,15 @@ _PACKAGE = __package__.partition(".")[0]
 
 
 # ---- facts about operators and modules ----
+
+VIEWS = frozenset(
+    (
+        *("alias", "as_strided", "chunk", "detach", "expand", "permute", "select", "slice"),
+        *("split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"),
+        "_unsafe_view",
+    )
+)
+"""Operators that only return a different view of a tensor."""
 
 _MAKERS = frozenset(
     (
@@ -849,6 +904,10 @@ _OURS = {
 def _called(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Known | None:
     """The activation that one of torch's or our operators computes, if any."""
     library, _, name = operator._schema.name.partition("::")
+    if library == "mishkit" and name in ("gate", "gate_out"):
+        a, numbers_of_gate, *_ = split(tuple(args[-NUMBERS:]))
+        named = zip((p.name for p in a.parameters), numbers_of_gate, strict=True)
+        return Known(a.name, dict(named), save="input")
     if library == "mishkit" and name in _OURS:
         function = _OURS[name]
         numbers = [v for v in args[1:] if not isinstance(v, Tensor)]

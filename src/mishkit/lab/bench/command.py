@@ -28,6 +28,15 @@ def main(settings: Settings, csv_path: Path | None = None, folder: Path | None =
     return cpu.main(settings, csv_path, folder)
 
 
+def main_of_gates(settings: Settings, csv_path: Path | None = None) -> int:
+    """The same for gates, which have their own size."""
+    if settings.device == "cuda":
+        raise LabError("--gate is timed on a CPU")
+    from . import gate
+
+    return gate.main(settings, csv_path)
+
+
 def main_of_layer(settings: Settings, csv_path: Path | None = None) -> int:
     """The same for the APTx layer, which has its own sizes and dtypes."""
     if settings.paper:

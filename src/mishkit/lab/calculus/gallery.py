@@ -19,7 +19,7 @@ HEAD = """# Gallery
 
 Every function with its default parameters: f, f′ and f″, and what follows from its definition.
 `make gallery` makes this page; `mishkit explain NAME` and `mishkit plot NAME` do the same for any
-parameters.
+parameters. Each of them can also gate a second tensor, f(x)·u: see [gates](gates.md).
 """
 REFERENCE = "mish"
 """The function that the others are compared with."""
