@@ -98,18 +98,14 @@ def bench(
         quick=quick,
         paper=paper,
     )
+    if like is not None and (neuron or gate or csv or results):
+        raise LabError("--like goes with none of --neuron, --gate, --csv and --results")
+    if (neuron and gate) or (results and (neuron or gate)):
+        raise LabError("--neuron, --gate and --results exclude each other")
     if like is not None:
-        if neuron or gate or csv or results:
-            raise LabError("--like goes with none of --neuron, --gate, --csv and --results")
-        from mishkit.lab.bench import published_cpu
-
-        status = published_cpu.main(like, settings, tuple(function or ("h_mish",)))
-    elif (neuron or gate) and results:
-        raise LabError("--results is of the functions: it goes with neither --neuron nor --gate")
-    elif neuron:
-        status = command.main_of_layer(settings, csv)
-    elif gate:
-        status = command.main_of_gates(settings, csv)
+        status = command.main_of_published(like, settings, tuple(function or ("h_mish",)))
+    elif neuron or gate:
+        status = (command.main_of_layer if neuron else command.main_of_gates)(settings, csv)
     else:
         status = command.main(settings, csv, results)
     raise typer.Exit(status if check else 0)

@@ -28,6 +28,13 @@ def main(settings: Settings, csv_path: Path | None = None, folder: Path | None =
     return cpu.main(settings, csv_path, folder)
 
 
+def main_of_published(table: str, settings: Settings, functions: tuple[str, ...]) -> int:
+    """Print a published table in its own layout."""
+    from . import published_cpu
+
+    return published_cpu.main(table, settings, functions)
+
+
 def main_of_gates(settings: Settings, csv_path: Path | None = None) -> int:
     """The same for gates, which have their own size."""
     if settings.device == "cuda":
