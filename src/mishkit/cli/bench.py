@@ -76,9 +76,8 @@ def bench(
 ) -> None:
     """Time every function, alternating with torch's ReLU and torch's own version of the function.
 
-    Prints nanoseconds per element (minimum/median), the ratios, and whether one thread, or a
-    GPU, reaches the promised speed. Timings are noisy, so a missed bar is an error only with
-    --check.
+    Prints nanoseconds per element (minimum/median), the ratios, and whether one thread, or a GPU,
+    reaches the promised speed. As timings are noisy, a missed bar is an error only with --check.
     """
     from mishkit.lab import LabError
     from mishkit.lab.bench import command
