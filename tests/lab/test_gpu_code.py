@@ -43,6 +43,7 @@ FAULTY = {
     ("exp", "masked"): NARROW,
     ("exp", "repeated"): UNSEEN,
 }
+ROOFED = ("exp", "whole", "bfloat16")
 MOSTLY = ("sm_80", "gfx942")
 INDUCTOR = [("F.mish", "forward"), ("F.mish", "backward")]
 OTHERS = [("exp", "packed"), ("rounded", "whole"), ("exp", "broken"), ("exp", "none")]
@@ -214,7 +215,7 @@ def test_roofline(compiled: dict[Job, Code | str | None]) -> None:
     with pytest.raises(ValueError, match="sm_80 does not run on H100"):
         roofline(some, H100)
     for gpu in GPUS:
-        found = code(compiled, "exp", "whole", "bfloat16", gpu.target)
+        found = code(compiled, *ROOFED, gpu.target)
         assert 0 < roofline(found, gpu).ratio < 1
         assert gpu.name != "MI300X" or roofline(found, gpu).unit == VECTOR
 

@@ -48,12 +48,7 @@ def bench(
         bool, typer.Option("--check", help="Exit with status 1 if a bar is missed.")
     ] = False,
     neuron: Annotated[
-        bool,
-        typer.Option(
-            "--neuron",
-            help="Time the APTx layer instead, and measure its memory. Goes with --quick, --csv, "
-            "--check.",
-        ),
+        bool, typer.Option("--neuron", help="Time the APTx layer instead, and measure its memory.")
     ] = False,
     gate: Annotated[
         bool, typer.Option("--gate", help="Time gates instead, f(g)·u, of silu or --function.")
