@@ -35,6 +35,14 @@ except ImportError:  # pragma: no cover
         return type(t) is not Tensor and hasattr(t, "__tensor_flatten__")
 
 
+try:
+    from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
+except ImportError:  # pragma: no cover
+
+    class FakeTensor(Tensor):  # type: ignore[no-redef]
+        """Stands in for a class of which there can be no instances."""
+
+
 without_modes: Callable[[], Any] = _disable_current_modes
 """A context in which no dispatch mode is active; without the name, they stay and cost time."""
 

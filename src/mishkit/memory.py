@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ._torch_private import DisableTorchDispatch, is_traceable_wrapper_subclass
+from ._torch_private import DisableTorchDispatch, FakeTensor, is_traceable_wrapper_subclass
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
@@ -41,6 +41,11 @@ _PARTS = {
 }
 
 
+def has_data(tensor: Tensor) -> bool:
+    """Whether the tensor has elements in memory; meta and fake tensors have only a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
     """The storages that hold a tensor's data; the storage of the values comes first."""
     try:
@@ -54,8 +59,10 @@ class KeptBytes:
 
     A storage saved by several operators counts once, and in full even if only a part is used.
     Nested, sparse and distributed tensors are counted by their parts; opaque tensors (`to_mkldnn`)
-    expose none and so count as nothing. ``exclude`` lists tensors that exist anyway (parameters,
-    buffers, the input):
+    expose none and so count as nothing. Tensors without data count as those that they stand for: a
+    network too large for this machine can be counted under
+    ``torch._subclasses.FakeTensorMode()`` or on ``torch.device("meta")``. ``exclude`` lists tensors
+    that exist anyway (parameters, buffers, the input):
 
         with KeptBytes(exclude=[*model.parameters(), x]) as kept:
             y = model(x)

@@ -15,6 +15,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.modules.module as torch_module
 import torch.utils._python_dispatch as dispatch
 from torch import nn
+from torch._subclasses import fake_tensor
 
 import mishkit as mk
 from mishkit import _torch_private as private
@@ -34,6 +35,7 @@ NAMES = [
     (dispatch, "TorchDispatchMode"),
     (dispatch, "is_traceable_wrapper_subclass"),
     (dispatch, "_disable_current_modes"),
+    (fake_tensor, "FakeTensor"),
     *((torch_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward")),
 ]
 
@@ -55,6 +57,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> object:
         monkeypatch.delattr(owner, name)
     monkeypatch.setitem(sys.modules, "torch.utils._python_dispatch", None)
     monkeypatch.setitem(sys.modules, "torch._prims_common", None)
+    monkeypatch.setitem(sys.modules, "torch._subclasses.fake_tensor", None)
     specification = importlib.util.find_spec("mishkit._torch_private")
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -78,7 +81,7 @@ def test_what_stands_in_is_right(without: object) -> None:
     number = without.sequence_number()
     assert (leaf * 2).grad_fn._sequence_nr() == number
     assert private.sequence_number() == number + 1
-    assert not without.is_traceable_wrapper_subclass(x)
+    assert not without.is_traceable_wrapper_subclass(x) and not isinstance(x, without.FakeTensor)
     assert not without.is_exporting() and not without.is_tracing()
     assert without.are_transforms_active()  # slower, but never wrong
     assert without.top_saved_tensor_hooks(True) is None

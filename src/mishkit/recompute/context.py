@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checkpoint import in_checkpoint
-from .._torch_private import top_saved_tensor_hooks
+from .._torch_private import FakeTensor, top_saved_tensor_hooks
 from .choice import Choice, Meter, kind_of
 from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
 from .recipes import LEAF, Node, find, recipe
@@ -89,6 +89,9 @@ def is_recomputing() -> bool:
 def _hooks_outside() -> Hooks | None:
     """The saved-tensor hooks that are already active, which ours hide."""
     return top_saved_tensor_hooks(True)  # type: ignore[no-any-return]
+
+
+_PLAIN = frozenset((Tensor, FakeTensor))
 
 
 class _Packer:
@@ -193,8 +196,8 @@ class _Metered(_Packer):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Not a subclass, and not sparse."""
-    return type(tensor) is Tensor and tensor.layout is torch.strided
+    """Not a subclass, unless it stands for a tensor that is none, and not sparse."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
 def _source(node: Node | None, number: int) -> Source | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..activation import DTYPES
 from ..functions import ACTIVATIONS
+from ..memory import has_data
 from ..ops.affine import Affine, affine_backward
 from ..ops.blend import function
 from ..ops.mask import pack_mask, unpack_mask
@@ -98,12 +99,24 @@ def bits_of(tensor: Tensor, outside: Hooks | None = None) -> Bits | None:
     0 or one other number. (Elsewhere, to look at the floats would wait for the device.)
     """
     dtype = tensor.dtype
-    if dtype is not torch.bool and not (dtype in DTYPES and tensor.is_cpu):
+    if dtype is not torch.bool and not (dtype in DTYPES and (tensor.is_cpu or tensor.is_meta)):
         return None
     if tensor.requires_grad or not torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return None
+    if not has_data(tensor):
+        return _bits_without_data(tensor, outside)
     bits, value = pack_mask(tensor)
     return Bits(tensor, bits, value, outside) if value else None
+
+
+def _bits_without_data(tensor: Tensor, outside: Hooks | None) -> Bits | None:
+    """The same for a tensor without elements to look at. Floats are taken for a mask if they were
+    written to twice, as dropout writes those that it draws on a CPU.
+    """
+    if tensor.dtype is not torch.bool and tensor._version != 2:
+        return None
+    bits = tensor.new_empty((tensor.numel() + 7) // 8, dtype=torch.uint8)
+    return Bits(tensor, bits, 1.0, outside)
 
 
 class Made:
@@ -194,6 +207,8 @@ class Handle:
         with the dtypes that these had.
         """
         device = self._device.type
+        if device == "meta":  # which torch.autocast does not know
+            device = "cpu"
         if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
             return _NOTHING
         stack = ExitStack()

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._torch_private import first_packed, prelu_kernel, suggest_memory_format
+from .._torch_private import first_packed, prelu_kernel, suggest_memory_format, without_modes
 from ..ops import gate
 from ..ops.affine import NO_FUNCTION, Affine, affine, layer_norm_again, wide
 from ..ops.blend import function
@@ -185,7 +185,7 @@ def _by_channel(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: T
 def _by_sample(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Affine:
     """A group norm."""
     by_channels = suggest_memory_format(x) is not torch.contiguous_format
-    key = (x.dtype, weight.dtype, x.device.type, by_channels)
+    key = (x.dtype, weight.dtype, _kernels_of(x), by_channels)
     return _by_sample_rounded(x, weight, bias, mean, rstd, _shift_rounds_once(*key))
 
 
@@ -204,6 +204,12 @@ def _by_sample_rounded(
     return Affine(x if samples_first else x.contiguous(), scale, shift)
 
 
+def _kernels_of(tensor: Any) -> str:
+    """The device whose kernels make the numbers; a meta tensor stands for one on the CPU."""
+    device: str = tensor.device.type
+    return "cpu" if device == "meta" else device
+
+
 @functools.cache
 def _shift_rounds_once(
     dtype: torch.dtype, weights: torch.dtype, device: str, by_channels: bool
@@ -212,14 +218,15 @@ def _shift_rounds_once(
     `channels_last`, or rounds the product first. If it does neither, `_rounds_alike` will notice.
     """
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
-        for shape, dtype in (((4, 24, 5, 5), dtype), ((24,), weights), ((24,), weights))
-    )
-    if by_channels:
-        x = x.contiguous(memory_format=torch.channels_last)
-    y, mean, rstd = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
-    return torch.equal(y, _computed(_by_sample_rounded(x, weight, bias, mean, rstd, True)))
+    with without_modes():  # under a FakeTensorMode there would be nothing to compare
+        x, weight, bias = (
+            torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
+            for shape, dtype in (((4, 24, 5, 5), dtype), ((24,), weights), ((24,), weights))
+        )
+        if by_channels:
+            x = x.contiguous(memory_format=torch.channels_last)
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
+        return torch.equal(y, _computed(_by_sample_rounded(x, weight, bias, mean, rstd, True)))
 
 
 def _computed(affine_of_x: Affine) -> Tensor:
@@ -298,7 +305,8 @@ def _rounds_alike(
         return torch.randn(shape, generator=generator).mul_(3).add_(1).to(dtype).to(device)
 
     # Rows of 24 are shorter than some kernels' vectors, and one result in thousands may differ.
-    with torch.no_grad(), torch.autocast(device, enabled=False):
+    # Under a FakeTensorMode there would be nothing to compare.
+    with without_modes(), torch.no_grad(), torch.autocast(device, enabled=False):
         for channels, size in itertools.product((24, 144), (1, 5, 7, 16)):
             x = normal(dtype, 4, channels, size, size)
             weight, bias = normal(weights, 2, channels)
@@ -320,7 +328,7 @@ def _norm_applies(node: Node, again: Callable[..., tuple[Tensor, Tensor]]) -> bo
     leaf = getattr(bias, "variable", None)
     if weight is None or leaf is None:
         return False
-    return _rounds_alike(again, node._input_metadata[0].dtype, leaf.dtype, leaf.device.type)
+    return _rounds_alike(again, node._input_metadata[0].dtype, leaf.dtype, _kernels_of(leaf))
 
 
 def _batch_norm_applies(node: Node) -> bool:
@@ -337,7 +345,7 @@ def _layer_norm_applies(node: Node) -> bool:
 
 def _dropout_applies(node: Node) -> bool:
     output = node._input_metadata[0]
-    return _rounds_alike(_again_dropout, output.dtype, output.dtype, output.device.type)
+    return _rounds_alike(_again_dropout, output.dtype, output.dtype, _kernels_of(output))
 
 
 def _affine_norm(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch_private import TorchDispatchMode
-from ..memory import parts_of, storages_of
+from ..memory import has_data, parts_of, storages_of
 
 Storage = int
 """The address of a live storage, used to identify it."""
@@ -161,7 +161,7 @@ class _Held:
     def _note_tensor(self, tensor: Tensor, now: bool) -> None:
         alias = tensor.detach()  # the alias stays where it is if `tensor.data` is replaced
         for part in parts_of(alias) if storage_of(alias) else ():
-            if part.is_meta:
+            if not has_data(part):
                 continue
             if now:
                 self.copies.copy([part])

@@ -44,6 +44,11 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     the input. The audit does not rely on such rules: it looks at what this pass really keeps,
     storage by storage.
 
+    Nothing needs to be computed for that. With parameters and inputs made under
+    ``torch._subclasses.FakeTensorMode()``, the report is that of real tensors on the device that
+    the fake ones name, and takes no memory. Tensors on ``torch.device("meta")`` are of no real
+    device: there attention keeps all its steps, where a CPU's kernel keeps a row of sums.
+
     Parameters
     ----------
     model : torch.nn.Module

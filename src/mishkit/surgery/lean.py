@@ -15,12 +15,13 @@ from torch.overrides import TorchFunctionMode
 from .._checkpoint import in_checkpoint
 from .._progress import make_room, progress, step
 from ..functional import FUNCTIONS
+from ..memory import has_data
 from ..recompute.model import attach, detach
 from .audit import Unit, can_compute, plan
 from .budget import Point, curve_of
 from .report import LEAN, AdvisedCalls, Report, readable
 from .slots import Slot, put_all
-from .watch import convertible, line_of_model, on_modules, watch
+from .watch import convertible, line_of_model, on_modules, tensors_of, watch
 
 
 def lean(
@@ -39,6 +40,9 @@ def lean(
     computed together with that product, by `mishkit.gate`. Gradients stay exact: nothing is rounded
     that was not before. Module names, state_dict, hooks and training mode stay the same;
     `mishkit.unswap` undoes everything.
+
+    A model without data, on ``torch.device("meta")`` or under a FakeTensorMode, is changed in the
+    same way, and its report counts the bytes that it would keep.
 
     With ``recompute=False`` activations keep their outputs instead, where an audit says that this
     saves memory (see `audit`). ReLU, SiLU, GELU, Mish, Hardswish and Softplus from torch, timm and
@@ -86,7 +90,8 @@ def lean(
         if `model` is not a module
     ValueError
         if its parameters are not initialized yet, as in lazy modules; if both `inplace` and
-        `recompute` are given; if there is a `budget` without `recompute`, or it is not positive
+        `recompute` are given; if there is a `budget` without `recompute`, or it is not positive,
+        or there is nothing to measure because tensors are fake or on the meta device
 
     Warns
     -----
@@ -101,6 +106,8 @@ def lean(
         raise ValueError("mishkit.lean: recompute=True and inplace=True exclude each other")
     if budget is not None and not (recompute and budget > 0):
         raise ValueError("mishkit.lean: budget must be positive, and needs recompute=True")
+    if budget is not None and not all(map(has_data, _tensors(model, inputs, kwargs))):
+        raise ValueError("mishkit.lean: a budget needs times, and meta and fake tensors take none")
     with progress("mishkit.lean", steps=0):
         if recompute:
             return _recompute(model, inputs, kwargs, budget)
@@ -109,6 +116,13 @@ def lean(
     put_all(_changes(units, exact=False))
     changed = tuple(site.name for site in found.report.sites if site.by == LEAN)
     return dataclasses.replace(found.report, changed=changed)
+
+
+def _tensors(model: nn.Module, inputs: Any, kwargs: Any) -> Iterator[Tensor]:
+    yield from tensors_of((inputs, kwargs))
+    if isinstance(model, nn.Module):
+        yield from model.parameters()
+        yield from model.buffers()
 
 
 def _recompute(

@@ -415,7 +415,10 @@ class _Observer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = operator(*args, **kwargs)
-        node, name = _latest(), operator._schema.name.partition("::")[2]
+        library, _, name = operator._schema.name.partition("::")
+        if library == "prim":  # what a fake tensor is asked, for instance for its device
+            return output
+        node = _latest()
         # Autograd may copy what an in-place operator overwrites, after the node was created.
         written = args[0] if name.endswith("_") and args and isinstance(args[0], Tensor) else None
         # Our gates first take views of the tensor that has both parts.
