@@ -126,6 +126,16 @@ prelu_kernel: Callable[[Tensor, Tensor], Tensor] = getattr(torch, "_prelu_kernel
 """max(0, x) + weight·min(0, x), where weight has as many dimensions as x."""
 
 
+def _no_fused_rms_norm(*_: Any) -> tuple[Tensor, Tensor]:
+    raise RuntimeError(f"torch {torch.__version__} has no fused RMS norm")
+
+
+fused_rms_norm: Callable[..., tuple[Tensor, Tensor]] = getattr(
+    torch.ops.aten, "_fused_rms_norm", _no_fused_rms_norm
+)
+"""(input, normalized_shape, weight, eps) -> (output, the reciprocal of the root mean square)."""
+
+
 def _next_number() -> int:
     node = torch.zeros((), requires_grad=True).clone().grad_fn
     assert node is not None

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,10 @@ from mishkit.recompute import context, recipes, recompute
 from mishkit.recompute.handles import Handle, Kept, Leaf
 
 Step = Callable[[Tensor, "Weights"], Tensor]
+
+
+def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")(test))
 
 
 class Weights:
@@ -140,8 +145,50 @@ def test_recipes(name: str, dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
 
 
+ON_GPUS: dict[str, Step] = {
+    "CudnnBatchNormBackward0": lambda x, w: F.batch_norm(
+        x, None, None, w.scale, w.shift, training=True
+    ),
+    "FusedRmsNormBackward0": lambda x, w: F.rms_norm(x, (8,), w.row),
+}
+"""The same of nodes that only GPUs have."""
+
+
 def test_every_recipe_has_an_example() -> None:
-    assert EXAMPLES.keys() == recipes._RECIPES.keys()
+    assert EXAMPLES.keys() | ON_GPUS.keys() == recipes._RECIPES.keys()
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+@pytest.mark.parametrize("rounds_alike", [True, False])
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_nodes_of_gpus(name: str, rounds_alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have the nodes of a GPU. Whether the formulas round as its kernels do is seen on
+    the GPU alone: where they do not, the output is kept.
+    """
+    monkeypatch.setattr(recipes, "_rounds_alike", lambda *_: rounds_alike)
+    with FakeTensorMode(), torch.device("cuda"):
+        x, weights = torch.randn(12, 8, 8, 8, requires_grad=True), Weights(torch.float32)
+        with recompute():
+            y = ON_GPUS[name](F.silu(x), weights)
+            kept = context._Packer(None).pack(y)
+        assert y.grad_fn is not None and y.grad_fn.name() == name
+        assert isinstance(kept, Handle) == rounds_alike
+        if rounds_alike:
+            assert (kept.tensor().shape, kept.tensor().dtype) == (y.shape, y.dtype)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_recipes_of_gpus(name: str) -> None:
+    """What is made again has the same bits, if it is not kept."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        x, weights = torch.randn(12, 8, 8, 8, requires_grad=True), Weights(torch.float32)
+        with recompute():
+            y = ON_GPUS[name](F.silu(x), weights)
+            kept = context._Packer(None).pack(y)
+    assert y.grad_fn is not None and y.grad_fn.name() == name
+    assert isinstance(kept, Kept) or torch.equal(kept.tensor(), y)
 
 
 def test_normalisations_round_as_torchs_kernels_do() -> None:

@@ -36,6 +36,7 @@ NAMES = [
     (dispatch, "is_traceable_wrapper_subclass"),
     (dispatch, "_disable_current_modes"),
     (fake_tensor, "FakeTensor"),
+    (torch.ops.aten, "_fused_rms_norm"),
     *((torch_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward")),
 ]
 

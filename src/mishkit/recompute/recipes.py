@@ -22,7 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._torch_private import first_packed, prelu_kernel, suggest_memory_format, without_modes
+from .._torch_private import (
+    first_packed,
+    fused_rms_norm,
+    prelu_kernel,
+    suggest_memory_format,
+    without_modes,
+)
 from ..ops import gate
 from ..ops.affine import NO_FUNCTION, Affine, affine, layer_norm_again, wide
 from ..ops.blend import function
@@ -238,6 +244,10 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Ten
     return layer_norm_again(x.contiguous(), *rows)
 
 
+def _rms_norm(x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
+    return (wide(x) * wide(rstd) * wide(weight)).to(x.dtype)
+
+
 def _known_shift(node: Node) -> Sequence[int]:
     return (2,)
 
@@ -262,6 +272,11 @@ def _again_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
     return y, _computed(_by_channel(x, weight, bias, *kept))
 
 
+def _again_cudnn_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    y, *kept, _ = torch.cudnn_batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5)
+    return y, _computed(_by_channel(x, weight, bias, *kept))
+
+
 def _again_frozen_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     mean, variance = bias - 0.5, weight * weight
     y, *_ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.1, 1e-5)
@@ -280,6 +295,12 @@ def _again_layer(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
     rows = x.transpose(1, -1)
     y, *kept = torch.native_layer_norm(rows, weight.shape, weight, bias, 1e-5)
     return y, _layer_norm(rows, weight, bias, *kept)
+
+
+def _again_rms(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.transpose(1, -1)
+    y, rstd = fused_rms_norm(rows, weight.shape, weight, 1e-5)
+    return y, _rms_norm(rows, weight, rstd)
 
 
 def _again_dropout(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,8 +329,11 @@ def _rounds_alike(
     # Under a FakeTensorMode there would be nothing to compare.
     with without_modes(), torch.no_grad(), torch.autocast(device, enabled=False):
         for channels, size in itertools.product((24, 144), (1, 5, 7, 16)):
-            x = normal(dtype, 4, channels, size, size)
-            weight, bias = normal(weights, 2, channels)
+            try:
+                x = normal(dtype, 4, channels, size, size)
+                weight, bias = normal(weights, 2, channels)
+            except (AssertionError, RuntimeError):  # fake tensors may name a device that is missing
+                return False
             for layout in (torch.contiguous_format, torch.channels_last):
                 try:
                     y, made = again(x.contiguous(memory_format=layout), weight, bias)
@@ -335,12 +359,23 @@ def _batch_norm_applies(node: Node) -> bool:
     return _norm_applies(node, _again_batch if node._saved_training else _again_frozen_batch)
 
 
+def _cudnn_batch_norm_applies(node: Node) -> bool:
+    return bool(node._saved_training) and _norm_applies(node, _again_cudnn_batch)
+
+
 def _group_norm_applies(node: Node) -> bool:
     return _norm_applies(node, _again_group)
 
 
 def _layer_norm_applies(node: Node) -> bool:
     return _norm_applies(node, _again_layer)
+
+
+def _rms_norm_applies(node: Node) -> bool:
+    weight, dtype = node._saved_weight, node._input_metadata[0].dtype
+    return weight is not None and _rounds_alike(
+        _again_rms, dtype, weight.dtype, _kernels_of(weight)
+    )
 
 
 def _dropout_applies(node: Node) -> bool:
@@ -362,10 +397,12 @@ def _affine_norm(
     return Recipe(make, _known_shift, applies, affine=as_affine)
 
 
-_BATCH_NORM = _affine_norm(
-    lambda n, shift: _by_channel(n._saved_input, n._saved_weight, shift, *_statistics(n)),
-    _batch_norm_applies,
-)
+def _affine_of_batch(node: Node, shift: Tensor) -> Affine:
+    return _by_channel(node._saved_input, node._saved_weight, shift, *_statistics(node))
+
+
+_BATCH_NORM = _affine_norm(_affine_of_batch, _batch_norm_applies)
+_CUDNN_BATCH_NORM = _affine_norm(_affine_of_batch, _cudnn_batch_norm_applies)
 _GROUP_NORM = _affine_norm(
     lambda n, shift: _by_sample(
         n._saved_input, n._saved_weight, shift, n._saved_result1, n._saved_result2
@@ -377,6 +414,10 @@ _LAYER_NORM = Recipe(
         n._saved_input, n._saved_weight, n._saved_bias, n._saved_result1, n._saved_result2
     ),
     applies=_layer_norm_applies,
+)
+_RMS_NORM = Recipe(
+    lambda n, inputs, number: _rms_norm(n._saved_input, n._saved_weight, n._saved_result1),
+    applies=_rms_norm_applies,
 )
 
 
@@ -447,7 +488,9 @@ _RECIPES: dict[str, Recipe] = {
     "ToCopyBackward0": Recipe(_cast, _first),
     # normalisation
     "NativeBatchNormBackward0": _BATCH_NORM,
+    "CudnnBatchNormBackward0": _CUDNN_BATCH_NORM,
     "NativeLayerNormBackward0": _LAYER_NORM,
+    "FusedRmsNormBackward0": _RMS_NORM,  # of GPUs; on a CPU the norm is made of its steps
     "NativeGroupNormBackward0": _GROUP_NORM,
     # views, and copies that have the values of their input
     "AliasBackward0": _SAME,
