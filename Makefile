@@ -13,6 +13,8 @@ SHORT := $(patsubst %,tests/core/test_%.py,calls tracing compile transforms auto
 TESTS ?= $(SHORT)
 PYTEST ?=
 PEERS ?=
+GPU ?=
+DRY ?=
 # Here a C++ error is an error; `make MISHKIT_REQUIRE_KERNELS= …` goes on without the kernels.
 export MISHKIT_REQUIRE_KERNELS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -24,7 +26,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize wheel bench peers accuracy zoo \
+.PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize wheel bench gpu peers accuracy zoo \
 	exhaustive gallery docs format clean
 
 help: ## list the targets
@@ -85,6 +87,10 @@ wheel: kernels ## build a wheel for this system in dist; it installs in seconds,
 bench: kernels ## time the kernels, add the file of this CPU to the results, and write docs/benchmarks.md
 	@.venv/bin/mishkit bench --results docs/results/bench
 	@$(PY) benchmarks/bench_page.py
+
+# On a bare machine: with the environment if there is one, otherwise with the system's Python and torch.
+gpu: ## measure all that only a GPU can show, in nine minutes; goes on where it stopped; DRY=1 without one
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry-run) $(GPU)
 
 # The kernels come last: installing without them removes those that were built in place.
 peers: .venv-peers/installed ## time other libraries' functions next to ours; PEERS=--quick

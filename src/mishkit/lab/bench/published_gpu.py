@@ -16,18 +16,16 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 import mishkit as mk
 from mishkit.activation import Activation
 from mishkit.functions import ACTIVATIONS
 
-from ..common.bars import Verdict, table
 from ..common.contenders import composed_mish
 from ..common.formats import NONE, significant, size_name
 from ..common.gpu_timing import Stopwatch
@@ -50,6 +48,11 @@ from .gpu_device import normal
 from .results import Key, Results
 from .settings import DTYPES, Settings
 
+if TYPE_CHECKING:  # what prints needs packages that a machine which only measures may lack
+    from rich.console import Console
+
+    from ..common.bars import Verdict
+
 MISH_CUDA, ERRORS = "mish-cuda", "errors"
 SHAPE = (16, 10, 256, 256)
 RUNS, WARM_RUNS = 100, 10
@@ -60,6 +63,11 @@ WORSE = 1.05
 """The largest allowed ratio of our error to torch's."""
 
 # ---- mish-cuda's ---------------------------------------------------------------------------------
+
+
+def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """torch.compile of a function, for the shapes that it is called with."""
+    return torch.compile(function, dynamic=False)
 
 
 def mish_cuda_functions() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -75,7 +83,7 @@ def mish_cuda_functions() -> dict[str, Callable[[Tensor], Tensor]]:
         "mish_pt": composed_mish,
         "mish_jit": jit,
         "mish_torch": F.mish,
-        "mish_compile": torch.compile(F.mish, dynamic=False),
+        "mish_compile": compiled(F.mish),
         "silu": F.silu,
         "mishkit": mk.mish,
         "mishkit_output": partial(mk.mish, save="output"),
@@ -93,7 +101,8 @@ def mish_cuda_calls(dtype: torch.dtype) -> Iterator[tuple[tuple[str, str], Call]
         yield (BACKWARD, name), backward_call(function, x, g)
 
 
-def _time_mish_cuda(results: Results, dtype: str, stopwatch: Stopwatch, is_quick: bool) -> None:
+def time_mish_cuda(results: Results, dtype: str, stopwatch: Stopwatch, is_quick: bool) -> None:
+    """The times of mish-cuda's table, in one dtype."""
     torch.compiler.reset()
     size = math.prod(SHAPE)
     made = working(mish_cuda_calls(DTYPES[dtype]), results.missing, f"{MISH_CUDA}, {dtype}")
@@ -169,7 +178,8 @@ def l2_error(result: Tensor, exact: Callable[[Tensor], Tensor], x: Tensor) -> fl
     return math.sqrt(total)
 
 
-def _measure_errors(results: Results, name: str, dtype: str, stopwatch: Stopwatch) -> None:
+def measure_errors(results: Results, name: str, dtype: str, stopwatch: Stopwatch) -> None:
+    """The errors and times of one function in one dtype."""
     a, of, size = ACTIVATIONS[name], DTYPES[dtype], SIZE
     x = normal(size, of, 0)
     one = torch.ones_like(x)
@@ -202,6 +212,8 @@ def _print_errors(out: Console, results: Results, dtype: str) -> None:
     keys = [key for key in results.errors if (key.table, key.dtype) == (ERRORS, dtype)]
     if not keys:
         return
+    from ..common.bars import table
+
     title = f"{dtype}, {size_name(keys[0].size)} elements: L2 norm of the error against float64"
     made = table(title, ("", "forward, µs", "L2 error", "backward, µs", "L2 error"))
     pairs = dict.fromkeys((key.function, key.contender) for key in keys)
@@ -221,6 +233,8 @@ def _print_errors(out: Console, results: Results, dtype: str) -> None:
 
 def verdicts(results: Results) -> Iterator[Verdict]:
     """Our errors divided by torch's own, for the worst of all functions."""
+    from ..common.bars import Verdict
+
     for case in (FORWARD, BACKWARD):
         what, bar = f"{case}: L2 error over torch's own", f"≤ {WORSE:g}×"
         ratios = {}
@@ -249,14 +263,12 @@ def time_all(results: Results, settings: Settings, stopwatch: Stopwatch) -> None
     jobs = [
         _Job(
             f"{MISH_CUDA}, {dtype}",
-            partial(_time_mish_cuda, results, dtype, stopwatch, settings.quick),
+            partial(time_mish_cuda, results, dtype, stopwatch, settings.quick),
         )
         for dtype in settings.dtypes
     ]
     jobs += [
-        _Job(
-            f"{ERRORS}, {name}, {dtype}", partial(_measure_errors, results, name, dtype, stopwatch)
-        )
+        _Job(f"{ERRORS}, {name}, {dtype}", partial(measure_errors, results, name, dtype, stopwatch))
         for dtype in settings.dtypes
         for name in settings.functions
     ]

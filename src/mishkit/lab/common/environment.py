@@ -8,12 +8,15 @@ import platform
 import subprocess
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 
 from mishkit._version import __version__
 from mishkit.backends import cpu
+
+if TYPE_CHECKING:  # benchmarks measure where rich may be missing
+    from rich.console import Console
 
 
 def describe(device: torch.device | str = "cpu") -> dict[str, str]:

@@ -16,7 +16,7 @@ A time includes what the GPU needs to start a kernel, which dominates for small 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,8 +36,13 @@ ROUNDS, WARM_ROUNDS = 50, 10
 class Stopwatch:
     """Takes samples on the current stream of a device."""
 
-    def __init__(self, device: torch.device | str, cache: int) -> None:
-        """`cache` is the size of the device's last-level cache, in bytes."""
+    def __init__(
+        self, device: torch.device | str, cache: int, event: Callable[[], Any] | None = None
+    ) -> None:
+        """`cache` is the size of the device's last-level cache, in bytes; `event` makes events that
+        take the time, in place of torch.cuda's.
+        """
+        self._event = event
         self._memory = torch.zeros(max(FLUSH, CACHES * cache) // 4, device=device)
 
     def flush(self) -> None:
@@ -52,7 +57,10 @@ class Stopwatch:
             call.prepare()
         for _ in range(flushes):
             self.flush()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if self._event is None:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        else:
+            start, end = self._event(), self._event()
         start.record()
         call.run()
         end.record()

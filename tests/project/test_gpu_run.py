@@ -1,0 +1,206 @@
+"""`make gpu` as a dry run: its stages, going on after an interruption, and the page."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from common import ROOT, TRITON
+
+PROGRAM = ROOT / "benchmarks" / "gpu.py"
+STEPS = "machine,accuracy,lean"
+"""The quick ones: the others take the same way."""
+pytestmark = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def run(folder: Path, *options: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--dry-run", "--folder", str(folder), *options],
+        capture_output=True,
+        text=True,
+        env=kept,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
+    (path,) = folder.glob(f"*/{stage}.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_dry_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    run(tmp_path, "--only", STEPS)
+    for stage in STEPS.split(","):
+        found = lines(tmp_path, stage)
+        assert found and all(line["dry"] for line in found)
+        assert [line for line in found if "error" in line or "skipped" in line] == []
+    accuracy = {
+        line["item"]: line["result"] for line in lines(tmp_path, "accuracy") if "result" in line
+    }
+    assert accuracy["mish, float32"]["f, ULP"] < 4.5 and accuracy["mish, float32"]["NaN stays"]
+    assert accuracy["mish, bfloat16"]["f, ULP"] < 0.56 and accuracy["aptx, float32"]["df"] < 2.5e-7
+    lean = {line["item"]: line["result"] for line in lines(tmp_path, "lean") if "result" in line}
+    assert lean["Llama, the same gradient"]["same bits"]
+    assert lean["resnet50, Mish, selective checkpoint"]["milliseconds"]["torch"]["min"] > 0
+
+    (path,) = tmp_path.glob("*/accuracy.jsonl")
+    kept = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(kept[:-2]) + kept[-2][:-9])  # cut off while the last item was begun
+    said = run(tmp_path, "--only", "accuracy")
+    again = lines_of(path)[len(kept) - 2 :]
+    assert [line["item"] for line in again if "result" in line] == [json.loads(kept[-1])["item"]]
+    assert "9 done" in said
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            found.append({"item": "cut off"})
+    return found
+
+
+def test_no_time_is_said(tmp_path: Path) -> None:
+    said = run(tmp_path, "--only", "machine,accuracy", "--minutes", "0")
+    assert "out of time" in said
+
+
+def test_an_item_that_a_process_died_of_is_not_tried_again(
+    tmp_path: Path, benchmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = module("gpu")
+    stages = module("gpu_stages")
+    calls = []
+    items = [("died", lambda: calls.append("died")), ("next", lambda: 1), ("breaks", _broken)]
+    monkeypatch.setattr(gpu, "prepare", lambda is_dry: None)
+    monkeypatch.setitem(stages.STAGES, "lean", lambda on: iter(items))
+    write = gpu.Writer(tmp_path / "lean.jsonl", True)
+    write("died", began=True)
+    options = gpu.parsed(
+        [
+            *("--dry-run", "--stage", "lean", "--share", "0/1"),
+            *("--until", str(time.time() + 60), "--folder", str(tmp_path)),
+        ]
+    )
+    assert gpu.work(options) == gpu.BROKEN  # the next process goes on
+    found = gpu.records(tmp_path, "lean")
+    assert "the process ended" in found["died"]["error"] and not calls
+    assert found["next"]["result"] == 1 and "illegal" in found["breaks"]["error"]
+    assert "result" in gpu.records(tmp_path, "lean")["next"]
+    assert gpu.work(options) == 0  # everything is known
+
+
+def _broken() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with …")
+
+
+def test_half_the_batch_where_memory_is_short(
+    benchmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, networks = module("gpu_stages"), module("gpu_networks")
+    tried = []
+
+    def step(on: Any, network: Any, way: str, batch: int) -> dict[str, int]:
+        tried.append(batch)
+        if batch > 20:
+            raise torch.OutOfMemoryError
+        return {"batch": batch}
+
+    monkeypatch.setattr(stages, "_beside_torch", step)
+    on = module("gpu_machine").NvidiaGPU()
+    monkeypatch.setattr(on, "free", lambda: None)
+    network = networks.NETWORKS["vit_base"]
+    assert stages.beside_torch(on, network, "mk.lean") == {"batch": 16}
+    assert tried == [128, 64, 32, 16]
+
+
+def test_a_machine_that_cannot_says_why(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = module("gpu_machine")
+    on = machines.NvidiaGPU()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(machines.NoGPUError, match="built without CUDA"):
+        on.check()
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(machines.NoGPUError, match="is older than"):
+        on.check()
+    monkeypatch.undo()
+    monkeypatch.setattr(machines, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CC", raising=False)
+    assert "no C compiler" in machines.why_no_triton()
+
+
+def test_the_networks_are_those_of_their_names(benchmarks: None) -> None:
+    """By the number of their parameters, as their papers or libraries give it."""
+    networks, yolo = module("gpu_networks"), module("yolo")
+    with torch.device("meta"):
+        models = {
+            25_557_032: networks.resnet(),
+            5_288_548: networks.efficientnet(),
+            86_567_656: networks.ViT(),
+            62_998_749: yolo.YOLOv3SPP(torch.nn.Mish),
+        }
+        for count, model in models.items():
+            assert sum(parameter.numel() for parameter in model.parameters()) == count
+        shapes = [tuple(y.shape[1:]) for y in models[62_998_749](torch.randn(1, 3, 416, 416))]
+    assert shapes == [(255, side, side) for side in (13, 26, 52)]
+
+
+def test_without_results_the_page_says_so(
+    tmp_path: Path, benchmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = module("gpu_page")
+    page = tmp_path / "gpu.md"
+    page.write_text("a\n<!-- gpu: begin -->\nold\n<!-- gpu: end -->\nb\n")
+    monkeypatch.setattr(pages, "PAGE", page)
+    pages.write_page(tmp_path / "results")
+    assert "No GPU has run this yet" in page.read_text()
+    run(tmp_path / "results", "--only", "machine")
+    assert list(tmp_path.glob("results/*/machine.jsonl"))
+    pages.write_page(tmp_path / "results")
+    assert "No GPU has run this yet" in page.read_text()  # what a dry run wrote is no result
+
+
+def test_a_page_of_results(
+    tmp_path: Path, benchmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, pages = module("gpu"), module("gpu_page")
+    page, folder = tmp_path / "gpu.md", tmp_path / "results" / "a-gpu"
+    page.write_text("<!-- gpu: begin -->\n<!-- gpu: end -->\n")
+    monkeypatch.setattr(pages, "PAGE", page)
+    write = {name: gpu.Writer(folder / f"{name}.jsonl", False) for name in ("machine", "lean")}
+    facts = dict.fromkeys(("target", "driver", "torch", "triton", "cudnn", "date"), "some")
+    write["machine"]("facts", result={**facts, "gpu": "A GPU", "is_part": True})
+    both = {
+        way: {"alive": size, "peak": size} for way, size in (("torch", 4096), ("mk.lean", 1024))
+    }
+    times = {way: {"min": 2.0, "median": 3.0} for way in both}
+    row = {"batch": 64, "memory": both, "milliseconds": times}
+    write["lean"]("vit_base, mk.lean", result=row)
+    write["lean"]("Llama, mk.lean", error="the GPU's memory does not suffice")
+    pages.write_page(tmp_path / "results")
+    text = page.read_text()
+    assert "## On A GPU" in text and "MIG" in text
+    assert "| vit_base | `mk.lean` | 64 |" in text and "| 0.250 | 0.250 | 2.0 ms | 1.000 |" in text
+    assert "`Llama, mk.lean`: failed, the GPU's memory does not suffice" in text
