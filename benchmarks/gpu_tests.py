@@ -31,7 +31,7 @@ class Recorder:
         """Leave out what has passed."""
         items[:] = [item for item in items if item.nodeid not in self.passed]
         if self.dry:
-            del items[2:]
+            del items[:-2]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Keep the call's outcome, or that of what failed before it."""
