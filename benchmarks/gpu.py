@@ -39,6 +39,8 @@ GRACE = 20.0
 """Seconds that a process gets beyond its budget for the item that it is at."""
 RESTARTS = 4
 """How often a stage whose process died is begun again, after the item that it died of."""
+LATE = -1
+"""The status of a process that was stopped because the time was over."""
 BROKEN = 3
 """The exit status of a process whose GPU context is broken: it can't go on, but the next can."""
 
@@ -86,6 +88,14 @@ def is_done(record: dict[str, Any]) -> bool:
     return "result" in record or "error" in record
 
 
+def settle(folder: Path, stage: str, is_dry: bool, **why: str) -> None:
+    """Write why items were begun and not finished, by processes that have ended."""
+    write = Writer(folder / f"{stage}.jsonl", is_dry)
+    for item, record in records(folder, stage).items():
+        if "began" in record:
+            write(item, **why)
+
+
 class Writer:
     """Writes a line an item."""
 
@@ -109,14 +119,14 @@ def work(options: argparse.Namespace) -> int:
     suffix = f".{share}" if shares > 1 else ""
     write = Writer(options.folder / f"{options.stage}{suffix}.jsonl", options.dry_run)
     known = records(options.folder, options.stage)
-    for item, record in known.items():
-        if "began" in record and shares == 1:  # by a process that has ended since
-            write(item, error="the process ended while this ran: see the log")
-    done = {item for item, record in known.items() if is_done(record) or "began" in record}
+    done = {item for item, record in known.items() if is_done(record)}
     prepare(options.dry_run)
     if options.stage == "tests":
-        import gpu_tests
-
+        try:
+            import gpu_tests
+        except ImportError:
+            write("all", skipped="pytest is not installed")
+            return 0
         gpu_tests.run(write, done, options.until, options.dry_run)
         return 0
     import gpu_machine
@@ -176,6 +186,9 @@ class Run:
         self.environment = dict(os.environ, PYTHONUNBUFFERED="1")
         paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
         self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        if not (ROOT / "src" / "mishkit" / "_kernels.so").exists():
+            # Nothing here runs on a CPU; and in the tests, a warning is an error.
+            self.environment["MISHKIT_CPU_ISA"] = "none"
 
     def all(self) -> int:
         """Run everything that is wanted; returns the exit status."""
@@ -233,7 +246,10 @@ class Run:
         """Why Triton's first kernel failed, if it did."""
         error = records(folder, "machine").get("first call", {}).get("error", "")
         if error:
-            self.why_no_triton = f"Triton's first kernel failed ({error})"
+            from gpu_machine import what_triton_lacks
+
+            hint = what_triton_lacks()
+            self.why_no_triton = f"Triton's first kernel failed ({error}){hint and ': ' + hint}"
         return self.without_triton()
 
     def stage(self, stage: Stage, folder: Path) -> None:
@@ -245,10 +261,14 @@ class Run:
             Writer(folder / f"{stage.name}.jsonl", self.options.dry_run)(
                 "the rest", skipped="out of time"
             )
+        dead = {"error": "the process ended while this ran: see the log"}
         for _ in range(RESTARTS):
+            settle(folder, stage.name, self.options.dry_run, **dead)
             if time.time() >= until:
                 break
             statuses = self.processes(stage.name, folder, until, shares)
+            if LATE in statuses:  # to be tried again another time
+                settle(folder, stage.name, self.options.dry_run, skipped="out of time")
             if not any(statuses):
                 break
             shares = 1  # what is left, after what a process died of
@@ -308,8 +328,9 @@ def ended(process: subprocess.Popen[bytes], latest: float) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, how)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(patience)
-        return 1
+                process.wait(patience)
+                break
+        return LATE
 
 
 def writable(folder: Path) -> Path:
@@ -344,7 +365,7 @@ def probe(is_dry: bool) -> int:
         version = triton.__version__
     except ImportError:
         version = "none"
-    why = "" if is_dry else gpu_machine.why_no_triton()
+    why = "Triton is not installed" if version == "none" else ""
     facts = {**on.facts(), "torch": torch.__version__, "triton": version, "why no triton": why}
     print(json.dumps(facts))
     return 0
@@ -358,11 +379,15 @@ def say(*lines: str) -> None:
 def summary(folder: Path) -> Iterator[str]:
     """What failed and what was skipped, and why."""
     for stage in STAGES:
+        items: dict[tuple[str, str], list[str]] = {}
         for item, record in records(folder, stage.name).items():
             for kind in ("error", "skipped"):
                 if kind in record:
                     reason = str(record[kind]).strip().splitlines()[-1]
-                    yield f"  {stage.name}, {item}: {KINDS[kind]}: {reason}"
+                    items.setdefault((KINDS[kind], reason), []).append(item)
+        for (kind, reason), names in items.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            yield f"  {stage.name}: {'; '.join(names[:3])}{more}: {kind}: {reason}"
 
 
 # ---- the command line ----------------------------------------------------------------------------
@@ -408,7 +433,7 @@ def main() -> int:
     except ImportError as error:
         say(f"no page ({error}); elsewhere: python benchmarks/gpu.py --page-only")
         return 0
-    say(f"written: {write_page(RESULTS)}")
+    say(f"written: {write_page(options.folder)}")
     return 0
 
 

@@ -238,18 +238,14 @@ def _driver() -> str | None:
 # ---- Triton --------------------------------------------------------------------------------------
 
 
-def why_no_triton() -> str:
-    """Why Triton can't compile here, as far as that can be seen without trying; empty if it can."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "Triton is not installed"
+def what_triton_lacks() -> str:
+    """What Triton needs for its launchers and this machine has not; empty if nothing is missing."""
     named = os.environ.get("CC", "")
     if not any(map(shutil.which, (named,) if named else COMPILERS)):
-        return "there is no C compiler, which Triton needs: install gcc, or name one by CC"
+        return "there is no C compiler: install gcc, or name one by CC"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
-        return f"Triton needs {header}, which comes with the python3-dev package"
+        return f"there is no {header}, which comes with the package python3-dev"
     return ""
 
 

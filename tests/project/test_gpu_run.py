@@ -96,8 +96,8 @@ def test_an_item_that_a_process_died_of_is_not_tried_again(
     items = [("died", lambda: calls.append("died")), ("next", lambda: 1), ("breaks", _broken)]
     monkeypatch.setattr(gpu, "prepare", lambda is_dry: None)
     monkeypatch.setitem(stages.STAGES, "lean", lambda on: iter(items))
-    write = gpu.Writer(tmp_path / "lean.jsonl", True)
-    write("died", began=True)
+    gpu.Writer(tmp_path / "lean.jsonl", True)("died", began=True)
+    gpu.settle(tmp_path, "lean", True, error="the process ended")
     options = gpu.parsed(
         [
             *("--dry-run", "--stage", "lean", "--share", "0/1"),
@@ -110,6 +110,16 @@ def test_an_item_that_a_process_died_of_is_not_tried_again(
     assert found["next"]["result"] == 1 and "illegal" in found["breaks"]["error"]
     assert "result" in gpu.records(tmp_path, "lean")["next"]
     assert gpu.work(options) == 0  # everything is known
+
+
+def test_what_was_late_is_tried_again(tmp_path: Path, benchmarks: None) -> None:
+    gpu = module("gpu")
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen(sleeper, start_new_session=True)
+    assert gpu.ended(process, time.time()) == gpu.LATE
+    gpu.Writer(tmp_path / "lean.jsonl", True)("slow", began=True)
+    gpu.settle(tmp_path, "lean", True, skipped="out of time")
+    assert not gpu.is_done(gpu.records(tmp_path, "lean")["slow"])
 
 
 def _broken() -> None:
@@ -148,7 +158,7 @@ def test_a_machine_that_cannot_says_why(benchmarks: None, monkeypatch: pytest.Mo
     monkeypatch.undo()
     monkeypatch.setattr(machines, "COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CC", raising=False)
-    assert "no C compiler" in machines.why_no_triton()
+    assert "no C compiler" in machines.what_triton_lacks()
 
 
 def test_the_networks_are_those_of_their_names(benchmarks: None) -> None:
