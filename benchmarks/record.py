@@ -601,7 +601,8 @@ def page(results: dict[str, Any]) -> str:
     missing = [row.name for row in ROWS if row not in rows]
     machine = results["facts"]
     ours = [results["rows"][row.name]["ours"] for row in rows]
-    ratios = [one["lean, relative"] / one["torch, relative"] for one in ours if "lean, relative" in one]
+    pairs = [(one.get("lean, relative"), one.get("torch, relative")) for one in ours]
+    ratios = [lean / torchs for lean, torchs in pairs if lean and torchs]
     return TEMPLATE.format(
         published=published,
         counted=counted,
@@ -618,8 +619,8 @@ def page(results: dict[str, Any]) -> str:
 TEMPLATE = """# The record
 
 What others have published of the memory that training takes, and the same networks and batches by
-our count. Made by `python benchmarks/record.py` with torch {torch} on {date}; all figures are in
-[record.csv](record.csv).
+our count. Made by `python benchmarks/record.py` with torch {torch} on {date}; all figures
+are in [record.csv](record.csv).
 
 ## Published
 
