@@ -18,6 +18,10 @@ template <template <class, Accuracy> class Function, class S>
 constexpr void fill(FunctionKernels& k, Dtypes dtype) {
   fill<Function, S>(k.kernels[(int)dtype]);
   k.trained[(int)dtype] = trained_kernel<Function, S>();
+  if constexpr (__is_same(S, float)) {
+    k.gate[0] = kernel_of<GateForward, Function<Vec<S>, Accuracy::full>, S>();
+    k.gate[1] = kernel_of<GateBackward, Function<Vec<S>, Accuracy::full>, S>();
+  }
   if constexpr (__is_same(S, typename Computed<S>::type))
     k.both[(int)dtype] = kernel_of<ValueAndSlope, Function<Vec<S>, Accuracy::full>, S>();
 }
@@ -25,7 +29,7 @@ constexpr void fill(FunctionKernels& k, Dtypes dtype) {
 template <template <class, Accuracy> class Function>
 constexpr FunctionKernels kernels_of(const char* name) {
   using F = Function<Vec<float>, Accuracy::full>;
-  FunctionKernels k{name, F::has_turn, is_base_of<Dead, F>, F::parameter_count, {}, {}, {}};
+  FunctionKernels k{name, F::has_turn, is_base_of<Dead, F>, F::parameter_count, {}, {}, {}, {}};
   fill<Function, float>(k, Dtypes::float32);
   fill<Function, double>(k, Dtypes::float64);
   fill<Function, BFloat16>(k, Dtypes::bfloat16);

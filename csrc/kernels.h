@@ -49,6 +49,7 @@ struct FunctionKernels {
   int parameter_count;
   Kernel kernels[dtype_count][body_count];
   Kernel both[2];  // f(x) in out[0] and f'(x) in out[1], as exact as f alone; in float and in double
+  Kernel gate[2];  // f(g)·u of (g, u), and its gradients of (g, u, grad), for float
   TrainedKernel trained[dtype_count];  // null if the parameters can't be trained
 };
 
@@ -113,6 +114,7 @@ struct GateArguments {
   Rows out[2];      // the product, or the gradients of g and u
   int64_t columns;  // the length of a row
   Kernel kernel;    // f, or f and f', in the type that is computed in
+  Kernel at_once;   // the whole gate, for arrays of float without a limit and an offset; or null
   const double* parameters;
   double limit;   // infinite for none
   double offset;  // −0 for none, which changes nothing, not even a zero

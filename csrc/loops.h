@@ -189,6 +189,44 @@ template <class Function, class S> struct Backward : Forward<Function, S> {
   }
 };
 
+// f(g)·u
+template <class Function, class S> struct GateForward : Forward<Function, S> {
+  using Base = Forward<Function, S>;
+  static constexpr bool may_stream = true;
+  static constexpr int inputs = 2;
+  using Base::Base;
+  using State = typename Base::State;
+
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> u;
+    load_block(at.in[1], u);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++)
+      u[i] = this->function.f(state.stage[i]) * u[i];
+    store_block<how>(at.out[0], u);
+  }
+};
+
+// grad·u·f'(g) and grad·f(g)
+template <class Function, class S> struct GateBackward : Forward<Function, S> {
+  using Base = Forward<Function, S>;
+  static constexpr bool may_stream = false;
+  static constexpr int inputs = 3, outputs = 2;
+  using Base::Base;
+  using State = typename Base::State;
+
+  template <Store how> MISHKIT_INLINE_MEMBER void finish(const Cursor<S>& at, const State& state) const {
+    Vectors<S> u, grad;
+    load_block(at.in[1], u);
+    load_block(at.in[2], grad);
+    MISHKIT_UNROLL for (int i = 0; i < Block<S>::vectors; i++) {
+      u[i] = passed<is_base_of<Dead, Function>>(grad[i] * u[i], this->function.df(state.stage[i]));
+      grad[i] = grad[i] * this->function.f(state.stage[i]);
+    }
+    store_block<how>(at.out[0], u);
+    store_block<how>(at.out[1], grad);
+  }
+};
+
 // f(x) and f'(x)
 template <class Function, class S> struct ValueAndSlope : Forward<Function, S> {
   using Base = Forward<Function, S>;

@@ -182,6 +182,8 @@ class GateCall : public Operands {
     const Dtypes computed = dtype_ == (int)Dtypes::float64 ? Dtypes::float64 : Dtypes::float32;
     const bool backward = body_ == Bodies::backward;
     a.kernel = backward ? f.both[(int)computed] : f.kernels[(int)computed][(int)Bodies::forward];
+    const bool plainly = dtype_ == (int)Dtypes::float32 && offset_ == 0 && limit_ == __builtin_inf();
+    a.at_once = plainly ? f.gate[backward] : nullptr;
     a.parameters = parameters_, a.columns = columns;
     a.limit = limit_, a.offset = offset_ == 0 ? -0.0 : offset_;
     a.streaming = !backward && columns == numel && a.out[0].step == 1 &&

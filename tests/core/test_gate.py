@@ -29,6 +29,7 @@ from common import (
     every_dtype,
     half_dtypes,
     laid_out,
+    mostly_slow,
     spread,
     threads,
 )
@@ -45,6 +46,9 @@ from mishkit.ops.blend import function
 
 CASES = {str(case): case for case in DEFAULTS + OTHERS + FURTHER}
 SILU, APTX, DEAD = CASES["silu"], CASES["aptx(0.75,1.25,0.625)"], CASES["hardswish"]
+mostly_defaults = pytest.mark.parametrize(
+    "case", mostly_slow(CASES.values(), DEFAULTS + OTHERS), ids=str
+)
 LIMITED = {"free": (math.inf, 0.0), "limited": (1.75, 1.0)}
 
 
@@ -97,7 +101,7 @@ def pair(dtype: torch.dtype, count: int = 700) -> tuple[Tensor, Tensor, Tensor]:
 
 # Each function is code of its own in each type of each instruction set.
 @every_dtype
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@mostly_defaults
 @pytest.mark.parametrize("every_engine", ENGINES, indirect=True, ids=str)
 def test_values(case: Case, dtype: torch.dtype, gate: Operators) -> None:
     check_values(gate, case, dtype)
@@ -134,7 +138,7 @@ def check_values(
 
 @pytest.mark.skipif(not KERNELS, reason="no kernels here")
 @every_dtype
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@mostly_defaults
 def test_the_bits_of_the_function_and_a_product(case: Case, dtype: torch.dtype) -> None:
     """float32 and float64: as the function's own operator, followed by a product."""
     g, u, _ = pair(dtype)

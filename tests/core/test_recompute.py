@@ -70,6 +70,8 @@ EXAMPLES: dict[str, Step] = {
     "WhereBackward0": lambda x, w: torch.where(x > 0, x, w.other),
     "NativeDropoutBackward0": lambda x, w: torch.native_dropout(x, 0.3, True)[0],
     "CatBackward0": lambda x, w: torch.cat([x, w.other], -2),
+    "StackBackward0": lambda x, w: torch.stack([x, w.other], -2),
+    "IndexBackward0": lambda x, w: x[:, torch.tensor([2, 0, 2])],
     "ToCopyBackward0": lambda x, w: x.to(torch.float16),
     "NativeBatchNormBackward0": lambda x, w: F.batch_norm(
         x, None, None, w.scale, w.shift, training=True

