@@ -42,7 +42,7 @@ def test_derivatives(case: Case, options: dict[str, Any]) -> None:
 
 
 def test_forward_over_reverse_and_third_derivatives() -> None:
-    f, (g, u) = called(CASES[2]), inputs(5)
+    f, (g, u) = mk.gate, inputs(5)
     assert torch.autograd.gradgradcheck(f, (g, u), check_fwd_over_rev=True)
     derivative = f(g, u).sum()
     for _ in range(3):
