@@ -167,10 +167,6 @@ def _swap(model: nn.Module, kinds: Sequence[str], make: Callable[[nn.Module], nn
                 setattr(module, name, make(child))
 
 
-def unchanged(model: nn.Module) -> None:
-    """Leave the network as it is."""
-
-
 def out_of_place(model: nn.Module) -> None:
     """Let activations write their results elsewhere."""
     for module in model.modules():
@@ -307,8 +303,6 @@ class Row:
     """The same with an input that is trained in seconds."""
     theirs: Change | None = None
     """Makes the network keep what theirs does; None if what is published does not tell."""
-    ours: Change | None = None
-    """What the user has to change before `mk.lean`."""
     autocast: bool = False
     apart: str = ""
     """What is not the same."""
@@ -406,9 +400,7 @@ ROWS = (
         partial(_resnext, 64, 224),
         partial(_resnext, 2, 64),
         theirs=inverted,
-        ours=out_of_place,
-        apart="Ours needs `inplace=False` on the leaky ReLUs: what they overwrite can't be made "
-        "again. Ours keeps the norms' statistics, two floats a channel, which are not counted for "
+        apart="Ours keeps the norms' statistics, two floats a channel, which are not counted for "
         "theirs. No bytes are published for this network: only the batches, and “up to 50%”. "
         "Theirs is an older torch, and its weights are |γ| + ε.",
     ),
@@ -480,11 +472,9 @@ def counts(row: Row) -> dict[str, int | None]:
 
     mode, model, given = made()
     with mode, autocast():
-        if row.ours is not None:
-            row.ours(model)
         report = mk.lean(model, given)
-    found = {"torch": report.kept if row.ours is None else kept(unchanged)}
-    found |= {"mk.lean": report.after_lean, "theirs": row.theirs and kept(row.theirs)}
+    theirs = row.theirs and kept(row.theirs)
+    found = {"torch": report.kept, "mk.lean": report.after_lean, "theirs": theirs}
     return found | {"checkpoint": report.checkpointed}
 
 
@@ -512,8 +502,6 @@ def our_errors(row: Row) -> dict[str, Any]:
     """
     torch.manual_seed(0)
     model, given = row.small()
-    if row.ours is not None:
-        row.ours(model)
     plain = gradients(model, given, nullcontext())
     within = gradients(model, given, mk.recompute())
     for module in model.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -51,7 +52,13 @@ EXAMPLES: dict[str, Step] = {
     "SoftplusBackward0": lambda x, w: F.softplus(x, 2.0, 3.0),
     "HardtanhBackward0": lambda x, w: F.relu6(x),
     "LeakyReluBackward0": lambda x, w: F.leaky_relu(x, 0.2),
+    "LeakyReluBackward1": lambda x, w: F.leaky_relu_(x * 1, 0.2),
     "EluBackward0": lambda x, w: F.selu(x),
+    "EluBackward1": lambda x, w: F.selu_(x * 1),
+    "CeluBackward0": lambda x, w: F.celu(x, 1.5),
+    "CeluBackward1": lambda x, w: F.celu_(x * 1, 1.5),
+    "ClampMinBackward0": lambda x, w: x.clamp_min(0.1),
+    "ClampMaxBackward0": lambda x, w: x.clamp_max(0.1),
     "PreluKernelBackward0": lambda x, w: F.prelu(x, w.slope),
     "GluBackward0": lambda x, w: F.glu(x, -1),
     "ReluBackward0": lambda x, w: F.relu(x),
@@ -359,6 +366,9 @@ def test_our_trained_functions() -> None:
         *(F.relu, torch.sigmoid, torch.tanh, torch.exp, torch.sqrt, torch.rsqrt),
         lambda x: torch.softmax(x, -1),
         lambda x: torch.relu_(x),
+        lambda x: F.leaky_relu_(x, 0.2),
+        lambda x: F.elu_(x, 1.5),
+        lambda x: F.celu_(x, 1.5),
         lambda x: mk.relu(x * 1, inplace=True),
         lambda x: mk.mish(x, save="output"),
     ],
@@ -378,16 +388,20 @@ def test_an_output_is_never_made_from_itself(
     assert torch.equal(*results)
 
 
-def test_relu_keeps_nothing_behind_a_norm() -> None:
-    """In place or not."""
-    for inplace in (False, True):
+@pytest.mark.parametrize(
+    ("module", "inplace"),
+    [
+        *itertools.product([nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU], [False, True]),
+        (nn.ReLU6, False),  # in place, torch keeps a copy of its input
+    ],
+)
+def test_an_activation_keeps_nothing_behind_a_norm(module: type[nn.Module], inplace: bool) -> None:
+    def network() -> tuple[nn.Module, Tensor]:
+        activation = module(inplace=inplace)
+        layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), activation, nn.Conv2d(8, 1, 1)
+        return nn.Sequential(*layers), torch.randn(2, 3, 16, 16)
 
-        def network() -> tuple[nn.Module, Tensor]:
-            relu = nn.ReLU(inplace)  # noqa: B023
-            layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), relu, nn.Conv2d(8, 1, 1)
-            return nn.Sequential(*layers), torch.randn(2, 3, 16, 16)
-
-        assert alive(network, recompute) == 2 * 8 * 16 * 16 * 4 + 2 * 8 * 4
+    assert alive(network, recompute) == 2 * 8 * 16 * 16 * 4 + 2 * 8 * 4
 
 
 # ---- networks -------------------------------------------------------------------------------

@@ -97,6 +97,19 @@ def _from_input(function: Callable[[Tensor], Tensor]) -> Recipe:
     return Recipe(lambda node, inputs, number: function(inputs[0]), _first)
 
 
+def _in_place(function: Callable[[Node, Tensor], Tensor]) -> Recipe:
+    """Of an operation whose node keeps the output that has taken the input's place."""
+    return Recipe(lambda node, inputs, number: function(node, inputs[0]), _first)
+
+
+def _elu(node: Node, x: Tensor) -> Tensor:
+    """ELU, SELU and their like."""
+    elu: Tensor = torch.ops.aten.elu(
+        x, node._saved_alpha, node._saved_scale, node._saved_input_scale
+    )
+    return elu
+
+
 LEAF = Recipe(lambda node, inputs, number: node.variable)
 """Of the node behind a leaf, which holds it."""
 
@@ -467,11 +480,11 @@ _RECIPES: dict[str, Recipe] = {
         lambda n: F.hardtanh(n._saved_self, n._saved_min_val, n._saved_max_val)
     ),
     "LeakyReluBackward0": _kept(lambda n: F.leaky_relu(n._saved_self, n._saved_negative_slope)),
-    "EluBackward0": _kept(
-        lambda n: torch.ops.aten.elu(
-            n._saved_self, n._saved_alpha, n._saved_scale, n._saved_input_scale
-        )
-    ),
+    "LeakyReluBackward1": _in_place(lambda n, x: F.leaky_relu(x, n._saved_negative_slope)),
+    "EluBackward0": _kept(lambda n: _elu(n, n._saved_self)),
+    "EluBackward1": _in_place(_elu),
+    "CeluBackward0": _kept(lambda n: F.celu(n._saved_self, n._saved_alpha)),
+    "CeluBackward1": _in_place(lambda n, x: F.celu(x, n._saved_alpha)),
     "PreluKernelBackward0": _kept(lambda n: prelu_kernel(n._saved_self, n._saved_weight)),
     "GluBackward0": _kept(lambda n: F.glu(n._saved_self, _signed(n._saved_dim))),
     "ReluBackward0": _from_input(torch.relu),
@@ -488,6 +501,8 @@ _RECIPES: dict[str, Recipe] = {
     "NegBackward0": _view(lambda node, x, number: -x),
     "PowBackward0": _kept(lambda n: torch.pow(n._saved_self, n._saved_exponent)),
     "ClampBackward1": _kept(lambda n: torch.clamp(n._saved_self, n._saved_min, n._saved_max)),
+    "ClampMinBackward0": _kept(lambda n: torch.clamp_min(n._saved_self, n._saved_min)),
+    "ClampMaxBackward0": _kept(lambda n: torch.clamp_max(n._saved_self, n._saved_max)),
     "WhereBackward0": Recipe(_where, _all),
     "NativeDropoutBackward0": Recipe(
         lambda n, inputs, number: _dropout(inputs[0], n._saved_result1, n._saved_p),
