@@ -203,7 +203,8 @@ KEYS = {
 }
 SITE_KEYS = {
     *("where", "name", "line", "function", "how", "calls", "shape", "dtype", "kept", "alone"),
-    *("output_kept_by", "input_kept_by", "advice", "reason", "saving", "inplace", "by"),
+    *("output_kept_by", "input_kept_by", "advice", "reason", "saving", "inplace"),
+    *("gate", "by"),
 }
 
 
