@@ -2,6 +2,7 @@
 
     python tools/zoo.py                        # all; goes on after Ctrl-C; writes docs/zoo.md
     python tools/zoo.py --fresh                # the same from the beginning
+    python tools/zoo.py --page-only            # docs/zoo.md from what has been tried so far
     python tools/zoo.py timm transformers:b    # only those whose names begin so
     python tools/zoo.py --one timm:resnet10t   # one of them, in this process
 
@@ -345,7 +346,7 @@ def _outcome(process: Any, receiver: Any) -> dict[str, Any]:
     return {"status": "not tried", "words": words}
 
 
-def page(results: list[dict[str, Any]]) -> str:
+def page(results: list[dict[str, Any]], models: int) -> str:
     """docs/zoo.md."""
     counts = Counter(result["status"] for result in results)
     by_library = Counter((result["name"].partition(":")[0], result["status"]) for result in results)
@@ -361,9 +362,9 @@ def page(results: list[dict[str, Any]]) -> str:
         "Training with and without recomputation must agree bit by bit, in float64 and under",
         "bfloat16 autocast.",
         "",
-        f"The last run, with torch {torch.__version__}: {counts['passed']} passed,",
-        f"{counts['differs']} differ silently, {counts['refused']} are refused with an error,",
-        f"{counts['not tried']} could not be tried.",
+        f"The last run, with torch {torch.__version__}, got through {len(results)} of {models} models:",
+        f"{counts['passed']} passed, {counts['differs']} differ silently, {counts['refused']} are",
+        f"refused with an error, {counts['not tried']} could not be tried.",
         "",
         "| library | passed | differ | refused | not tried |",
         "|---|---|---|---|---|",
@@ -392,6 +393,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("begin", nargs="*", help="only models whose names begin with one of these")
     parser.add_argument("--one", help="try one model here, and print the result as JSON")
+    parser.add_argument("--page-only", action="store_true", help="try no more models")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
@@ -410,7 +412,7 @@ def main() -> int:
         stored = {result["name"]: result for result in map(json.loads, STORE.open())}
 
     def results() -> Iterator[dict[str, Any]]:
-        todo = [name for name in chosen if name not in stored]
+        todo = [name for name in chosen if name not in stored and not options.page_only]
         with STORE.open("a") as store:
             for result in in_processes(todo, options.processes):
                 store.write(json.dumps(result) + "\n")
@@ -418,14 +420,15 @@ def main() -> int:
                 yield result
 
     missing = sum(name not in stored for name in chosen)
+    missing *= not options.page_only
     for result in track(
         results(), "models", total=missing, console=console, disable=not console.is_terminal
     ):
         stored[result["name"]] = result
         line = f"{result['name']}: {result['status']} {result['words'][:200]}"
         console.print(line, markup=False, highlight=False)
-    outcomes = [stored[name] for name in chosen]
-    text = page(outcomes)
+    outcomes = [stored[name] for name in chosen if name in stored]
+    text = page(outcomes, len(chosen))
     if options.begin:
         print(text)
     else:

@@ -30,8 +30,9 @@ ISAS = {"baseline": 16, "avx2": 32, "avx512": 64, "neon": 16}
 BLOCK_VECTORS = 4
 """Vectors per iteration of the main loop (csrc/loops.h)."""
 _HEAD = 16
-_ROW = _HEAD + 8 * len(DTYPES) * (len(BODIES) + 1)
-"""sizeof(FunctionKernels)"""
+"""Where the pointers of a FunctionKernels begin."""
+_ROW = _HEAD + 8 * (len(DTYPES) * (len(BODIES) + 1) + 4)
+"""sizeof(FunctionKernels): kernels and trained, and two pointers each in both and gate."""
 
 _RELATIVE = {62: 8, 183: 1027}
 """For each ELF machine (x86-64, arm64): the relocation that adds the library's load address."""
