@@ -18,11 +18,13 @@ from common import (
     OTHERS,
     PLAIN,
     SHAPES,
+    TRITON,
     TURNING,
     Case,
     Engine,
     assert_rounds,
     assert_same_bits,
+    every_case,
     every_function,
     every_half,
     mostly_slow,
@@ -77,6 +79,17 @@ KERNELS_AND_DTYPES = list(itertools.product(KERNELS, DTYPES))
 def test_forward(every_engine: Engine, case: Case, dtype: torch.dtype) -> None:
     x = spread(dtype)
     assert_rounds(every_engine.operator(case)(x), case.exactly("f", x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+@every_case
+def test_triton_in_float32(case: Case) -> None:
+    """Every function of Triton's kernels in the type whose errors show most."""
+    (engine,), x = TRITON, spread(torch.float32)
+    assert_rounds(engine.operator(case)(x), case.exactly("f", x))
+    slope = engine.operator(case, "_backward")(torch.ones_like(x), x)
+    assert_rounds(slope, case.exactly("df", x))
 
 
 @every_value
