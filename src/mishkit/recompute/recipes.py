@@ -214,7 +214,8 @@ def _by_channel(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: T
 def _by_sample(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Affine:
     """A group norm."""
     by_channels = suggest_memory_format(x) is not torch.contiguous_format
-    key = (x.dtype, weight.dtype, _kernels_of(x), by_channels)
+    channels = x.shape[1] // mean.shape[1]
+    key = (x.dtype, weight.dtype, _kernels_of(x), by_channels, channels)
     return _by_sample_rounded(x, weight, bias, mean, rstd, _shift_rounds_once(*key))
 
 
@@ -241,21 +242,32 @@ def _kernels_of(tensor: Any) -> str:
 
 @functools.cache
 def _shift_rounds_once(
-    dtype: torch.dtype, weights: torch.dtype, device: str, by_channels: bool
+    dtype: torch.dtype, weights: torch.dtype, device: str, by_channels: bool, channels: int
 ) -> bool:
-    """Whether the group-norm kernel rounds bias − mean·scale once, as torch 2.14 does for
-    `channels_last`, or rounds the product first. If it does neither, `_rounds_alike` will notice.
+    """Whether the group-norm kernel rounds bias − mean·scale once, or rounds the product first.
+
+    In `channels_last`, torch 2.14 does the one or the other, depending on how many channels a group
+    has. If it does neither, `_rounds_alike` will notice.
     """
     generator = torch.Generator().manual_seed(0)
+
+    def normal(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
+
+    layout = torch.channels_last if by_channels else torch.contiguous_format
+    width = 6 * channels
     with without_modes():  # under a FakeTensorMode there would be nothing to compare
-        x, weight, bias = (
-            torch.randn(shape, generator=generator).add_(1).to(dtype).to(device)
-            for shape, dtype in (((4, 24, 5, 5), dtype), ((24,), weights), ((24,), weights))
-        )
-        if by_channels:
-            x = x.contiguous(memory_format=torch.channels_last)
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, 4, 24, 25, 6, 1e-5)
-        return torch.equal(y, _computed(_by_sample_rounded(x, weight, bias, mean, rstd, True)))
+        for side in (5, 16, 64):  # in 16 bits it takes many numbers for the two to differ
+            x = normal(dtype, 4, width, side, side).contiguous(memory_format=layout)
+            weight, bias = normal(weights, 2, width)
+            y, mean, rstd = torch.native_group_norm(x, weight, bias, 4, width, side * side, 6, 1e-5)
+            once, twice = (
+                _computed(_by_sample_rounded(x, weight, bias, mean, rstd, rounds_once))
+                for rounds_once in (True, False)
+            )
+            if not torch.equal(once, twice):
+                return torch.equal(y, once)
+    return True
 
 
 def _computed(affine_of_x: Affine) -> Tensor:
