@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import resource
 import signal
 import sys
@@ -35,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -146,7 +148,8 @@ def built(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
 
 def step(model: nn.Module, args: Any, kwargs: Any, run: Callable[..., Any]) -> list[Tensor]:
     """The output, and the gradients of a training step."""
-    torch.manual_seed(1)
+    for seed in (torch.manual_seed, random.seed, numpy.random.seed):
+        seed(1)
     model.zero_grad(set_to_none=True)
     output = run(model, *copy.deepcopy(args), **copy.deepcopy(kwargs))
     y = next(tensor for tensor in tensors_of(output) if tensor.is_floating_point())
@@ -222,11 +225,11 @@ def tried(name: str) -> dict[str, Any]:
         count = sum(p.numel() for p in plain.parameters())
         if count > MOST_PARAMETERS:
             return {"status": "not tried", "words": f"{count / 1e6:.0f} million parameters"}
-        step(copy.deepcopy(plain), args, kwargs, plainly)
+        step(plain, args, kwargs, plainly)  # some models finish building themselves in a first call
         double = copy.deepcopy(plain).double()
         args64, kwargs64 = doubled(args), doubled(kwargs)
         with Narrower() as narrower:
-            step(copy.deepcopy(double), args64, kwargs64, plainly)
+            step(double, args64, kwargs64, plainly)
     except Exception as error:
         return {"status": "not tried", "words": f"{type(error).__name__}: {error}"[:200]}
     faults, refused, ratio, sites = [], [], None, 0
