@@ -23,7 +23,6 @@ from common import (
     Case,
     every_function,
     mostly_slow,
-    shapes_mostly_slow,
 )
 from mpmath import mpf
 from typer.testing import CliRunner
@@ -40,6 +39,12 @@ from mishkit.lab.calculus.analyze import analyze_named, curve_of
 from mishkit.lab.calculus.curve import Curve, parse
 from mishkit.lab.code import machine as _machine_code
 from mishkit.lab.common.named import Named, find, options
+
+# A kink, a bend, a jump of the second derivative, and an analysis that takes seconds each.
+SOME = ("relu", "relu2", "elu", "softplus", "mish", "h_mish", "linear_swish", "aptx")
+some_shapes = pytest.mark.parametrize(
+    "case", mostly_slow(SHAPES, [case for case in DEFAULTS if case.a.name in SOME]), ids=str
+)
 
 
 def named(case: Case) -> Named:
@@ -69,7 +74,7 @@ def of(text: str) -> Analysis:
 # ---- against the formulas of the library ----
 
 
-@shapes_mostly_slow
+@some_shapes
 @pytest.mark.parametrize(("order", "formula"), [(0, "f"), (1, "df"), (2, "d2f")])
 def test_derivatives_are_those_of_the_library(case: Case, order: int, formula: str) -> None:
     x = torch.linspace(-30.013, 30.013, 61, dtype=torch.float64)
@@ -78,7 +83,7 @@ def test_derivatives_are_those_of_the_library(case: Case, order: int, formula: s
     assert got == pytest.approx(want.tolist(), rel=1e-10, abs=1e-12)
 
 
-@shapes_mostly_slow
+@some_shapes
 def test_digits(case: Case) -> None:
     """Values agree with the definition's to 30 digits, in the tails too."""
     for at in (-40.0, -7.3, -1.1, 0.6, 5.7, 33.0):
@@ -105,7 +110,7 @@ def test_the_minimum_is_the_turn(case: Case) -> None:
         assert float(minimum.y) == pytest.approx(y, rel=1e-14)
 
 
-@shapes_mostly_slow
+@some_shapes
 def test_limits_are_those_of_the_library(case: Case) -> None:
     ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
     found = analysis(case).ends
@@ -121,7 +126,7 @@ def test_limits_are_those_of_the_library(case: Case) -> None:
             assert y == pytest.approx(line, rel=1e-13, abs=1e-13)
 
 
-@shapes_mostly_slow
+@some_shapes
 def test_bounds_hold_and_are_reached(case: Case) -> None:
     """On a dense grid f stays in its range and f′ and f″ below their bounds, and come near them;
     where there is no bound, they grow to infinity."""
@@ -144,7 +149,7 @@ def test_bounds_hold_and_are_reached(case: Case) -> None:
             assert not bound.constant.is_finite()
 
 
-@shapes_mostly_slow
+@some_shapes
 def test_gains(case: Case) -> None:
     """Against the trapezoidal rule."""
     z = torch.linspace(-12, 12, 960_001, dtype=torch.float64)

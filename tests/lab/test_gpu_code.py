@@ -57,6 +57,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Code | str |
 def compiled_kernels() -> dict[Job, Code | str | None]:
     jobs = [Job(*kernel, target) for kernel in GOOD for target in MOSTLY]
     jobs += [Job(*kernel, "bfloat16", target) for kernel in (*FAULTY, *OTHERS) for target in MOSTLY]
+    jobs += [Job(*ROOFED, gpu.target) for gpu in GPUS if gpu.target not in MOSTLY]
     found = dict(compile_all(jobs, gpu_kernels.build))
     jobs = [Job(*kernel, "bfloat16", "sm_80") for kernel in INDUCTOR]
     return found | dict(compile_all(jobs, _inductor.build, processes=1))
