@@ -395,6 +395,9 @@ def _refused(error: Exception, g: Tensor, u: Tensor, numbers: ops.Numbers) -> Te
 _OURS = frozenset(MODULES.values())
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 class _Gated(Unscriptable):
     """What the modules share: the function is a module of ours, which has its parameters."""
 
@@ -426,8 +429,10 @@ class _Gated(Unscriptable):
         act = self.activation
         if not isinstance(act, ActivationModule) or type(act) not in _OURS:
             return None
-        own = vars(act)
-        if "forward" in own or any(own[name] for name in own if name.endswith("_hooks")):
+        # Dynamo of torch 2.10 can't trace `vars`.
+        if any(getattr(act, hooks) for hooks in _HOOKS):
+            return None
+        if not is_dynamo_compiling() and "forward" in vars(act):
             return None
         parameters = {name: getattr(act, name) for name in act.parameter_names}
         name = act.activation.name

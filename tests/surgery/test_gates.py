@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -131,7 +132,8 @@ def nodes(model: nn.Module) -> set[str]:
     while todo:
         node = todo.pop()
         found.add(type(node).__name__)
-        todo += [before for before, _ in node.next_functions if before is not None]
+        with suppress(RuntimeError):  # torch 2.10 does not tell those of an autograd.Function
+            todo += [before for before, _ in node.next_functions if before is not None]
     return found
 
 
