@@ -92,13 +92,8 @@ def _first(node: Node) -> Sequence[int]:
     return (0,)
 
 
-def _from_input(function: Callable[[Tensor], Tensor]) -> Recipe:
-    """Of a function whose node keeps nothing but the output: from its input."""
-    return Recipe(lambda node, inputs, number: function(inputs[0]), _first)
-
-
-def _in_place(function: Callable[[Node, Tensor], Tensor]) -> Recipe:
-    """Of an operation whose node keeps the output that has taken the input's place."""
+def _from_input(function: Callable[[Node, Tensor], Tensor]) -> Recipe:
+    """From the node's only input: what keeps nothing but the output, and views of the input."""
     return Recipe(lambda node, inputs, number: function(node, inputs[0]), _first)
 
 
@@ -459,11 +454,6 @@ _RMS_NORM = Recipe(
 # ---- views ------------------------------------------------------------------------------------
 
 
-def _view(function: Callable[[Node, Tensor, int], Any]) -> Recipe:
-    """A recipe that makes a different view of the node's only input."""
-    return Recipe(lambda node, inputs, number: function(node, inputs[0], number), _first)
-
-
 def _views(function: Callable[[Node, Tensor], Sequence[Tensor]]) -> Recipe:
     return Recipe(
         lambda node, inputs, number: function(node, inputs[0])[number], _first, outputs=True
@@ -475,7 +465,7 @@ def _same(node: Node, inputs: Sequence[Any]) -> Affine | None:
 
 
 _SAME = Recipe(lambda node, inputs, number: inputs[0], _first, affine=_same)
-_RESHAPED = _view(lambda node, x, number: x.reshape(_shape(node)))
+_RESHAPED = _from_input(lambda node, x: x.reshape(_shape(node)))
 
 
 _RECIPES: dict[str, Recipe] = {
@@ -492,25 +482,25 @@ _RECIPES: dict[str, Recipe] = {
         lambda n: F.hardtanh(n._saved_self, n._saved_min_val, n._saved_max_val)
     ),
     "LeakyReluBackward0": _kept(lambda n: F.leaky_relu(n._saved_self, n._saved_negative_slope)),
-    "LeakyReluBackward1": _in_place(lambda n, x: F.leaky_relu(x, n._saved_negative_slope)),
+    "LeakyReluBackward1": _from_input(lambda n, x: F.leaky_relu(x, n._saved_negative_slope)),
     "EluBackward0": _kept(lambda n: _elu(n, n._saved_self)),
-    "EluBackward1": _in_place(_elu),
+    "EluBackward1": _from_input(_elu),
     "CeluBackward0": _kept(lambda n: F.celu(n._saved_self, n._saved_alpha)),
-    "CeluBackward1": _in_place(lambda n, x: F.celu(x, n._saved_alpha)),
+    "CeluBackward1": _from_input(lambda n, x: F.celu(x, n._saved_alpha)),
     "PreluKernelBackward0": _kept(lambda n: prelu_kernel(n._saved_self, n._saved_weight)),
     "GluBackward0": _kept(lambda n: F.glu(n._saved_self, _signed(n._saved_dim))),
-    "ReluBackward0": _from_input(torch.relu),
-    "SigmoidBackward0": _from_input(torch.sigmoid),
-    "TanhBackward0": _from_input(torch.tanh),
-    "ExpBackward0": _from_input(torch.exp),
-    "SqrtBackward0": _from_input(torch.sqrt),
-    "RsqrtBackward0": _from_input(torch.rsqrt),
+    "ReluBackward0": _from_input(lambda node, x: torch.relu(x)),
+    "SigmoidBackward0": _from_input(lambda node, x: torch.sigmoid(x)),
+    "TanhBackward0": _from_input(lambda node, x: torch.tanh(x)),
+    "ExpBackward0": _from_input(lambda node, x: torch.exp(x)),
+    "SqrtBackward0": _from_input(lambda node, x: torch.sqrt(x)),
+    "RsqrtBackward0": _from_input(lambda node, x: torch.rsqrt(x)),
     # arithmetic
     "MulBackward0": Recipe(_product, _unkept_factors),
     "DivBackward0": Recipe(_quotient, _unkept_dividend),
     "AddBackward0": Recipe(_sum, _all, sums=1),
     "SubBackward0": Recipe(_difference, _all, sums=1),
-    "NegBackward0": _view(lambda node, x, number: -x),
+    "NegBackward0": _from_input(lambda node, x: -x),
     "PowBackward0": _kept(lambda n: torch.pow(n._saved_self, n._saved_exponent)),
     "ClampBackward1": _kept(lambda n: torch.clamp(n._saved_self, n._saved_min, n._saved_max)),
     "ClampMinBackward0": _kept(lambda n: torch.clamp_min(n._saved_self, n._saved_min)),
@@ -541,17 +531,17 @@ _RECIPES: dict[str, Recipe] = {
     "SqueezeBackward0": _RESHAPED,
     "SqueezeBackward1": _RESHAPED,
     "SqueezeBackward2": _RESHAPED,
-    "ExpandBackward0": _view(lambda node, x, number: x.expand(_shape(node))),
-    "TBackward0": _view(lambda node, x, number: x.t()),
-    "TransposeBackward0": _view(
-        lambda n, x, number: x.transpose(_signed(n._saved_dim0), _signed(n._saved_dim1))
+    "ExpandBackward0": _from_input(lambda node, x: x.expand(_shape(node))),
+    "TBackward0": _from_input(lambda node, x: x.t()),
+    "TransposeBackward0": _from_input(
+        lambda n, x: x.transpose(_signed(n._saved_dim0), _signed(n._saved_dim1))
     ),
-    "PermuteBackward0": _view(lambda n, x, number: x.permute([_signed(d) for d in n._saved_dims])),
-    "SelectBackward0": _view(
-        lambda n, x, number: x.select(_signed(n._saved_dim), _signed(n._saved_index))
+    "PermuteBackward0": _from_input(lambda n, x: x.permute([_signed(d) for d in n._saved_dims])),
+    "SelectBackward0": _from_input(
+        lambda n, x: x.select(_signed(n._saved_dim), _signed(n._saved_index))
     ),
-    "SliceBackward0": _view(
-        lambda n, x, number: torch.ops.aten.slice(
+    "SliceBackward0": _from_input(
+        lambda n, x: torch.ops.aten.slice(
             x, _signed(n._saved_dim), _bound(n._saved_start), _bound(n._saved_end), n._saved_step
         )
     ),
