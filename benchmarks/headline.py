@@ -8,8 +8,6 @@ authors have it, with torch's Mish, and with Mish after `mk.lean`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import lean_models
 import pages
 import torch
@@ -80,8 +78,13 @@ def _bars(panel: Axes, values: dict[str, list[float]], title: str) -> None:
         panel.barh(name, middle, color=COLORS[name], height=0.62)
         if low < high:
             panel.hlines(name, low, high, color="black", linewidth=1.5)
-        text = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        panel.annotate(text, (high, name), (4, 0), textcoords="offset points", va="center")
+        panel.annotate(
+            pages.span(numbers, digits=3),
+            (high, name),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+        )
     panel.set_title(title)
     panel.invert_yaxis()
     panel.margins(x=0.2)
@@ -91,24 +94,19 @@ def _bars(panel: Axes, values: dict[str, list[float]], title: str) -> None:
     panel.spines["bottom"].set_visible(False)
 
 
-def between(numbers: Sequence[float], digits: int = 2) -> str:
-    """The range of some ratios."""
-    low, high = (f"{number:.{digits}g}" for number in (min(numbers), max(numbers)))
-    return low if low == high else f"{low} to {high}"
-
-
 def sentence(timed: dict[str, Times], memory: dict[str, int]) -> str:
     """What the picture shows, and where the gain is least."""
 
-    def ratio(contender: str, memory: str, size: int, *directions: str) -> str:
+    def ratio(contender: str) -> str:
+        """How many times as fast ours is, forward and backward, into fresh memory."""
+        place = FRESH, LARGE, FORWARD, BACKWARD
         numbers = [
-            nanoseconds(t, contender, memory, size, *directions)
-            / nanoseconds(t, "mishkit Mish", memory, size, *directions)
+            nanoseconds(t, contender, *place) / nanoseconds(t, "mishkit Mish", *place)
             for t in timed.values()
         ]
-        return between(numbers)
+        return pages.span(numbers)
 
-    ours, both = memory["mishkit Mish"], (FORWARD, BACKWARD)
+    ours = memory["mishkit Mish"]
     cached = [
         nanoseconds(t, "mishkit Mish", EXISTING, SMALL, FORWARD)
         / nanoseconds(t, "torch ReLU", EXISTING, SMALL, FORWARD)
@@ -116,10 +114,10 @@ def sentence(timed: dict[str, Times], memory: dict[str, int]) -> str:
     ]
     return (
         f"On one thread of {' and '.join(timed)}, Mish forward and backward is "
-        f"{ratio('torch Mish', FRESH, LARGE, *both)} times as\n"
-        f"fast as torch's, and {ratio('torch ReLU', FRESH, LARGE, *both)} times as fast as torch's "
+        f"{ratio('torch Mish')} times as\n"
+        f"fast as torch's, and {ratio('torch ReLU')} times as fast as torch's "
         "ReLU, where every result gets memory of its own\n(64 MiB, as in training). "
-        f"It gains least in the cache: there it takes {between(cached)} times ReLU's time.\n"
+        f"It gains least in the cache: there it takes {pages.span(cached)} times ReLU's time.\n"
         f"resnet50 with Mish keeps {ours / memory['torch Mish']:.2f} of the bytes that it keeps "
         f"with torch's Mish,\nand {ours / memory['torch ReLU']:.2f} of those with ReLU in place.\n"
     )

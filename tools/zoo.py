@@ -414,18 +414,17 @@ def main() -> int:
     if STORE.exists():
         stored = {result["name"]: result for result in map(json.loads, STORE.open())}
 
+    todo = [] if options.page_only else [name for name in chosen if name not in stored]
+
     def results() -> Iterator[dict[str, Any]]:
-        todo = [name for name in chosen if name not in stored and not options.page_only]
         with STORE.open("a") as store:
             for result in in_processes(todo, options.processes):
                 store.write(json.dumps(result) + "\n")
                 store.flush()
                 yield result
 
-    missing = sum(name not in stored for name in chosen)
-    missing *= not options.page_only
     for result in track(
-        results(), "models", total=missing, console=console, disable=not console.is_terminal
+        results(), "models", total=len(todo), console=console, disable=not console.is_terminal
     ):
         stored[result["name"]] = result
         line = f"{result['name']}: {result['status']} {result['words'][:200]}"
