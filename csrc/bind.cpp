@@ -15,6 +15,7 @@
 #include "bind/isa.h"
 #include "bind/mask.h"
 #include "bind/neuron.h"
+#include "bind/norm.h"
 #include "bind/operators.h"
 #include "bind/overrides.h"
 
@@ -37,6 +38,7 @@ struct Registration {
       add_affine(library);
       add_gate(library);
       add_mask(library);
+      add_norm(library);
     } catch (const std::exception& error) {
       failure = error.what();
     }

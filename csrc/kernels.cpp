@@ -6,6 +6,7 @@
 #include "loops.h"
 #include "mask.h"
 #include "neuron.h"
+#include "norm.h"
 #include "trained.h"
 
 #define MISHKIT_STRING_OF(x) #x
@@ -46,7 +47,7 @@ extern const InstructionSet instruction_set;
 constexpr InstructionSet instruction_set = {MISHKIT_STRING(MISHKIT_ISA), functions,
                                             &neuron_kernels, &blend_kernels,
                                             &affine_kernels, &gate_kernels,
-                                            &mask_kernels};
+                                            &mask_kernels, &norm_kernels};
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

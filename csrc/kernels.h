@@ -101,6 +101,25 @@ struct AffineKernels {
   LayerNormKernel layer_norm[dtype_count];
 };
 
+// An RMS norm of `rows` rows, or both of its gradients: see norm.h.
+struct RmsNormArguments {
+  const void* grad;  // in the backward pass only
+  const void *x, *weight;
+  void* out;      // the norm, or the gradient of x
+  double* sums;   // in the backward pass, of each part: one sum per column
+  int64_t rows, columns, parts;
+  double epsilon, offset;
+};
+// Bytes that a thread needs in the backward pass: numbers of a row, in whole vectors.
+constexpr int64_t rms_norm_scratch(int64_t columns) { return (columns + 64) * (int64_t)sizeof(double); }
+struct NormKernels {
+  void (*forward[dtype_count])(const RmsNormArguments&, int64_t begin, int64_t end);  // rows
+  void (*backward[dtype_count])(const RmsNormArguments&, void* scratch, int64_t begin,
+                                int64_t end);  // parts
+  // The gradient of the weight from the sums of all parts, in the type of the weight.
+  void (*sums[dtype_count])(const RmsNormArguments&, void* out);
+};
+
 // Where an array has its elements, in the order of the call's elements: rows whose elements are `step`
 // apart, and which begin `row` apart. Their length is the same for all arrays of a call.
 struct Rows {
@@ -147,6 +166,7 @@ struct InstructionSet {
   const AffineKernels* affine;
   const GateKernels* gate;
   const MaskKernels* masks;
+  const NormKernels* norm;
 };
 
 }  // namespace mishkit

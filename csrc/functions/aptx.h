@@ -19,7 +19,7 @@ static inline double aptx_turn(double alpha) {
   }
 }
 
-template <class V, Accuracy accuracy> struct APTx : Trainable {
+template <class V, Accuracy accuracy> struct APTx : Trainable, Divides {
   using T = typename V::Scalar;
   static constexpr bool has_turn = true;
   static constexpr int parameter_count = 3;
@@ -81,18 +81,20 @@ template <class V, Accuracy accuracy> struct APTx : Trainable {
   MISHKIT_INLINE_MEMBER V f(Stage s) const {
     return s.x * (fma(s.e, top, base) / (s.e + V(1.0)));
   }
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
+  MISHKIT_INLINE_MEMBER V reciprocal(Stage s) const { return V(1.0) / (s.e + V(1.0)); }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return df(s, reciprocal(s)); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const { return s.x * (fma(s.e, top, base) * r); }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const {
     return fma(s.e, top, base) * r + height * (s.z * r) * (s.e * r);
   }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
+    V r = reciprocal(s);
     V sigma = s.e * r;
     return height * sharpness.high * sigma * r * fma(s.z, r - sigma, V(2.0));
   }
   // gamma·x; 4·gamma·x²·σ(z)·σ(−z); x·(alpha + tanh u)
   MISHKIT_INLINE_MEMBER void dp(Stage s, V* d) const {
-    V r = V(1.0) / (s.e + V(1.0));
+    V r = reciprocal(s);
     V sigma = s.e * r;
     d[0] = gamma * s.x;
     d[1] = gamma * V(4.0) * (s.c * sigma) * (s.c * r);
@@ -249,10 +251,13 @@ struct APTx<V, accuracy>::Balanced : APTx<V, accuracy> {
     V weight = fma(s.e, this->top, this->base) / (s.e + V(1.0));
     return s.x * select(is_balanced, this->gamma * s.sum, weight);
   }
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
-    V weight = select(is_balanced, this->gamma * s.sum, fma(s.e, this->top, this->base) * r);
-    return weight + this->height * (s.z * r) * (s.e * r);
+  MISHKIT_INLINE_MEMBER V weight(Stage s, V r) const {
+    return select(is_balanced, this->gamma * s.sum, fma(s.e, this->top, this->base) * r);
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return df(s, this->reciprocal(s)); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const { return s.x * weight(s, r); }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const {
+    return weight(s, r) + this->height * (s.z * r) * (s.e * r);
   }
   MISHKIT_INLINE_MEMBER void dp(Stage s, V* d) const {
     Base::dp(s, d);

@@ -14,6 +14,11 @@
 //   a constructor from an array of V   parameters that differ from lane to lane
 //   dp(stage, V*)                      the derivatives with respect to the parameters
 //
+// and, if f and f' divide by the same number (derive from Divides),
+//
+//   reciprocal(stage)                  1 over that number
+//   f, df (stage, reciprocal)          the same with one division for both
+//
 // No finite x gives a NaN, ±inf gives the limit, and NaN gives NaN.
 #pragma once
 #include "../math.h"
@@ -46,11 +51,27 @@ template <class Fit> constexpr Minimum minimum_of{Fit::turn, Fit::y_min, Fit::be
 // f' is 0 on a whole side, or on both. No gradient passes there, not even an infinite one, as in
 // torch's own.
 struct Dead {};
+// f and f' have a division in common, which gates share.
+struct Divides {};
 // A decoder of outputs that iterates, with all vectors of a block in lockstep: settle(stage) takes
 // one step and returns whether it was the last.
 struct Iterating {};
 template <class Class> constexpr bool iterates = __is_base_of(Iterating, Class);
 template <class Base, class Class> constexpr bool is_base_of = __is_base_of(Base, Class);
+
+// f and f' together.
+template <class Function, class V>
+MISHKIT_INLINE void value_and_slope(const Function& function, const typename Function::Stage& stage,
+                                    V& y, V& slope) {
+  if constexpr (is_base_of<Divides, Function>) {
+    const V r = function.reciprocal(stage);
+    y = function.f(stage, r);
+    slope = function.df(stage, r);
+  } else {
+    y = function.f(stage);
+    slope = function.df(stage);
+  }
+}
 
 }  // namespace MISHKIT_ISA
 }  // namespace mishkit

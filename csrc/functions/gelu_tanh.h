@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct GELUTanh : Parameterless {
+template <class V, Accuracy accuracy> struct GELUTanh : Parameterless, Divides {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
@@ -43,13 +43,15 @@ template <class V, Accuracy accuracy> struct GELUTanh : Parameterless {
   MISHKIT_INLINE_MEMBER V dw(Stage s) const { return fma(s.c * s.c, V(3 * cubic), V(linear)); }
 
   MISHKIT_INLINE_MEMBER V f(Stage s) const { return s.x * (s.e / (s.e + V(1.0))); }
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
+  MISHKIT_INLINE_MEMBER V reciprocal(Stage s) const { return V(1.0) / (s.e + V(1.0)); }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return df(s, reciprocal(s)); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const { return s.x * (s.e * r); }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const {
     V sigma = s.e * r;
     return fma(sigma, s.c * dw(s) * r, sigma);
   }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
+    V r = reciprocal(s);
     V sigma = s.e * r, slope = dw(s);
     V bend = fma(slope * slope, r - sigma, s.c * V(6 * cubic));
     return sigma * r * fma(s.c, bend, slope * V(2.0));

@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct LinearSwish : Parameterless {
+template <class V, Accuracy accuracy> struct LinearSwish : Parameterless, Divides {
   using T = typename V::Scalar;
   using Of = SiLU<V, accuracy>;
   static constexpr bool has_turn = true;
@@ -33,8 +33,14 @@ template <class V, Accuracy accuracy> struct LinearSwish : Parameterless {
     // Right of 0 σ is exactly ½.
     return s.x * (sigma + sigma);
   }
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V rise = silu.df(s.at);
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return df(s, reciprocal(s)); }
+  MISHKIT_INLINE_MEMBER V reciprocal(Stage s) const { return silu.reciprocal(s.at); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const {
+    V sigma = s.at.e * r;
+    return s.x * (sigma + sigma);
+  }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const {
+    V rise = silu.df(s.at, r);
     return select(less(V(0.0), s.x), V(1.0), rise + rise);
   }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {

@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct Mish : Parameterless {
+template <class V, Accuracy accuracy> struct Mish : Parameterless, Divides {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
@@ -39,10 +39,12 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
     }
   }
   // n/(n + 2) + 4x(e² + e)/(n + 2)²
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return df(s, reciprocal(s)); }
+  MISHKIT_INLINE_MEMBER V reciprocal(Stage s) const { return V(1.0) / (n_of(s) + V(2.0)); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const { return s.x * (n_of(s) * r); }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const {
     V n = n_of(s);
     V d = n + V(2.0);
-    V r = V(1.0) / d;
     V growth = min(V(near), s.x) * fma(s.e, s.e, s.e);
     V rise = fma(growth * r, V(4.0), n);
     return accuracy == Accuracy::half ? rise * r : quotient(rise, d, r);
@@ -50,7 +52,7 @@ template <class V, Accuracy accuracy> struct Mish : Parameterless {
   // 4e(1 + e)/(n + 2)²·[2 + x(1 − σ(1 + 2t))]
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
     V n = n_of(s);
-    V r = V(1.0) / (n + V(2.0));
+    V r = reciprocal(s);
     V sigma = s.e / (s.e + V(1.0));
     V t = n * r;
     V bend = fma(min(V(near), s.x), fnma(sigma, fma(t, V(2.0), V(1.0)), V(1.0)), V(2.0));

@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct QuickGELU : Parameterless {
+template <class V, Accuracy accuracy> struct QuickGELU : Parameterless, Divides {
   using T = typename V::Scalar;
   using Of = SiLU<V, accuracy>;
   static constexpr bool has_turn = true;
@@ -30,6 +30,9 @@ template <class V, Accuracy accuracy> struct QuickGELU : Parameterless {
   }
   MISHKIT_INLINE_MEMBER V f(Stage s) const { return s.x * silu.sigma(s.at); }
   MISHKIT_INLINE_MEMBER V df(Stage s) const { return silu.df(s.at); }
+  MISHKIT_INLINE_MEMBER V reciprocal(Stage s) const { return silu.reciprocal(s.at); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const { return s.x * (s.at.e * r); }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const { return silu.df(s.at, r); }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const { return silu.d2f(s.at) * V(beta); }
 
   template <class S> struct Output : Of::template ScaledOutput<S> {

@@ -5,7 +5,7 @@
 namespace mishkit {
 namespace MISHKIT_ISA {
 
-template <class V, Accuracy accuracy> struct SiLU : Parameterless {
+template <class V, Accuracy accuracy> struct SiLU : Parameterless, Divides {
   using T = typename V::Scalar;
   using Parameterless::Parameterless;
   static constexpr bool has_turn = true;
@@ -21,13 +21,15 @@ template <class V, Accuracy accuracy> struct SiLU : Parameterless {
   }
   MISHKIT_INLINE_MEMBER V sigma(Stage s) const { return logistic<accuracy>(s.e); }
   MISHKIT_INLINE_MEMBER V f(Stage s) const { return s.x * sigma(s); }
-  MISHKIT_INLINE_MEMBER V df(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
+  MISHKIT_INLINE_MEMBER V reciprocal(Stage s) const { return V(1.0) / (s.e + V(1.0)); }
+  MISHKIT_INLINE_MEMBER V f(Stage s, V r) const { return s.x * (s.e * r); }
+  MISHKIT_INLINE_MEMBER V df(Stage s, V r) const {
     V sigma = s.e * r;
     return fma(sigma, min(V(near), s.x) * r, sigma);
   }
+  MISHKIT_INLINE_MEMBER V df(Stage s) const { return df(s, reciprocal(s)); }
   MISHKIT_INLINE_MEMBER V d2f(Stage s) const {
-    V r = V(1.0) / (s.e + V(1.0));
+    V r = reciprocal(s);
     V sigma = s.e * r;
     return sigma * r * fma(min(V(near), s.x), r - sigma, V(2.0));
   }

@@ -20,6 +20,7 @@ template <class V, Accuracy accuracy> struct Swish : APTx<V, accuracy> {
   MISHKIT_INLINE_MEMBER V f(typename Base::Stage s) const {
     return s.x * logistic<accuracy>(s.e);  // aptx's f without the terms that are 0 or 1 here
   }
+  MISHKIT_INLINE_MEMBER V f(typename Base::Stage s, V r) const { return s.x * (s.e * r); }
   MISHKIT_INLINE_MEMBER void dp(typename Base::Stage s, V* d) const {
     V all[3];
     Base::dp(s, all);

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import mishkit as mk
 from mishkit.functional import FUNCTIONS
 from mishkit.recompute import context, recipes, recompute
-from mishkit.recompute.handles import Handle, Kept, Leaf
+from mishkit.recompute.handles import Bits, Handle, Kept, Leaf
 
 Step = Callable[[Tensor, "Weights"], Tensor]
 
@@ -79,6 +79,7 @@ EXAMPLES: dict[str, Step] = {
     "CatBackward0": lambda x, w: torch.cat([x, w.other], -2),
     "StackBackward0": lambda x, w: torch.stack([x, w.other], -2),
     "IndexBackward0": lambda x, w: x[:, torch.tensor([2, 0, 2])],
+    "EmbeddingBackward0": lambda x, w: F.embedding(torch.tensor([5, 0, 5]), w.other.view(12, -1)),
     "ToCopyBackward0": lambda x, w: x.to(torch.float16),
     "NativeBatchNormBackward0": lambda x, w: F.batch_norm(
         x, None, None, w.scale, w.shift, training=True
@@ -556,6 +557,26 @@ def test_a_bias_that_is_written_over_raises() -> None:
         norm.bias.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_an_embedding_that_is_written_over_raises() -> None:
+    embedding = nn.Embedding(16, 64)
+    with recompute():
+        loss = embedding(torch.arange(16)).square().sum()
+    with torch.no_grad():
+        embedding.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_mask_is_looked_for_once() -> None:
+    """A tensor that is none is not looked at again, and another one in its place is."""
+    packer = context._Packer(None)
+    angles = torch.randn(64, 128)
+    assert all(isinstance(packer.pack(angles), Leaf) for _ in range(2))
+    assert packer.is_no_mask(angles) and not packer.is_no_mask(angles.clone())
+    for _ in range(8):
+        assert isinstance(packer.pack(torch.ones(64, 128)), Bits)
 
 
 @pytest.mark.parametrize("frozen", ["bias", "weight", "both"])

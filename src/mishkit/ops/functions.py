@@ -94,6 +94,18 @@ def fast_apply(function: type[Function]) -> Callable[..., Tensor]:
     return super(Function, function).apply  # type: ignore[misc]
 
 
+def differentiable_gradients(
+    output: Callable[..., Tensor], grad: Tensor, inputs: tuple[Tensor, ...], needed: Any
+) -> list[Tensor | None]:
+    """The gradients of the inputs that need one, differentiable again."""
+    with torch.enable_grad():
+        # One input may have been made from another, and its own gradient is not wanted twice.
+        apart = [x.view_as(x) for x in inputs]
+        wanted = [x for x, needs in zip(apart, needed, strict=False) if needs]
+        gradients = iter(torch.autograd.grad(output(*apart), wanted, grad, create_graph=True))
+    return [next(gradients) if needs else None for _, needs in zip(inputs, needed, strict=False)]
+
+
 def operator(name: str) -> Callable[..., Any]:
     """An operator without the Python wrapper of `OpOverload`, which costs 0.2 µs per call."""
     overload = getattr(torch.ops.mishkit, name).default

@@ -31,7 +31,7 @@ from ..backends import triton
 from ..functions import ACTIVATIONS
 from .blend import NUMBERS as _PARAMETERS
 from .blend import TABLE
-from .functions import RULES, fast_apply, operator, register_fake
+from .functions import RULES, differentiable_gradients, fast_apply, operator, register_fake
 
 _FUNCTION = (
     ", int f"
@@ -116,18 +116,6 @@ _backward_out = operator("gate_backward_out")
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-def _gradients(
-    output: Callable[..., Tensor], grad: Tensor, inputs: tuple[Tensor, ...], needed: Any
-) -> list[Tensor | None]:
-    """The gradients of the inputs that need one, differentiable again."""
-    with torch.enable_grad():
-        # One input may have been made from another, and its own gradient is not wanted twice.
-        apart = [x.view_as(x) for x in inputs]
-        wanted = [x for x, needs in zip(apart, needed, strict=False) if needs]
-        found = iter(torch.autograd.grad(output(*apart), wanted, grad, create_graph=True))
-    return [next(found) if needs else None for _, needs in zip(inputs, needed, strict=False)]
-
-
 class Gate(Function):
     """apply(g, u, *numbers); keeps g and u, and is differentiable to any order."""
 
@@ -142,7 +130,7 @@ class Gate(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         g, u = ctx.saved_tensors
         if torch.is_grad_enabled():
-            gradients = _gradients(
+            gradients = differentiable_gradients(
                 lambda g, u: differentiable(g, u, *ctx.numbers), grad, (g, u), ctx.needs_input_grad
             )
         else:
@@ -176,7 +164,7 @@ class Packed(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (gradient,) = _gradients(
+            (gradient,) = differentiable_gradients(
                 lambda x: differentiable(*parts(x, *ctx.place), *ctx.numbers), grad, (x,), (True,)
             )
         else:
@@ -200,7 +188,9 @@ class Trained(Function):
         g, u, parameters = ctx.saved_tensors
         if torch.is_grad_enabled():
             output = functools.partial(trained_differentiable, ctx.function)
-            gradients: Any = _gradients(output, grad, (g, u, parameters), ctx.needs_input_grad)
+            gradients: Any = differentiable_gradients(
+                output, grad, (g, u, parameters), ctx.needs_input_grad
+            )
             return *gradients, None
         x, factor, outer = (plain.wide(t) for t in (g, u, grad))
         trained_backward: Any = operator(ctx.function + "_trained_backward")

@@ -57,9 +57,9 @@ def recompute() -> Iterator[None]:
 
     Notes
     -----
-    Overwriting a bias between the forward and the backward pass raises RuntimeError, as overwriting
-    a weight does. A tensor is freed only if nobody else holds it. A tensor that one of torch's
-    ``inplace=True`` activations overwrites can't be recomputed.
+    Overwriting a bias or an embedding's weight between the forward and the backward pass raises
+    RuntimeError, as overwriting other weights does. A tensor is freed only if nobody else holds it.
+    A tensor that one of torch's ``inplace=True`` activations overwrites can't be recomputed.
     """
     with recompute_some(None):
         yield
@@ -102,15 +102,18 @@ class _Packer:
     def __init__(self, outside: Hooks | None, choice: Choice | None = None) -> None:
         self.outside, self.choice = outside, choice
         self.left = choice.allowance if choice else 0
+        self.no_masks: dict[int, weakref.ref[Tensor]] = {}
+        """By their ids: tensors that are none, which need no second look."""
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
         node, outside = tensor.grad_fn, self.outside
         if node is None:
-            if _is_plain(tensor) and tensor.nbytes >= LEAST_MASK:
+            if tensor.nbytes >= LEAST_MASK and not self.is_no_mask(tensor) and _is_plain(tensor):
                 bits = bits_of(tensor, outside)
                 if bits is not None:
                     return bits
+                self.no_masks[id(tensor)] = weakref.ref(tensor)
             return Leaf(tensor) if outside is None else Kept(tensor, outside)
         if not _is_plain(tensor):
             return Kept(tensor, outside)
@@ -124,6 +127,13 @@ class _Packer:
         kept = Kept(tensor, outside)
         _note(node, number, kept)
         return kept
+
+    def is_no_mask(self, tensor: Tensor) -> bool:
+        """Whether this tensor was found not to be a mask, as the angles of rotary embeddings are
+        for every layer.
+        """
+        reference = self.no_masks.get(id(tensor))
+        return reference is not None and reference() is tensor
 
     def packed_view(self, tensor: Tensor, base: Tensor) -> Leaf | Handle:
         """What is kept in place of a view. To keep a view is to keep all memory of its base."""

@@ -29,7 +29,7 @@ from .._torch_private import (
     suggest_memory_format,
     without_modes,
 )
-from ..ops import gate
+from ..ops import gate, norm
 from ..ops.affine import NO_FUNCTION, Affine, affine, layer_norm_again, wide
 from ..ops.blend import function
 from ..ops.functions import RULES
@@ -183,6 +183,10 @@ def _indexed(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
     """The rows of the tokens of an expert, for example."""
     indexed: Tensor = torch.ops.aten.index(inputs[0], list(node._saved_indices))
     return indexed
+
+
+def _embedded(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    return F.embedding(node._saved_indices, inputs[0])
 
 
 def _where(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
@@ -514,6 +518,7 @@ _RECIPES: dict[str, Recipe] = {
     "CatBackward0": Recipe(_concatenation, _all),
     "StackBackward0": Recipe(_stack, _all),
     "IndexBackward0": Recipe(_indexed, _first),
+    "EmbeddingBackward0": Recipe(_embedded, _first),
     "ToCopyBackward0": Recipe(_cast, _first),
     # normalisation
     "NativeBatchNormBackward0": _BATCH_NORM,
@@ -608,6 +613,7 @@ _OURS: dict[Any, Recipe] = {
     gate.Gate: _kept(lambda n: gate.forward(*n.saved_tensors, *n.numbers)),
     gate.Packed: _kept(lambda n: gate.forward(*gate.parts(*n.saved_tensors, *n.place), *n.numbers)),
     gate.Trained: _kept(lambda n: gate.with_trained(n.function, *n.saved_tensors)),
+    norm.RmsNorm: _kept(lambda n: norm.forward(*n.saved_tensors, *n.numbers)),
 }
 """Our own functions keep their input, and the parameters if these are trained; gates keep both
 inputs.

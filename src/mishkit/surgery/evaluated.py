@@ -12,12 +12,13 @@ is a module by hand that calls the function by its name, which the audit sees as
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ PLAIN = (bool, int, float, str, type(None))
 _OF_EVERY = frozenset(vars(nn.Module()))
 
 Found = tuple[str, dict[str, float]] | None
+Result = TypeVar("Result")
 _found: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Found]] = weakref.WeakKeyDictionary()
 
 
@@ -48,7 +50,7 @@ def function_of(module: nn.Module) -> Found:
     state = _state(module)
     known = _found.get(module)
     if known is None or known[0] != state:
-        known = state, _evaluate(module)
+        known = state, alone(functools.partial(_compare, module))
         _found[module] = known
     return known[1]
 
@@ -73,8 +75,13 @@ def _is_candidate(module: nn.Module) -> bool:
         return False
     if not all(isinstance(vars(module)[name], PLAIN) for name in vars(module).keys() - _OF_EVERY):
         return False
+    return takes_one(module)
+
+
+def takes_one(module: nn.Module) -> bool:
+    """Whether the forward of the module's class needs one argument, the first."""
     try:
-        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return False
     required = [
@@ -82,11 +89,8 @@ def _is_candidate(module: nn.Module) -> bool:
         for p in parameters
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
-    takes_one = len(required) == 1 and required[0].kind in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
-    return takes_one and parameters[0] is required[0]
+    by_position = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return len(required) == 1 and required[0].kind in by_position and parameters[0] is required[0]
 
 
 def _state(module: nn.Module) -> Any:
@@ -94,18 +98,20 @@ def _state(module: nn.Module) -> Any:
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY}
 
 
-def _evaluate(module: nn.Module) -> Found:
-    """Evaluate a copy, in a thread of its own, where no mode, hook or autocast of torch is on."""
-    results: list[Found] = []
+def alone(work: Callable[[], Result | None]) -> Result | None:
+    """What the work returns, in a thread of its own, where no mode, hook or autocast of torch is
+    on; None if it raises anything.
+    """
+    results: list[Result | None] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
             with random_numbers_kept(), torch.random.fork_rng(devices=[]):
-                results.append(_compare(module))
+                results.append(work())
         except Exception:  # whatever a forward raises, it is none of our functions
             results.append(None)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     return results[0] if results else None

@@ -19,6 +19,7 @@ from ..memory import has_data
 from ..recompute.model import attach, detach
 from .audit import Unit, can_compute, plan
 from .budget import Point, curve_of
+from .norms import norms_in
 from .report import LEAN, AdvisedCalls, Report, readable
 from .slots import Slot, put_all
 from .watch import convertible, line_of_model, on_modules, tensors_of, watch
@@ -37,8 +38,9 @@ def lean(
     From then on the model's own forward pass keeps nothing that the backward pass can recompute
     cheaply, as within `mishkit.recompute`, and activations for which mishkit has a faster kernel
     get it. Those whose output the pass only multiplies by another tensor, as SwiGLU does, are
-    computed together with that product, by `mishkit.gate`. Gradients stay exact: nothing is rounded
-    that was not before. Module names, state_dict, hooks and training mode stay the same;
+    computed together with that product, by `mishkit.gate`. On CPUs, RMS norms that a model computes
+    step by step, as those of transformers do, run in one pass. Gradients stay exact: nothing is
+    rounded that was not before. Module names, state_dict, hooks and training mode stay the same;
     `mishkit.unswap` undoes everything.
 
     A model without data, on ``torch.device("meta")`` or under a FakeTensorMode, is changed in the
@@ -130,7 +132,8 @@ def _recompute(
 ) -> Report:
     found = plan(model, inputs, kwargs)
     changes = _changes([unit for unit in found.units if can_compute(unit)], exact=True)
-    before = [(slot, slot.value) for slot, _ in changes]
+    norms = list(norms_in(model))
+    before = [(slot, slot.value) for slot, _ in changes + norms]
     root = getattr(model, "_orig_mod", model)
     unchanged = dataclasses.replace(
         found.report,
@@ -147,7 +150,7 @@ def _recompute(
         detach(root)
         put_all(before)
 
-    put_all(changes)
+    put_all(changes + norms)
     try:
         points: tuple[Point, ...] = ()
         choice = None
@@ -171,6 +174,7 @@ def _recompute(
     return dataclasses.replace(
         unchanged,
         changed=tuple(slot.name for slot, _ in changes),
+        norms=tuple(slot.name.removesuffix(".forward") for slot, _ in norms),
         lean=kept,
         after_lean=kept,
         curve=points,

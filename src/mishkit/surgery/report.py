@@ -169,6 +169,8 @@ class Report:
     """Bytes kept after `lean`, which does not change function calls."""
     changed: tuple[str, ...] | None = None
     """The names of the sites that `lean` has changed; None if this was only an audit."""
+    norms: tuple[str, ...] = ()
+    """The names of the RMS norms that `lean` made run in one pass."""
     recomputes: bool = False
     """Whether `lean` made the model recompute. If so, `after_lean` and `lean` are what it keeps."""
     keepers: tuple[Keeper, ...] = ()
@@ -268,6 +270,7 @@ class Report:
             "checkpointed": self.checkpointed,
             "blocks": self.blocks,
             "changed": self.changed,
+            "norms": self.norms,
             "curve": [{"kept": kept, "seconds": seconds} for kept, seconds in self.curve],
             "sites": [{"where": s.where, **dataclasses.asdict(s)} for s in sites[:top]],
             "keepers": [dataclasses.asdict(keeper) for keeper in keepers[:top]],
@@ -279,6 +282,8 @@ class Report:
         changed = len(self.changed or ())
         count = f"changed {changed or 'none'} of {_sites(len(self.sites))}"
         if self.recomputes:
+            if self.norms:
+                count += f" and {len(self.norms)} RMS norm{'s' * (len(self.norms) > 1)}"
             count += ", and recomputes what it can"
             return f"{count}: saves {readable(self.kept - self.after_lean)}"
         if changed:

@@ -7,6 +7,7 @@ the `activation` of `torch.nn.TransformerEncoderLayer`.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +154,10 @@ def _put(owner: nn.Module, attribute: str, value: Any, touch: Callable[..., None
             # module has to do the same to the original.
             vars(value)[_REPLACED] = (original, own)
             vars(value)["_apply"] = functools.partial(_apply_to_both, value)
+    elif _is_of_class(owner, attribute, value):
+        vars(owner).pop(attribute, None)
+        vars(owner).get(_REPLACED_ATTRIBUTES, {}).pop(attribute, None)
+        return
     else:
         _remember(owner, attribute)
     is_encoder = isinstance(owner, nn.TransformerEncoderLayer) and attribute == "activation"
@@ -218,6 +223,12 @@ def _apply_to_both(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: b
     type(module)._apply(module, fn, recurse)
     vars(module)[_REPLACED][0]._apply(fn, recurse)
     return module
+
+
+def _is_of_class(owner: nn.Module, attribute: str, value: Any) -> bool:
+    """Whether a value is the method that the owner has from its class."""
+    method = getattr(type(owner), attribute, None)
+    return inspect.isfunction(method) and value == method.__get__(owner)
 
 
 def _remember(owner: nn.Module, attribute: str) -> None:
