@@ -1,7 +1,7 @@
 """What `mishkit.lean` does to whole networks, in bytes and in time: writes docs/lean.md.
 
     python benchmarks/lean_models.py                  # everything, in about half an hour
-    python benchmarks/lean_models.py --only bert      # one network, which is printed
+    python benchmarks/lean_models.py --only BERT      # one network anew; the others stay
     python benchmarks/lean_models.py --page-only      # the page anew, from docs/lean.json
 
 The networks have random weights. They come from timm and transformers. Llama, SmolLM2-135M,
@@ -301,22 +301,30 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="One of the networks.")] = None,
     page_only: Annotated[bool, typer.Option(help="Write the page from docs/lean.json.")] = False,
 ) -> None:
-    """Measure the networks, print the tables, and write docs/lean.md if all were measured."""
-    if page_only:
+    """Measure the networks, print the tables, and write docs/lean.md.
+
+    With --only, what docs/lean.json has of other networks stays, if it is of this CPU and torch.
+    """
+    results: dict[str, Any] = {}
+    if only or page_only:
         results = json.loads(RESULTS.read_text())
-    else:
+    if not page_only:
         mend = mend_torchvision()  # held for as long as this runs
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         wanted = [name for name in BYTES_BARS if not only or name in only]
-        results = {"facts": facts() | {"torch": torch.__version__}}
-        results["bytes"] = {name: bytes_of(name) for name in track(wanted, "bytes")}
-        timed = [name for name in STEP_BARS if name in wanted]
-        results["steps"] = {name: steps_of(name) for name in track(timed, "steps")}
+        here = facts() | {"torch": torch.__version__}
+        if only and any(results["facts"][key] != here[key] for key in ("cpu", "isa", "torch")):
+            raise typer.BadParameter(
+                "docs/lean.json is of another CPU or torch", param_hint="--only"
+            )
+        results["facts"] = here
+        for name in track(wanted, "bytes"):
+            results.setdefault("bytes", {})[name] = bytes_of(name)
+        for name in track([name for name in STEP_BARS if name in wanted], "steps"):
+            results.setdefault("steps", {})[name] = steps_of(name)
         del mend
     print(table_of_bytes(results["bytes"]), table_of_steps(results["steps"]), sep="\n\n")
-    if only:
-        return
     RESULTS.write_text(json.dumps(results) + "\n")
     draw(results["steps"])
     PAGE.write_text(page(results))
@@ -442,8 +450,7 @@ def page(results: dict[str, Any]) -> str:
     """The page of the documentation."""
     machine = results["facts"]
     return TEMPLATE.format(
-        machine=f"{machine['cpu']}, {machine['isa'].upper()}, torch {machine['torch']}, "
-        f"{machine['date']}",
+        machine=f"{machine['cpu']}, torch {machine['torch']}, {machine['date']}",
         bytes=table_of_bytes(results["bytes"]),
         steps=table_of_steps(results["steps"]),
         beaten=beaten(results["steps"]),

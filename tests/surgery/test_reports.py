@@ -198,7 +198,7 @@ def test_an_analysis() -> None:
 # ---- JSON ----
 
 KEYS = {
-    *("kept", "after_lean", "lean", "ratio", "recomputable", "recomputes", "checkpointed"),
+    *("kept", "after_lean", "lean", "ratio", "recomputable", "norms", "recomputes", "checkpointed"),
     *("blocks", "changed", "curve", "sites", "keepers"),
 }
 SITE_KEYS = {
