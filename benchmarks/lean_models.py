@@ -450,7 +450,8 @@ def page(results: dict[str, Any]) -> str:
     """The page of the documentation."""
     machine = results["facts"]
     return TEMPLATE.format(
-        machine=f"{machine['cpu']}, torch {machine['torch']}, {machine['date']}",
+        machine=f"{machine['cpu']}, {machine['isa'].upper()}, torch {machine['torch']}, "
+        f"{machine['date']}",
         bytes=table_of_bytes(results["bytes"]),
         steps=table_of_steps(results["steps"]),
         beaten=beaten(results["steps"]),

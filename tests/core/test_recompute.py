@@ -80,6 +80,8 @@ EXAMPLES: dict[str, Step] = {
     "StackBackward0": lambda x, w: torch.stack([x, w.other], -2),
     "IndexBackward0": lambda x, w: x[:, torch.tensor([2, 0, 2])],
     "EmbeddingBackward0": lambda x, w: F.embedding(torch.tensor([5, 0, 5]), w.other.view(12, -1)),
+    "MmBackward0": lambda x, w: x.view(-1, 64) @ w.other.view(64, -1),
+    "AddmmBackward0": lambda x, w: torch.addmm(w.row, x.view(-1, 64), w.other.view(64, -1)[:, :8]),
     "ToCopyBackward0": lambda x, w: x.to(torch.float16),
     "NativeBatchNormBackward0": lambda x, w: F.batch_norm(
         x, None, None, w.scale, w.shift, training=True
@@ -134,7 +136,9 @@ def packed(function: Step, dtype: torch.dtype) -> tuple[Tensor, Any]:
     weights = Weights(dtype)
     with recompute():
         y = function(F.silu(x), weights)
-        return y, context._Packer(None).pack(y)
+        packer = context._Packer(None)
+        packer.products = True
+        return y, packer.pack(y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -7,7 +7,8 @@ import importlib
 import io
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -352,6 +353,79 @@ def test_budgets_are_monotone() -> None:
     assert [kept for kept, _ in curve] == sorted((kept for kept, _ in curve), reverse=True)
     assert [seconds for _, seconds in curve] == sorted(seconds for _, seconds in curve)
     assert curve[0][1] == 0 and curve[-1][0] <= shares[0].lean
+
+
+class Attention(nn.Module):
+    """Linear layers whose outputs attention keeps, with a norm before and a sum behind."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.query, self.key, self.value = (nn.Linear(32, 32, bias=bias) for _ in range(3))
+        self.out = nn.Linear(32, 32, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        heads = [
+            layer(y).unflatten(-1, (4, 8)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        ]
+        y = F.scaled_dot_product_attention(*heads)
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+def attentions(bias: bool = True) -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Attention(bias) for _ in range(3))), torch.randn(2, 64, 32)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_run_again_for_a_small_budget(bias: bool) -> None:
+    """Of linear layers, where nothing cheaper is left; with bit-identical gradients."""
+    (plain, x), (model, _) = attentions(bias), attentions(bias)
+    cheap = mk.lean(attentions(bias)[0], x)
+    budget = cheap.lean - 3 * x.nbytes
+    report = mk.lean(model, x, budget=budget)
+    assert kept(model, x) == report.lean <= budget
+    got, want = (
+        torch.autograd.grad(m(x).square().sum(), list(m.parameters())) for m in (model, plain)
+    )
+    assert all(map(torch.equal, got, want))
+    costs = [seconds for _, seconds in report.curve]
+    assert costs == sorted(costs) and report.curve[-1][0] < cheap.lean
+
+
+def test_products_do_not_run_again_without_need() -> None:
+    model, x = attentions()
+    report = mk.lean(attentions()[0], x)
+    assert mk.lean(model, x, budget=report.lean).lean == report.lean
+    with forbidden(torch.mm, torch.addmm):
+        loss = model(x).square().sum()
+        loss.backward()
+
+
+@contextmanager
+def forbidden(*functions: Any) -> Iterator[None]:
+    """Within it, none of these functions of torch may be called from Python, as recipes do."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("called")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for function in functions:
+            patch.setattr(torch, function.__name__, refuse)
+        yield
+
+
+def test_one_product_at_most_runs_again_for_a_tensor() -> None:
+    """A chain of linear layers does not depend on its first input alone."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8))), torch.randn(128, 64)
+    report = mk.lean(model, x, budget=0.6)
+    assert 3 * x.nbytes <= report.lean <= 0.6 * report.kept  # every second one is kept
+    got = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    mk.unswap(model)
+    assert all(map(torch.equal, got, torch.autograd.grad(model(x).sum(), list(model.parameters()))))
 
 
 def test_a_budget_in_bytes() -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .recipes import Node
-
-Kind = tuple[str, int]
-"""The name of a node, and the number of binary digits of its output's size in bytes. To recompute
-a byte costs about the same in all tensors of a kind.
-"""
+    from .handles import Made
 
 
-def kind_of(node: Node, nbytes: int) -> Kind:
+class Kind(NamedTuple):
+    """Tensors of which a byte costs about the same to recompute."""
+
+    is_product: bool
+    """Whether they come from a matrix product, which runs again."""
+    node: str
+    """The name of the node whose output it is."""
+    digits: int
+    """The number of binary digits of its size in bytes."""
+
+
+def kind_of(made: Made, nbytes: int) -> Kind:
     """The kind of a node's output."""
-    return node.name(), nbytes.bit_length()
+    return Kind(made.is_product, made.node.name(), nbytes.bit_length())
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,19 @@ class Choice:
     allowance: int = 0
     """The most bytes to drop of the kind `partly`."""
 
+    @property
+    def products(self) -> bool:
+        """Whether matrix products may run again."""
+        kinds = self.whole if self.partly is None else self.whole | {self.partly}
+        return any(kind.is_product for kind in kinds)
+
 
 @dataclass
 class Meter:
     """What was dropped, and what it took to recompute that."""
 
+    products: bool = False
+    """Whether matrix products may run again."""
     nbytes: dict[Kind, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[Kind, float] = field(default_factory=lambda: defaultdict(float))
     count: int = 0

@@ -19,6 +19,8 @@ MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
 sum before it, a whole residual network would depend on its first sum.
 """
+MOST_PRODUCTS = 1
+"""The same for matrix products, where a budget has these run again."""
 LEAST_BYTES = 4096
 """Smaller tensors are kept: a handle takes memory too."""
 LEAST_MASK = 16384
@@ -102,6 +104,7 @@ class _Packer:
     def __init__(self, outside: Hooks | None, choice: Choice | None = None) -> None:
         self.outside, self.choice = outside, choice
         self.left = choice.allowance if choice else 0
+        self.products = choice is not None and choice.products
         self.no_masks: dict[int, weakref.ref[Tensor]] = {}
         """By their ids: tensors that are none, which need no second look."""
 
@@ -121,7 +124,7 @@ class _Packer:
             return self.packed_view(tensor, tensor._base)
         number = tensor.output_nr
         if tensor.nbytes >= LEAST_BYTES:
-            source = _source(node, number)
+            source = _source(node, number, self.products)
             if type(source) is Made and self.drops(source, tensor):
                 return Handle(source, tensor)
         kept = Kept(tensor, outside)
@@ -140,7 +143,7 @@ class _Packer:
         node, outside = base.grad_fn, self.outside
         if node is None:  # detached, in case it is an output of the node that saves it
             return Leaf(tensor.detach()) if outside is None else Kept(tensor, outside)
-        source = _source(node, base.output_nr)
+        source = _source(node, base.output_nr, self.products)
         if (
             type(source) is Made
             and tensor.nbytes >= LEAST_BYTES
@@ -160,7 +163,7 @@ class _Packer:
         """What makes a view, given what makes its base."""
         if tensor.numel() == base.numel() and tensor.is_contiguous() and base.is_contiguous():
             return source  # the same elements, reshaped
-        view = _source(tensor.grad_fn, tensor.output_nr)
+        view = _source(tensor.grad_fn, tensor.output_nr, self.products)
         return view if type(view) is Made else None
 
     def drops(self, made: Made, tensor: Tensor) -> bool:
@@ -168,7 +171,7 @@ class _Packer:
         if made.is_dropped:
             return True
         if self.choice is not None:
-            kind = kind_of(made.node, tensor.nbytes)
+            kind = kind_of(made, tensor.nbytes)
             if kind == self.choice.partly and tensor.nbytes <= self.left:
                 self.left -= tensor.nbytes
             elif kind not in self.choice.whole:
@@ -183,6 +186,7 @@ class _Metered(_Packer):
     def __init__(self, outside: Hooks | None, choice: Choice | None, meter: Meter) -> None:
         super().__init__(outside, choice)
         self.meter = meter
+        self.products = self.products or meter.products
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
@@ -199,7 +203,7 @@ class _Metered(_Packer):
         is_new = not made.is_dropped
         dropped = super().drops(made, tensor)
         if dropped and is_new:
-            kind = kind_of(made.node, tensor.nbytes)
+            kind = kind_of(made, tensor.nbytes)
             self.meter.nbytes[kind] += tensor.nbytes
             made.seconds = self.meter.seconds, kind
         return dropped
@@ -210,7 +214,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
-def _source(node: Node | None, number: int) -> Source | None:
+def _source(node: Node | None, number: int, with_products: bool) -> Source | None:
     """The object that can provide this output of a node; None if there is none."""
     if node is None:
         return None
@@ -222,25 +226,27 @@ def _source(node: Node | None, number: int) -> Source | None:
         return None
     if recipe is LEAF:
         return Leaf(node.variable)
-    if number and not recipe.outputs:
+    if (number and not recipe.outputs) or (recipe.is_product and not with_products):
         return None
     inputs: list[Source] = []
-    sums = 0
     for place in recipe.inputs(node):
-        source = _source(*node.next_functions[place])
+        before, output = node.next_functions[place]
+        source = _source(before, output, with_products)
         if source is None:
             return None
         inputs.append(source)
-        sums = max(sums, source.sums)
+    needed: list[Source] = [*inputs]
     # The tensors that this node itself keeps may have to be recomputed, too.
     for before, output in node.next_functions:
         behind = None if before is None else _noted(before, output)
         if behind is not None:
-            sums = max(sums, behind.sums)
-    sums += recipe.sums
-    if sums > MOST_SUMS:
+            needed.append(behind)
+    sums = max((source.sums for source in needed), default=0) + recipe.sums
+    products = max((source.products for source in needed), default=0) + recipe.is_product
+    # Sums of products are kept: the products before them can then be recomputed from a sum.
+    if sums > MOST_SUMS or products > MOST_PRODUCTS or (recipe.sums and products):
         return None
-    made = Made(node, number, recipe, inputs, sums)
+    made = Made(node, number, recipe, inputs, sums, products)
     _note(node, number, made)
     return made
 

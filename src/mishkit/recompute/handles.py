@@ -32,7 +32,8 @@ class Leaf:
     """A tensor without a node of its own, which is kept as it is."""
 
     __slots__ = ("__weakref__", "_tensor", "_version")
-    sums = 0
+    sums = products = 0
+    is_product = False
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._version = tensor, tensor._version
@@ -123,15 +124,23 @@ class Made:
     """A node's output that its recipe can recompute."""
 
     __slots__ = (
-        *("__weakref__", "_affine", "_value", "inputs", "is_dropped", "node", "number"),
-        *("recipe", "seconds", "sums"),
+        *("__weakref__", "_affine", "_value", "inputs", "is_dropped", "is_product", "node"),
+        *("number", "products", "recipe", "seconds", "sums"),
     )
 
     def __init__(
-        self, node: Node, number: int, recipe: Recipe, inputs: Sequence[Source], sums: int
+        self,
+        node: Node,
+        number: int,
+        recipe: Recipe,
+        inputs: Sequence[Source],
+        sums: int,
+        products: int,
     ) -> None:
         self.node, self.number, self.recipe = node, number, recipe
-        self.inputs, self.sums = inputs, sums
+        self.inputs, self.sums, self.products = inputs, sums, products
+        self.is_product: bool = recipe.is_product or any(source.is_product for source in inputs)
+        """Whether this, or what this is a view of, is a matrix product."""
         self.is_dropped = False
         """Whether a tensor was dropped because of this."""
         self.seconds: tuple[dict[Kind, float], Kind] | None = None

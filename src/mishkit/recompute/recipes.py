@@ -58,6 +58,8 @@ class Recipe:
     """Whether this node keeps enough for the recipe."""
     sums: int = 0
     """How many sums this adds to a chain: x + f(x) needs the previous sum, and so on."""
+    is_product: bool = False
+    """Whether it runs a matrix product again, which takes long: only a budget asks for that."""
     outputs: bool = False
     """Whether it can make every output, not only the first."""
     affine: Callable[[Node, Sequence[Any]], Affine | None] | None = None
@@ -187,6 +189,16 @@ def _indexed(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
 
 def _embedded(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
     return F.embedding(node._saved_indices, inputs[0])
+
+
+def _has_both_factors(node: Node) -> bool:
+    """Whether a matrix product keeps both factors, which it does if each needs a gradient."""
+    return _needs_gradient(node, -1) and _needs_gradient(node, -2)
+
+
+def _product_with_bias(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
+    factors = node._saved_mat1, node._saved_mat2
+    return torch.addmm(inputs[0], *factors, beta=node._saved_beta, alpha=node._saved_alpha)
 
 
 def _where(node: Node, inputs: Sequence[Tensor], number: int) -> Tensor:
@@ -520,6 +532,15 @@ _RECIPES: dict[str, Recipe] = {
     "IndexBackward0": Recipe(_indexed, _first),
     "EmbeddingBackward0": Recipe(_embedded, _first),
     "ToCopyBackward0": Recipe(_cast, _first),
+    # matrix products
+    "MmBackward0": Recipe(
+        lambda n, inputs, number: torch.mm(n._saved_self, n._saved_mat2),
+        applies=_has_both_factors,
+        is_product=True,
+    ),
+    "AddmmBackward0": Recipe(
+        _product_with_bias, _first, applies=_has_both_factors, is_product=True
+    ),
     # normalisation
     "NativeBatchNormBackward0": _BATCH_NORM,
     "CudnnBatchNormBackward0": _CUDNN_BATCH_NORM,

@@ -12,7 +12,7 @@ from torch import nn
 from .._progress import step
 from .._torch_private import without_modes
 from ..memory import KeptBytes
-from ..recompute.choice import Choice, Meter
+from ..recompute.choice import Choice, Kind, Meter
 from ..recompute.context import recompute_some
 from ..recompute.model import suspended
 from ._state import undisturbed
@@ -31,30 +31,44 @@ class Point(NamedTuple):
 class Curve:
     """What each choice keeps and takes: from dropping nothing to dropping everything.
 
+    Matrix products, which take longest, are among the choices only where the budget needs them.
     Runs the model once for each kind of tensor that can be dropped, and its backward pass twice.
     """
 
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], budget: int
+    ) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
         self._given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
-        self._measured()  # warms up
-        meter = self._measured()
-        self.kinds = sorted(meter.nbytes, key=lambda k: (meter.seconds[k] / meter.nbytes[k], k))
-        """The cheapest first."""
-        self.nbytes = meter.nbytes
+        self._budget = budget
+        self.kinds: list[Kind] = []
+        """The cheapest first, matrix products last."""
+        self.nbytes: dict[Kind, int] = {}
         self.points = [Point(self.kept(self._first(0)), 0.0)]
-        seconds = 0.0
-        for count, kind in enumerate(self.kinds, 1):
-            seconds += meter.seconds[kind]
-            self.points.append(Point(self.kept(self._first(count)), seconds))
+        self._go_on(products=False)
+        if self.points[-1].kept > budget:
+            self._go_on(products=True)
 
-    def choice(self, budget: int) -> Choice | None:
-        """The choice that meets the budget with the least time; None if all must be dropped."""
+    def _go_on(self, *, products: bool) -> None:
+        """Add the kinds that are matrix products, or those that are not."""
+        self._measured(products)  # warms up
+        meter = self._measured(products)
+        kinds = [kind for kind in meter.nbytes if kind.is_product == products]
+        seconds = self.points[-1].seconds
+        for kind in sorted(kinds, key=lambda k: (meter.seconds[k] / meter.nbytes[k], k)):
+            self.kinds.append(kind)
+            self.nbytes[kind] = meter.nbytes[kind]
+            seconds += meter.seconds[kind]
+            self.points.append(Point(self.kept(self._first(len(self.kinds))), seconds))
+
+    def choice(self) -> Choice:
+        """The choice that meets the budget with the least time, or else keeps the least."""
+        budget = self._budget
         if self.points[0].kept <= budget:
             return self._first(0)
         count = next((i for i, point in enumerate(self.points) if point.kept <= budget), None)
         if count is None:
-            return None
+            return self._first(len(self.kinds))
         # Drop only as much of the last kind as is needed.
         kind = self.kinds[count - 1]
         cheaper = self._first(count - 1)
@@ -77,9 +91,9 @@ class Curve:
     def _first(self, count: int) -> Choice:
         return Choice(frozenset(self.kinds[:count]))
 
-    def _measured(self) -> Meter:
+    def _measured(self, products: bool) -> Meter:
         parameters = [p for p in self._model.parameters() if p.requires_grad]
-        meter = Meter()
+        meter = Meter(products)
         step("a step, to see what recomputing takes", more=1)
         with torch.enable_grad(), suspended():
             with recompute_some(None, meter):
@@ -92,10 +106,12 @@ class Curve:
 
 
 @contextmanager
-def curve_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Curve]:
+def curve_of(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], budget: int
+) -> Iterator[Curve]:
     """The curve of a model, which is left as it was."""
     with undisturbed(model, args, kwargs):
         with torch.no_grad():
             model(*args, **kwargs)  # whatever it writes to has been copied now
         with without_modes():
-            yield Curve(model, args, kwargs)
+            yield Curve(model, args, kwargs, budget)

@@ -77,8 +77,9 @@ def lean(
     budget : int or float, optional
         How much the model may keep, as a number of bytes, or as a share from 0 to 1 of what it
         keeps now. Only as much is recomputed as that takes, and first what takes the least time for
-        the bytes that it saves, as measured by a few passes. The report's `curve` tells what other
-        budgets would take.
+        the bytes that it saves, as measured by a few passes. If recomputing everything else is not
+        enough, matrix products run again, too: of linear layers whose input is kept or recomputed
+        cheaply. The report's `curve` tells what other budgets would take.
 
     Returns
     -------
@@ -155,8 +156,8 @@ def _recompute(
         points: tuple[Point, ...] = ()
         choice = None
         if limit is not None:
-            with curve_of(root, inputs, kwargs) as curve:
-                points, choice = tuple(curve.points), curve.choice(limit)
+            with curve_of(root, inputs, kwargs, limit) as curve:
+                points, choice = tuple(curve.points), curve.choice()
         attach(root, choice)
         step("a pass that recomputes", more=1)
         kept = watch(root, inputs, kwargs).kept
