@@ -35,11 +35,13 @@ COUNTER, ERRORS = "mishkit.lab.accuracy._errors", "csrc/errors.cpp"
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 OF_BIND = [path for path in HEADERS if Path(path).parts[1] == "bind"]
 """Headers that the kernels, which take minutes to compile, don't include."""
+PARTS = 6
+"""How many parts of the kernels are compiled at the same time, for each instruction set."""
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 X86: dict[str, list[str]] = {
-    "baseline": [],
+    "baseline": ["-O2"],
     "avx2": AVX2,
     "avx512": [*AVX512, "-mprefer-vector-width=512"],
 }
@@ -53,7 +55,8 @@ COMMON = shlex.split(
 # GCC's own AVX-512 headers trip these warnings (its bug 105593).
 QUIET = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # Software-pipelined loops gain from scheduling before register allocation, which GCC leaves off
-# on x86; clang has no such flags.
+# on x86; clang has no such flags. Not the baseline: only CPUs from before 2013 need that, and it
+# would take longer to compile than the other two together.
 SCHEDULE = ["-fschedule-insns", "-fsched-pressure"]
 
 
@@ -102,9 +105,12 @@ class Compiler:
     def isas(self) -> dict[str, list[str]]:
         """The instruction sets that the compiler knows, each with its flags."""
         isas = {isa: flags for isa, flags in ISAS[self.machine].items() if self.accepts(flags)}
-        extra = QUIET * self.accepts(QUIET)
-        extra += SCHEDULE * (ISAS[self.machine] is X86 and self.accepts(SCHEDULE))
-        return {isa: flags + extra for isa, flags in isas.items()}
+        quiet = QUIET * self.accepts(QUIET)
+        schedule = SCHEDULE * (ISAS[self.machine] is X86 and self.accepts(SCHEDULE))
+        return {
+            isa: [*flags, *quiet, *(schedule if isa != "baseline" else [])]
+            for isa, flags in isas.items()
+        }
 
     def compile(self, source: str, target: Path, flags: Sequence[str]) -> bool:
         """Compiles unless the object is up to date; says whether it did."""
@@ -158,29 +164,51 @@ def required() -> bool:
     return os.environ.get("MISHKIT_REQUIRE_KERNELS", "0") not in ("", "0")
 
 
-def compile_kernels(compiler: Compiler, scratch: Path) -> tuple[dict[str, Path], bool]:
-    """Compiles the kernels for each instruction set that can be; says whether any was anew.
+def compile_all(compiler: Compiler, scratch: Path) -> tuple[list[str], list[Path], bool]:
+    """Compiles the kernels for each instruction set that can be, and what binds them to torch.
 
-    An instruction set that the compiler says it knows and then fails on is left out, and a line
-    says so; where the kernels are required it is an error.
+    Returns the instruction sets, the objects, and whether any object was compiled anew. An
+    instruction set that the compiler says it knows and then fails on is left out, and a line says
+    so; where the kernels are required it is an error.
     """
 
-    def compile_one(isa: str) -> bool | BuildError:
-        flags = [f"-DMISHKIT_ISA={isa}", *compiler.isas[isa]]
+    def of_part(isa: str, part: int) -> Path:
+        return scratch / f"kernels-{isa}-{part}.o"
+
+    def compile_part(job: tuple[str, int]) -> bool | BuildError:
+        isa, part = job
+        macros = {"ISA": isa, "PARTS": PARTS, "PART": part}
+        flags = [f"-DMISHKIT_{name}={value}" for name, value in macros.items()]
         try:
-            return compiler.compile(KERNELS, scratch / f"kernels-{isa}.o", flags)
+            return compiler.compile(KERNELS, of_part(isa, part), flags + compiler.isas[isa])
         except BuildError as error:
             return error
 
+    def of_bind(isas: Sequence[str]) -> Path:
+        return scratch / f"bind-{'-'.join(isas)}.o"
+
+    def compile_bind(isas: Sequence[str]) -> bool:
+        return compiler.compile(BIND, of_bind(isas), [f"-DMISHKIT_HAS_{x.upper()}" for x in isas])
+
+    isas = list(compiler.isas)
+    if not isas:
+        raise BuildError("the compiler knows no instruction set")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = dict(zip(compiler.isas, pool.map(compile_one, compiler.isas), strict=True))
-    failed = {isa: error for isa, error in done.items() if isinstance(error, BuildError)}
-    if len(failed) == len(done) or (failed and required()):
-        raise next(iter(failed.values()), BuildError("the compiler knows no instruction set"))
+        # The last functions of the table have the most parameters and the most code: they begin.
+        jobs = [(isa, part) for part in reversed(range(PARTS)) for isa in isas]
+        of_parts = pool.map(compile_part, jobs)
+        of_binding = pool.submit(compile_bind, tuple(isas))
+        parts = dict(zip(jobs, of_parts, strict=True))
+    failed = {isa: error for (isa, _), error in parts.items() if isinstance(error, BuildError)}
+    if len(failed) == len(isas) or (failed and required()):
+        raise next(iter(failed.values()))
     for isa, error in failed.items():
         print(f"mishkit: going on without {isa}: {error}", flush=True)
-    objects = {isa: scratch / f"kernels-{isa}.o" for isa in done if isa not in failed}
-    return objects, any(done[isa] for isa in objects)
+        isas.remove(isa)
+    bound = compile_bind(isas) if failed else of_binding.result()
+    objects = [of_part(isa, part) for isa in isas for part in range(PARTS)]
+    anew = bound or any(parts[isa, part] for isa, part in jobs if isa in isas)
+    return isas, [*objects, of_bind(isas)], anew
 
 
 def build(target: Path, scratch: Path) -> str:
@@ -188,12 +216,10 @@ def build(target: Path, scratch: Path) -> str:
     if os.environ.get("MISHKIT_NO_KERNELS", "0") not in ("", "0"):
         raise BuildError("MISHKIT_NO_KERNELS is set")
     compiler = Compiler()
-    objects, anew = compile_kernels(compiler, scratch)
-    bind = scratch / "bind.o"
-    anew |= compiler.compile(BIND, bind, [f"-DMISHKIT_HAS_{isa.upper()}" for isa in objects])
-    if compiler.link_if_new([*objects.values(), bind], target, scratch, anew, torch=True):
-        return f"built {target.name} ({', '.join(objects)}) with {compiler.command[0]}"
-    return f"{target.name} ({', '.join(objects)}) is up to date"
+    isas, objects, anew = compile_all(compiler, scratch)
+    if compiler.link_if_new(objects, target, scratch, anew, torch=True):
+        return f"built {target.name} ({', '.join(isas)}) with {compiler.command[0]}"
+    return f"{target.name} ({', '.join(isas)}) is up to date"
 
 
 def build_counter(target: Path, scratch: Path) -> str:

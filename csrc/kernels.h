@@ -157,10 +157,16 @@ struct MaskKernels {
 
 struct NeuronKernels;  // neuron_kernels.h
 
-// One instruction set: its name and the kernels of every function, in the order of the table.
+// The kernels of every function, in the order of the table. Each part of them is compiled by itself.
+struct Functions {
+  const FunctionKernels* const* in_order;
+  const FunctionKernels& operator[](int64_t i) const { return *in_order[i]; }
+};
+
+// One instruction set: its name and its kernels.
 struct InstructionSet {
   const char* name;
-  const FunctionKernels* functions;
+  Functions functions;
   const NeuronKernels* neuron;
   const BlendKernels* blend;
   const AffineKernels* affine;

@@ -79,7 +79,7 @@ enum class Accuracy { full, slope, half };
 #if defined(__AVX512F__)
 template <class T> constexpr double exp_floor = -104.5;
 template <> constexpr double exp_floor<double> = -746.0;
-constexpr auto& eighths = powers_of_two;
+static constexpr auto& eighths = powers_of_two;
 // v·2^floor(k)
 MISHKIT_INLINE Vec<float> scale_down(Vec<float> v, Vec<float> k) {
   return _mm512_scalef_ps(v.v, k.v);
@@ -90,7 +90,7 @@ MISHKIT_INLINE Vec<double> scale_down(Vec<double> v, Vec<double> k) {
 #else
 template <class T> constexpr double exp_floor = -87.34;
 template <> constexpr double exp_floor<double> = -708.4;
-constexpr auto& eighths = powers_of_two_for_addition;
+static constexpr auto& eighths = powers_of_two_for_addition;
 #endif
 
 template <class T> struct Reduced {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,14 @@ TORCHS_OWN = [
 def pytest_configure(config: pytest.Config) -> None:
     for warning in TORCHS_OWN:
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_are_not_collected() -> None:
+    """Modules and collected tests are millions of objects, through which Python's collector would
+    go again and again: a second each time that a test or the lab's clock collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def _using(engine: Engine) -> Iterator[Engine]:

@@ -1,7 +1,7 @@
 """What the compiler made of the kernels: the instructions in the main loop of each.
 
 Kernels are found without their symbols, which may be stripped and have mangled names. Instead we
-use the tables of kernel pointers that csrc/kernels.cpp fills (`InstructionSet` and
+use the tables of kernel pointers that csrc/kernels.cpp fills (`InstructionSet`, `Functions` and
 `FunctionKernels` in csrc/kernels.h), which the loader's relocations reveal. objdump then
 disassembles the code.
 """
@@ -31,8 +31,6 @@ BLOCK_VECTORS = 4
 """Vectors per iteration of the main loop (csrc/loops.h)."""
 _HEAD = 16
 """Where the pointers of a FunctionKernels begin."""
-_ROW = _HEAD + 8 * (len(DTYPES) * (len(BODIES) + 1) + 4)
-"""sizeof(FunctionKernels): kernels and trained, and two pointers each in both and gate."""
 
 _RELATIVE = {62: 8, 183: 1027}
 """For each ELF machine (x86-64, arm64): the relocation that adds the library's load address."""
@@ -161,12 +159,13 @@ class Library:
             isa = self._text(self._pointer(address))
             if isa not in ISAS:
                 continue
-            row = self._pointer(address + 8)
-            while (name := self._text(self._pointer(row))) in ACTIVATIONS:
+            in_order = self._pointer(address + 8)
+            while (name := self._text(self._pointer(self._pointer(in_order)))) in ACTIVATIONS:
+                row = self._pointer(in_order)
                 places = [(dtype, body) for dtype in DTYPES for body in BODIES]
                 for number, (dtype, body) in enumerate(places):
                     kernels[isa, name, dtype, body] = self._pointer(row + _HEAD + 8 * number)
-                row += _ROW
+                in_order += 8
         if not kernels:
             raise LabError("the library has no table of kernels that could be read")
         return kernels
