@@ -73,6 +73,8 @@ MEASURES = {
 MEAN, COSINE = "mean", "cosine"
 TITLES = {**MEASURES, MEAN: "mean of the four", COSINE: "cosine to the original"}
 ORIGINAL, COLD, ANNEALED, SWAPPED = "original", "cold", "annealed", "swapped, then tuned"
+METHODS = COLD, ANNEALED, SWAPPED
+DIFFERENCE = "annealed − swapped, paired"
 
 TWEETS = 4200
 TRAINED_SHARE = 3200 / 4200
@@ -495,9 +497,7 @@ def cells(rows: Sequence[Row], target: str) -> list[list[str]]:
         label = f"GELU, {method}" if kind == "gelu" else f"{target}, {method}"
         found.append([label, *map(str, shown)])
     differences = [Estimate.of(paired(rows, target, name)) for name in TITLES]
-    found.append(
-        ["annealed − swapped, paired", *(f"{d.mean:+.4f} ± {d.half:.4f}" for d in differences)]
-    )
+    found.append([DIFFERENCE, *(f"{d.mean:+.4f} ± {d.half:.4f}" for d in differences)])
     return found
 
 
@@ -508,15 +508,32 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-def draw_figure(rows: Sequence[Row], targets: Sequence[str], path: Path) -> None:
+Means = Mapping[tuple[str, str, str], Estimate]
+"""The mean of each measure, by target, method and measure; `DIFFERENCE` is a method."""
+
+
+def means(rows: Sequence[Row], targets: Sequence[str]) -> Means:
+    """What the figure shows."""
+    found = {}
+    for target in targets:
+        for name in TITLES:
+            for kind, method in (("gelu", ORIGINAL), *((target, m) for m in METHODS)):
+                values = by_seed(rows, kind, method, name).values()
+                found[target, method, name] = Estimate.of(values)
+            found[target, DIFFERENCE, name] = Estimate.of(paired(rows, target, name))
+    return found
+
+
+def draw_figure(means: Means, path: Path) -> None:
     """For each target the measures by method, and below them the paired differences."""
+    targets = list(dict.fromkeys(target for target, _, _ in means))
     with style():
         # Narrow, so that the letters are large enough on a phone.
-        figure = Figure((4.6, 5.6 * len(targets)), layout="constrained")
+        figure = Figure((4.6, 5.2 * len(targets)), layout="constrained")
         panels = figure.subplots(2 * len(targets), 1, squeeze=False)[:, 0]
         for target, upper, lower in zip(targets, panels[::2], panels[1::2], strict=True):
-            draw_measures(rows, target, upper)
-            draw_differences(rows, target, lower)
+            draw_measures(means, target, upper)
+            draw_differences(means, target, lower)
         for panel in panels:
             panel.set_yticks(range(len(TITLES)), [*TITLES.values()])
             panel.set_ylim(len(TITLES) - 0.5, -0.8)
@@ -525,7 +542,7 @@ def draw_figure(rows: Sequence[Row], targets: Sequence[str], path: Path) -> None
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
-def draw_measures(rows: Sequence[Row], target: str, panel: Axes) -> None:
+def draw_measures(means: Means, target: str, panel: Axes) -> None:
     """A line at the original, and each method's mean, with its interval if there are seeds."""
     looks = (
         (COLD, "cold", COLOURS[1], "s", 0.0),
@@ -533,12 +550,12 @@ def draw_measures(rows: Sequence[Row], target: str, panel: Axes) -> None:
         (SWAPPED, "swapped", COLOURS[2], "^", 0.2),
     )
     for place, name in enumerate(TITLES):
-        original = by_seed(rows, "gelu", ORIGINAL, name)[None]
+        original = means[target, ORIGINAL, name].mean
         panel.plot([original] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1)
         if not place:
             label(panel, ORIGINAL, (original, place - 0.4), (0, 6), "black", "center")
         for method, word, colour, shape, below in looks:
-            mean = Estimate.of(by_seed(rows, target, method, name).values())
+            mean = means[target, method, name]
             at = mean.mean, place + below
             panel.errorbar(*at, xerr=np.nan_to_num(mean.half), fmt=shape, color=colour, ms=5)
             if not place:
@@ -547,16 +564,14 @@ def draw_measures(rows: Sequence[Row], target: str, panel: Axes) -> None:
     panel.set_title(f"{target} in the place of GELU")
 
 
-def draw_differences(rows: Sequence[Row], target: str, panel: Axes) -> None:
-    """A dot a seed, and the mean of them with its interval."""
+def draw_differences(means: Means, target: str, panel: Axes) -> None:
+    """The mean difference between the methods that train, and its interval."""
     panel.axvline(0, color="black", linewidth=1)
     for place, name in enumerate(TITLES):
-        values = paired(rows, target, name)
-        mean = Estimate.of(values)
-        panel.plot(values, [place] * len(values), "o", color="#999999", markersize=3)
+        mean = means[target, DIFFERENCE, name]
         interval = np.nan_to_num(mean.half)
         panel.errorbar(mean.mean, place, xerr=interval, fmt="D", color=COLOURS[3], ms=5)
-    panel.set_title("annealed − swapped, by seed")
+    panel.set_title("annealed − swapped")
 
 
 def label(
@@ -644,11 +659,7 @@ def markdown(rows: Sequence[Row], targets: Sequence[str], figure: str, about: Ci
         ]
     lines += [
         "",
-        "[The measures of every seed](results/swap_minilm.csv)",
-        "",
-        "Lines through points are the intervals; grey dots are seeds.",
-        "",
-        f"![Each measure by method, and the differences by seed]({figure})",
+        f"![Each measure by method, and the differences, with their intervals]({figure})",
         "",
         str(about),
         "",
@@ -688,9 +699,7 @@ def main(
     ),
     page: Annotated[
         Path | None,
-        typer.Option(
-            "--markdown", help="Also write this page, with figures/ and results/ beside it."
-        ),
+        typer.Option("--markdown", help="Also write this page, with the figure in figures/."),
     ] = None,
 ) -> None:
     """Swap MiniLM's GELUs: cold, annealed, and at once then tuned."""
@@ -724,7 +733,7 @@ def main(
     seconds = time.perf_counter() - start
     about = Circumstances(steps, seeds, threads, seconds, (load, os.getloadavg()[0]), data)
 
-    draw_figure(rows, to, figure_path)
+    draw_figure(means(rows, to), figure_path)
     out = Console()
     for target in to:
         table = Table("", *TITLES.values(), title=f"GELU → {target}, {steps} steps, {seeds} seeds")
@@ -735,10 +744,9 @@ def main(
     out.print(str(about))
     out.print(f"Written: {table_path}, {figure_path}")
     if page is not None:
-        beside = {table_path: "results", figure_path: "figures"}
-        for path, folder in beside.items():
-            (page.parent / folder).mkdir(parents=True, exist_ok=True)
-            (page.parent / folder / path.name).write_bytes(path.read_bytes())
+        figures = page.parent / "figures"
+        figures.mkdir(parents=True, exist_ok=True)
+        (figures / figure_path.name).write_bytes(figure_path.read_bytes())
         page.write_text(markdown(rows, to, "figures/swap_minilm.svg", about), encoding="utf-8")
         out.print(f"Written: {page}")
 

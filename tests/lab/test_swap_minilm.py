@@ -146,7 +146,7 @@ def test_table_csv_figure_and_page_agree(example: ModuleType, tmp_path: Path) ->
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [float(row["lee"]) for row in read] == [row["lee"] for row in made]
-    example.draw_figure(made, ["h_mish"], tmp_path / "a.svg")
+    example.draw_figure(example.means(made, ["h_mish"]), tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert text.startswith("<?xml") and all(title in text for title in example.TITLES.values())
     about = example.Circumstances(
