@@ -20,6 +20,7 @@ from mishkit.lab.bench.cases import (
     BACKWARD,
     CALL,
     CALL_BACKWARD,
+    CALL_OUT,
     EXPRESSION,
     FORWARD,
     FROM_OUTPUT,
@@ -44,7 +45,7 @@ OVER_RELU = (
     (FORWARD, SMALL), (FORWARD, LARGE), (OUT, LARGE), (IN_PLACE, LARGE), (BACKWARD, SMALL),
     (FROM_OUTPUT, SMALL),
 )  # fmt: skip
-CALLS = ((CALL, 16), (CALL_BACKWARD, 16))
+CALLS = ((CALL, 16), (CALL_OUT, 16), (CALL_BACKWARD, 16))
 
 
 @dataclass(frozen=True)

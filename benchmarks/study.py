@@ -13,11 +13,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,10 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pages
 from pages import DOCS, markdown
 
-from mishkit.lab.calculus.drawing import COLOURS, DPI, style
+from mishkit.lab.calculus.drawing import COLOURS, style
 from mishkit.lab.common import formats
 from mishkit.lab.study import verdicts
-from mishkit.lab.study.plots import MARKERS
 from mishkit.lab.study.settings import Settings
 
 PAGE, FOLDER, FIGURES = DOCS / "study.md", DOCS / "study", DOCS / "figures"
@@ -263,7 +264,10 @@ confidence, all {pairs} intervals hold at once. Bold differences are told apart 
 
 {overview}
 
-![Differences in accuracy to ReLU, a panel a data set](figures/study-accuracy.png)
+In green, better; in orange, worse; in grey, not told apart. Thin lines are the intervals of the
+table, thick ones 95 % intervals of each number by itself.
+
+![Differences in accuracy to {base}, in points, a panel a data set](figures/study-accuracy.svg)
 
 ## Price
 
@@ -271,7 +275,9 @@ The time of a training step and the bytes kept for the backward pass, divided by
 
 {prices}
 
-![Difference in accuracy against the time of a step, a panel a data set](figures/study-price.png)
+The time of a step, divided by that of {base}, with 95 % intervals:
+
+![The time of a step, a panel a data set](figures/study-price.svg)
 
 {parts}
 
@@ -299,61 +305,58 @@ both divided by {base}'s on equal seeds.
 # ---- the figures ----
 
 
-def look(number: int) -> dict[str, str]:
-    """A colour and a marker: no two activations share both."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
 def draw(summary: pd.DataFrame, folder: Path) -> None:
     """Both figures."""
-    datasets = list(summary["data"].unique())
     others = compared(summary)
-    labels = list(others["label"].unique())
-    base = base_of(summary)
     folder.mkdir(parents=True, exist_ok=True)
-    with style():
-        figure = Figure((3.3 * len(datasets) + 1, 0.34 * len(labels) + 1.1), layout="constrained")
-        for panel, data in zip(
-            figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0], datasets, strict=True
-        ):
-            for row in others[others["data"] == data].to_dict("records"):
-                place, middle = labels.index(row["label"]), row["accuracy_diff"]
-                colour = look(place)["color"]
-                for half, width in (("wide", 1.2), ("half", 4.5)):
-                    ends = [middle + sign * row[f"accuracy_diff_{half}"] for sign in (-1, 1)]
-                    panel.plot(ends, [place, place], color=colour, linewidth=width)
-                panel.plot(middle, place, **look(place), markersize=7, markeredgecolor="black")
-            panel.axvline(0, color="#444444", linewidth=0.9)
-            panel.set_title(data)
-            panel.set_yticks(range(len(labels)), labels)
-            panel.set_ylim(len(labels) - 0.5, -0.5)
-        figure.supxlabel(f"points above {base}; thick: 95 %, thin: all comparisons together")
-        figure.savefig(folder / "study-accuracy.png", dpi=DPI, metadata={"Software": None})
+    draw_rows(others, accuracy, 0, folder / "study-accuracy.svg")
+    draw_rows(others, step, 1, folder / "study-price.svg")
 
-        figure = Figure((3.3 * len(datasets) + 1, 4.2), layout="constrained")
-        axes = figure.subplots(1, len(datasets), squeeze=False)[0]
-        for panel, data in zip(axes, datasets, strict=True):
-            for row in others[others["data"] == data].to_dict("records"):
-                step = row["step_ratio"]
-                panel.errorbar(
-                    step,
-                    row["accuracy_diff"],
-                    xerr=[[step - row["step_ratio_low"]], [row["step_ratio_high"] - step]],
-                    yerr=row["accuracy_diff_half"],
-                    **look(labels.index(row["label"])),
-                    label=row["label"],
-                    linestyle="none",
-                    elinewidth=0.8,
-                    markersize=7,
-                )
-            panel.axhline(0, color="#444444", linewidth=0.9)
-            panel.axvline(1, color="#444444", linewidth=0.9)
+
+def draw_rows(
+    rows: pd.DataFrame,
+    draw_row: Callable[[Axes, int, dict], None],
+    base: float,
+    path: Path,
+) -> None:
+    """A panel a data set, with a row an activation, and a line where the baseline is.
+
+    The panels stand below one another, so that the page shows them whole on a telephone.
+    """
+    datasets = list(rows["data"].unique())
+    with style():
+        figure = Figure((4.6, 2.5 * len(datasets)), layout="constrained")
+        panels = figure.subplots(len(datasets), 1, squeeze=False)[:, 0]
+        for panel, data in zip(panels, datasets, strict=True):
+            of_data = rows[rows["data"] == data].to_dict("records")
+            for place, row in enumerate(of_data):
+                draw_row(panel, place, row)
+            panel.axvline(base, color="black", linewidth=1)
             panel.set_title(data)
-            panel.set_xlabel(f"time of a step over {base}'s")
-        axes[0].set_ylabel(f"points above {base}")
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=5)
-        figure.savefig(folder / "study-price.png", dpi=DPI, metadata={"Software": None})
+            panel.set_yticks(range(len(of_data)), [row["label"] for row in of_data])
+            panel.set_ylim(len(of_data) - 0.5, -0.5)
+            panel.tick_params(axis="y", length=0)
+            panel.grid(visible=False, axis="y")
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def accuracy(panel: Axes, place: int, row: dict) -> None:
+    """The difference in accuracy, and both of its intervals."""
+    colour = {verdicts.BETTER: COLOURS[2], verdicts.WORSE: COLOURS[1]}.get(
+        row["accuracy_verdict"], "#777777"
+    )
+    middle = row["accuracy_diff"]
+    for half, width in (("wide", 1.2), ("half", 4)):
+        ends = [middle + sign * row[f"accuracy_diff_{half}"] for sign in (-1, 1)]
+        panel.plot(ends, [place, place], color=colour, linewidth=width)
+    panel.plot(middle, place, "o", color=colour, markersize=6, markeredgecolor="black")
+
+
+def step(panel: Axes, place: int, row: dict) -> None:
+    """The time of a step, and its interval."""
+    ends = row["step_ratio_low"], row["step_ratio_high"]
+    panel.plot(ends, [place, place], color=COLOURS[0], linewidth=1.2)
+    panel.plot(row["step_ratio"], place, "o", color=COLOURS[0], markersize=6)
 
 
 def main(
@@ -374,7 +377,7 @@ def main(
     draw(frames[0], FIGURES)
     PAGE.write_text(page(*frames), encoding="utf-8")
     pages.put(readme, "study", for_readme(frames[0]))
-    print(f"written: {PAGE}, {FOLDER}, {FIGURES}/study-*.png, {readme}")
+    print(f"written: {PAGE}, {FOLDER}, {FIGURES}/study-*.svg, {readme}")
 
 
 if __name__ == "__main__":

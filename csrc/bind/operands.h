@@ -1,6 +1,7 @@
 // What every elementwise operator does with its tensors: checks, layouts, threads. Included once
 // per program, by bind.cpp.
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -11,9 +12,14 @@
 namespace mishkit {
 namespace {
 
-// The least number of elements per thread: below this, waking another thread costs more than it
-// saves.
+// The least number of elements per thread where their cost is not measured.
 constexpr int64_t thread_grain = 16384;
+// About how many nanoseconds it costs to start another thread, to move its part of the data to its
+// caches and to wait for it, by benchmarks/threads.py. Two threads save time if one would take twice
+// as long.
+constexpr int64_t thread_ns = 3000;
+// So many elements are computed at first, to measure what they cost.
+constexpr int64_t first_elements = 4096;
 // Output size in bytes above which bypassing the caches pays: no last-level cache would keep it.
 constexpr int64_t streaming_bytes = int64_t{32} << 20;
 constexpr uintptr_t streaming_alignment = 64;
@@ -27,13 +33,22 @@ template <class Work> void in_parts(int64_t count, int64_t grain, const Work& wo
   MISHKIT_CALL(torch_parallel_for(0, count, grain, part, const_cast<Work*>(&work)));
 }
 
-// Calls work(begin, end) for parts that cover all elements.
+// Calls work(begin, end) for parts that cover all elements. What an element costs differs a thousandfold
+// between functions, types and CPUs, so the first ones tell how many threads the others are worth.
 template <class Work> void in_threads(int64_t numel, const Work& work) {
-  // Whole grains, so that no two threads share a byte of the side.
-  constexpr int64_t unit = kernel_grain;
-  in_parts((numel + unit - 1) / unit, thread_grain / unit, [&](int64_t begin, int64_t end) {
-    const int64_t last = end * unit;
-    work(begin * unit, last < numel ? last : numel);
+  uint32_t threads = 1;
+  if (numel > 2 * first_elements) MISHKIT_CALL(torch_get_num_threads(&threads));
+  if (threads == 1) return work(0, numel);
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  work(0, first_elements);
+  const std::chrono::nanoseconds took = Clock::now() - start;
+  // Whole units, so that no two threads share a byte of the side.
+  constexpr int64_t unit = kernel_grain, first = first_elements / unit;
+  const int64_t grain = 2 * thread_ns * first / (took.count() + 1) + 1;
+  in_parts((numel + unit - 1) / unit - first, grain, [&](int64_t begin, int64_t end) {
+    const int64_t last = (first + end) * unit;
+    work((first + begin) * unit, last < numel ? last : numel);
   });
 }
 

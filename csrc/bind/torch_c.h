@@ -98,6 +98,7 @@ int32_t aoti_torch_device_type_cpu();
 
 // ---- Threads: torch's own pool, so torch.set_num_threads holds. ----
 
+AOTITorchError torch_get_num_threads(uint32_t* ret);
 // Splits [begin, end) into pieces of at least grain elements; serial inside a parallel region.
 AOTITorchError torch_parallel_for(
     int64_t begin, int64_t end, int64_t grain, ParallelFunc func, void* ctx);

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._mode import (
@@ -21,6 +20,7 @@ from ._mode import (
     is_transformed,
     wants_standard,
 )
+from ._torch_private import increment_versions
 from .activation import DTYPES, Activation
 from .backends import torch as plain
 from .export import exported, portable
@@ -48,6 +48,7 @@ class Call:
         self.name = f"mishkit.{a.name}"
         self.rules = RULES[a.name]
         self.forward = self.rules.forward
+        self.forward_out = self.rules.forward_out
         self.saving_input = fast_apply(self.rules.saving_input)
         self.transformed = self.rules.saving_input.apply
         self.saving_output = fast_apply(self.rules.saving_output)
@@ -138,6 +139,29 @@ class Call:
         self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
     ) -> Tensor:
         """Eager calls with `inplace`, `out` or `save="output"`, or whose input isn't a Tensor."""
+        if (
+            (out is None) is inplace  # there is one target, and `inplace` is a bool
+            and save == "input"
+            and isinstance(x, Tensor)
+            and not are_transforms_active()
+            and forward_ad._current_level < 0
+        ):
+            target = x if out is None else out
+            if not ((x.requires_grad or target.requires_grad) and is_grad_enabled()):
+                try:
+                    # The operator checks the tensors, in a fraction of the time it would take here.
+                    self.forward_out(x, target, *parameters)
+                except REFUSALS:
+                    return self.checked(x, parameters, inplace, save, out)
+                # Tell autograd that a tensor it may have saved is overwritten.
+                increment_versions((target,))
+                return target
+        return self.checked(x, parameters, inplace, save, out)
+
+    def checked(
+        self, x: Tensor, parameters: tuple[float, ...], inplace: bool, save: str, out: Tensor | None
+    ) -> Tensor:
+        """The general case of `special`."""
         if not isinstance(x, Tensor) and has_torch_function_unary(x):  # a proxy of torch.fx
             options = {"inplace": inplace, "save": save, "out": out}
             given = {name: v for name, v in options.items() if v not in (False, "input", None)}
@@ -165,10 +189,7 @@ class Call:
             self.rules.forward_out(x, target, *parameters)
         except REFUSALS as error:
             return self.refused(error, x, parameters, inplace, save, out)
-        # Tell autograd that a tensor it may have saved is overwritten; inference tensors are never
-        # saved.
-        if not target.is_inference():
-            increment_version(target)
+        increment_versions((target,))
         return target
 
     def trained(
@@ -255,11 +276,7 @@ class Call:
             return needs_grad
         if needs_grad or (is_grad_enabled() and out.requires_grad):
             raise RuntimeError(_NO_AUTOGRAD_WITH_OUT.format(name))
-        if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
-            raise ValueError(
-                f"{name}: out must be {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
-                f"not {out.dtype} of shape {tuple(out.shape)} on {out.device}"
-            )
+        plain.check_out(self.a.name, x, out)
         return needs_grad
 
 

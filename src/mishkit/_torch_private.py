@@ -58,6 +58,11 @@ are_transforms_active: Callable[[], bool] = getattr(
 that transforms understand, which costs 30 µs more.
 """
 
+increment_versions: Callable[[tuple[Tensor, ...]], None] = getattr(
+    torch._C, "_increment_version", torch.autograd.graph.increment_version
+)
+"""Tells autograd that tensors were written to; the public function takes 0.1 µs longer."""
+
 if hasattr(torch.compiler, "_is_exporting_flag"):
 
     def is_exporting() -> bool:

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from common import (
 )
 from pairwise import pairwise
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mishkit
 from mishkit.activation import DTYPES
@@ -249,6 +251,28 @@ def test_out_counts_as_a_change(case: Case) -> None:
         y.sum().backward()
 
 
+@typical_case
+def test_out_that_autograd_can_not_save(case: Case) -> None:
+    """An inference tensor has no version that could be counted."""
+    with torch.inference_mode():
+        out = torch.empty(5)
+    x = torch.randn(5)
+    assert case.call(x, out=out) is out
+    assert_same_bits(out, case.call(x))
+
+
+@pairwise({"kernels": KERNELS, "case": TYPICAL})
+def test_operators_check_out(kernels: Engine, case: Case) -> None:
+    """A call that writes leaves the checks to its operator."""
+    write = getattr(torch.ops.mishkit, f"{case.a.name}_out")
+    for mode in (nullcontext(), FakeTensorMode()):
+        with mode:
+            x = torch.ones(2, 3)
+            for out in (torch.ones(3), torch.ones(3, 2), torch.ones(2, 3).double()):
+                with pytest.raises((RuntimeError, ValueError), match="out must"):
+                    write(x, out, *case.parameters)
+
+
 # ---- save="copy" ----
 
 
@@ -460,9 +484,11 @@ def test_lazily_negated_tensors(case: Case) -> None:
     x = torch.randn(5, dtype=torch.complex64).conj().imag
     assert x.is_neg()
     assert_same_bits(case.call(x), case.call(x.resolve_neg()))
+    before = x.clone()
     for options in ({"inplace": True}, {"out": x}):
         with pytest.raises(RuntimeError, match="lazily negated"):
             case.call(x, **options)
+        assert_same_bits(x.clone(), before)
 
 
 def test_dtypes_are_those_of_the_documentation() -> None:

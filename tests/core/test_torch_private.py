@@ -24,6 +24,7 @@ from mishkit.backends import cpu
 NAMES = [
     (torch._C, "_is_tracing"),
     (torch._C, "_are_functorch_transforms_active"),
+    (torch._C, "_increment_version"),
     (torch._C, "_DisableTorchDispatch"),
     (torch._C, "DisableTorchFunctionSubclass"),
     (torch._C._autograd, "_top_saved_tensors_default_hooks"),
@@ -55,7 +56,7 @@ def test_torch_has_the_cpu_kernels() -> None:
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> object:
     """The file as it is for a torch that has none of the names which can be taken away."""
-    for owner, name in NAMES[:5] + NAMES[6:9]:
+    for owner, name in NAMES[:6] + NAMES[7:10]:
         monkeypatch.delattr(owner, name)
     monkeypatch.setitem(sys.modules, "torch.utils._python_dispatch", None)
     monkeypatch.setitem(sys.modules, "torch._prims_common", None)

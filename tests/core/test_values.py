@@ -317,15 +317,16 @@ def test_nothing_is_written_beside_the_output(
 @every_function
 @pytest.mark.parametrize("body", BODIES)
 def test_threads_change_nothing(case: Case, body: str) -> None:
-    x = torch.randn((1 << 18) + 13).mul(4)
     operator = Engine("best").operator(case, body)
-    arguments = inputs(case, body, x)
-    with threads(1):
-        alone = tensors(operator(*arguments))
-    with threads(2):
-        together = tensors(operator(*arguments))
-    for a, b in zip(alone, together, strict=True):
-        assert_same_bits(a, b)
+    for size in (1 << 13, (1 << 13) + 1, (1 << 18) + 13):
+        x = torch.randn(size).mul(4)
+        arguments = inputs(case, body, x)
+        with threads(1):
+            alone = tensors(operator(*arguments))
+        with threads(3):
+            together = tensors(operator(*arguments))
+        for a, b in zip(alone, together, strict=True):
+            assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

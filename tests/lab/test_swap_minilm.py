@@ -146,14 +146,14 @@ def test_table_csv_figure_and_page_agree(example: ModuleType, tmp_path: Path) ->
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [float(row["lee"]) for row in read] == [row["lee"] for row in made]
-    example.draw_figure(made, ["h_mish"], tmp_path / "a.png")
-    data = (tmp_path / "a.png").read_bytes()
-    assert data.startswith(b"\x89PNG") and len(data) < 200_000
+    example.draw_figure(example.means(made, ["h_mish"]), tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert text.startswith("<?xml") and all(title in text for title in example.TITLES.values())
     about = example.Circumstances(
         steps=7, seeds=2, threads=2, seconds=90.0, load=(1.0, 2.0),
         data=example.Data(["d"] * 50, np.eye(50), [], [], [("t", 0.0)] * 4200, ["s"] * 12345),
     )  # fmt: skip
-    page = example.markdown(made, ["h_mish"], "a.png", about)
+    page = example.markdown(made, ["h_mish"], "a.svg", about)
     assert "12,345 sentences" in page and "1.5 minutes in all" in page and "7 steps" in page
     table = [line for line in page.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[1].strip() for row in table[1:]] == [

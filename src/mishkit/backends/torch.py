@@ -23,8 +23,18 @@ def forward(a: Formulas, x: Tensor, *parameters: float) -> Tensor:
     return _as(a.f(_wide(a, x), *parameters), x)
 
 
+def check_out(name: str, x: Tensor, out: Tensor) -> None:
+    """Reject a tensor for results that isn't like x, as the CPU kernels do."""
+    if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+        raise ValueError(
+            f"mishkit.{name}: out must be {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
+            f"not {out.dtype} of shape {tuple(out.shape)} on {out.device}"
+        )
+
+
 def forward_out(a: Activation, x: Tensor, out: Tensor, *parameters: float) -> None:
     """f(x), written into `out`."""
+    check_out(a.name, x, out)
     out.copy_(a.f(_wide(a, x), *parameters))
 
 

@@ -170,7 +170,7 @@ def _side_like(a: Activation, x: Tensor) -> Tensor:
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "": lambda a, x, *_: torch.empty_like(x),
-    "_out": lambda a, x, out, *_: None,
+    "_out": lambda a, x, out, *_: plain.check_out(a.name, x, out),
     "_backward": lambda a, grad, x, *_: torch.empty_like(x),
     "_double_backward": lambda a, gg, g, x, *_: (torch.empty_like(x), torch.empty_like(x)),
     "_packed": lambda a, x, *_: (torch.empty_like(x), _side_like(a, x)),

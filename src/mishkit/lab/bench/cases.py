@@ -36,8 +36,8 @@ OURS, RELU, TWIN = "mishkit", "relu", "torch"
 EXPRESSION, MISH = "expression", "mishkit's mish"
 FORWARD, OUT, IN_PLACE, PACKED = "forward", "forward, out=", "in place", "forward, packed"
 BACKWARD, FROM_OUTPUT = "backward", "backward from output"
-CALL, CALL_BACKWARD = "call", "call and backward"
-CASES = (FORWARD, OUT, IN_PLACE, PACKED, BACKWARD, FROM_OUTPUT, CALL, CALL_BACKWARD)
+CALL, CALL_OUT, CALL_BACKWARD = "call", "call, out=", "call and backward"
+CASES = (FORWARD, OUT, IN_PLACE, PACKED, BACKWARD, FROM_OUTPUT, CALL, CALL_OUT, CALL_BACKWARD)
 SAME_WORK = {PACKED: FORWARD, FROM_OUTPUT: BACKWARD}
 """Cases that only mishkit has, and what the others do instead."""
 
@@ -158,16 +158,22 @@ def large(a: Activation, dtype: torch.dtype, size: int) -> Calls:
 
 
 def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
-    """The overhead of a call: without grad, and with the forward and backward pass."""
+    """The overhead of a call: without grad, into memory that exists, and with the backward pass."""
     x, grad = normal(size, dtype, seed=0), normal(size, dtype, seed=1)
-    leaf = x.clone().requires_grad_()
+    leaf, y = x.clone().requires_grad_(), torch.empty_like(x)
 
     def both(function: Callable[[Tensor], Tensor]) -> Call:
         return Call(lambda: torch.autograd.grad(function(leaf), leaf, grad))
 
+    def into(function: Callable[..., Any]) -> Call:
+        return Call(lambda: function(x, out=y))  # a partial would merge the keywords, in 0.1 µs
+
     functions = {OURS: mk.functional.FUNCTIONS[a.name]}
     functions |= {name: peer.forward for name, peer in contenders(a).items()}
+    writers = {OURS: functions[OURS]}
+    writers |= {name: peer.out for name, peer in contenders(a).items() if peer.out is not None}
     calls = {(CALL, name): Call(partial(f, x)) for name, f in functions.items()}
+    calls |= {(CALL_OUT, name): into(f) for name, f in writers.items()}
     return calls | {(CALL_BACKWARD, name): both(f) for name, f in functions.items()}
 
 

@@ -12,6 +12,7 @@ from .cases import (
     BACKWARD,
     CALL,
     CALL_BACKWARD,
+    CALL_OUT,
     EXPRESSION,
     FORWARD,
     FROM_OUTPUT,
@@ -113,6 +114,7 @@ def _beside_torch(function: str) -> list[Bar]:
 
 
 _FROM_OUTPUT = _key("mish", FROM_OUTPUT, L2)
+_WRITING = _key("mish", CALL_OUT, 16)
 
 BARS = (
     faster(18, FORWARD, L2),
@@ -143,6 +145,13 @@ BARS = (
         for name in (*POLYNOMIALS, *ONE_EXPONENTIAL)
     ),
     costs(1.5, CALL, 16, beside=TWIN),
+    Bar(
+        f"{_name(_WRITING)}: over a call without",
+        _WRITING,
+        _key("mish", CALL, 16),
+        1.05,
+        at_least=False,
+    ),
     costs(2, CALL_BACKWARD, 16, beside=TWIN),
     faster(1, CALL, 1024),
     faster(1, CALL_BACKWARD, 1024),
