@@ -47,14 +47,14 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Norm | None]] = weakref.
 
 
 def norms_in(model: nn.Module) -> Iterator[tuple[Slot, Callable[[Tensor], Any]]]:
-    """The `forward` of every RMS norm in the model but for the model itself, and what to put there.
+    """The `forward` of every RMS norm on a CPU, but for the model itself, and what to put there.
     None if there are no kernels for this CPU.
     """
     if not cpu.isas():
         return
     for name, module in model.named_modules():
         computed = rms_norm_of(module) if name else None
-        if computed is not None:
+        if computed is not None and _is_here(getattr(module, computed.parameter)):
             slot = Slot(f"{name}.forward", module, "forward", module.forward, None)
             yield slot, functools.partial(_forward, module, computed)
 
@@ -144,13 +144,18 @@ def _forward(module: nn.Module, computed: Norm, input: Tensor) -> Any:
     return norm.forward(input, weight, epsilon, computed.offset)
 
 
+def _is_here(tensor: Tensor) -> bool:
+    """Whether it is on a CPU, or without data, as a model of the CPU may be."""
+    return tensor.is_cpu or tensor.is_meta
+
+
 def _has_kernel(x: Any, weight: Any) -> bool:
     return (
         type(x) in _TENSORS
         and type(weight) in _TENSORS
         and x.dtype == weight.dtype
         and x.dtype in DTYPES
-        and (x.is_cpu or x.is_meta)
+        and _is_here(x)
         and x.device == weight.device
         and x.layout is torch.strided
         and x.dim() > 1
