@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import interpreters
 import pytest
 import torch
 import torch.nn.functional as F
@@ -349,12 +350,8 @@ def test_processes(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join((str(ROOT / "src"), os.environ.get("PYTHONPATH", "")))
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        text=True,
-        capture_output=True,
-    )
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    return interpreters.python(code, variables, strict="Warning")
 
 
 def test_nothing_is_printed() -> None:
