@@ -19,6 +19,8 @@ from tempfile import TemporaryDirectory
 PARENT = """
 import builtins, json, os, sys, torch, traceback, warnings
 
+sys.modules.pop("mishkit_autoload", None)  # which torch loads, perhaps from elsewhere
+
 def run(code, environment, folder, strict, files):
     for stream, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
