@@ -18,6 +18,8 @@ DRY ?=
 # Here a C++ error is an error; `make MISHKIT_REQUIRE_KERNELS= …` goes on without the kernels.
 export MISHKIT_REQUIRE_KERNELS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Tests start many processes: none of them should have to compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 PY := .venv/bin/python
 LIBRARY := src/mishkit/_kernels.so
@@ -27,7 +29,7 @@ SANITIZED := build/sanitized
 CSRC := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .PHONY: help venv kernels demo test slow opinfo check versions oldest newest sanitize wheel bench gpu peers accuracy zoo \
-	exhaustive gallery docs format clean
+	exhaustive gallery docs format clean style types generated
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,16 +50,22 @@ slow: kernels ## run the tests that `make test` leaves out: more functions, shap
 opinfo: kernels ## run torch's own checks of the operators that mishkit.enable answers, with both kernels
 	@$(PY) tools/opinfo.py $(PYTEST)
 
-check: kernels ## check style, types, and everything generated or declared by hand against its source
+# With -j the checks run at the same time, and while the kernels are compiled, which none of them needs.
+check: kernels style types generated docs ## check style, types, and everything generated or declared by hand against its source
+
+style: .venv/installed
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
+	@$(PY) tools/check_house.py
+
+types: .venv/installed
 	@.venv/bin/mypy
+
+generated: .venv/installed
 	@$(PY) tools/check_torch_c.py
 	@$(PY) tools/fit_math.py --check
 	@$(PY) tools/fit_df_y.py --check
 	@$(PY) tools/make_public.py --check
-	@$(PY) tools/check_house.py
-	@$(SITE)
 
 # Less optimised, and with the checks as calls, since compiling would otherwise take half an hour. Leaks
 # are not detected here, because Python and torch leave some of their own. tests/core/test_refused.py
@@ -123,7 +131,7 @@ clean: ## remove what was built; .venv stays
 .venv/torch:
 	@echo "venv: $(TORCH)"
 	@$(PYTHON) -m venv .venv
-	@$(PY) -m pip install -qq "$(TORCH)"
+	@$(PY) -m pip install -qq "$(TORCH)" "setuptools>=77"
 	@touch $@
 
 # torch is named again so that no other package can move it: pip would fail instead. The library
@@ -153,6 +161,11 @@ clean: ## remove what was built; .venv stays
 	@.venv-peers/bin/python benchmarks/install_peers.py "$(TORCH)"
 	@touch $@
 
-$(LIBRARY): $(CSRC) .venv/installed
+$(LIBRARY): $(CSRC) .venv/installed build/compiled
 	@$(PY) setup.py -q build_ext --inplace
 	@touch -c $@
+
+# Compiling needs setuptools alone, so with -j it goes on while everything else is installed.
+build/compiled: $(CSRC) .venv/torch
+	@$(PY) setup.py -q build_ext
+	@mkdir -p build && touch $@

@@ -41,7 +41,7 @@ PARTS = 6
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 X86: dict[str, list[str]] = {
-    "baseline": ["-O2"],
+    "baseline": [],
     "avx2": AVX2,
     "avx512": [*AVX512, "-mprefer-vector-width=512"],
 }
@@ -55,8 +55,7 @@ COMMON = shlex.split(
 # GCC's own AVX-512 headers trip these warnings (its bug 105593).
 QUIET = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # Software-pipelined loops gain from scheduling before register allocation, which GCC leaves off
-# on x86; clang has no such flags. Not the baseline: only CPUs from before 2013 need that, and it
-# would take longer to compile than the other two together.
+# on x86; clang has no such flags.
 SCHEDULE = ["-fschedule-insns", "-fsched-pressure"]
 
 
@@ -105,12 +104,9 @@ class Compiler:
     def isas(self) -> dict[str, list[str]]:
         """The instruction sets that the compiler knows, each with its flags."""
         isas = {isa: flags for isa, flags in ISAS[self.machine].items() if self.accepts(flags)}
-        quiet = QUIET * self.accepts(QUIET)
-        schedule = SCHEDULE * (ISAS[self.machine] is X86 and self.accepts(SCHEDULE))
-        return {
-            isa: [*flags, *quiet, *(schedule if isa != "baseline" else [])]
-            for isa, flags in isas.items()
-        }
+        extra = QUIET * self.accepts(QUIET)
+        extra += SCHEDULE * (ISAS[self.machine] is X86 and self.accepts(SCHEDULE))
+        return {isa: flags + extra for isa, flags in isas.items()}
 
     def compile(self, source: str, target: Path, flags: Sequence[str]) -> bool:
         """Compiles unless the object is up to date; says whether it did."""

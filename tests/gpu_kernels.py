@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mishkit.lab.code import inductor
 from mishkit.lab.code.gpu import Build
 
 THREADS = 128
@@ -74,7 +75,10 @@ POINTERS = {"float32": ("*fp32", 4), "bfloat16": ("*bf16", 2)}
 
 
 def build(function: str, body: str, dtype: str, target: str) -> Build | None:
-    """`body` tells what is different: nothing ("whole"), or what the kernel lacks."""
+    """`body` tells what is different: nothing ("whole"), or what the kernel lacks. "F.mish" and the
+    like are inductor's kernels."""
+    if function.startswith(inductor.PREFIX):
+        return inductor.build(function, body, dtype, target)
     if body == "none":
         return None
     pointer, size = POINTERS[dtype]

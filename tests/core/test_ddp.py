@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from common import DEFAULTS, SAVING
+from interpreters import in_two_processes
 from torch import Tensor, nn
 
 import mishkit
@@ -35,8 +35,7 @@ def batch() -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def work(rank: int, results: Path) -> None:
-    torch.set_num_threads(1)
+def work(rank: int, results: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
         "gloo", init_method=f"file://{results}/store", rank=rank, world_size=WORLD
@@ -48,12 +47,12 @@ def work(rank: int, results: Path) -> None:
             net(batch())  # gives the last layer its size
         part = batch().chunk(WORLD)[rank]
         found[name] = gradients(nn.parallel.DistributedDataParallel(net), part)
-    torch.save(found, results / f"{rank}.pt")
+    torch.save(found, f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(work, (tmp_path,), nprocs=WORLD)
+    in_two_processes(work, str(tmp_path))
     for name, options in SAVING.items():
         net = network(options)
         with torch.no_grad():

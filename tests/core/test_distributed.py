@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from interpreters import in_two_processes
 from torch import Tensor, nn
 
 import mishkit as mk
@@ -144,5 +144,4 @@ def _in_a_process() -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
+    in_two_processes(_work, str(tmp_path / "store"))

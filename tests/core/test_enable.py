@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import interpreters
 import pytest
 import torch
 import torch.nn.functional as F
@@ -347,14 +348,13 @@ def test_processes(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(names) == 4 and equal and process.exitcode == 0
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def variables(**changes: str) -> dict[str, str]:
     path = os.pathsep.join((str(ROOT / "src"), os.environ.get("PYTHONPATH", "")))
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        text=True,
-        capture_output=True,
-    )
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return interpreters.python(code, variables(**environment), strict="Warning")
 
 
 def test_nothing_is_printed() -> None:
@@ -389,8 +389,14 @@ def test_torch_enables_when_it_is_imported() -> None:
         "import sys, torch, mishkit_autoload; mishkit_autoload.load()\n"
         "module = sys.modules.get('mishkit'); print(module and module.enabled())"
     )
-    assert python(code, MISHKIT_ENABLE="silu").stdout.split("\n")[0] == "('silu',)"
-    assert python(code, MISHKIT_ENABLE="").stdout.split("\n")[0] == "None"
+    for value, printed in (("silu", "('silu',)"), ("", "None")):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env=variables(MISHKIT_ENABLE=value),
+            text=True,
+            capture_output=True,
+        )
+        assert done.stdout.split("\n")[0] == printed, done.stderr
 
 
 def test_plain_torch_stays_plain() -> None:

@@ -222,6 +222,8 @@ def test_halves_of_one_tensor(
     gate: Operators,
 ) -> None:
     """The bits of contiguous tensors, in the layout of each tensor."""
+    if gate.engine.name == "triton" and shape != SHAPES["long"]:
+        shape = (*shape[:-1], shape[-1] // 5)  # transposed, each column is a program of its own
     x = torch.randn(shape).to(dtype)
     g, u = halves(x)
     grad = torch.randn(g.shape).to(dtype)

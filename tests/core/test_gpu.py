@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import interpreters
 import pytest
 import torch
 from common import (
@@ -63,12 +64,8 @@ def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
 def python(code: str, **environment: str) -> None:
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "MISHKIT_CPU_ISA")}
     paths = os.pathsep.join((str(SOURCE), str(TESTS)))
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
-        env={**kept, "PYTHONPATH": paths, **environment},
-        capture_output=True,
-        text=True,
-    )
+    variables = {**kept, "PYTHONPATH": paths, **environment}
+    done = interpreters.python(code, variables, strict="RuntimeWarning")
     assert done.returncode == 0, done.stderr
 
 

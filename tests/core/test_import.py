@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import interpreters
 import pytest
 from common import KERNELS, mostly_slow
 
@@ -18,12 +19,8 @@ SOURCE = Path(mishkit.__file__).parent.parent
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MISHKIT_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
-        env={**clean, "PYTHONPATH": str(SOURCE), **environment},
-        capture_output=True,
-        text=True,
-    )
+    clean |= {"PYTHONPATH": str(SOURCE), **environment}
+    return interpreters.python(code, clean, strict="RuntimeWarning")
 
 
 def test_only_torch_and_the_standard_library_are_imported() -> None:
@@ -80,13 +77,9 @@ def test_a_library_that_does_not_load_gives_way_to_plain_torch(tmp_path: Path) -
     shutil.copytree(Path(mishkit.__file__).parent, package)
     (package / "_kernels.so").write_bytes(b"for another machine")
     code = "import torch, mishkit; print(mishkit.mish(torch.zeros(1)).item())"
-    done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = interpreters.python(code, clean, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "0.0"
     assert done.stderr.count("mishkit runs on plain torch") == 1
     assert "do not load" in done.stderr

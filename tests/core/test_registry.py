@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import interpreters
 import pytest
 import torch
 from common import DEFAULTS, Case, assert_same_bits, every_case, every_function
@@ -392,11 +392,6 @@ def test_beside_a_torchvision_for_another_torch(library: str, use: str, mismatch
         f"import mishkit; {use}; import torchvision; print(torchvision.__file__)"
     )
     paths = [str(mismatched), *filter(None, sys.path)]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
+    done = interpreters.python(code, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(str(mismatched))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import io
-import subprocess
-import sys
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import interpreters
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,7 +134,8 @@ def test_a_trace_loads_without_mishkit(tmp_path: Any) -> None:
     with without_deprecations():
         torch.jit.trace(around(mishkit.HMish()).requires_grad_(False), torch.ones(1, 4)).save(path)
     code = f"import sys, torch; torch.jit.load({path!r}); assert 'mishkit' not in sys.modules"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    done = interpreters.python(code, os.environ)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,8 @@ def test_kept_bytes_of_tensors_without_an_address(case: Case) -> None:
 
 def test_everything_public_is_listed_before_it_is_used() -> None:
     code = "import mishkit; assert {*mishkit.__all__} <= {*dir(mishkit)}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = interpreters.python(code, os.environ)
+    assert done.returncode == 0, done.stderr
 
 
 @typical_case

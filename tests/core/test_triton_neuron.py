@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+import interpreters
 import pytest
 import torch
 from common import TESTS, assert_same_bits, mostly_slow, name_of, shared
@@ -345,9 +346,8 @@ assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
 def test_through_torch() -> None:
     """Registered as for a GPU, then for CPU tensors: the layer in every way it is called."""
     variables = environment(TRITON_INTERPRET="1", MISHKIT_CPU_ISA="none", PYTHONPATH=_paths())
-    run = [sys.executable, "-W", "ignore", "-c", THROUGH_TORCH]
-    process = subprocess.run(run, capture_output=True, text=True, env=variables)
-    assert process.returncode == 0, process.stderr
+    done = interpreters.python(THROUGH_TORCH, variables)
+    assert done.returncode == 0, done.stderr
 
 
 def _paths() -> str:

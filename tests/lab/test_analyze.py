@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import interpreters
 import mpmath
 import pytest
 import references
@@ -363,9 +364,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
     (tmp_path / "sympy.py").write_text("raise ModuleNotFoundError(name='sympy')")
     code = "import mishkit; mishkit.analyze('mish')"
     path = f"{tmp_path}:{Path(mishkit.__file__).parent.parent}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True
-    )
+    done = interpreters.python(code, {"PYTHONPATH": path})
     assert "needs sympy: pip install" in done.stderr.splitlines()[-1]
 
 

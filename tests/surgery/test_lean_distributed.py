@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from interpreters import in_two_processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -86,5 +86,4 @@ def _in_a_process(rank: int) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
+    in_two_processes(_work, str(tmp_path / "store"))
