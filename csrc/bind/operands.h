@@ -17,7 +17,7 @@ constexpr int64_t thread_grain = 16384;
 // About how many nanoseconds it costs to start another thread, to move its part of the data to its
 // caches and to wait for it, by benchmarks/threads.py. Two threads save time if one would take twice
 // as long.
-constexpr int64_t thread_ns = 3000;
+constexpr int64_t thread_ns = 3500;
 // So many elements are computed at first, to measure what they cost.
 constexpr int64_t first_elements = 4096;
 // Output size in bytes above which bypassing the caches pays: no last-level cache would keep it.
