@@ -30,7 +30,6 @@ FASTEST: dict[str, dict[str, str]] = {
         "gelu_tanh": "sigmoid",
     },
     "litert": {
-        "leaky_relu": "relu",
         "hardswish": "clip",
     },
 }
