@@ -199,8 +199,13 @@ class _TensorFlow:
         self.x = x
         self._operators: dict[str, Callable[..., Any]] = {
             "Abs": tf.abs, "Add": tf.add, "Div": tf.divide, "Erf": tf.math.erf,
+            "Elu": lambda x, alpha=1.0: tf.nn.elu(x)
+            if alpha == 1
+            else tf.where(x > 0, x, alpha * tf.nn.elu(x)),
+            "Exp": tf.exp,
             "Gelu": lambda x, approximate="none": tf.nn.gelu(x, approximate == "tanh"),
             "Greater": tf.greater, "Log": tf.math.log, "Max": tf.maximum, "Min": tf.minimum,
+            "LeakyRelu": lambda x, alpha=0.01: tf.nn.leaky_relu(x, alpha),
             "Mul": tf.multiply, "Relu": tf.nn.relu, "Sigmoid": tf.sigmoid,
             "Softplus": tf.math.softplus, "Sub": tf.subtract, "Tanh": tf.tanh, "Where": tf.where,
         }  # fmt: skip

@@ -230,6 +230,34 @@ def test_group_norms_of_every_layout(laid_out: Callable[[Tensor], Tensor]) -> No
     assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(-1, -2),
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda x: x.flatten(2).transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: x.view(12, 8, 2, 4, 8).contiguous(memory_format=torch.channels_last_3d),
+        lambda x: x.view(12, 8, 2, 4, 8).transpose(-1, -2),
+        lambda x: x.permute(2, 3, 0, 1).reshape(-1, 8).t().contiguous().t(),
+    ],
+    ids=["channels_last", "transposed", "channels first", "tokens", "3d", "3d transposed", "rows"],
+)
+def test_batch_norms_of_every_layout(
+    laid_out: Callable[[Tensor], Tensor], dtype: torch.dtype, training: bool
+) -> None:
+    """For inputs in an order that is no memory format torch has another kernel."""
+
+    def norm(x: Tensor, w: Weights) -> Tensor:
+        statistics = (w.row.detach(), w.row.detach() ** 2 + 0.3)
+        return F.batch_norm(laid_out(x), *statistics, w.scale, w.shift, training=training)
+
+    y, kept = packed(norm, dtype)
+    assert isinstance(kept, Handle) and torch.equal(kept.tensor(), y)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_our_own_functions(name: str) -> None:
     function: Step = lambda x, w: FUNCTIONS[name](x)  # noqa: E731

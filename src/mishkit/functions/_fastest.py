@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FASTEST: dict[str, dict[str, str]] = {
     "onnxruntime": {
+        "elu": "exp",
         "softplus": "sigmoid",
         "mish": "sigmoid",
     },
@@ -19,11 +20,13 @@ FASTEST: dict[str, dict[str, str]] = {
         "softplus": "sigmoid",
     },
     "mnn": {
+        "elu": "exp",
         "gelu": "erf",
         "gelu_tanh": "sigmoid",
         "mish": "sigmoid",
     },
     "tract": {
+        "elu": "exp",
         "gelu_tanh": "sigmoid",
     },
     "litert": {

@@ -222,6 +222,25 @@ def _by_channel(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: T
     return Affine(x, scale, torch.addcmul(wide(bias), wide(mean), scale, value=-1))
 
 
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    if _is_in_order(x):
+        return _computed(_by_channel(x, weight, bias, mean, invstd))
+    ones = [1] * (x.dim() - 2)
+    mean, invstd, weight, bias = (t.view(-1, *ones) for t in (mean, invstd, weight, bias))
+    return ((x - mean) * invstd * weight + bias).to(x.dtype).contiguous()
+
+
+def _is_in_order(x: Tensor) -> bool:
+    """Whether a batch norm of x rounds as scale·x + shift. On a CPU torch has another kernel for
+    inputs in an order that is no memory format.
+    """
+    return (
+        not (x.is_cpu or x.is_meta)
+        or x.is_contiguous()
+        or x.is_contiguous(memory_format=suggest_memory_format(x))
+    )
+
+
 def _by_sample(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Affine:
     """A group norm."""
     by_channels = suggest_memory_format(x) is not torch.contiguous_format
@@ -302,11 +321,15 @@ def _statistics(node: Node) -> tuple[Tensor, Tensor]:
     """The mean and the reciprocal of the deviation that a batch norm used."""
     if node._saved_training:
         return node._saved_result1, node._saved_result2
-    return node._saved_running_mean, _inverse_deviation(node._saved_running_var, node._saved_eps)
+    is_in_order = _is_in_order(node._saved_input)
+    deviation = _inverse_deviation(node._saved_running_var, node._saved_eps, is_in_order)
+    return node._saved_running_mean, deviation
 
 
-def _inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
-    return torch.rsqrt(wide(variance) + epsilon)
+def _inverse_deviation(variance: Tensor, epsilon: float, is_in_order: bool) -> Tensor:
+    if is_in_order:
+        return torch.rsqrt(wide(variance) + epsilon)
+    return 1 / torch.sqrt(variance + epsilon)  # as torch's other kernel rounds it
 
 
 def _dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -315,22 +338,23 @@ def _dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
 
 def _again_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     y, *kept = torch.native_batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5)
-    return y, _computed(_by_channel(x, weight, bias, *kept))
+    return y, _batch_norm(x, weight, bias, *kept)
 
 
 def _again_cudnn_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     y, *kept, _ = torch.cudnn_batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5)
-    return y, _computed(_by_channel(x, weight, bias, *kept))
+    return y, _batch_norm(x, weight, bias, *kept)
 
 
 def _again_frozen_batch(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     mean, variance = bias - 0.5, weight * weight
     y, *_ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.1, 1e-5)
-    deviation = _inverse_deviation(variance, 1e-5)
-    return y, _computed(_by_channel(x, weight, bias, mean, deviation))
+    deviation = _inverse_deviation(variance, 1e-5, _is_in_order(x))
+    return y, _batch_norm(x, weight, bias, mean, deviation)
 
 
 def _again_group(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.contiguous(memory_format=suggest_memory_format(x))  # as torch's function does
     samples, channels, *sides = x.shape
     sizes = samples, channels, math.prod(sides), 6
     y, *kept = torch.native_group_norm(x, weight, bias, *sizes, 1e-5)
@@ -380,9 +404,12 @@ def _rounds_alike(
                 weight, bias = normal(weights, 2, channels)
             except (AssertionError, RuntimeError):  # fake tensors may name a device that is missing
                 return False
-            for layout in (torch.contiguous_format, torch.channels_last):
+            layouts = [x, x.contiguous(memory_format=torch.channels_last)]
+            if device == "cpu":
+                layouts.append(x.transpose(0, 1).contiguous().transpose(0, 1))
+            for laid_out in layouts:
                 try:
-                    y, made = again(x.contiguous(memory_format=layout), weight, bias)
+                    y, made = again(laid_out, weight, bias)
                 except RuntimeError:  # torch does not mix these dtypes
                     return False
                 if made.dtype != y.dtype or not torch.equal(made, y):
@@ -430,25 +457,38 @@ def _dropout_applies(node: Node) -> bool:
 
 
 def _affine_norm(
-    affine_of: Callable[[Node, Tensor], Affine], applies: Callable[[Node], bool]
+    affine_of: Callable[[Node, Tensor], Affine | None],
+    applies: Callable[[Node], bool],
+    otherwise: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> Recipe:
-    """A norm of which scale·x + shift is known."""
+    """A norm of which scale·x + shift is known, or what makes it otherwise."""
 
     def make(node: Node, given: Sequence[Tensor], number: int) -> Tensor:
-        return _computed(affine_of(node, given[0]))
+        known = affine_of(node, given[0])
+        if known is None:
+            assert otherwise is not None
+            return otherwise(node, given[0])
+        return _computed(known)
 
-    def as_affine(node: Node, inputs: Sequence[Any]) -> Affine:
+    def as_affine(node: Node, inputs: Sequence[Any]) -> Affine | None:
         return affine_of(node, inputs[0].value())
 
     return Recipe(make, _known_shift, applies, affine=as_affine)
 
 
-def _affine_of_batch(node: Node, shift: Tensor) -> Affine:
-    return _by_channel(node._saved_input, node._saved_weight, shift, *_statistics(node))
+def _affine_of_batch(node: Node, shift: Tensor) -> Affine | None:
+    x = node._saved_input
+    if not _is_in_order(x):
+        return None
+    return _by_channel(x, node._saved_weight, shift, *_statistics(node))
 
 
-_BATCH_NORM = _affine_norm(_affine_of_batch, _batch_norm_applies)
-_CUDNN_BATCH_NORM = _affine_norm(_affine_of_batch, _cudnn_batch_norm_applies)
+def _batch_otherwise(node: Node, shift: Tensor) -> Tensor:
+    return _batch_norm(node._saved_input, node._saved_weight, shift, *_statistics(node))
+
+
+_BATCH_NORM = _affine_norm(_affine_of_batch, _batch_norm_applies, _batch_otherwise)
+_CUDNN_BATCH_NORM = _affine_norm(_affine_of_batch, _cudnn_batch_norm_applies, _batch_otherwise)
 _GROUP_NORM = _affine_norm(
     lambda n, shift: _by_sample(
         n._saved_input, n._saved_weight, shift, n._saved_result1, n._saved_result2
