@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from .handles import Made
+from typing import NamedTuple
 
 
 class Kind(NamedTuple):
@@ -19,11 +16,6 @@ class Kind(NamedTuple):
     """The name of the node whose output it is."""
     digits: int
     """The number of binary digits of its size in bytes."""
-
-
-def kind_of(made: Made, nbytes: int) -> Kind:
-    """The kind of a node's output."""
-    return Kind(made.is_product, made.node.name(), nbytes.bit_length())
 
 
 @dataclass(frozen=True)

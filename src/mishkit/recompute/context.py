@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checkpoint import in_checkpoint
 from .._torch_private import FakeTensor, top_saved_tensor_hooks
-from .choice import Choice, Meter, kind_of
+from .choice import Choice, Meter
 from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
 from .recipes import LEAF, Node, find, recipe
 
@@ -171,7 +171,7 @@ class _Packer:
         if made.is_dropped:
             return True
         if self.choice is not None:
-            kind = kind_of(made, tensor.nbytes)
+            kind = made.kind(tensor.nbytes)
             if kind == self.choice.partly and tensor.nbytes <= self.left:
                 self.left -= tensor.nbytes
             elif kind not in self.choice.whole:
@@ -203,7 +203,7 @@ class _Metered(_Packer):
         is_new = not made.is_dropped
         dropped = super().drops(made, tensor)
         if dropped and is_new:
-            kind = kind_of(made, tensor.nbytes)
+            kind = made.kind(tensor.nbytes)
             self.meter.nbytes[kind] += tensor.nbytes
             made.seconds = self.meter.seconds, kind
         return dropped

@@ -160,6 +160,10 @@ class Made:
                 total[kind] += time.perf_counter() - start
         return value
 
+    def kind(self, nbytes: int) -> Kind:
+        """What kind of tensor this is, of that size in bytes."""
+        return Kind(self.is_product, self.node.name(), nbytes.bit_length())
+
     def affine(self) -> Affine | None:
         """The tensor as scale·x + shift, if its recipe can tell and nobody has computed it yet."""
         if self._value is not None or self.recipe.affine is None:
