@@ -48,6 +48,7 @@ def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_dry_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     run(tmp_path, "--only", STEPS)
     for stage in STEPS.split(","):

@@ -53,6 +53,7 @@ def test_a_notebook_is_well_formed_and_without_outputs(path: Path) -> None:
     assert cells(path, "markdown")[0].startswith("# ")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
