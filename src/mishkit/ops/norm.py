@@ -39,15 +39,12 @@ SCHEMAS = {
 
 def differentiable(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
     """The norm by operations that can be differentiated to any order. They keep more than x."""
-    return _normal(x, epsilon).mul(wide(weight) + offset).to(x.dtype)
+    rows = wide(x)
+    return (rows * _reciprocal_root(rows, epsilon) * (wide(weight) + offset)).to(x.dtype)
 
 
 def _reciprocal_root(x: Tensor, epsilon: float) -> Tensor:
     return torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
-
-
-def _normal(x: Tensor, epsilon: float) -> Tensor:
-    return wide(x) * _reciprocal_root(wide(x), epsilon)
 
 
 def _gradients(

@@ -317,12 +317,11 @@ def _known_shift(node: Node) -> Sequence[int]:
     return (2,)
 
 
-def _statistics(node: Node) -> tuple[Tensor, Tensor]:
-    """The mean and the reciprocal of the deviation that a batch norm used."""
+def _statistics(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the reciprocal of the deviation that a batch norm of x used."""
     if node._saved_training:
         return node._saved_result1, node._saved_result2
-    is_in_order = _is_in_order(node._saved_input)
-    deviation = _inverse_deviation(node._saved_running_var, node._saved_eps, is_in_order)
+    deviation = _inverse_deviation(node._saved_running_var, node._saved_eps, _is_in_order(x))
     return node._saved_running_mean, deviation
 
 
@@ -457,42 +456,41 @@ def _dropout_applies(node: Node) -> bool:
 
 
 def _affine_norm(
+    make: Callable[[Node, Tensor], Tensor],
     affine_of: Callable[[Node, Tensor], Affine | None],
     applies: Callable[[Node], bool],
-    otherwise: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> Recipe:
-    """A norm of which scale·x + shift is known, or what makes it otherwise."""
+    """A norm of which scale·x + shift may be known; both functions get the node and the shift."""
+    return Recipe(
+        lambda node, inputs, number: make(node, inputs[0]),
+        _known_shift,
+        applies,
+        affine=lambda node, inputs: affine_of(node, inputs[0].value()),
+    )
 
-    def make(node: Node, given: Sequence[Tensor], number: int) -> Tensor:
-        known = affine_of(node, given[0])
-        if known is None:
-            assert otherwise is not None
-            return otherwise(node, given[0])
-        return _computed(known)
 
-    def as_affine(node: Node, inputs: Sequence[Any]) -> Affine | None:
-        return affine_of(node, inputs[0].value())
-
-    return Recipe(make, _known_shift, applies, affine=as_affine)
+def _made_of_batch(node: Node, shift: Tensor) -> Tensor:
+    x = node._saved_input
+    return _batch_norm(x, node._saved_weight, shift, *_statistics(node, x))
 
 
 def _affine_of_batch(node: Node, shift: Tensor) -> Affine | None:
     x = node._saved_input
     if not _is_in_order(x):
         return None
-    return _by_channel(x, node._saved_weight, shift, *_statistics(node))
+    return _by_channel(x, node._saved_weight, shift, *_statistics(node, x))
 
 
-def _batch_otherwise(node: Node, shift: Tensor) -> Tensor:
-    return _batch_norm(node._saved_input, node._saved_weight, shift, *_statistics(node))
+def _affine_of_group(node: Node, shift: Tensor) -> Affine:
+    statistics = node._saved_result1, node._saved_result2
+    return _by_sample(node._saved_input, node._saved_weight, shift, *statistics)
 
 
-_BATCH_NORM = _affine_norm(_affine_of_batch, _batch_norm_applies, _batch_otherwise)
-_CUDNN_BATCH_NORM = _affine_norm(_affine_of_batch, _cudnn_batch_norm_applies, _batch_otherwise)
+_BATCH_NORM = _affine_norm(_made_of_batch, _affine_of_batch, _batch_norm_applies)
+_CUDNN_BATCH_NORM = _affine_norm(_made_of_batch, _affine_of_batch, _cudnn_batch_norm_applies)
 _GROUP_NORM = _affine_norm(
-    lambda n, shift: _by_sample(
-        n._saved_input, n._saved_weight, shift, n._saved_result1, n._saved_result2
-    ),
+    lambda node, shift: _computed(_affine_of_group(node, shift)),
+    _affine_of_group,
     _group_norm_applies,
 )
 _LAYER_NORM = Recipe(

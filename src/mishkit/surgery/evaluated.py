@@ -47,12 +47,7 @@ def function_of(module: nn.Module) -> Found:
     """
     if not _is_candidate(module):
         return None
-    state = _state(module)
-    known = _found.get(module)
-    if known is None or known[0] != state:
-        known = state, alone(functools.partial(_compare, module))
-        _found[module] = known
-    return known[1]
+    return remembered(_found, module, _compare)
 
 
 def computes(method: Callable[[Tensor], Any], function: str, values: Sequence[float]) -> bool:
@@ -96,6 +91,19 @@ def takes_one(module: nn.Module) -> bool:
 def _state(module: nn.Module) -> Any:
     """What the result may depend on."""
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY}
+
+
+def remembered(
+    results: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Result | None]],
+    module: nn.Module,
+    evaluate: Callable[[nn.Module], Result | None],
+) -> Result | None:
+    """What evaluating the module gives, `alone`; anew only after its attributes have changed."""
+    state = _state(module)
+    known = results.get(module)
+    if known is None or known[0] != state:
+        known = results[module] = state, alone(functools.partial(evaluate, module))
+    return known[1]
 
 
 def alone(work: Callable[[], Result | None]) -> Result | None:

@@ -22,7 +22,7 @@ from .._torch_private import FakeTensor
 from ..activation import DTYPES
 from ..backends import cpu
 from ..ops import norm
-from .evaluated import PLAIN, alone, takes_one
+from .evaluated import PLAIN, remembered, takes_one
 from .slots import Slot
 
 TOLERANCE = 4e-6
@@ -61,12 +61,7 @@ def norms_in(model: nn.Module) -> Iterator[tuple[Slot, Callable[[Tensor], Any]]]
 
 def rms_norm_of(module: nn.Module) -> Norm | None:
     """The norm that a module computes; None if it computes none or if it can't be told."""
-    if not _is_candidate(module):
-        return None
-    numbers = {name: value for name, value in vars(module).items() if type(value) in (float, int)}
-    if module not in _known or _known[module][0] != numbers:
-        _known[module] = numbers, alone(functools.partial(_evaluate, module))
-    return _known[module][1]
+    return remembered(_known, module, _evaluate) if _is_candidate(module) else None
 
 
 def _is_candidate(module: nn.Module) -> bool:
