@@ -62,6 +62,19 @@ template <class S> struct Cursor {
   }
 };
 
+template <class V> double sum(V v) {
+  double total = 0;
+  for (int i = 0; i < V::lanes; i++) total += v.v[i];
+  return total;
+}
+// Where an element is after pairs of vectors have been loaded, counted through the vectors.
+template <class S> int64_t place_of(int64_t element) {
+  constexpr int pair = Block<S>::pair_elements;
+  if constexpr (__is_same(S, BFloat16))
+    return element / pair * pair + element % 2 * (pair / 2) + element % pair / 2;
+  else return element;
+}
+
 template <class S> using Vectors = typename Block<S>::V[Block<S>::vectors];
 
 template <class S> MISHKIT_INLINE void load_block(const S* p, Vectors<S>& v) {

@@ -50,11 +50,6 @@ template <class S> struct RmsNorm {
   template <class Work> MISHKIT_INLINE_MEMBER void in_pairs(const Work& work) const {
     for (int64_t i = 0; i < a.columns; i += pair) work(i, a.columns - i);
   }
-  static double sum(V v) {
-    double total = 0;
-    for (int i = 0; i < V::lanes; i++) total += v.v[i];
-    return total;
-  }
   double reciprocal_root(V squares) const {
     return 1 / __builtin_sqrt(sum(squares) / (double)a.columns + a.epsilon);
   }
@@ -93,14 +88,9 @@ template <class S> struct RmsNorm {
     });
   }
 
-  // Where an element of a row is among totals, which are in the order in which load gives elements.
-  static int64_t place(int64_t i) {
-    if constexpr (__is_same(S, BFloat16))
-      return i / pair * pair + i % 2 * V::lanes + i % pair / 2;
-    else return i;
-  }
+  // Adds to the sums of a part, and begins anew.
   void add(T* totals, double* sums) const {
-    for (int64_t i = 0; i < a.columns; i++) sums[i] += totals[place(i)];
+    for (int64_t i = 0; i < a.columns; i++) sums[i] += totals[place_of<S>(i)];
     memset(totals, 0, (a.columns + pair - 1) / pair * pair * sizeof(T));
   }
 };
@@ -116,10 +106,10 @@ void run_rms_norm_backward(const RmsNormArguments& a, void* scratch, int64_t beg
   using T = typename Computed<S>::type;
   const RmsNorm<S> norm(a);
   T* const totals = (T*)scratch;
+  memset(totals, 0, rms_norm_scratch(a.columns));
   for (int64_t part = begin; part < end; part++) {
     double* const sums = a.sums + part * a.columns;
     for (int64_t i = 0; i < a.columns; i++) sums[i] = 0;
-    memset(totals, 0, rms_norm_scratch(a.columns));
     const int64_t last = a.rows * (part + 1) / a.parts;
     for (int64_t row = a.rows * part / a.parts; row < last;) {
       const int64_t stop = row + rows_a_piece < last ? row + rows_a_piece : last;
@@ -142,7 +132,7 @@ template <class S> void rms_norm_sums(const RmsNormArguments& a, void* to) {
     for (int64_t i = 0; i < left; i++) {
       double total = 0;
       for (int64_t part = 0; part < a.parts; part++) total += a.sums[part * a.columns + begin + i];
-      totals[RmsNorm<S>::place(i)] = (T)total;
+      totals[place_of<S>(i)] = (T)total;
     }
     Vec<T> p, q;
     load(totals, p, q);

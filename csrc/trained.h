@@ -67,12 +67,6 @@ template <class Function, class S, bool backward> struct Trained {
     store<Store::cached>(out, x0, x1);
   }
 
-  static double sum(V v) {
-    double total = 0;
-    for (int i = 0; i < V::lanes; i++) total += v.v[i];
-    return total;
-  }
-
   // ---- long runs: one channel at a time ----
 
   void run(int64_t channel, int64_t begin, int64_t length, double* sums) const {
@@ -105,11 +99,6 @@ template <class Function, class S, bool backward> struct Trained {
 
   // ---- short runs: rows, with a pattern of parameters for as many rows as fill whole vectors ----
 
-  // Where an element of a pair is in its two vectors, counted one after the other.
-  static int place(int element) {
-    if constexpr (__is_same(S, BFloat16)) return element % 2 * V::lanes + element / 2;
-    else return element;
-  }
   int64_t channel_of(int64_t element) const { return element / a.inner % a.channels; }
 
   void rows(int64_t part, T* values) const {
@@ -121,8 +110,7 @@ template <class Function, class S, bool backward> struct Trained {
     T* totals = values + length * count;
     for (int i = 0; i < count; i++)
       for (int64_t k = 0; k < length; k++)
-        values[i * length + k / pair * pair + place((int)(k % pair))] =
-            parameters[i * a.channels + channel_of(k)];
+        values[i * length + place_of<S>(k)] = parameters[i * a.channels + channel_of(k)];
 
     const int64_t first = a.outer * part / a.parts, last = a.outer * (part + 1) / a.parts;
     double* sums = a.sums + part * count * a.channels;
@@ -152,8 +140,7 @@ template <class Function, class S, bool backward> struct Trained {
   void add(const T* totals, int64_t length, int64_t size, double* sums) const {
     for (int i = 0; i < count; i++)
       for (int64_t k = 0; k < size; k++)
-        sums[i * a.channels + channel_of(k)] +=
-            totals[i * length + k / pair * pair + place((int)(k % pair))];
+        sums[i * a.channels + channel_of(k)] += totals[i * length + place_of<S>(k)];
   }
 };
 
