@@ -116,21 +116,26 @@ def gate(
     if (_has_sizes() and g.shape != u.shape) or g.dtype != u.dtype or g.device != u.device:
         g, u = _alike(g, u)
     trained = parameters and any(isinstance(value, Tensor) for value in parameters.values())
-    numbers = _numbers("mishkit.gate", function, limit, offset, parameters, bool(trained))
+    numbers = checked_numbers("mishkit.gate", function, limit, offset, parameters, bool(trained))
     if out is not None:
         _check_out(g, u, parameters, out)
     compiling = torch.compiler.is_compiling()
     if not compiling and not trained and out is None and not wants_standard():
-        try:
-            if are_transforms_active() or forward_ad._current_level >= 0:
-                return ops.differentiable(g, u, *numbers)
-            if torch.is_grad_enabled() and (g.requires_grad or u.requires_grad):
-                return ops.apply(g, u, *numbers)
-            return ops.forward(g, u, *numbers)  # type: ignore[no-any-return]
-        except REFUSALS as error:
-            return _refused(error, g, u, numbers)
+        return gate_of(g, u, numbers)
     y = _special(g, u, numbers, parameters if trained else {}, out)
     return y if out is None or y is out else out.copy_(y)
+
+
+def gate_of(g: Tensor, u: Tensor, numbers: ops.Numbers) -> Tensor:
+    """`gate` in eager mode, of tensors alike in shape, dtype and device, for checked numbers."""
+    try:
+        if are_transforms_active() or forward_ad._current_level >= 0:
+            return ops.differentiable(g, u, *numbers)
+        if torch.is_grad_enabled() and (g.requires_grad or u.requires_grad):
+            return ops.apply(g, u, *numbers)
+        return ops.forward(g, u, *numbers)  # type: ignore[no-any-return]
+    except REFUSALS as error:
+        return _refused(error, g, u, numbers)
 
 
 def glu(
@@ -199,7 +204,7 @@ def glu(
     plainly = not (torch.compiler.is_compiling() or is_transformed() or wants_standard())
     needs_grad = input.requires_grad and torch.is_grad_enabled()
     if plainly and needs_grad and not any(isinstance(v, Tensor) for v in parameters.values()):
-        numbers = _numbers("mishkit.glu", function, limit, offset, parameters, False)
+        numbers = checked_numbers("mishkit.glu", function, limit, offset, parameters, False)
         try:
             return ops.apply_packed(input, dim, gate, *numbers)
         except REFUSALS as error:
@@ -230,7 +235,7 @@ def _given(
     return {**{name: v for name, v in given.items() if v is not defaults[name]}, **parameters}
 
 
-def _numbers(
+def checked_numbers(
     caller: str,
     function: str,
     limit: float | None,
@@ -414,7 +419,7 @@ class _Gated(Unscriptable):
         _activation(f"mishkit.{kind}", function)
         self.activation = get(function, **parameters)
         self.limit, self.offset = limit, offset
-        _numbers(f"mishkit.{kind}", function, limit, offset, {}, False)
+        checked_numbers(f"mishkit.{kind}", function, limit, offset, {}, False)
 
     @property
     def function(self) -> str:

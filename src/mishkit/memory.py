@@ -46,6 +46,16 @@ def has_data(tensor: Tensor) -> bool:
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
+def check_version(tensor: Tensor, version: int) -> None:
+    """Raise RuntimeError, as autograd does, if a tensor was modified since it had this version."""
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an "
+            f"inplace operation: [{tensor.type()} of shape {[*tensor.shape]}] is at version "
+            f"{tensor._version}; expected version {version} instead"
+        )
+
+
 def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
     """The storages that hold a tensor's data; the storage of the values comes first."""
     try:

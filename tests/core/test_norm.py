@@ -119,12 +119,22 @@ def test_autograd() -> None:
     assert torch.autograd.gradgradcheck(lambda x: norm(x, weight.detach()), (x,))
 
 
-def test_only_the_input_and_the_weight_are_kept() -> None:
+def test_only_the_input_is_kept() -> None:
     _, x, weight = tensors((4, 64), torch.float32)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     with mk.KeptBytes() as kept:
         ops.apply(x, weight, EPSILON, 0.0)
-    assert kept.total == x.nbytes + weight.nbytes
+    assert kept.total == x.nbytes
+
+
+def test_a_weight_that_was_overwritten_is_refused() -> None:
+    _, x, weight = tensors((4, 64), torch.float32)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    y = ops.apply(x, weight, EPSILON, 0.0)
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"shape \[64\].* at version 1; expected version 0"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

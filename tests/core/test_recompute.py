@@ -601,14 +601,31 @@ def test_an_embedding_that_is_written_over_raises() -> None:
         loss.backward()
 
 
-def test_a_mask_is_looked_for_once() -> None:
-    """A tensor that is none is not looked at again, and another one in its place is."""
+def test_a_mask_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is none is not looked at again, nor are its views; another one is."""
+    bits_of, looked_at = context.bits_of, []
+    monkeypatch.setattr(context, "bits_of", lambda *a: looked_at.append(a[0]) or bits_of(*a))
     packer = context._Packer(None)
     angles = torch.randn(64, 128)
-    assert all(isinstance(packer.pack(angles), Leaf) for _ in range(2))
-    assert packer.is_no_mask(angles) and not packer.is_no_mask(angles.clone())
+    for tensor in (angles, angles, angles[:32], angles.view(128, 64)):
+        assert isinstance(packer.pack(tensor), Leaf)
+    assert len(looked_at) == 1
+    assert isinstance(packer.pack(angles.clone()), Leaf) and len(looked_at) == 2
     for _ in range(8):
         assert isinstance(packer.pack(torch.ones(64, 128)), Bits)
+
+
+def test_layers_with_one_input_share_a_handle() -> None:
+    with recompute():
+        y = F.silu(torch.randn(64, 128, requires_grad=True))
+    packer = context._Packer(None)
+    handle = packer.pack(y.view(128, 64))
+    assert isinstance(handle, Handle) and packer.pack(y.view(128, 64)) is handle
+    assert handle.tensor() is handle.tensor() and torch.equal(handle.tensor(), y.view(128, 64))
+    for other in (y, y.view(2, 64, 64), y.t()):
+        packed = packer.pack(other)
+        assert packed is not handle and torch.equal(packed.tensor(), other)
+        assert packed.tensor().stride() == other.stride()
 
 
 @pytest.mark.parametrize("frozen", ["bias", "weight", "both"])

@@ -25,6 +25,7 @@ NAMES = [
     (torch._C, "_is_tracing"),
     (torch._C, "_are_functorch_transforms_active"),
     (torch._C, "_increment_version"),
+    (torch._C, "_is_any_autocast_enabled"),
     (torch._C, "_DisableTorchDispatch"),
     (torch._C, "DisableTorchFunctionSubclass"),
     (torch._C._autograd, "_top_saved_tensors_default_hooks"),
@@ -56,7 +57,7 @@ def test_torch_has_the_cpu_kernels() -> None:
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> object:
     """The file as it is for a torch that has none of the names which can be taken away."""
-    for owner, name in NAMES[:6] + NAMES[7:10]:
+    for owner, name in NAMES[:7] + NAMES[8:11]:
         monkeypatch.delattr(owner, name)
     monkeypatch.setitem(sys.modules, "torch.utils._python_dispatch", None)
     monkeypatch.setitem(sys.modules, "torch._prims_common", None)
@@ -86,6 +87,7 @@ def test_what_stands_in_is_right(without: object) -> None:
     assert private.sequence_number() == number + 1
     assert not without.is_traceable_wrapper_subclass(x) and not isinstance(x, without.FakeTensor)
     assert not without.is_exporting() and not without.is_tracing()
+    assert without.is_any_autocast_enabled()
     assert without.are_transforms_active()  # slower, but never wrong
     assert without.top_saved_tensor_hooks(True) is None
     with pytest.raises(RuntimeError, match="no TorchDispatchMode"):

@@ -259,7 +259,8 @@ def _wide(a: Formulas, x: Tensor) -> Tensor:
 
 def wide(x: Tensor) -> Tensor:
     """In the type that formulas compute in."""
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
+    # Converting a tensor to the type that it has takes ten times as long as looking at the type.
+    return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
 
 
 def _as(result: Tensor, x: Tensor) -> Tensor:

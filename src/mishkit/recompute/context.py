@@ -94,6 +94,7 @@ def _hooks_outside() -> Hooks | None:
 
 
 _PLAIN = frozenset((Tensor, FakeTensor))
+_STRIDED = torch.strided
 
 
 class _Packer:
@@ -105,44 +106,66 @@ class _Packer:
         self.outside, self.choice = outside, choice
         self.left = choice.allowance if choice else 0
         self.products = choice is not None and choice.products
+        self.last: Handle | None = None
         self.no_masks: dict[int, weakref.ref[Tensor]] = {}
-        """By their ids: tensors that are none, which need no second look."""
+        """By their ids: tensors that are no masks, as the angles of rotary embeddings, which every
+        layer saves. They, and views of them, need no second look.
+        """
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
         node, outside = tensor.grad_fn, self.outside
         if node is None:
-            if tensor.nbytes >= LEAST_MASK and not self.is_no_mask(tensor) and _is_plain(tensor):
-                bits = bits_of(tensor, outside)
+            if not tensor.requires_grad and tensor.nbytes >= LEAST_MASK:
+                bits = self.bits_of(tensor)
                 if bits is not None:
                     return bits
-                self.no_masks[id(tensor)] = weakref.ref(tensor)
             return Leaf(tensor) if outside is None else Kept(tensor, outside)
         if not _is_plain(tensor):
             return Kept(tensor, outside)
-        if tensor._base is not None:
-            return self.packed_view(tensor, tensor._base)
+        base = tensor._base
+        if base is not None:
+            return self.packed_view(tensor, base)
         number = tensor.output_nr
-        if tensor.nbytes >= LEAST_BYTES:
-            source = _source(node, number, self.products)
-            if type(source) is Made and self.drops(source, tensor):
-                return Handle(source, tensor)
+        source = _source(node, number, self.products)
+        if type(source) is Made and tensor.nbytes >= LEAST_BYTES and self.drops(source, tensor):
+            return self.handle(source, tensor)
         kept = Kept(tensor, outside)
         _note(node, number, kept)
         return kept
 
-    def is_no_mask(self, tensor: Tensor) -> bool:
-        """Whether this tensor was found not to be a mask, as the angles of rotary embeddings are
-        for every layer.
+    def handle(self, made: Made, tensor: Tensor) -> Handle:
+        """The handle of a tensor that is dropped; the last one again if that is of the same tensor,
+        as where several linear layers have one input.
         """
-        reference = self.no_masks.get(id(tensor))
-        return reference is not None and reference() is tensor
+        last = self.last
+        if last is None or last.made is not made or last.shape != tensor.shape:
+            self.last = last = Handle(made, tensor)
+        elif last.strides != tensor.stride():
+            return Handle(made, tensor)
+        return last
+
+    def bits_of(self, tensor: Tensor) -> Bits | None:
+        """The tensor in one bit per element, if it is a mask."""
+        base = tensor._base
+        whole = tensor if base is None else base
+        known = self.no_masks.get(id(whole))
+        if known is not None and known() is whole:
+            return None
+        bits = bits_of(tensor, self.outside) if _is_plain(tensor) else None
+        if bits is None:
+            self.no_masks[id(whole)] = weakref.ref(whole)
+        return bits
 
     def packed_view(self, tensor: Tensor, base: Tensor) -> Leaf | Handle:
         """What is kept in place of a view. To keep a view is to keep all memory of its base."""
         node, outside = base.grad_fn, self.outside
-        if node is None:  # detached, in case it is an output of the node that saves it
-            return Leaf(tensor.detach()) if outside is None else Kept(tensor, outside)
+        if node is None:
+            if outside is not None:
+                return Kept(tensor, outside)
+            # Detached, in case it is an output of the node that saves it, which no transpose is.
+            is_transpose = tensor.grad_fn.name() == "TBackward0"  # type: ignore[union-attr]
+            return Leaf(tensor if is_transpose else tensor.detach())
         source = _source(node, base.output_nr, self.products)
         if (
             type(source) is Made
@@ -150,7 +173,7 @@ class _Packer:
             and (view := self.view_of(source, tensor, base)) is not None
             and self.drops(source, base)
         ):
-            return Handle(view, tensor)
+            return self.handle(view, tensor)
         kept = Kept(tensor, outside)
         if outside is not None:
             _note(tensor.grad_fn, tensor.output_nr, kept)
@@ -211,7 +234,7 @@ class _Metered(_Packer):
 
 def _is_plain(tensor: Tensor) -> bool:
     """Not a subclass, unless it stands for a tensor that is none, and not sparse."""
-    return type(tensor) in _PLAIN and tensor.layout is torch.strided
+    return type(tensor) in _PLAIN and tensor.layout is _STRIDED
 
 
 def _source(node: Node | None, number: int, with_products: bool) -> Source | None:

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._mode import is_grad_enabled
+from .._torch_private import is_any_autocast_enabled
 from ..activation import DTYPES
 from ..functions import ACTIVATIONS
-from ..memory import has_data
+from ..memory import check_version, has_data
 from ..ops.affine import Affine, affine_backward
 from ..ops.blend import function
 from ..ops.mask import pack_mask, unpack_mask
@@ -40,14 +42,8 @@ class Leaf:
 
     def value(self) -> Tensor:
         """The tensor; raises RuntimeError if it was modified in place."""
-        tensor = self._tensor
-        if tensor._version != self._version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: [{tensor.type()} of shape {[*tensor.shape]}] is at version "
-                f"{tensor._version}; expected version {self._version} instead"
-            )
-        return tensor
+        check_version(self._tensor, self._version)
+        return self._tensor
 
 
 class Kept(Leaf):
@@ -102,12 +98,18 @@ def bits_of(tensor: Tensor, outside: Hooks | None = None) -> Bits | None:
     dtype = tensor.dtype
     if dtype is not torch.bool and not (dtype in DTYPES and (tensor.is_cpu or tensor.is_meta)):
         return None
-    if tensor.requires_grad or not torch.ops.aten.is_non_overlapping_and_dense(tensor):
+    if tensor.requires_grad or not _is_dense(tensor):
         return None
     if not has_data(tensor):
         return _bits_without_data(tensor, outside)
     bits, value = pack_mask(tensor)
     return Bits(tensor, bits, value, outside) if value else None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    # The operator takes five times as long as the method.
+    is_dense = torch.ops.aten.is_non_overlapping_and_dense
+    return tensor.is_contiguous() or bool(is_dense(tensor))
 
 
 def _bits_without_data(tensor: Tensor, outside: Hooks | None) -> Bits | None:
@@ -177,34 +179,46 @@ Source = Leaf | Made
 
 
 class Handle:
-    """A tensor to be recomputed, in its original layout."""
+    """A tensor to be recomputed, in its original layout. Several nodes may share one."""
 
-    __slots__ = ("_device", "_made", "_shape", "_strides")
+    __slots__ = ("_tensor", "made", "shape", "strides")
 
     def __init__(self, made: Made, tensor: Tensor) -> None:
-        self._made = made
-        self._shape, self._strides, self._device = tensor.shape, tensor.stride(), tensor.device
+        self.made, self.shape, self.strides = made, tensor.shape, tensor.stride()
+        self._tensor: Tensor | None = None
 
     def tensor(self) -> Tensor:
-        """The tensor as it was."""
-        with self._plainly():
-            value = self._made.value()
-            if value.shape != self._shape:  # the same elements, reshaped
-                value = value.reshape(self._shape)
-            if value.stride() == self._strides:
-                return value
-            result = torch.empty_strided(
-                self._shape, self._strides, dtype=value.dtype, device=value.device
-            )
-            return result.copy_(value)
+        """The tensor as it was, held while any node that needs it has yet to run."""
+        if self._tensor is not None:
+            return self._tensor
+        if is_grad_enabled() or is_any_autocast_enabled():
+            with self._plainly():
+                return self._laid_out()
+        return self._laid_out()
+
+    def _laid_out(self) -> Tensor:
+        value = self.made.value()
+        if value.shape != self.shape:  # the same elements, reshaped
+            if value.is_contiguous():
+                # Takes half as long as a view does.
+                value = value.as_strided(self.shape, self.strides)
+            else:
+                value = value.reshape(self.shape)
+        if value.stride() == self.strides:
+            self._tensor = value
+            return value
+        result = torch.empty_strided(
+            self.shape, self.strides, dtype=value.dtype, device=value.device
+        )
+        return result.copy_(value)
 
     def affine(self) -> Affine | None:
         """The tensor as scale·x + shift, if that is possible and nobody has computed it yet."""
         with self._plainly():
-            affine = self._made.affine()
-        if affine is None or affine.input.stride() != self._strides:
+            affine = self.made.affine()
+        if affine is None or affine.input.stride() != self.strides:
             return None
-        return affine if affine.input.shape == self._shape else None
+        return affine if affine.input.shape == self.shape else None
 
     def gradient_through(
         self, name: str, parameters: Sequence[float], grad: Tensor
@@ -219,11 +233,11 @@ class Handle:
         """Without gradients, and without autocast: recipes call the kernels of the forward pass
         with the dtypes that these had.
         """
-        device = self._device.type
+        if not (is_grad_enabled() or is_any_autocast_enabled()):
+            return _NOTHING
+        device = self.made.node._input_metadata[0].device.type
         if device == "meta":  # which torch.autocast does not know
             device = "cpu"
-        if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
-            return _NOTHING
         stack = ExitStack()
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device, enabled=False))

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._mode import compiler, is_tracing, is_transformed
+from .._mode import compiler, is_tracing, is_transformed, wants_standard
 from .._modules import ActivationModule
 from .._torch_private import DisableTorchFunctionSubclass
 from ..activation import DTYPES
 from ..functional import FUNCTIONS
 from ..functions import ACTIVATIONS
-from ..gates import gate
+from ..gates import checked_numbers, gate, gate_of
 from ..modules import MODULES
 from ..ops.functions import fast_apply
 
@@ -42,23 +42,10 @@ class Deferred(Tensor):
     """
 
     x: Tensor
+    version: int
     function: str
     parameters: Mapping[str, Any]
-    version: int
-    value: Tensor | None
-
-    @staticmethod
-    def __new__(cls, x: Tensor, function: str, parameters: Mapping[str, float]) -> Deferred:
-        strides = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
-        self = Tensor._make_wrapper_subclass(
-            cls, x.shape, strides=strides, dtype=x.dtype, device=x.device
-        )
-        self.x, self.function, self.parameters = x, function, parameters
-        self.version, self.value = _version(x), None
-        return self
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
+    value: Tensor | None = None
 
     def input(self) -> Tensor:
         """x; raises RuntimeError if it was modified since."""
@@ -74,10 +61,15 @@ class Deferred(Tensor):
 
     def times(self, other: Any) -> Tensor | None:
         """The gate, if that is what the product with the other factor is."""
-        alike = isinstance(other, Tensor) and other.shape == self.x.shape
-        if not alike or type(other) is Deferred or self.value is not None:
+        x = self.x
+        if self.value is not None or not isinstance(other, Tensor) or type(other) is Deferred:
             return None
-        if other.dtype not in DTYPES or other.device != self.x.device:
+        if other.shape != x.shape or other.device != x.device:
+            return None
+        if other.dtype is x.dtype and not (compiler.is_compiling() or wants_standard()):
+            numbers = checked_numbers("mishkit", self.function, None, 0.0, self.parameters, False)
+            return gate_of(self.input(), other, numbers)
+        if other.dtype not in DTYPES:
             return None
         return gate(self.input(), other, self.function, **self.parameters)
 
@@ -102,6 +94,19 @@ class Deferred(Tensor):
         # Autograd has seen this tensor, with the node of `_Waiting`, and is done.
         with torch.no_grad(), DisableTorchFunctionSubclass():
             return func(*_plain(args), **_plain(kwargs or {}))
+
+
+_make_wrapper = Tensor._make_wrapper_subclass
+
+
+def _waiting(x: Tensor, function: str, parameters: Mapping[str, float], version: int) -> Deferred:
+    strides = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
+    result: Deferred = _make_wrapper(
+        Deferred, x.shape, strides=strides, dtype=x.dtype, device=x.device
+    )
+    result.x, result.version = x, version
+    result.function, result.parameters = function, parameters
+    return result
 
 
 def _version(x: Tensor) -> int:
@@ -149,9 +154,10 @@ class _Waiting(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: str, parameters: Mapping[str, float]) -> Tensor:
         # Not as a saved tensor: hooks on these would pack x, and most nodes are dropped at once.
-        ctx.x, ctx.version = x, x._version
+        result = _waiting(x, function, parameters, x._version)
+        ctx.x, ctx.version = x, result.version
         ctx.function, ctx.parameters = function, parameters
-        return Deferred(x, function, parameters)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -176,7 +182,7 @@ def deferred(x: Any, function: str, **parameters: float) -> Tensor:
         return FUNCTIONS[function](x, **parameters)
     if x.requires_grad and torch.is_grad_enabled():
         return _wait(x, function, parameters)
-    return Deferred(x, function, parameters)
+    return _waiting(x, function, parameters, _version(x))
 
 
 # ---- in the place of an activation ---------------------------------------------------------------
