@@ -15,6 +15,9 @@ from .choice import Choice, Meter
 from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
 from .recipes import LEAF, Node, find, recipe
 
+MOST_BASES = 8
+"""Of so many tensors at most that only views are kept of, it is watched whether others need them.
+"""
 MOST_SUMS = 2
 """How many sums in a row may have to be recomputed for one tensor. If each could be made from the
 sum before it, a whole residual network would depend on its first sum.
@@ -45,9 +48,11 @@ def recompute() -> Iterator[None]:
 
     The outputs of normalisations, activations, products, sums, casts, dropouts, concatenations and
     views are dropped if what their node keeps is enough to compute them again. Masks, such as those
-    of dropout, are kept in one bit per element. Nothing else is rerun: no convolution, no matrix
-    product, no random numbers, no statistics. Gradients are bitwise identical. The model is not
-    changed, and the backward pass may run later and outside the context.
+    of dropout, are kept in one bit per element. If the smaller part of a tensor is all that is
+    needed of it, only that part is kept: v, for example, where q and k have been rotated and one
+    linear layer made all three. Nothing else is rerun: no convolution, no matrix product, no random
+    numbers, no statistics. Gradients are bitwise identical. The model is not changed, and the
+    backward pass may run later and outside the context.
 
     The setting is per thread. It does nothing inside `torch.utils.checkpoint`, which must see what
     is saved, and the transforms of `torch.func` refuse to run inside it. Other saved-tensor hooks
@@ -80,6 +85,7 @@ def recompute_some(choice: Choice | None, meter: Meter | None = None) -> Iterato
     packer = _Packer(outside, choice) if meter is None else _Metered(outside, choice, meter)
     with torch.autograd.graph.saved_tensors_hooks(packer.pack, unpack):
         yield
+        packer.end()
 
 
 def is_recomputing() -> bool:
@@ -97,6 +103,41 @@ _PLAIN = frozenset((Tensor, FakeTensor))
 _STRIDED = torch.strided
 
 
+class _Views:
+    """The views that are kept of one base, as long as there may be more.
+
+    To keep a view is to keep all memory of its base. The projections of q, k and v may be one
+    tensor of which v alone is kept, since rotary embeddings make new tensors of q and k.
+    """
+
+    def __init__(self, base: Tensor) -> None:
+        self._base, self._nbytes = weakref.ref(base), base.nbytes
+        self._kept: list[weakref.ref[Kept]] = []
+
+    def add(self, kept: Kept) -> None:
+        """Another view."""
+        self._kept.append(weakref.ref(kept))
+
+    def is_complete(self) -> bool:
+        """Whether nobody else holds the base, or a view of it."""
+        return self._base() is None
+
+    def settle(self, outside: Hooks | None) -> tuple[list[Kept], int]:
+        """Keep copies of the views if they are all that is needed of the base, and the smaller
+        part; then let hooks outside pack what is kept. Returns those copied, and the bytes saved.
+        """
+        views = [kept for reference in self._kept if (kept := reference()) is not None]
+        is_needed = any(kept.base is not None and kept.base.is_needed for kept in views)
+        nbytes = sum(kept.nbytes for kept in views)
+        copies: list[Kept] = []
+        if self.is_complete() and not is_needed and 2 * nbytes <= self._nbytes:
+            copies = [kept for kept in views if kept.copy()]
+        if outside is not None:
+            for kept in views:
+                kept.hand_over(outside)
+        return copies, self._nbytes - nbytes if len(copies) == len(views) else 0
+
+
 class _Packer:
     """Python code that runs between two convolutions finds nothing of its own in the processor's
     caches, so every line here costs a microsecond or more.
@@ -107,6 +148,8 @@ class _Packer:
         self.left = choice.allowance if choice else 0
         self.products = choice is not None and choice.products
         self.last: Handle | None = None
+        self.views: dict[int, _Views] = {}
+        """By the id of the base: views that are kept of bases which may have other uses."""
         self.no_masks: dict[int, weakref.ref[Tensor]] = {}
         """By their ids: tensors that are no masks, as the angles of rotary embeddings, which every
         layer saves. They, and views of them, need no second look.
@@ -114,6 +157,8 @@ class _Packer:
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
+        if self.views:
+            self.settle_complete()
         node, outside = tensor.grad_fn, self.outside
         if node is None:
             if not tensor.requires_grad and tensor.nbytes >= LEAST_MASK:
@@ -132,6 +177,8 @@ class _Packer:
             return self.handle(source, tensor)
         kept = Kept(tensor, outside)
         _note(node, number, kept)
+        if self.views and id(tensor) in self.views:  # the base itself is kept, too
+            self.settle(id(tensor))
         return kept
 
     def handle(self, made: Made, tensor: Tensor) -> Handle:
@@ -174,13 +221,40 @@ class _Packer:
             and self.drops(source, base)
         ):
             return self.handle(view, tensor)
-        kept = Kept(tensor, outside)
+        kept = Kept(tensor, None)  # hooks outside get it as soon as it is known what to keep
         if outside is not None:
             _note(tensor.grad_fn, tensor.output_nr, kept)
         elif type(source) is not Kept:
             kept.base = Kept(base)
             _note(node, base.output_nr, kept.base)
+        is_first = type(source) is not Kept
+        if tensor.nbytes + LEAST_BYTES <= base.nbytes and (is_first or id(base) in self.views):
+            self.wait(kept, base)
+        elif outside is not None:
+            kept.hand_over(outside)
         return kept
+
+    def wait(self, kept: Kept, base: Tensor) -> None:
+        """Decide how to keep a view when it is known what else is kept of its base."""
+        if id(base) not in self.views:
+            if len(self.views) == MOST_BASES:
+                self.settle(next(iter(self.views)))
+            self.views[id(base)] = _Views(base)
+        self.views[id(base)].add(kept)
+
+    def settle(self, base: int) -> None:
+        """Decide for the views of the base with this id."""
+        self.views.pop(base).settle(self.outside)
+
+    def settle_complete(self) -> None:
+        """Decide for the views of bases that nobody else holds any more."""
+        for base in [base for base, views in self.views.items() if views.is_complete()]:
+            self.settle(base)
+
+    def end(self) -> None:
+        """Decide for all views: the forward pass is over."""
+        for base in list(self.views):
+            self.settle(base)
 
     def view_of(self, source: Made, tensor: Tensor, base: Tensor) -> Made | None:
         """What makes a view, given what makes its base."""
@@ -210,6 +284,8 @@ class _Metered(_Packer):
         super().__init__(outside, choice)
         self.meter = meter
         self.products = self.products or meter.products
+        self.numbers: dict[Kept, int] = {}
+        """The numbers of views of which it is not decided yet how they are kept."""
 
     def pack(self, tensor: Tensor) -> Leaf | Bits | Handle:
         """What a node keeps in place of a tensor."""
@@ -220,6 +296,16 @@ class _Metered(_Packer):
             self.meter.spared[self.meter.count] = tensor.nbytes - packed.nbytes
         self.meter.count += 1
         return packed
+
+    def wait(self, kept: Kept, base: Tensor) -> None:
+        """Decide how to keep a view when it is known what else is kept of its base."""
+        self.numbers[kept] = self.meter.count
+        super().wait(kept, base)
+
+    def settle(self, base: int) -> None:
+        """Decide for the views of the base with this id."""
+        copies, saved = self.views.pop(base).settle(self.outside)
+        self.meter.spared.update((self.numbers[kept], saved) for kept in copies)
 
     def drops(self, made: Made, tensor: Tensor) -> bool:
         """Whether to drop this tensor."""
@@ -257,6 +343,8 @@ def _source(node: Node | None, number: int, with_products: bool) -> Source | Non
         source = _source(before, output, with_products)
         if source is None:
             return None
+        if type(source) is Kept:
+            source.is_needed = True
         inputs.append(source)
     needed: list[Source] = [*inputs]
     # The tensors that this node itself keeps may have to be recomputed, too.

@@ -49,20 +49,60 @@ class Leaf:
 class Kept(Leaf):
     """A tensor that is kept, packed by the hooks that were active outside."""
 
-    __slots__ = ("_outside", "base")
+    __slots__ = ("_layout", "_outside", "base", "is_needed")
 
     def __init__(self, tensor: Tensor, outside: Hooks | None = None) -> None:
         self._version, self._outside = tensor._version, outside
         # Detach: an output saved by its own node would otherwise never be freed.
         self._tensor = tensor.detach() if outside is None else outside[0](tensor)
+        self._layout: tuple[tuple[int, ...], int] | None = None
+        """The strides and the offset of the tensor, if a copy is kept."""
         self.base: Kept | None = None
         """The base of this view, if keeping the view also keeps the base."""
+        self.is_needed = False
+        """Whether something else may be recomputed from this."""
 
     def value(self) -> Tensor:
         """The tensor; raises RuntimeError if it was modified in place."""
-        if self._outside is not None:
-            return self._outside[1](self._tensor)
-        return super().value()
+        outside = self._outside
+        tensor: Tensor = super().value() if outside is None else outside[1](self._tensor)
+        return tensor if self._layout is None else self._laid_out(tensor, *self._layout)
+
+    def _laid_out(self, copy: Tensor, strides: tuple[int, ...], offset: int) -> Tensor:
+        # A matrix product may round otherwise where rows are elsewhere in memory.
+        last = sum((size - 1) * stride for size, stride in zip(copy.shape, strides, strict=True))
+        memory = copy.new_empty(offset + last + 1)
+        return memory.as_strided(copy.shape, strides, offset).copy_(copy)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor, as long as no hooks outside have it."""
+        return self._tensor.nbytes
+
+    def copy(self) -> bool:
+        """Keep a copy of this view from now on, without its base. False if that can't be done."""
+        tensor = self._tensor
+        if tensor._version != self._version or not _are_apart(tensor):
+            return False
+        self._layout, self.base = (tensor.stride(), int(tensor.storage_offset())), None
+        self._tensor = tensor.clone()
+        self._version = self._tensor._version
+        return True
+
+    def hand_over(self, outside: Hooks) -> None:
+        """Have hooks outside pack what is kept."""
+        self._tensor, self._outside = outside[0](self._tensor), outside
+
+
+def _are_apart(tensor: Tensor) -> bool:
+    """Whether no two elements share memory, as those of expanded tensors do."""
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < extent:
+                return False
+            extent += (size - 1) * stride
+    return True
 
 
 class Bits:
