@@ -101,6 +101,7 @@ def _hooks_outside() -> Hooks | None:
 
 _PLAIN = frozenset((Tensor, FakeTensor))
 _STRIDED = torch.strided
+_TRANSPOSES = frozenset(("TBackward0", "TransposeBackward0", "PermuteBackward0"))
 
 
 class _Views:
@@ -211,7 +212,7 @@ class _Packer:
             if outside is not None:
                 return Kept(tensor, outside)
             # Detached, in case it is an output of the node that saves it, which no transpose is.
-            is_transpose = tensor.grad_fn.name() == "TBackward0"  # type: ignore[union-attr]
+            is_transpose = tensor.grad_fn.name() in _TRANSPOSES  # type: ignore[union-attr]
             return Leaf(tensor if is_transpose else tensor.detach())
         source = _source(node, base.output_nr, self.products)
         if (
