@@ -123,7 +123,8 @@ def test_what_is_kept_is_counted() -> None:
     assert totals == [(5 + 1) * x.nbytes + logsumexp, (3 + 1) * x.nbytes + logsumexp]
 
 
-def test_a_view_that_was_overwritten_is_refused() -> None:
+@pytest.mark.parametrize("outside", [nullcontext, save_on_cpu], ids=["alone", "save_on_cpu"])
+def test_a_view_that_was_overwritten_is_refused(outside: Callable[[], Any]) -> None:
     def overwritten(qkv: Tensor) -> Tensor:
         part = qkv[..., :WIDTH]
         y = part.sin()
@@ -131,7 +132,7 @@ def test_a_view_that_was_overwritten_is_refused() -> None:
         return y
 
     with network_of(overwritten) as (network, x):
-        with recompute():
+        with outside(), recompute():
             y = network(x)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             gradients(network, x, y)

@@ -14,6 +14,7 @@ from .._torch_private import FakeTensor, top_saved_tensor_hooks
 from .choice import Choice, Meter
 from .handles import Bits, Handle, Hooks, Kept, Leaf, Made, Source, bits_of, unpack
 from .recipes import LEAF, Node, find, recipe
+from .views import Views
 
 MOST_BASES = 8
 """Of so many tensors at most that only views are kept of, it is watched whether others need them.
@@ -104,41 +105,6 @@ _STRIDED = torch.strided
 _TRANSPOSES = frozenset(("TBackward0", "TransposeBackward0", "PermuteBackward0"))
 
 
-class _Views:
-    """The views that are kept of one base, as long as there may be more.
-
-    To keep a view is to keep all memory of its base. The projections of q, k and v may be one
-    tensor of which v alone is kept, since rotary embeddings make new tensors of q and k.
-    """
-
-    def __init__(self, base: Tensor) -> None:
-        self._base, self._nbytes = weakref.ref(base), base.nbytes
-        self._kept: list[weakref.ref[Kept]] = []
-
-    def add(self, kept: Kept) -> None:
-        """Another view."""
-        self._kept.append(weakref.ref(kept))
-
-    def is_complete(self) -> bool:
-        """Whether nobody else holds the base, or a view of it."""
-        return self._base() is None
-
-    def settle(self, outside: Hooks | None) -> tuple[list[Kept], int]:
-        """Keep copies of the views if they are all that is needed of the base, and the smaller
-        part; then let hooks outside pack what is kept. Returns those copied, and the bytes saved.
-        """
-        views = [kept for reference in self._kept if (kept := reference()) is not None]
-        is_needed = any(kept.base is not None and kept.base.is_needed for kept in views)
-        nbytes = sum(kept.nbytes for kept in views)
-        copies: list[Kept] = []
-        if self.is_complete() and not is_needed and 2 * nbytes <= self._nbytes:
-            copies = [kept for kept in views if kept.copy()]
-        if outside is not None:
-            for kept in views:
-                kept.hand_over(outside)
-        return copies, self._nbytes - nbytes if len(copies) == len(views) else 0
-
-
 class _Packer:
     """Python code that runs between two convolutions finds nothing of its own in the processor's
     caches, so every line here costs a microsecond or more.
@@ -149,7 +115,7 @@ class _Packer:
         self.left = choice.allowance if choice else 0
         self.products = choice is not None and choice.products
         self.last: Handle | None = None
-        self.views: dict[int, _Views] = {}
+        self.views: dict[int, Views] = {}
         """By the id of the base: views that are kept of bases which may have other uses."""
         self.no_masks: dict[int, weakref.ref[Tensor]] = {}
         """By their ids: tensors that are no masks, as the angles of rotary embeddings, which every
@@ -240,7 +206,7 @@ class _Packer:
         if id(base) not in self.views:
             if len(self.views) == MOST_BASES:
                 self.settle(next(iter(self.views)))
-            self.views[id(base)] = _Views(base)
+            self.views[id(base)] = Views(base)
         self.views[id(base)].add(kept)
 
     def settle(self, base: int) -> None:

@@ -90,8 +90,9 @@ class Kept(Leaf):
         return True
 
     def hand_over(self, outside: Hooks) -> None:
-        """Have hooks outside pack what is kept."""
-        self._tensor, self._outside = outside[0](self._tensor), outside
+        """Have hooks outside pack what is kept, unless it has been overwritten: see `value`."""
+        if self._tensor._version == self._version:
+            self._tensor, self._outside = outside[0](self._tensor), outside
 
 
 def _are_apart(tensor: Tensor) -> bool:
