@@ -5,7 +5,8 @@
 1. No circle of imports, those within functions included.
 2. Data flows one way: `functional → ops → backends → functions`. `recompute`, `surgery` and `lab`
    may use the public API and the second layer (`SECOND_LAYER`), and nothing in the core imports
-   them; within `lab` no folder imports one that comes later in `LAB`.
+   them; within `lab` no folder imports one that comes later in `LAB`. The command line,
+   `mishkit_cli`, may use all of them.
 3. `lab` holds folders and at most `MOST_FILES_IN_LAB` files.
 4. No function has more than `MOST_LINES` lines, its docstring not counted.
 5. Names of torch that are not public stand in `PRIVATE` alone.
@@ -54,7 +55,8 @@ HELPERS = (
     "_torch_private",
     "_torchvision",
 )
-BESIDE = ("recompute", "surgery", "lab", "cli")
+CLI = "mishkit_cli"
+BESIDE = ("recompute", "surgery", "lab", CLI)
 ENTRANCES = ("_lazy", "__main__", "_program", "integrations")
 """They lead into the laboratory, the command line and surgery, and run other programs."""
 LAB = ("common", "code", "bench", "accuracy", "calculus", "study")
@@ -63,6 +65,8 @@ MOST_LINES = 90
 PRIVATE = ("mishkit._torch_private", "mishkit.lab.code.inductor")
 """The second feigns a GPU for torch's compiler, and is made of that compiler's own parts."""
 PRIVATE_NAME = re.compile(r"torch(\.\w+)*\.(_(?!_)\w+)")
+
+PACKAGES = ("mishkit", CLI)
 
 Graph = dict[str, set[str]]
 
@@ -119,11 +123,17 @@ def circles(graph: Graph) -> Iterator[str]:
 def against_the_flow(graph: Graph) -> Iterator[str]:
     """Imports that go the wrong way."""
     for name, targets in graph.items():
-        parts = name.split(".")[1:]
+        source = _place(name)
         for target in targets:
-            to = target.split(".")[1:]
-            if parts and to and not _may_import(parts, to):
+            to = _place(target)
+            if source and to and not _may_import(source, to):
                 yield f"{name} must not import {target}"
+
+
+def _place(name: str) -> list[str]:
+    """Where a module is: the parts of its name, without the package `mishkit`."""
+    parts = name.split(".")
+    return parts[1:] if parts[0] == "mishkit" else parts
 
 
 def _may_import(source: list[str], target: list[str]) -> bool:
@@ -131,7 +141,7 @@ def _may_import(source: list[str], target: list[str]) -> bool:
     if room == other == "lab":
         places = [LAB.index(p[1]) if len(p) > 1 and p[1] in LAB else None for p in (source, target)]
         return None in places or places[0] >= places[1]  # type: ignore[operator]
-    if room == other or room == "cli":
+    if room in (other, CLI):
         return True
     if room in CORE:
         return other not in BESIDE and (other not in CORE or CORE.index(room) < CORE.index(other))
@@ -181,7 +191,7 @@ def missing_names(files: dict[str, Path]) -> Iterator[str]:
         for node in ast.walk(parsed(path)):
             for target in _targets(node, ""):
                 module, _, name = target.rpartition(".")
-                if not f"{target}.".startswith("mishkit.") or target in files:
+                if target.partition(".")[0] not in PACKAGES or target in files:
                     continue
                 if module not in files or not bound[module] & {name, "__getattr__", "*"}:
                     where = f"{path.relative_to(ROOT)}:{node.lineno}"  # type: ignore[attr-defined]

@@ -152,7 +152,7 @@ def commands_page() -> str:
     """The command line, in its own words."""
     import typer
 
-    from mishkit.cli import app
+    from mishkit_cli import app
 
     group = typer.main.get_command(app)
     context = group.make_context("mishkit", [], resilient_parsing=True)

@@ -1,6 +1,6 @@
 """`python -m mishkit`."""
 
-from .cli import main
+from mishkit_cli import main
 
 if __name__ == "__main__":
     main()

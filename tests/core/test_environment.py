@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mishkit import _environment
 from mishkit._environment import as_text, cpu_name, environment, slug
 from mishkit.backends import cpu
-from mishkit.cli import app
+from mishkit_cli import app
 
 KEYS = (
     *("mishkit", "torch", "triton", "python", "system", "machine", "cpu", "cores", "threads"),
@@ -44,11 +44,11 @@ def test_missing_kernels_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_works_without_the_packages_of_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import mishkit.cli
+    import mishkit_cli
 
     monkeypatch.setitem(sys.modules, "typer", None)
-    namespace: dict[str, Any] = {"__name__": "mishkit.cli", "__package__": "mishkit.cli"}
-    source = mishkit.cli.__file__
+    namespace: dict[str, Any] = {"__name__": "mishkit_cli", "__package__": "mishkit_cli"}
+    source = mishkit_cli.__file__
     assert source is not None
     with open(source) as file:
         exec(compile(file.read(), source, "exec"), namespace)

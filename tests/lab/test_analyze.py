@@ -31,7 +31,6 @@ from typer.testing import CliRunner
 import mishkit
 from mishkit.backends import cpu
 from mishkit.bodies import BODIES
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
 from mishkit.lab.calculus import cost
@@ -40,6 +39,7 @@ from mishkit.lab.calculus.analyze import analyze_named, curve_of
 from mishkit.lab.calculus.curve import Curve, parse
 from mishkit.lab.code import machine as _machine_code
 from mishkit.lab.common.named import Named, find, options
+from mishkit_cli import app
 
 # A kink, a bend, a jump of the second derivative, and an analysis that takes seconds each.
 SOME = ("relu", "relu2", "elu", "softplus", "mish", "h_mish", "linear_swish", "aptx")

@@ -13,7 +13,6 @@ import torch
 from common import ROOT, shared
 from typer.testing import CliRunner
 
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import Interrupted, LabError
 from mishkit.lab.bench import cases as _bench_cases
@@ -25,6 +24,7 @@ from mishkit.lab.bench.results import Key, Results, add_to, read_csv, write_csv
 from mishkit.lab.bench.settings import Settings, parse_numbers
 from mishkit.lab.common.formats import size_name
 from mishkit.lab.common.timing import Call, Timing, round_robin
+from mishkit_cli import app
 
 TINY = 64
 

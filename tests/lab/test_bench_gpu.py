@@ -15,7 +15,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import Interrupted
 from mishkit.lab.bench import command, gpu_device
@@ -33,6 +32,7 @@ from mishkit.lab.code.roofline import H100
 from mishkit.lab.common import gpu_timing as _gpu_timing
 from mishkit.lab.common.gpu_timing import Stopwatch
 from mishkit.lab.common.timing import Call, Timing
+from mishkit_cli import app
 
 GPU = Device("Testing GPU", "sm_90", 50 << 20, "CUDA 13.0")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mishkit.cli import app
 from mishkit.lab import LabError
 from mishkit.lab.bench import neuron as _bench_neuron
 from mishkit.lab.bench.neuron import (
@@ -27,6 +26,7 @@ from mishkit.lab.bench.neuron import (
 )
 from mishkit.lab.bench.results import Results
 from mishkit.lab.common.timing import Timing
+from mishkit_cli import app
 
 QUICK_ONES = (OURS, PLAIN, LINEAR)
 

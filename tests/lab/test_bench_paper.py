@@ -11,13 +11,13 @@ from common import TRITON
 from typer.testing import CliRunner
 
 from mishkit.bodies import BODIES
-from mishkit.cli import app
 from mishkit.lab import Interrupted, LabError
 from mishkit.lab.bench.settings import Settings
 from mishkit.lab.code import paper as _paper
 from mishkit.lab.code.gpu import ALU, FMA, ISSUE, TARGETS, Access, Code, Job
 from mishkit.lab.code.paper import TORCHS, Kernel
 from mishkit.lab.code.roofline import A100, GPUS, H100
+from mishkit_cli import app
 
 pytestmark = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 

@@ -24,7 +24,6 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import mishkit as mk
-from mishkit import cli
 from mishkit.lab import LabError
 from mishkit.lab.common import contenders
 from mishkit.lab.study import (
@@ -42,6 +41,7 @@ from mishkit.lab.study import (
 from mishkit.lab.study.comparison import Comparison, choose
 from mishkit.lab.study.settings import Settings, Trial
 from mishkit.lab.study.trial import Watcher
+from mishkit_cli import app
 
 TINY = Settings(
     activations=("torch_relu_inplace", "torch_mish", "mish"),
@@ -789,7 +789,7 @@ def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path: Path):
 
 
 def test_the_command_line_says_what_is_wrong_in_one_line():
-    done = CliRunner().invoke(cli.app, ["compare", "-a", "mush"])
+    done = CliRunner().invoke(app, ["compare", "-a", "mush"])
     assert done.exit_code == 1 and done.stdout == ""
     assert done.stderr.startswith("mishkit: unknown activation 'mush'")
     assert done.stderr.count("\n") == 1
@@ -807,11 +807,36 @@ def test_the_command_line_without_its_packages(tmp_path: Path):
     assert "lightning-fabric" in done.stderr and "mishkit[" not in done.stderr
 
 
+def test_options_set_the_fields_of_the_settings(monkeypatch: pytest.MonkeyPatch):
+    chosen: list[Settings] = []
+    monkeypatch.setattr(compare, "main", lambda settings, command: chosen.append(settings))
+    options = (
+        "-a relu -a mish --data digits --model net.py:build --option width=3 --option depth=4 "
+        "--data-root there --download --image-size 8 --train-samples 90 --test-samples 20 "
+        "--channels 4 --epochs 1 --seeds 3 --seed 7 --batch-size 32 --lr 1e-2,1e-3 "
+        "--tuning-seeds 1 --target 0.5 --baseline mish --threads 2 --workers 3 --ray local "
+        "--precision bf16-mixed --accelerator cpu --devices 2 --strategy ddp -o here --fresh"
+    )
+    for arguments in ([], options.split()):
+        assert CliRunner().invoke(app, ["compare", *arguments]).exit_code == 0
+    given = {
+        "activations": ("relu", "mish"), "data": ("digits",), "model": "net.py:build",
+        "options": ("width=3", "depth=4"), "data_root": Path("there"), "download": True,
+        "image_size": 8, "train_samples": 90, "test_samples": 20, "channels": 4, "epochs": 1,
+        "seeds": 3, "first_seed": 7, "batch_size": 32, "lr": (1e-2, 1e-3), "tuning_seeds": 1,
+        "target": (0.5,), "baseline": "mish", "threads": 2, "workers": 3, "ray": "local",
+        "precision": "bf16-mixed", "accelerator": "cpu", "devices": "2", "strategy": "ddp",
+        "output": Path("here"), "fresh": True,
+    }  # fmt: skip
+    assert set(given) == {field.name for field in dataclasses.fields(Settings)}
+    assert chosen == [Settings(), Settings(**given)]
+
+
 def test_version_and_help():
     from mishkit import __version__
 
-    assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"mishkit {__version__}\n"
-    shown = CliRunner().invoke(cli.app, ["--help"])
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"mishkit {__version__}\n"
+    shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0 and "compare" in shown.stdout
 
 

@@ -17,13 +17,13 @@ from common import DEFAULTS, KERNELS, Case, every_function, mostly_slow
 from typer.testing import CliRunner
 
 from mishkit.backends import cpu
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import Interrupted, LabError
 from mishkit.lab.accuracy import exhaustive
 from mishkit.lab.accuracy import sampled as accuracy
 from mishkit.lab.accuracy.exhaustive import ALL_ROWS, DF_ROWS, ROWS, Block, Rows, Settings
 from mishkit.lab.accuracy.references import Reference
+from mishkit_cli import app
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
 

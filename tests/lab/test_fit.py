@@ -12,7 +12,6 @@ import pytest
 from common import mostly_slow
 from typer.testing import CliRunner
 
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
 from mishkit.lab.calculus.fit import (
@@ -25,6 +24,7 @@ from mishkit.lab.calculus.fit import (
     parse_measure,
 )
 from mishkit.lab.common.named import find
+from mishkit_cli import app
 
 
 @functools.cache

@@ -22,7 +22,6 @@ from common import ROOT, mostly_slow
 from typer.testing import CliRunner
 
 from mishkit.backends import cpu
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
 from mishkit.lab.bench import published_cpu as _published_cpu
@@ -30,6 +29,7 @@ from mishkit.lab.bench import published_gpu as _published
 from mishkit.lab.bench.settings import Settings as BenchSettings
 from mishkit.lab.common.memory import page_faults
 from mishkit.lab.common.timing import PROCESSOR, Call, round_robin
+from mishkit_cli import app
 
 BENCHMARKS = ROOT / "benchmarks"
 FACTS = {"cpu": "Zen", "cores": "2", "isa": "avx2", "load": "0.1", "minutes": "9", "date": "today"}

@@ -12,11 +12,11 @@ from common import DEFAULTS, ROOT, Case, every_function
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from mishkit.cli import app
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
 from mishkit.lab.calculus import drawing, gallery
 from mishkit.lab.common.named import find
+from mishkit_cli import app
 
 DOCS = ROOT / "docs"
 

@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 
 import mishkit
 from mishkit import _missing
-from mishkit.cli import app
 from mishkit.lab import LabError, surgery
 from mishkit.lab.accuracy import exhaustive
 from mishkit.lab.accuracy import sampled as accuracy
@@ -33,6 +32,7 @@ from mishkit.lab.common import files as _files
 from mishkit.lab.common.bars import table
 from mishkit.lab.common.errors import told
 from mishkit.lab.study import compare, report
+from mishkit_cli import app
 
 NET = """
 import sys

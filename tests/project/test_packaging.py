@@ -135,7 +135,8 @@ def test_the_wheel_has_everything(built: Path) -> None:
     assert re.fullmatch(r"mishkit-[\w.]+-py3-none-(linux|macosx)_\w+\.whl", path.name)
     sources = {
         str(path.relative_to(ROOT / "src"))
-        for path in (ROOT / "src" / "mishkit").rglob("*")
+        for package in ("mishkit", "mishkit_cli")
+        for path in (ROOT / "src" / package).rglob("*")
         if path.suffix in (".py", ".pyi", ".j2") or path.name == "py.typed"
     }
     inside = {name for name in names(built) if ".dist-info/" not in name}
@@ -219,9 +220,11 @@ def test_the_command_without_the_lab(bare: Path) -> None:
     said = python(
         """
         import sys, warnings
+        from importlib.metadata import entry_points
         sys.modules["typer"] = None  # what import sees where a package is missing
         warnings.simplefilter("ignore")
-        from mishkit.cli import main
+        (script,) = entry_points(group="console_scripts", name="mishkit")
+        main = script.load()
         try:
             main()
         except SystemExit as stop:

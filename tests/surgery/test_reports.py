@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import mishkit as mk
 from mishkit._repeats import merged, repeats
-from mishkit.cli import app
 from mishkit.surgery.replacements import Replacement, Replacements
 from mishkit.surgery.report import MOST, Report
+from mishkit_cli import app
 
 MANY = 256
 """Rows of an input that make tensors large enough to be recomputed."""

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from mishkit.cli import app
 from mishkit.lab import LabError, surgery
 from mishkit.lab.common.models import load
 from mishkit.lab.surgery import Settings, effect
+from mishkit_cli import app
 
 BUILD = """
 import torch

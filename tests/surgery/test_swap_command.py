@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mishkit.cli import app
+from mishkit_cli import app
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")

@@ -14,11 +14,16 @@ from .. import LabError
 _LENGTH = 400
 """How many characters of an error are shown; some errors list hundreds of names."""
 _PACKAGES = ("site-packages", "dist-packages")
+_MISHKIT = Path(__file__).parents[2]
 _NOT_THE_USERS = tuple(
     os.path.join(os.path.realpath(folder), "")
-    for folder in (str(Path(__file__).parents[2]), sysconfig.get_paths()["stdlib"])
+    for folder in (
+        _MISHKIT,
+        _MISHKIT.with_name("mishkit_cli"),
+        sysconfig.get_paths()["stdlib"],
+    )
 )
-"""The folders of mishkit and of Python's standard library."""
+"""The folders of mishkit, its command line and Python's standard library."""
 
 
 @contextmanager

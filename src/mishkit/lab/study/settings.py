@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -88,40 +88,12 @@ def code_of(model: str) -> str:
         raise LabError(f"{place} can't be read: {error.strerror}") from None
 
 
-DATA_ROOT = Path("data")
-OUTPUT = Path("mishkit-compare")
 SHARED = tuple(
     f.name
     for f in dataclasses.fields(Trial)
     if f.name not in ("phase", "data", "model", "activation", "lr", "seed", "devices")
 )
 """The fields that all trials of a comparison share."""
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    names: tuple[str, ...] = (),
-    min: float | None = None,
-    max: float | None = None,
-    shown: str | None = None,
-    text: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-) -> Any:
-    """A field that is also a command-line option.
-
-    Parameters
-    ----------
-    names : tuple of str
-        the option's names; by default the name of the field
-    shown : str, optional
-        the default in words, if its value would not be clear
-    text, parse
-        for an option whose text is converted to the field: its default text, and the parser
-    """
-    metadata = {"help": help, "names": names, "min": min, "max": max, "shown": shown}
-    return field(default=default, metadata={**metadata, "text": text, "parse": parse})
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -134,103 +106,35 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compare, and how."""
+    """What to compare, and how. `mishkit compare --help` describes each field."""
 
-    activations: tuple[str, ...] = option(
-        contenders.DEFAULT,
-        "An activation to compare; repeat the option for more. A name, or anything importable "
-        "(torch.nn.GELU, package.module:function). An unknown name lists the names.",
-        names=("--activation", "-a"),
-        shown="ReLU in place, Mish by hand, torch's Mish, and mishkit's Mish, Mish in place and "
-        "HMish",
-    )
-    data: tuple[str, ...] = option(
-        ("mnist",),
-        "A data set; repeat the option for more. Images: mnist, digits, fashion-mnist, folder:PATH "
-        "(one subfolder for each class), torchvision:CLASS. Tables: sklearn:NAME, mlbench:NAME. "
-        "Sentences: vader:NAME.",
-        shown="mnist",
-    )
-    model: str = option(
-        "auto",
-        "The network: auto (seven convolutions for images, an MLP for tables, a transformer for "
-        "sentences), timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION.",
-    )
-    options: tuple[str, ...] = option(
-        (),
-        "KEY=VALUE, an argument of the function that builds the model; repeat the option for more.",
-        names=("--option",),
-    )
-    data_root: Path = option(  # noqa: RUF009
-        DATA_ROOT, "The folder with the data of torchvision, mlbench and vader."
-    )
-    download: bool = option(False, "Let torchvision download its data.")
-    image_size: int | None = option(None, "Resize images to squares of this many pixels.", min=4)
-    train_samples: int | None = option(None, "Train with this many samples.", min=2, shown="all")
-    test_samples: int | None = option(None, "Test with this many samples.", min=1, shown="all")
-    channels: int = option(
-        16,
-        "Channels of each layer of the built-in networks; an eighth of the MLP's units, a quarter "
-        "of the transformer's width.",
-        min=1,
-    )
-    epochs: int = option(5, "Passes over the training data.", min=1)
-    seeds: int = option(
-        5, "How often each activation is trained in the end, with one seed each.", min=1
-    )
-    first_seed: int = option(
-        0,
-        "The first seed. It also decides which samples are for training and which for testing.",
-        names=("--seed",),
-        min=0,
-    )
-    batch_size: int = option(64, "Samples in each step, over all devices.", min=1)
-    lr: tuple[float, ...] = option(
-        (5e-3, 1e-2, 2e-2, 4e-2),
-        "Learning rates, separated by commas: the highest of AdamW's schedule. If there are "
-        "several, each activation gets the rate that is best for it on part of the training data.",
-        text="5e-3,1e-2,2e-2,4e-2",
-        parse=parse_rates,
-    )
-    tuning_seeds: int = option(
-        2,
-        "How often each activation is trained with each learning rate, to find the best rate.",
-        min=1,
-    )
-    target: tuple[float, ...] = option(
-        (),
-        "The test accuracy to reach, 0 to 1; once for all, or once for each --data.",
-        min=0,
-        max=1,
-        shown="a point below the baseline",
-    )
-    baseline: str | None = option(
-        None,
-        "The activation that the others are compared with.",
-        shown="the first ReLU, or the first",
-    )
-    threads: int | None = option(
-        None, "Threads of PyTorch in each trial.", min=1, shown="PyTorch's choice"
-    )
-    workers: int | None = option(
-        None,
-        "How many trials run at the same time, each in its own process. Times get longer.",
-        min=1,
-        shown="1",
-    )
-    ray: str | None = option(
-        None, "Run the trials on the Ray cluster at this address; local starts one here."
-    )
-    precision: str = option("32-true", "Lightning Fabric's precision, for instance bf16-mixed.")
-    accelerator: str = option("auto", "Lightning Fabric's accelerator: cpu, cuda, mps, auto.")
-    devices: str = option("1", "Lightning Fabric's devices: how many, or which.")
-    strategy: str = option("auto", "Lightning Fabric's strategy: ddp, fsdp, auto.")
-    output: Path = option(  # noqa: RUF009
-        OUTPUT,
-        "The folder that the report and its tables are written to.",
-        names=("--output", "-o"),
-    )
-    fresh: bool = option(False, "Start again, and forget the trials in the folder.")
+    activations: tuple[str, ...] = contenders.DEFAULT
+    data: tuple[str, ...] = ("mnist",)
+    model: str = "auto"
+    options: tuple[str, ...] = ()
+    data_root: Path = Path("data")
+    download: bool = False
+    image_size: int | None = None
+    train_samples: int | None = None
+    test_samples: int | None = None
+    channels: int = 16
+    epochs: int = 5
+    seeds: int = 5
+    first_seed: int = 0
+    batch_size: int = 64
+    lr: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 4e-2)
+    tuning_seeds: int = 2
+    target: tuple[float, ...] = ()
+    baseline: str | None = None
+    threads: int | None = None
+    workers: int | None = None
+    ray: str | None = None
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: str = "1"
+    strategy: str = "auto"
+    output: Path = Path("mishkit-compare")
+    fresh: bool = False
 
     @cached_property
     def contenders(self) -> list[Contender]:

@@ -8,16 +8,19 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_path
 from shutil import get_terminal_size
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from mishkit._missing import install
-
 TRACEBACK = "--traceback"
 RUN = "run"
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as in `mishkit.lab`, which may not have been imported yet."""
 ROOM_FOR_BOXES = 80
 CLI_PACKAGES = frozenset(("rich", "typer"))
 LAB_PACKAGES = frozenset(
@@ -63,23 +66,23 @@ def one_line_errors(*, whole: bool = False) -> Iterator[None]:
 
     With `whole`, the traceback is printed first.
     """
-    from mishkit.lab import INTERRUPTED, LabError
-
     try:
         yield
     except KeyboardInterrupt as error:
         caught: BaseException = error
         message, status, for_all = "interrupted", INTERRUPTED, True
-    except LabError as error:
-        caught = error
-        message, status, for_all = str(error), error.status, False
     except BrokenPipeError:  # the reader of the output has closed it
         raise
     except Exception as error:
         if hasattr(error, "exit_code"):  # one of Typer's own: an exit, or a usage error
             raise
+        from mishkit.lab import LabError
+
         caught = error
-        message, status, for_all = _described(error), 1, True
+        if isinstance(error, LabError):
+            message, status, for_all = str(error), error.status, False
+        else:
+            message, status, for_all = _described(error), 1, True
     else:
         return
     # If several processes meet the same error, only one reports it.
@@ -95,6 +98,8 @@ def _described(error: Exception) -> str:
         missing = error.name or ""
         package = missing.partition(".")[0]
         if package in CLI_PACKAGES | LAB_PACKAGES:
+            from mishkit._missing import install
+
             extra = "cli" if package in CLI_PACKAGES else "lab"
             return f"{missing} is not installed: {install(missing, extra)}"
     from mishkit.lab.common.errors import told
@@ -125,10 +130,16 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from mishkit import __version__
-
-        typer.echo(f"mishkit {__version__}")
+        typer.echo(f"mishkit {_version()}")
         raise typer.Exit
+
+
+def _version() -> str:
+    """`mishkit.__version__`, without importing mishkit."""
+    package = find_spec("mishkit")
+    assert package is not None and package.origin is not None
+    version: str = run_path(str(Path(package.origin).with_name("_version.py")))["__version__"]
+    return version
 
 
 @app.callback()

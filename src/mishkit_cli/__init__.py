@@ -1,11 +1,13 @@
-"""The command line: thin commands that each call their part of the laboratory."""
+"""The command line: thin commands that each call their part of the laboratory.
+
+It stands beside the package `mishkit`, whose import brings torch and takes seconds. A command
+imports mishkit only when it runs, so that help, the version and shell completion come at once.
+"""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-
-from mishkit._missing import install
 
 try:
     import typer  # noqa: F401
@@ -18,6 +20,8 @@ except ModuleNotFoundError:
 
             print_environment(as_json="--json" in sys.argv[2:])
             return
+        from mishkit._missing import install
+
         sys.exit(f"mishkit: the command line needs more packages: {install('typer', 'cli')}")
 
 else:
