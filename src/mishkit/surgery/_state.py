@@ -56,7 +56,7 @@ def arguments_of(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
+def undisturbed(model: nn.Module, *inputs: Any) -> Iterator[None]:
     """Undo at exit whatever running the model changes in it or in its inputs.
 
     Restored are the values of parameters, buffers and other tensors that the modules hold, which
@@ -64,7 +64,7 @@ def undisturbed(model: nn.Module, *given: Any) -> Iterator[None]:
     torch, Python and numpy. The contents of threads, trainers and loggers do not count as state of
     the model.
     """
-    held = _Held(model, given)
+    held = _Held(model, inputs)
     with torch.random.fork_rng(devices=held.devices), random_numbers_kept(), held.copies:
         try:
             yield
@@ -93,7 +93,7 @@ class _Copies(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.watched: dict[Storage, list[Tensor]] = {}
-        self.made: list[tuple[Tensor, Tensor]] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []
         """Pairs of a tensor and a copy of its values."""
 
     def watch(self, tensor: Tensor) -> None:
@@ -102,7 +102,7 @@ class _Copies(TorchDispatchMode):
 
     def copy(self, tensors: list[Tensor]) -> None:
         """Copy these tensors now."""
-        self.made += [(tensor, tensor.clone()) for tensor in tensors]
+        self.pairs += [(tensor, tensor.clone()) for tensor in tensors]
 
     def stop(self) -> None:
         """Stop watching."""
@@ -126,12 +126,12 @@ class _Copies(TorchDispatchMode):
 class _Held:
     """Everything that a model holds, as it is now."""
 
-    def __init__(self, model: nn.Module, given: Any) -> None:
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.copies = _Copies()
         self.undo: list[Callable[[], object]] = []
         cuda: set[int] = set()
         met: dict[int, Any] = {}
-        todo: list[Any] = [model, given]
+        todo: list[Any] = [model, inputs]
         # Custom kernels may write to buffers without declaring it.
         buffers = {id(buffer) for buffer in model.buffers()}
         while todo:
@@ -153,7 +153,7 @@ class _Held:
         """Restore everything."""
         for undo in reversed(self.undo):
             undo()
-        for tensor, was in self.copies.made:
+        for tensor, was in self.copies.pairs:
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 if not torch.equal(tensor, was):
                     tensor.copy_(was)
@@ -223,20 +223,20 @@ class _Held:
         return []
 
     def _note_closure(self, function: FunctionType) -> list[Any]:
-        found = []
+        contents = []
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
             except ValueError:  # the cell is still empty
                 continue
-            found.append(content)
+            contents.append(content)
 
             def undo(cell: Any = cell, content: Any = content) -> None:
                 if cell.cell_contents is not content:
                     cell.cell_contents = content
 
             self.undo.append(undo)
-        return found
+        return contents
 
     def _note_numpy(self, value: Any) -> None:
         numpy = sys.modules["numpy"]
@@ -279,7 +279,7 @@ def _refill(sequence: list[Any] | deque[Any], elements: list[Any]) -> None:
         sequence.extend(elements)
 
 
-def _refill_set(found: set[Any], members: set[Any]) -> None:
-    if found != members:
-        found.clear()
-        found.update(members)
+def _refill_set(current: set[Any], members: set[Any]) -> None:
+    if current != members:
+        current.clear()
+        current.update(members)

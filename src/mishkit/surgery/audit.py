@@ -44,10 +44,11 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     the input. The audit does not rely on such rules: it looks at what this pass really keeps,
     storage by storage.
 
-    Nothing needs to be computed for that. With parameters and inputs made under
-    ``torch._subclasses.FakeTensorMode()``, the report is that of real tensors on the device that
-    the fake ones name, and takes no memory. Tensors on ``torch.device("meta")`` are of no real
-    device: there attention keeps all its steps, where a CPU's kernel keeps a row of sums.
+    An audit needs no data. With parameters and inputs made under
+    ``torch._subclasses.FakeTensorMode()``, it takes no memory, and reports what real tensors would
+    keep on the device that the fake ones name. ``torch.device("meta")`` stands for no particular
+    device: on it, attention keeps the results of every step, while a CPU's kernel keeps only a row
+    of sums.
 
     Parameters
     ----------
@@ -61,10 +62,9 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     -------
     Report
         `sites` with the advice for each, and the bytes kept: `kept` now, `after_lean` with `lean`
-        alone, `lean` with all the advice followed, `checkpointed`; ``print`` shows a table, a
-        notebook shows it too, and ``to_json()`` has it all.
-        `keepers` tells for every byte which operator of which module keeps it, and whether
-        `mishkit.recompute` would not keep it.
+        alone, `lean` with all the advice followed, `checkpointed`; ``print`` and notebooks show a
+        table, and ``to_json()`` returns everything. `keepers` says for every byte which operator of
+        which module keeps it, and whether `mishkit.recompute` could do without it.
 
     Raises
     ------
@@ -74,11 +74,11 @@ def audit(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
         if its parameters are not initialized yet, as in lazy modules
     """
     with progress("mishkit.audit", steps=1):
-        found = plan(model, inputs, kwargs)
+        planned = plan(model, inputs, kwargs)
         root = getattr(model, "_orig_mod", model)
         step("a pass that recomputes")
-        keepers = keepers_of(root, found.trace, inputs, kwargs)
-    return dataclasses.replace(found.report, keepers=keepers)
+        keepers = keepers_of(root, planned.trace, inputs, kwargs)
+    return dataclasses.replace(planned.report, keepers=keepers)
 
 
 @dataclass(eq=False)
@@ -178,8 +178,8 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
         holder = call.module
         function = call.function or call.known.function
         key = id(holder) if holder is not None else (call.place, call.kind, function)
-        found = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
-        units.setdefault(key, Unit([], found)).calls.append(call)
+        holder_slots = [holder] if isinstance(holder, Slot) else held.get(id(holder), [])
+        units.setdefault(key, Unit([], holder_slots)).calls.append(call)
     names = {id(module): name for name, module in model.named_modules()}
     for unit in units.values():
         method = _method(unit, names)
@@ -190,8 +190,9 @@ def _units(model: nn.Module, trace: Trace) -> list[Unit]:
 
 
 def _method(unit: Unit, names: dict[int, str]) -> Slot | None:
-    """A method of the enclosing module that computes just this function, which is a gate, as `gelu`
-    of diffusers' GEGLU does: its place can be taken by an attribute.
+    """The method of the enclosing module that computes the function of a gate and nothing else,
+    like `gelu` in diffusers' GEGLU: an attribute can take its place. None if there is no such
+    method.
     """
     first = unit.calls[0]
     owner, method, known = first.owner, first.method, first.known
@@ -251,13 +252,13 @@ class _Ledger:
         # How many holders each storage has. Each call counts as one, and everything else together
         # as one.
         self.holders: Counter[Storage] = Counter()
-        others = set()
-        for one in trace.saved:
-            if one.node in node_of:
-                self.own[id(node_of[one.node])].add(one.storage)
+        kept_elsewhere = set()
+        for saved in trace.saved:
+            if saved.node in node_of:
+                self.own[id(node_of[saved.node])].add(saved.storage)
             else:
-                others.add(one.storage)
-        self.holders.update(others)
+                kept_elsewhere.add(saved.storage)
+        self.holders.update(kept_elsewhere)
         for storages in self.own.values():
             self.holders.update(storages)
         for call in trace.calls:
@@ -376,11 +377,11 @@ def _obstacle(unit: Unit, call: Call) -> str:
         return "a gate needs both inputs, and keeps nothing else"
     if call.kind in (BY_HAND, FUNCTION):
         by_hand = call.kind == BY_HAND
-        what = "put together by hand" if by_hand else "an autograd.Function of its own"
+        how = "put together by hand" if by_hand else "an autograd.Function of its own"
         ours = f'"{known.function}"' if by_hand else "what it computes"
-        if all(one.only for one in unit.calls):
-            return f"it is {what}: mishkit.swap it for {ours} first"
-        return f"it is {what}: call mishkit's function for {ours} there"
+        if all(member.only for member in unit.calls):
+            return f"it is {how}: mishkit.swap it for {ours} first"
+        return f"it is {how}: call mishkit's function for {ours} there"
     if not known.ours:
         return "mishkit has no such function"
     if known.state and not known.parameters:  # the parameters are trained
@@ -404,13 +405,15 @@ def _site(unit: Unit, trace: Trace) -> Site:
     first = calls[0]
     nodes = {node for call in calls for node in call.nodes}
     size = trace.sizes
-    own = {one.storage for one in trace.saved if one.node in nodes}
-    others = [one for one in trace.saved if one.node not in nodes]
-    shared = {one.storage for one in others} & own
+    own = {saved.storage for saved in trace.saved if saved.node in nodes}
+    elsewhere = [saved for saved in trace.saved if saved.node not in nodes]
+    shared = {saved.storage for saved in elsewhere} & own
 
     def keepers(storages: set[Storage]) -> tuple[str, ...]:
-        found = (one for one in others if one.storage in storages)
-        uses = (Use(trace.operators.get(one.node, ""), one.module, one.node) for one in found)
+        holding = (saved for saved in elsewhere if saved.storage in storages)
+        uses = (
+            Use(trace.operators.get(saved.node, ""), saved.module, saved.node) for saved in holding
+        )
         return tuple(dict.fromkeys(_who(use, trace) for use in uses))
 
     outputs = {call.output for call in calls}
@@ -495,8 +498,8 @@ def _who(use: Use, trace: Trace) -> str:
     if kind is not None:
         return f"{kind} {use.module}".rstrip()
     name = use.operator.removesuffix("_")
-    what = _WORDS.get(name, name)
-    return f"{what} in {use.module}" if use.module else what
+    operation = _WORDS.get(name, name)
+    return f"{operation} in {use.module}" if use.module else operation
 
 
 # ---- for comparison: recomputing ----
@@ -506,14 +509,14 @@ def _blocks(model: nn.Module, places: set[str]) -> tuple[str, ...]:
     """Items of containers that hold activations and are not containers themselves."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     modules = dict(model.named_modules())
-    found: list[str] = []
+    blocks: list[str] = []
     for name, module in modules.items():
         parent = modules.get(name.rpartition(".")[0])
         is_block = isinstance(parent, containers) and not isinstance(module, containers)
         holds = any(place.startswith(f"{name}.") for place in places)
-        if is_block and holds and not any(name.startswith(f"{one}.") for one in found):
-            found.append(name)
-    return tuple(found)
+        if is_block and holds and not any(name.startswith(f"{block}.") for block in blocks):
+            blocks.append(name)
+    return tuple(blocks)
 
 
 def _checkpointed(
@@ -523,11 +526,11 @@ def _checkpointed(
     if not blocks:
         return None
     step("a pass with checkpoints", more=1)
-    given = [*model.parameters(), *model.buffers(), *tensors_of((inputs, kwargs))]
+    excluded = [*model.parameters(), *model.buffers(), *tensors_of((inputs, kwargs))]
     with ExitStack() as stack:
         for name in blocks:
             stack.enter_context(_checkpoint(model.get_submodule(name)))
-        kept = stack.enter_context(KeptBytes(exclude=given))
+        kept = stack.enter_context(KeptBytes(exclude=excluded))
         stack.enter_context(undisturbed(model, inputs, kwargs))
         stack.enter_context(torch.enable_grad())
         try:

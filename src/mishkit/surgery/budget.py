@@ -29,7 +29,8 @@ class Point(NamedTuple):
 
 
 class Curve:
-    """What each choice keeps and takes: from dropping nothing to dropping everything.
+    """The bytes that each choice keeps and the time that it takes, from dropping nothing to
+    dropping everything.
 
     Matrix products, which take longest, are among the choices only where the budget needs them.
     Runs the model once for each kind of tensor that can be dropped, and its backward pass twice.
@@ -39,7 +40,7 @@ class Curve:
         self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], budget: int
     ) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
-        self._given = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
+        self._excluded = [*model.parameters(), *model.buffers(), *tensors_of((args, kwargs))]
         self._budget = budget
         self.kinds: list[Kind] = []
         """The cheapest first, matrix products last."""
@@ -83,7 +84,7 @@ class Curve:
     def kept(self, choice: Choice) -> int:
         """The bytes that the model keeps with this choice."""
         step("a pass with less recomputed", more=1)
-        counted = KeptBytes(exclude=self._given)
+        counted = KeptBytes(exclude=self._excluded)
         with torch.enable_grad(), suspended(), counted, recompute_some(choice):
             self._model(*self._args, **self._kwargs)
         return counted.total

@@ -78,8 +78,8 @@ class Deferred(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in _PRODUCTS and len(args) == 2 and not kwargs:
-            this, other = args if type(args[0]) is Deferred else args[::-1]
-            product = this.times(other)
+            waiting, factor = args if type(args[0]) is Deferred else args[::-1]
+            product = waiting.times(factor)
             if product is not None:
                 return product
         elif func in _LOOKS:
@@ -164,11 +164,11 @@ class _Waiting(Function):
         x: Tensor = ctx.x
         if x._version != ctx.version:
             raise RuntimeError(_MODIFIED.format(ctx.function))
-        again = torch.is_grad_enabled()
+        create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            inner = x.view_as(x) if again else x.detach().requires_grad_()
+            inner = x.view_as(x) if create_graph else x.detach().requires_grad_()
             y = FUNCTIONS[ctx.function](inner, **ctx.parameters)
-            (gradient,) = torch.autograd.grad(y, inner, grad, create_graph=again)
+            (gradient,) = torch.autograd.grad(y, inner, grad, create_graph=create_graph)
         return gradient, None, None
 
 

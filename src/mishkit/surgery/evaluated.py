@@ -5,8 +5,9 @@ function, whatever its class: ``x * torch.tanh(F.softplus(x))``, an autograd.Fun
 `NewGELU`. It is evaluated at a few hundred inputs, small and large, in training and in eval mode;
 values and gradients have to agree with ours. A gate is not elementwise, so it agrees with none.
 
-Modules that hold anything but numbers and words are not evaluated, since that might change it. Nor
-is a module by hand that calls the function by its name, which the audit sees as a call.
+Modules that hold anything but numbers and strings are not evaluated, since that might change what
+they hold. A module that calls our function, or torch's, is not recognised either: the audit sees
+the call.
 """
 
 from __future__ import annotations
@@ -36,18 +37,20 @@ FAR = (17.0, 30.5, 88.0, 104.0, 300.0, 1e4, 1e8)
 PLAIN = (bool, int, float, str, type(None))
 _OF_EVERY = frozenset(vars(nn.Module()))
 
-Found = tuple[str, dict[str, float]] | None
+Recognised = tuple[str, dict[str, float]] | None
 Result = TypeVar("Result")
-_found: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Found]] = weakref.WeakKeyDictionary()
+_recognised: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Recognised]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def function_of(module: nn.Module) -> Found:
+def function_of(module: nn.Module) -> Recognised:
     """The name of our function that the module computes, and its parameters; None if there is none
     or if it can't be told.
     """
     if not _is_candidate(module):
         return None
-    return remembered(_found, module, _compare)
+    return remembered(_recognised, module, _compare)
 
 
 def computes(method: Callable[[Tensor], Any], function: str, values: Sequence[float]) -> bool:
@@ -58,8 +61,8 @@ def computes(method: Callable[[Tensor], Any], function: str, values: Sequence[fl
             y = method(x.clone())
     except Exception:  # whatever it raises, it is not that
         return False
-    want = ACTIVATIONS[function].f(x, *values)
-    return isinstance(y, Tensor) and y.shape == x.shape and _close(y.to(want.dtype), want)
+    expected = ACTIVATIONS[function].f(x, *values)
+    return isinstance(y, Tensor) and y.shape == x.shape and _close(y.to(expected.dtype), expected)
 
 
 def _is_candidate(module: nn.Module) -> bool:
@@ -98,7 +101,7 @@ def remembered(
     module: nn.Module,
     evaluate: Callable[[nn.Module], Result | None],
 ) -> Result | None:
-    """What evaluating the module gives, `alone`; anew only after its attributes have changed."""
+    """The result of evaluating the module, `alone`; kept until the module's attributes change."""
     state = _state(module)
     known = results.get(module)
     if known is None or known[0] != state:
@@ -107,8 +110,8 @@ def remembered(
 
 
 def alone(work: Callable[[], Result | None]) -> Result | None:
-    """What the work returns, in a thread of its own, where no mode, hook or autocast of torch is
-    on; None if it raises anything.
+    """Run the work in a thread of its own, where no mode, hook or autocast of torch is active, and
+    return its result; None if it raises anything.
     """
     results: list[Result | None] = []
 
@@ -143,7 +146,7 @@ class _Calls(TorchFunctionMode):
         return not self.names.isdisjoint((function, function.removesuffix("_tanh")))
 
 
-def _compare(module: nn.Module) -> Found:
+def _compare(module: nn.Module) -> Recognised:
     probes, calls = _probes(), _Calls()
     values = []
     for training in (True, False):
@@ -162,8 +165,8 @@ def _compare(module: nn.Module) -> Found:
             grad = torch.linspace(0.5, 2, x.numel(), dtype=dtype).view_as(x)
             (dx,) = torch.autograd.grad(y, x, grad)
         values.append((y.detach(), (dx / grad).detach()))
-    (y, slope), again = values
-    if not all(map(_close, again, (y, slope))):
+    (y, slope), in_eval = values
+    if not all(map(_close, in_eval, (y, slope))):
         return None
     for name, parameters in _functions(probes, y):
         a = ACTIVATIONS[name]

@@ -59,8 +59,8 @@ class Known:
 
     def module(self, *, inplace: bool = False, save: str = "input") -> ActivationModule:
         """Our module for it."""
-        made = MODULES[ACTIVATIONS[self.function].module_name]
-        return made(**self.parameters, inplace=inplace, save=save)
+        kind = MODULES[ACTIVATIONS[self.function].module_name]
+        return kind(**self.parameters, inplace=inplace, save=save)
 
     def gating_module(self) -> ActivationModule:
         """Our module for it that computes it together with a product."""
@@ -87,28 +87,28 @@ def identify(module: nn.Module) -> Known | None:
     kind = type(module)
     if kind in _OUR_CLASSES:
         return _ours(module)
-    found = _read(kind, module)
-    if found is None:
+    known = _read(kind, module)
+    if known is None:
         by_hand = function_of(module)
         return None if by_hand is None else Known(*by_hand)
     inplace = bool(getattr(module, "inplace", False))
-    return Known(found.function, found.parameters, inplace, state=_has_state(module))
+    return Known(known.function, known.parameters, inplace, state=_has_state(module))
 
 
 def function_of_class(kind: type[nn.Module], module: Any) -> str:
     """The function that a module of this known class computes unless it is altered."""
     if kind in _OUR_CLASSES:
         return _our_function(module)
-    found = _read(kind, module)
-    assert found is not None
-    return found.function
+    known = _read(kind, module)
+    assert known is not None
+    return known.function
 
 
 def _read(kind: type[nn.Module], module: nn.Module) -> Known | None:
     """What a module computes, according to its class, which isn't ours."""
     reader = _CLASSES.get(_full_name(kind))
-    found = reader(module) if callable(reader) else reader
-    return None if found is None else Known(found, _parameters(found, module))
+    function = reader(module) if callable(reader) else reader
+    return None if function is None else Known(function, _parameters(function, module))
 
 
 def _parameters(function: str, module: nn.Module) -> dict[str, float]:
@@ -147,10 +147,10 @@ _NAMES: dict[type[nn.Module], frozenset[str]] = {}
 
 
 def _names_of(kind: type[nn.Module]) -> frozenset[str]:
-    made = [kind()]
+    examples = [kind()]
     if issubclass(kind, TrainableModule):
-        made.append(kind(trainable=True))
-    return frozenset(name for module in made for name in contents(module))
+        examples.append(kind(trainable=True))
+    return frozenset(name for module in examples for name in contents(module))
 
 
 def contents(module: nn.Module) -> dict[str, tuple[str, Any]]:
@@ -158,11 +158,11 @@ def contents(module: nn.Module) -> dict[str, tuple[str, Any]]:
 
     Plain attributes have the registry "".
     """
-    found = {name: ("", value) for name, value in vars(module).items() if name not in _EVERY_MODULE}
+    held = {name: ("", value) for name, value in vars(module).items() if name not in _EVERY_MODULE}
     for registry in REGISTRIES:
-        held = getattr(module, registry, {}).items()
-        found.update({name: (registry, value) for name, value in held})
-    return found
+        entries = getattr(module, registry, {}).items()
+        held.update({name: (registry, value) for name, value in entries})
+    return held
 
 
 REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -181,15 +181,17 @@ def _has_state(module: nn.Module) -> bool:
 
 def identify_function(function: Callable[..., Any]) -> Known | None:
     """The activation that this function computes, if it is one of torch's or ours."""
-    given: Mapping[str, Any] = {}
+    keywords: Mapping[str, Any] = {}
     called: Any = function
     if isinstance(function, functools.partial):
         if function.args:
             return None
-        called, given = function.func, function.keywords
+        called, keywords = function.func, function.keywords
     if called is deferred.deferred:
         return Known(
-            given["function"], {n: v for n, v in given.items() if n != "function"}, save="input"
+            keywords["function"],
+            {n: v for n, v in keywords.items() if n != "function"},
+            save="input",
         )
     try:
         name = _FUNCTIONS.get(called)
@@ -197,7 +199,7 @@ def identify_function(function: Callable[..., Any]) -> Known | None:
         return None
     if name is None:
         return None
-    options = dict(given)
+    options = dict(keywords)
     inplace = bool(options.pop("inplace", False))
     save = options.pop("save", "input") if called in _OURS else None
     if name == "gelu" and options.pop("approximate", "none") == "tanh":

@@ -76,10 +76,10 @@ def lean(
         keep doing so.
     budget : int or float, optional
         How much the model may keep, as a number of bytes, or as a share from 0 to 1 of what it
-        keeps now. Only as much is recomputed as that takes, and first what takes the least time for
-        the bytes that it saves, as measured by a few passes. If recomputing everything else is not
-        enough, matrix products run again, too: of linear layers whose input is kept or recomputed
-        cheaply. The report's `curve` tells what other budgets would take.
+        keeps now. Only as much is recomputed as this requires, beginning with what takes the least
+        time for each byte saved, as a few passes measure it. If recomputing everything else is not
+        enough, the matrix products of linear layers run again too, where their input is kept or
+        cheap to recompute. The report's `curve` shows what other budgets would cost.
 
     Returns
     -------
@@ -114,11 +114,11 @@ def lean(
     with progress("mishkit.lean", steps=0):
         if recompute:
             return _recompute(model, inputs, kwargs, budget)
-        found = plan(model, inputs, kwargs, inplace=inplace)
-    units = [unit for unit in found.units if unit.lean and unit.by == LEAN]
+        planned = plan(model, inputs, kwargs, inplace=inplace)
+    units = [unit for unit in planned.units if unit.lean and unit.by == LEAN]
     put_all(_changes(units, exact=False))
-    changed = tuple(site.name for site in found.report.sites if site.by == LEAN)
-    return dataclasses.replace(found.report, changed=changed)
+    changed = tuple(site.name for site in planned.report.sites if site.by == LEAN)
+    return dataclasses.replace(planned.report, changed=changed)
 
 
 def _tensors(model: nn.Module, inputs: Any, kwargs: Any) -> Iterator[Tensor]:
@@ -131,20 +131,20 @@ def _tensors(model: nn.Module, inputs: Any, kwargs: Any) -> Iterator[Tensor]:
 def _recompute(
     model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], budget: float | None
 ) -> Report:
-    found = plan(model, inputs, kwargs)
-    changes = _changes([unit for unit in found.units if can_compute(unit)], exact=True)
+    planned = plan(model, inputs, kwargs)
+    changes = _changes([unit for unit in planned.units if can_compute(unit)], exact=True)
     norms = list(norms_in(model))
     before = [(slot, slot.value) for slot, _ in changes + norms]
     root = getattr(model, "_orig_mod", model)
     unchanged = dataclasses.replace(
-        found.report,
+        planned.report,
         recomputes=True,
         changed=(),
-        lean=found.report.kept,
-        after_lean=found.report.kept,
+        lean=planned.report.kept,
+        after_lean=planned.report.kept,
     )
-    limit = int(budget * found.report.kept) if isinstance(budget, float) else budget
-    if limit is not None and limit >= found.report.kept:
+    limit = int(budget * planned.report.kept) if isinstance(budget, float) else budget
+    if limit is not None and limit >= planned.report.kept:
         return unchanged
 
     def put_back() -> None:
@@ -164,7 +164,7 @@ def _recompute(
     except BaseException:
         put_back()
         raise
-    if kept >= found.report.kept:
+    if kept >= planned.report.kept:
         put_back()
         _warn("nothing that this model keeps can be recomputed")
         return unchanged
@@ -282,7 +282,7 @@ class _Advised(_Lean):
         if get_ident() == self.thread:
             self.modules.append(module)
 
-    def after(self, module: nn.Module, *rest: Any) -> None:
+    def after(self, module: nn.Module, *_args_and_output: Any) -> None:
         """Called when the module's forward returns or raises."""
         if get_ident() == self.thread and self.modules and self.modules[-1] is module:
             self.modules.pop()

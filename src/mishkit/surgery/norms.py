@@ -47,8 +47,8 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Norm | None]] = weakref.
 
 
 def norms_in(model: nn.Module) -> Iterator[tuple[Slot, Callable[[Tensor], Any]]]:
-    """The `forward` of every RMS norm on a CPU, but for the model itself, and what to put there.
-    None if there are no kernels for this CPU.
+    """The `forward` of every RMS norm on a CPU, except that of the model itself, and what to put
+    there. Yields nothing if there are no kernels for this CPU.
     """
     if not cpu.isas():
         return
@@ -77,7 +77,7 @@ def _is_candidate(module: nn.Module) -> bool:
 
 
 def _evaluate(module: nn.Module) -> Norm | None:
-    """Compare a copy that has another weight."""
+    """Run a copy that has a random weight, and compare the results with those of RMS norms."""
     ((parameter, original),) = module._parameters.items()
     assert original is not None
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +96,7 @@ def _evaluate(module: nn.Module) -> Norm | None:
     for epsilon in _epsilons(module):
         number = torch.finfo(torch.float32).eps if epsilon is None else epsilon
         for offset in (0.0, 1.0):
-            if all(_agree(x, weight, grad, number, offset, got) for x, got in results):
+            if all(_agree(x, weight, grad, number, offset, computed) for x, computed in results):
                 return Norm(parameter, epsilon, offset)
     return None
 
@@ -110,14 +110,19 @@ def _epsilons(module: nn.Module) -> Iterator[float | None]:
 
 
 def _agree(
-    x: Tensor, weight: Tensor, grad: Tensor, epsilon: float, offset: float, got: tuple[Tensor, ...]
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    epsilon: float,
+    offset: float,
+    computed: tuple[Tensor, ...],
 ) -> bool:
     wide = [t.detach().double().requires_grad_() for t in (x, weight)]
     y = norm.differentiable(wide[0], wide[1], epsilon, offset)
-    want = y, *torch.autograd.grad(y, wide, grad.double())
+    expected = y, *torch.autograd.grad(y, wide, grad.double())
     return all(
         bool((g - w).abs().max() <= TOLERANCE * w.abs().max())
-        for g, w in zip(got, want, strict=True)
+        for g, w in zip(computed, expected, strict=True)
     )
 
 
@@ -141,7 +146,7 @@ def _forward(module: nn.Module, computed: Norm, input: Tensor) -> Any:
 
 
 def _is_here(tensor: Tensor) -> bool:
-    """Whether it is on a CPU, or without data, as a model of the CPU may be."""
+    """Whether a tensor is on a CPU or on the meta device, as that of a model for CPUs may be."""
     return tensor.is_cpu or tensor.is_meta
 
 

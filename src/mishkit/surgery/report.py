@@ -174,7 +174,7 @@ class Report:
     recomputes: bool = False
     """Whether `lean` made the model recompute. If so, `after_lean` and `lean` are what it keeps."""
     keepers: tuple[Keeper, ...] = ()
-    """Of an audit: who keeps these bytes, operator by operator, and what could be recomputed."""
+    """From an audit: which operators keep these bytes, and how many could be recomputed."""
     curve: tuple[tuple[int, float], ...] = ()
     """With a budget: what recomputing more and more keeps, in bytes, and the time in seconds that
     it takes in a backward pass, from nothing recomputed to everything.
@@ -193,8 +193,8 @@ class Report:
         return frozenset(s.line for s in self.sites if s.line and s.advice == "output")
 
     def rows(self, top: int | None = None) -> list[Row]:
-        """The sites, those of repeated blocks as one: the largest savings first, then what keeps
-        most. With `top`, the first that many rows.
+        """The sites, with those of repeated blocks in one row. The largest savings come first, then
+        what keeps most. With `top`, only that many rows.
         """
         every = [Row(row) for row in repeats(self.sites, lambda site: site.name, _likeness)]
         every.sort(key=lambda row: (-(row.saving or 0), -row.kept))
@@ -215,7 +215,7 @@ class Report:
         return self.text()
 
     def text(self, top: int | None = None) -> str:
-        """What ``print`` shows; with `top`, the first that many rows of the table."""
+        """What ``print`` shows; with `top`, only that many rows of the table."""
         return "\n".join(line for line, _ in self.styled(top))
 
     def styled(self, top: int | None = None) -> list[tuple[str, str]]:
@@ -233,9 +233,9 @@ class Report:
         styled = [*changes, *([("", "")] if changes else []), (head, "")]
         for line, row in zip(lines, rows, strict=True):
             styled += [(line, "" if row.saving is None else "bold"), (f"    {row.verdict}", "dim")]
-        others = len(self.sites) - sum(len(row.sites.items) for row in rows)
-        if others:
-            styled.append((f"and {_sites(others)} more", "dim"))
+        hidden = len(self.sites) - sum(len(row.sites.items) for row in rows)
+        if hidden:
+            styled.append((f"and {_sites(hidden)} more", "dim"))
         return [*styled, ("", ""), *((line, "") for line in self.summary())]
 
     def _repr_html_(self) -> str:
@@ -251,10 +251,9 @@ class Report:
     def to_json(self, *, top: int | None = None, indent: int | None = 2) -> str:
         """Everything as JSON, with the names of the attributes as keys; sizes are in bytes.
 
-        Besides, there are ``ratio`` and ``recomputable``. The keys of a site are its attributes and
-        ``where``, and those of a keeper too; points of the curve have ``kept`` and ``seconds``.
-        With `top`, only that many sites and keepers are listed, those that save the most bytes
-        first.
+        There are also ``ratio`` and ``recomputable``. A site has its attributes and ``where``, a
+        keeper its attributes, and a point of the curve ``kept`` and ``seconds``. With `top`, only
+        that many sites and keepers are listed, those that save the most bytes first.
         """
         sites, keepers = list(self.sites), list(self.keepers)
         if top is not None:
@@ -288,7 +287,7 @@ class Report:
             return f"{count}: saves {readable(self.kept - self.after_lean)}"
         if changed:
             count += f": saves {readable(self.kept - self.after_lean)}"
-        others = [
+        hints = [
             f"{_calls(self._by(by))}: {hint}"
             for by, hint in (
                 (LEAN_FUNCTIONAL, "see lean_functional"),
@@ -296,7 +295,7 @@ class Report:
             )
             if self._by(by)
         ]
-        return "; ".join([count, *others])
+        return "; ".join([count, *hints])
 
     def _by(self, by: str) -> int:
         return sum(site.by == by for site in self.sites)
@@ -365,7 +364,7 @@ def _cells(row: Row) -> tuple[str, str, str]:
 
 
 def _plain(value: object) -> str:
-    """A dtype as JSON has it."""
+    """A dtype in JSON."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     raise TypeError(f"{type(value).__name__} has no JSON")

@@ -52,10 +52,10 @@ class Key:
         A module that has been altered is not an activation that could be replaced. Its class still
         tells whether the rule matches it.
         """
-        found = altered(slot.value) if isinstance(slot.value, nn.Module) else None
-        if found is None:
+        alteration = altered(slot.value) if isinstance(slot.value, nn.Module) else None
+        if alteration is None:
             return ""
-        kind, reason = found
+        kind, reason = alteration
         if self.function is not None:
             is_for = function_of_class(kind, slot.value) == self.function
         else:
@@ -109,10 +109,10 @@ class Value:
         if self.gates:
             return self.gating(known).gating_module()
         if self.make is not None:
-            made = self.make(old)
-            if not isinstance(made, nn.Module):
-                raise TypeError(f"{self.given!r} must make a module, not {type(made).__name__}")
-            return made
+            new = self.make(old)
+            if not isinstance(new, nn.Module):
+                raise TypeError(f"{self.given!r} must make a module, not {type(new).__name__}")
+            return new
         assert self.name is not None
         return get(self.name, **{**self._kept(known), **self.arguments})
 
@@ -121,12 +121,12 @@ class Value:
         if self.gates:
             return self.gating(known).gating_call()
         if self.make is not None:
-            made = self.make(old)
-            if not isinstance(made, nn.Module):
-                if not callable(made):
+            new = self.make(old)
+            if not isinstance(new, nn.Module):
+                if not callable(new):
                     raise TypeError(f"{self.given!r} must make a function")
-                return made
-            return _as_function(made)
+                return new
+            return _as_function(new)
         assert self.name is not None
         return _as_function(get(self.name, **{**self._kept(known), **self.arguments}))
 
@@ -218,9 +218,9 @@ def _named(given: Any, name: str, arguments: dict[str, Any], caller: str) -> Val
 
 def _split(text: str, caller: str) -> tuple[str, dict[str, float]]:
     """For example, ``"hard_mish:k=5"`` gives hard_mish and {"k": 5.0}."""
-    name, _, rest = text.partition(":")
+    name, _, pairs = text.partition(":")
     arguments = {}
-    for pair in rest.split(",") if rest else ():
+    for pair in pairs.split(",") if pairs else ():
         parameter, _, number = pair.partition("=")
         try:
             arguments[parameter.strip()] = float(number)

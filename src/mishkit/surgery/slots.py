@@ -190,10 +190,10 @@ def _extras(module: nn.Module) -> dict[str, tuple[str, Any]]:
         own = names_of_class(kind)
     else:  # unknown class
         return {}
-    found = {name: held for name, held in contents(module).items() if name not in own}
-    if "forward" in found:
+    extras = {name: held for name, held in contents(module).items() if name not in own}
+    if "forward" in extras:
         raise Refused("its forward was replaced; undo that first")
-    return {name: held for name, held in found.items() if name not in _OF_ONE_MODULE}
+    return {name: held for name, held in extras.items() if name not in _OF_ONE_MODULE}
 
 
 def _give_back(replacement: nn.Module, original: nn.Module) -> None:
@@ -211,7 +211,7 @@ def _take_over(old: nn.Module, new: nn.Module, extras: dict[str, tuple[str, Any]
     if new.training != old.training:
         new.train(old.training)  # with its submodules
     for name, (registry, value) in extras.items():
-        for place in (vars(new), *(getattr(new, other) for other in REGISTRIES)):
+        for place in (vars(new), *(getattr(new, registry_name) for registry_name in REGISTRIES)):
             place.pop(name, None)
         (getattr(new, registry) if registry else vars(new))[name] = value
         if registry == "_buffers" and name in old._non_persistent_buffers_set:

@@ -88,9 +88,10 @@ def swap(
 
     Raises
     ------
-    if a key is neither a function nor a pattern that matches anything, if there is no such
-    activation or it does not accept the arguments, if a function returns the same module for
-    several old ones, or if the model itself is an activation
+    ValueError
+        if a key is neither a function nor a pattern that matches anything, if there is no such
+        activation or it does not accept the arguments, if a function returns the same module for
+        several old ones, or if the model itself is an activation
     TypeError
         if the model, a key or a value has none of the types above
     ModuleNotFoundError
@@ -208,18 +209,18 @@ def resolve(
     if identify(model) is not None:
         raise ValueError(f"{caller}: the model itself is an activation; nothing holds it")
     taken, left = _taken(model, parsed, caller)
-    made: dict[tuple[int, int], Any] = {}
+    new_values: dict[tuple[int, int], Any] = {}
     changes = []
     for slot, rule in taken:
         old, shared = slot.value, (id(slot.value), rule)
-        if not isinstance(old, nn.Module) or shared not in made:
+        if not isinstance(old, nn.Module) or shared not in new_values:
             try:
-                made[shared] = _make(parsed[rule][1], slot)
+                new_values[shared] = _make(parsed[rule][1], slot)
             except (TypeError, ValueError) as error:
                 reason = str(error).removeprefix("mishkit.")
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f'{caller}: at "{slot.name}": {reason}') from error
-        changes.append((slot, made[shared]))
+        changes.append((slot, new_values[shared]))
     _check_not_mixed(changes, caller)
     used = {rule for _, rule in taken}
     return changes, [key.given for i, (key, _) in enumerate(parsed) if i not in used], left
@@ -263,12 +264,12 @@ def _taken(
     for key, _ in parsed:
         if key.pattern is None or any(key.takes(slot) or key.leaves(slot) for slot in every):
             continue
-        others = [slot for slot in every if key.matches(slot.name)]
-        if not others:
+        matched = [slot for slot in every if key.matches(slot.name)]
+        if not matched:
             raise ValueError(f"{caller}: {_rules.unknown(key.pattern, [s.name for s in every])}")
         raise ValueError(
-            f'{caller}: "{key.pattern}" is for no activation; it fits "{others[0].name}", '
-            f"a {type(others[0].value).__name__}"
+            f'{caller}: "{key.pattern}" is for no activation; it fits "{matched[0].name}", '
+            f"a {type(matched[0].value).__name__}"
         )
     return taken, left
 

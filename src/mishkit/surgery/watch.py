@@ -103,7 +103,7 @@ class Call:
     method: str = ""
     """The method of the owner, other than `forward`, that calls the function."""
     products: int = 0
-    """How many of them multiply the output, whole, by another tensor of its shape."""
+    """How many of `y_uses` multiply the whole output by another tensor of its shape."""
     overwritten: Use | None = None
     """The operator that overwrites the output."""
     alone: bool = False
@@ -151,7 +151,7 @@ class Trace:
     @functools.cached_property
     def sizes(self) -> dict[Storage, int]:
         """The size in bytes of each storage that is kept."""
-        return {one.storage: one.nbytes for one in self.saved}
+        return {saved.storage: saved.nbytes for saved in self.saved}
 
     @property
     def kept(self) -> int:
@@ -198,13 +198,13 @@ def _only_young_garbage() -> Iterator[None]:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors in lists, mappings and objects with attributes, in order."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     met: dict[int, Any] = {}
     todo = [value]
     while todo:
         value = todo.pop()
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif id(value) not in met:
             met[id(value)] = value
             if isinstance(value, Mapping):
@@ -213,7 +213,7 @@ def tensors_of(value: Any) -> list[Tensor]:
                 todo += reversed(list(value))
             elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
                 todo += reversed(list(vars(value).values()))
-    return found
+    return tensors
 
 
 class _Kept:
@@ -247,7 +247,7 @@ class _Fresh:
     tensor: Tensor
     caller: _Frame | None
     taken: Call | None = None
-    others: bool = False
+    seen_elsewhere: bool = False
     """Whether anything else has seen it."""
 
 
@@ -272,7 +272,7 @@ class _Observer(TorchDispatchMode):
         super().__init__()
         modules = dict(model.named_modules())
         self.names = {id(module): name for name, module in modules.items()}
-        leaves = {name: one for name, one in modules.items() if not any(one.children())}
+        leaves = {name: m for name, m in modules.items() if not any(m.children())}
         self.kinds = {name: type(module).__name__ for name, module in leaves.items()}
         self.attributes = [s for s in slots(model) if not isinstance(s.value, nn.Module)]
         self.inplace = inplace and not _has_global_hooks()
@@ -382,7 +382,7 @@ class _Observer(TorchDispatchMode):
         if fresh is not None and (
             fresh.tensor is not x or fresh.caller is not caller or hooked or in_checkpoint()
         ):
-            fresh.others = True
+            fresh.seen_elsewhere = True
         place, where = Place(name), (region_of(x), _version(x))
         wants_grad = x.requires_grad and torch.is_grad_enabled()
         self.running.append(_Running(module, known, place, _latest(), x, *where, wants_grad, fresh))
@@ -407,7 +407,7 @@ class _Observer(TorchDispatchMode):
             version=running.version,
         )
         if fresh is not None:
-            fresh.others = fresh.others or fresh.taken is not None
+            fresh.seen_elsewhere = fresh.seen_elsewhere or fresh.taken is not None
             fresh.taken = call
 
     def __torch_dispatch__(
@@ -416,7 +416,7 @@ class _Observer(TorchDispatchMode):
         kwargs = kwargs or {}
         output = operator(*args, **kwargs)
         library, _, name = operator._schema.name.partition("::")
-        if library == "prim":  # what a fake tensor is asked, for instance for its device
+        if library == "prim":  # a question to a fake tensor, for instance for its device
             return output
         node = _latest()
         # Autograd may copy what an in-place operator overwrites, after the node was created.
@@ -494,7 +494,7 @@ class _Observer(TorchDispatchMode):
                         call.overwritten = use
                 fresh = self.fresh.get(storage)
                 if fresh is not None and fresh is not taking:
-                    fresh.others = True
+                    fresh.seen_elsewhere = True
 
     def _note_application(self, kind: type, forward: FrameType, node: int) -> None:
         """Record someone else's autograd.Function that contains an activation, once per call."""
@@ -502,8 +502,9 @@ class _Observer(TorchDispatchMode):
         if self.applied[0] == frame and (torch.is_grad_enabled() or self.applied[1] == node):
             return
         self.applied = frame, node
-        names, rest, _, given = inspect.getargvalues(forward)
-        arguments = [*(given.get(name) for name in names), *(given.get(rest, ()) if rest else ())]
+        names, variadic, _, values = inspect.getargvalues(forward)
+        arguments = [values.get(name) for name in names]
+        arguments += values.get(variadic, ()) if variadic else ()
         context: Any = next((value for value in arguments if isinstance(value, FunctionCtx)), None)
         tensors = tensors_of([value for value in arguments if value is not context])
         if not tensors:
@@ -541,11 +542,11 @@ class _Observer(TorchDispatchMode):
         self.held += storages_of(tensor)
         self.by_output.setdefault(call.output, []).append(call)
 
-    def _note_products(self, one: Tensor, other: Tensor) -> None:
+    def _note_products(self, first: Tensor, second: Tensor) -> None:
         """Count a product for each factor that is the whole output of an activation."""
-        if one.shape != other.shape or one.dtype != other.dtype:
+        if first.shape != second.shape or first.dtype != second.dtype:
             return
-        regions = region_of(one), region_of(other)
+        regions = region_of(first), region_of(second)
         for y in set(regions) if regions[0] != regions[1] else ():
             for call in self.by_output.get(y[0], ()):
                 call.products += call.y == y
@@ -584,12 +585,12 @@ class _Observer(TorchDispatchMode):
 
     def _part(self, region: Region) -> Call | None:
         """The function call whose result is exactly this region and was not overwritten since."""
-        found = [
+        calls = [
             call
             for call in self.by_output.get(region[0], ())
             if call.y == region and call.module is None and call.overwritten is None
         ]
-        return found[-1] if found and found[-1].kind in ("", SCRIPTED) else None
+        return calls[-1] if calls and calls[-1].kind in ("", SCRIPTED) else None
 
     # ---- bookkeeping ----
 
@@ -661,17 +662,17 @@ class _Observer(TorchDispatchMode):
         self._judge({storage_of(tensor) for tensor in outputs}, saved)
         return Trace(
             calls=self.calls,
-            saved=[one for one in saved if one.storage not in given and one.nbytes],
+            saved=[kept for kept in saved if kept.storage not in given and kept.nbytes],
             given=given,
             operators=self.operators,
             kinds=self.kinds,
         )
 
     def _judge(self, outputs: set[Storage], saved: list[Saved]) -> None:
-        """Find the calls whose input nothing else needs, as far as it shows while all is alive."""
+        """Find the calls whose input nothing else needs, so far as that shows before `release`."""
         keepers: dict[Storage, set[int]] = {}
-        for one in saved:
-            keepers.setdefault(one.storage, set()).add(one.node)
+        for kept in saved:
+            keepers.setdefault(kept.storage, set()).add(kept.node)
         for storage, fresh in self.fresh.items():
             call, tensor = fresh.taken, fresh.tensor
             if call is not None:
@@ -679,23 +680,23 @@ class _Observer(TorchDispatchMode):
                 hooked = bool(tensor._backward_hooks) or tensor.retains_grad
                 call.alone = (
                     whole
-                    and not (fresh.others or tensor._is_view() or tensor.is_leaf or hooked)
+                    and not (fresh.seen_elsewhere or tensor._is_view() or tensor.is_leaf or hooked)
                     and storage not in outputs
                     and keepers.get(storage, set()) <= call.nodes
                 )
 
     def release(self) -> None:
         """Release everything observed; an input that is still alive then is used elsewhere."""
-        fresh = [
-            (one.taken, StorageWeakRef(one.tensor.untyped_storage()))
-            for one in self.fresh.values()
-            if one.taken is not None
+        taken = [
+            (fresh.taken, StorageWeakRef(fresh.tensor.untyped_storage()))
+            for fresh in self.fresh.values()
+            if fresh.taken is not None
         ]
         self.fresh.clear()
         self.held.clear()
         self.by_output.clear()
         gc.collect(0)
-        for call, storage in fresh:
+        for call, storage in taken:
             call.alone = call.alone and storage.expired()
 
 
@@ -768,7 +769,7 @@ def _frame_of_model(frame: FrameType) -> FrameType:
 
 
 def _method_of_model(owner: nn.Module | None) -> str:
-    """The name of the owner's method that is running, if it has no other argument than a tensor."""
+    """The name of the owner's method that is running, if a tensor is its only argument."""
     frame = _frame_of_model(sys._getframe(1))
     code = frame.f_code
     method = getattr(type(owner), code.co_name, None)

@@ -81,9 +81,9 @@ def dtype_of(value: ir.Value, x: ir.Value, nodes: Sequence[ir.Node]) -> ir.DataT
         dtype = None if to is None or to.is_ref() else ir.DataType(to.value)
         return None if dtype == x.dtype else dtype
     inputs = node.inputs[1:] if node.op_type in ("CastLike", "Where") else node.inputs
-    others = [other for other in nodes if other is not node]
+    remaining = [n for n in nodes if n is not node]
     # All inputs of an operator have the same dtype, so the first one tells.
-    dtypes = [dtype_of(v, x, others) for v in inputs if v is not None and number(v) is None]
+    dtypes = [dtype_of(v, x, remaining) for v in inputs if v is not None and number(v) is None]
     return dtypes[0] if dtypes and None not in dtypes else None
 
 

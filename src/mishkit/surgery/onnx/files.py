@@ -227,8 +227,8 @@ def save(model: Opened, output: str) -> dict[str, str]:
     return missing
 
 
-def _is_same_folder(folder: str, other: str) -> bool:
-    return os.path.realpath(folder) == os.path.realpath(other)
+def _is_same_folder(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def _move(source: str, place: str) -> None:

@@ -133,11 +133,11 @@ def _recognise(last: ir.Node, opset: int) -> Site | None:
             function = "gelu" if last.op_type == "BiasGelu" else "gelu_tanh"
             return Site((last,), x, Known(function), opset, bias)
     for nodes in groups(last, hidden_producer):
-        given = inputs(nodes)
-        if len(given) == 1 and fits(nodes, given[0]):
-            known, error = closest(nodes, given[0])
+        sources = inputs(nodes)
+        if len(sources) == 1 and fits(nodes, sources[0]):
+            known, error = closest(nodes, sources[0])
             if known is not None and error <= allowed(nodes):
-                return Site(tuple(nodes), given[0], known, opset)
+                return Site(tuple(nodes), sources[0], known, opset)
     return None
 
 
@@ -157,13 +157,13 @@ def groups(last: ir.Node, producer: Producer) -> Iterator[list[ir.Node]]:
 
 def inputs(nodes: Sequence[ir.Node]) -> list[ir.Value]:
     """The values, apart from constants, that these nodes take from other nodes."""
-    given: dict[ir.Value, None] = {}
+    sources: dict[ir.Value, None] = {}
     for node in nodes:
         for value in node.inputs:
             if value is None or value.producer() in nodes or number(value) is not None:
                 continue
-            given.setdefault(value)
-    return list(given)
+            sources.setdefault(value)
+    return list(sources)
 
 
 def hidden_producer(value: ir.Value, nodes: Sequence[ir.Node]) -> ir.Node | None:
@@ -228,7 +228,9 @@ def closest(
         return None, math.inf  # a line would be the limit of many functions
     names, values = _table()
     known = [Known(name) for name in names]
-    fitted = [Known(name, given) for name, fit in _FITS.items() if (given := fit(y)) is not None]
+    fitted = [
+        Known(name, parameters) for name, fit in _FITS.items() if (parameters := fit(y)) is not None
+    ]
     values = torch.cat([values, *(_values(function, _grid())[None] for function in fitted)])
     # The first of two names for the same function wins.
     errors = [max(error, ROUNDING) for error in _distances(_grid(), y, values).tolist()]
@@ -259,16 +261,15 @@ def _beside_constants(nodes: Sequence[ir.Node]) -> Tensor:
     """
     numbers = {1.0}
     for node in nodes:
-        given = [one for value in node.inputs if value is not None
-                 if (one := number(value)) is not None]  # fmt: skip
-        attributes = [one.value for one in node.attributes.values() if not one.is_ref()]
-        numbers.update(float(one) for one in given)
-        numbers.update(float(one) for one in attributes if isinstance(one, (int, float)))
-    some = torch.tensor([one for one in numbers if math.isfinite(one)], dtype=torch.float64)
-    one, other = some[:, None], some[None, :]
-    at = torch.cat([t.flatten() for t in (one + other, one - other, one * other, one / other)])
+        constants_read = [number(value) for value in node.inputs if value is not None]
+        attributes = [a.value for a in node.attributes.values() if not a.is_ref()]
+        numbers.update(float(n) for n in constants_read if n is not None)
+        numbers.update(float(a) for a in attributes if isinstance(a, (int, float)))
+    single = torch.tensor([n for n in numbers if math.isfinite(n)], dtype=torch.float64)
+    a, b = single[:, None], single[None, :]
+    at = torch.cat([pairs.flatten() for pairs in (a + b, a - b, a * b, a / b)])
     at = at[at.isfinite()]
-    at = torch.cat([some, at, -some, -at]).unique()
+    at = torch.cat([single, at, -single, -at]).unique()
     step = torch.finfo(torch.float32).eps * at.abs() + torch.finfo(torch.float32).tiny
     between = (at[1:] + at[:-1]) / 2
     return torch.cat([at, at - step, at + step, at - 1, at + 1, 2 * at, between])
@@ -297,8 +298,8 @@ def _table() -> tuple[list[str], Tensor]:
     identical functions, the first is used.
     """
     # Leave out celu, which is elu's twin, and those that need randomness or weights.
-    others = sorted(FUNCTION_NAMES - ACTIVATIONS.keys() - {"celu", "prelu", "rrelu"})
-    names = [*ACTIVATIONS, *others]
+    torch_only = sorted(FUNCTION_NAMES - ACTIVATIONS.keys() - {"celu", "prelu", "rrelu"})
+    names = [*ACTIVATIONS, *torch_only]
     return names, torch.stack([_values(Known(name), _grid()) for name in names])
 
 
@@ -364,9 +365,9 @@ _FITS: dict[str, Fit] = {
 """Functions with parameters, which are found from a few values."""
 
 
-def is_close(one: float, other: float) -> bool:
+def is_close(a: float, b: float) -> bool:
     """Whether two parameters agree to within the error of a fit to rounded numbers."""
-    return math.isclose(one, other, rel_tol=1e-5)
+    return math.isclose(a, b, rel_tol=1e-5)
 
 
 def named(known: Known) -> str:
@@ -374,12 +375,12 @@ def named(known: Known) -> str:
     defaults = (
         {p.name: p.default for p in ACTIVATIONS[known.function].parameters} if known.ours else {}
     )
-    given = ", ".join(
+    parameters = ", ".join(
         f"{p}={value:.6g}"
         for p, value in known.parameters.items()
         if p not in defaults or not is_close(value, defaults[p])
     )
-    return f"{known.function}({given})" if given else known.function
+    return f"{known.function}({parameters})" if parameters else known.function
 
 
 def completed(known: Known) -> Known:

@@ -117,9 +117,9 @@ class PruneReport:
         return "\n".join(lines)
 
 
-def _before_after(what: str, before: int, after: int) -> str:
+def _before_after(quantity: str, before: int, after: int) -> str:
     less = f" (-{(before - after) / before:.1%})" if after < before else ""
-    return f"{what:<11}{before:,} -> {after:,}{less}"
+    return f"{quantity:<11}{before:,} -> {after:,}{less}"
 
 
 def prune(
@@ -241,16 +241,16 @@ def prune(
 
 def _chosen(model: nn.Module, patterns: str | Iterable[str] | None) -> list[Slot]:
     """The slots to be watched: one per activation, even if it has several names."""
-    found = [slot for slot in slots(model) if slot.known is not None]
+    activations = [slot for slot in slots(model) if slot.known is not None]
     if patterns is None:
-        chosen = [slot for slot in found if slot.known and slot.known.function in FLAT]
+        chosen = [slot for slot in activations if slot.known and slot.known.function in FLAT]
     else:
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         chosen = []
         for pattern in patterns:
-            matched = [slot for slot in found if fnmatch.fnmatchcase(slot.name, pattern)]
+            matched = [slot for slot in activations if fnmatch.fnmatchcase(slot.name, pattern)]
             if not matched:
-                there = ", ".join(slot.name for slot in found) or "none"
+                there = ", ".join(slot.name for slot in activations) or "none"
                 raise ValueError(
                     f'mishkit.prune: "{pattern}" is no activation of this model; it has {there}'
                 )
@@ -268,7 +268,7 @@ def _parameters(model: nn.Module) -> int:
 
 def _sites(work: Work) -> tuple[PrunedSite, ...]:
     """What was found at each call of the activations, and at activations that were not called."""
-    found = []
+    pruned = []
     for call in sorted({*work.shapes, *work.at_sites, *((p, 1) for p in range(len(work.chosen)))}):
         place, number = call
         slot = work.chosen[place]
@@ -294,7 +294,7 @@ def _sites(work: Work) -> tuple[PrunedSite, ...]:
             reasons["its width changes with the inputs"] = 0
         several = len(reasons) > 1
         why = "; ".join(f"{n}: {r}" if several else r for r, n in reasons.most_common())
-        found.append(
+        pruned.append(
             PrunedSite(
                 name=slot.name + (f"#{number}" if number > 1 else ""),
                 function=slot.known.function if slot.known else "",
@@ -304,4 +304,4 @@ def _sites(work: Work) -> tuple[PrunedSite, ...]:
                 why_not=why,
             )
         )
-    return tuple(found)
+    return tuple(pruned)

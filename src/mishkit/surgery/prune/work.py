@@ -131,7 +131,7 @@ class Work:
             if call in cut.sites:
                 linear = isinstance(cut.root, nn.Linear)
                 usual = -1 if linear or len(shape) < 3 else 1 - len(shape)
-                units = 1 + max(max(other.sites.get(call, [0])) for other in cuts)
+                units = 1 + max(max(c.sites.get(call, [0])) for c in cuts)
                 if shape and shape[usual] != units and units in shape:
                     usual = list(shape).index(units) - len(shape)
                 break
@@ -192,11 +192,11 @@ class Work:
         batch = self.kept[0][0]
         try:
             self.trained = training_outputs_of(self.model, batch)
-            again = training_outputs_of(self.model, batch, seed=1)
+            repeated = training_outputs_of(self.model, batch, seed=1)
         except Exception as error:  # a model may do anything on its training path
             self.uncompared = f"not looked at, as the model fails: {_first_line(error)}"
             return
-        if any(_distance(y, first) for y, first in zip(again, self.trained, strict=True)):
+        if any(_distance(y, first) for y, first in zip(repeated, self.trained, strict=True)):
             self.uncompared = "not compared, as it draws random numbers"
 
     def _carry_out(self, graph: Graph, cuts: Sequence[Cut]) -> float:
@@ -208,12 +208,12 @@ class Work:
         if failure and len(cuts) > 1:
             for cut in cuts:
                 start.restore()
-                alone, _ = self._attempt(self._again(), [cut])
+                alone, _ = self._attempt(self._fresh_graph(), [cut])
                 if alone:
                     cut.refuse(alone)
             start.restore()
             cuts = [cut for cut in cuts if cut.removed]
-            failure, change = self._attempt(self._again(), cuts)
+            failure, change = self._attempt(self._fresh_graph(), cuts)
         if failure:
             start.restore()
             for cut in cuts:
@@ -222,7 +222,7 @@ class Work:
             return 0.0
         return change
 
-    def _again(self) -> Graph:
+    def _fresh_graph(self) -> Graph:
         return Graph(self.model, self.example, ())
 
     def _attempt(self, graph: Graph, cuts: Sequence[Cut]) -> tuple[str, float]:
