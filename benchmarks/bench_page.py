@@ -191,7 +191,7 @@ def bars(machines: Sequence[Machine]) -> str:
             continue
         missed = [verdict for verdict in judged if not verdict.met]
         lines.append(f"- **{machine.name}**: {len(judged) - len(missed)} of {len(judged)} met.")
-        lines += [f"    - {v.what}: {v.measured}, the bar is {v.bar}" for v in missed]
+        lines += [f"    - {v.claim}: {v.measured}, the bar is {v.bar}" for v in missed]
     return "\n".join(lines)
 
 

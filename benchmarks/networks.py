@@ -353,7 +353,7 @@ def page(lines: Sequence[tuple[Row, Mapping[str, str]]]) -> str:
             f"{facts['isa']}, torch {facts['torch']}; {facts['date']}; load average before "
             f"the run {facts['load']}; at least {samples} samples of each.\n\n{table(chosen)}"
         )
-    bars = [(v.what, v.bar, v.measured, v.word) for v in verdicts(rows)]
+    bars = [(v.claim, v.bar, v.measured, v.word) for v in verdicts(rows)]
     return TEMPLATE.format(
         bars=markdown(("what", "bar", "measured", ""), bars, words=4),
         parts="\n\n".join(parts),

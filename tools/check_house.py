@@ -79,11 +79,11 @@ def parsed(path: Path) -> ast.Module:
 
 def modules() -> dict[str, Path]:
     """The files of the package, by the names of their modules."""
-    found = {}
+    files = {}
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
 
 
 def imports(files: dict[str, Path]) -> Graph:

@@ -77,10 +77,10 @@ def public_names() -> dict[str, list[str]]:
     for name in mishkit.__all__:
         if name in elsewhere:
             continue
-        made = getattr(mishkit, name)
-        if made in (mishkit.functional, mishkit.modules):  # they open their pages
+        value = getattr(mishkit, name)
+        if value in (mishkit.functional, mishkit.modules):  # they open their pages
             continue
-        home = made.__name__ if isinstance(made, ModuleType) else made.__module__
+        home = value.__name__ if isinstance(value, ModuleType) else value.__module__
         page = next((p for p, prefix in PARTS.items() if home.startswith(prefix)), "tools")
         pages[page].append(name)
     return pages
@@ -140,12 +140,13 @@ def definition_list(text: str) -> str:
 
 
 COMMANDS = """\
-What the extra `lab` adds. `mishkit COMMAND --help` says the same.
+The extra `cli` brings what `audit`, `lean`, `swap` and `run` need, and the extra `lab` what every
+command needs; `env` needs neither. `mishkit COMMAND --help` prints what stands here.
 
-What goes wrong is one line on stderr, and the exit status is 1; 2 where the command line itself is
-none, 130 after Ctrl-C. `--traceback`, or `MISHKIT_TRACEBACK=1` in the environment, shows the calls
-that led to an error as well. Tables become lists in a terminal that is too narrow for them, and
-characters that it does not know become question marks."""
+An error is reported in one line on stderr, with exit status 1. The status is 2 for a wrong option
+or argument, and 130 after Ctrl-C. `--traceback`, or `MISHKIT_TRACEBACK=1` in the environment, also
+prints the calls that led to an error. If a terminal is too narrow for a table, it becomes a list;
+characters that the terminal does not know become question marks."""
 
 
 def commands_page() -> str:
@@ -302,7 +303,7 @@ def place_of(target: str, source: str) -> str | None:
 # ---- checks --------------------------------------------------------------------------------------
 
 
-class _Found(HTMLParser):
+class _Contents(HTMLParser):
     """The identifiers on a page, and what a browser would load for it without being asked."""
 
     def __init__(self) -> None:
@@ -323,22 +324,22 @@ def complaints(site: Path, wanted: set[str]) -> Iterator[str]:
     """What is wrong with a built site, where `wanted` are the identifiers of the public names."""
     places: dict[str, list[str]] = {}
     for path in sorted(site.rglob("*.html")):
-        found = _Found()
-        found.feed(path.read_text(encoding="utf-8"))
+        contents = _Contents()
+        contents.feed(path.read_text(encoding="utf-8"))
         name = path.relative_to(site).as_posix()
-        for load in found.loads:
+        for load in contents.loads:
             parts = urlsplit(load)
             if parts.netloc or parts.scheme not in ("", "data"):
                 yield f"{name} loads {load}"
-        for one in found.ids:
-            places.setdefault(one, []).append(name)
+        for identifier in contents.ids:
+            places.setdefault(identifier, []).append(name)
     for path in sorted(site.rglob("*.css")):
         for load in re.findall(r"url\(\s*[\"']?((?:https?:)?//[^)\"']+)", path.read_text()):
             yield f"{path.relative_to(site).as_posix()} loads {load}"
-    for one in sorted(wanted):
-        where = places.get(one, [])
+    for identifier in sorted(wanted):
+        where = places.get(identifier, [])
         if len(where) != 1:
-            yield f"{one} stands {len(where)} times in the reference: {', '.join(where)}"
+            yield f"{identifier} stands {len(where)} times in the reference: {', '.join(where)}"
 
 
 def on_post_build(config: MkDocsConfig) -> None:

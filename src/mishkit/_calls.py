@@ -164,8 +164,8 @@ class Call:
         """The general case of `special`."""
         if not isinstance(x, Tensor) and has_torch_function_unary(x):  # a proxy of torch.fx
             options = {"inplace": inplace, "save": save, "out": out}
-            given = {name: v for name, v in options.items() if v not in (False, "input", None)}
-            return handle_torch_function(self.public, (x,), x, *parameters, **given)
+            options = {name: v for name, v in options.items() if v not in (False, "input", None)}
+            return handle_torch_function(self.public, (x,), x, *parameters, **options)
         needs_grad = self.check(x, inplace, save, out)
         self.check_turn(parameters, inplace and needs_grad, save)
         target = x if inplace else out

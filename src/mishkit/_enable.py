@@ -119,11 +119,11 @@ def enable(functions: str | Iterable[str] | None = None) -> Enabled:
             ...
 
     Nothing is printed. Enabling twice is the same as enabling once. It affects all threads, may be
-    called from any of them, and survives a fork. A process that is spawned starts without; set the
-    environment variable ``MISHKIT_ENABLE=1`` to enable every process in which torch is imported,
-    before the program starts. Make the first call before other threads compute: torch can't
-    exchange a kernel safely while another thread's backward pass or compiled graph calls it. (Later
-    calls, and `disable`, only set flags.)
+    called from any of them, and survives a fork. A spawned process starts with torch's own kernels;
+    set the environment variable ``MISHKIT_ENABLE=1`` before the program starts to enable every
+    process in which torch is imported. Make the first call before other threads compute: torch
+    can't exchange a kernel safely while another thread's backward pass or compiled graph calls it.
+    (Later calls, and `disable`, only set flags.)
 
     Results differ from torch's in the last digits. Gradients also differ at ±inf, where ours are
     the limits and torch's NaN. For hardswish they differ at 3, where f' jumps (ours is 1.5, torch's
@@ -137,7 +137,7 @@ def enable(functions: str | Iterable[str] | None = None) -> Enabled:
     Returns
     -------
     Enabled
-        a context manager, whose block ends what this call enabled
+        a context manager that disables at its end what this call enabled
 
     Raises
     ------
@@ -162,12 +162,12 @@ def enable(functions: str | Iterable[str] | None = None) -> Enabled:
 def disable() -> Disabled:
     """Compute torch's own activation functions with torch's own kernels again, in all threads.
 
-    Ends every `enable`, also those of blocks that are still running.
+    Ends every `enable`, including those of blocks that are still running.
 
     Returns
     -------
     Disabled
-        a context manager, at whose end everything is enabled that was enabled before
+        a context manager that enables at its end what was enabled before
     """
     return Disabled(_set(_State()))
 
@@ -178,7 +178,7 @@ def enabled() -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        names as for `enable`; none where mishkit has no kernels
+        names as for `enable`; empty where mishkit has no kernels
     """
     return tuple(sorted(_state.names())) if cpu.overridden() else ()
 

@@ -77,5 +77,5 @@ def html_bar(label: str, value: str, share: float) -> str:
 
 
 def html_text(text: str) -> str:
-    """Text as it stands, in letters of one width."""
+    """Text as it is, in a monospaced font."""
     return f"<pre>{escape(text)}</pre>"

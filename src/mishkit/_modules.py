@@ -58,13 +58,13 @@ class ActivationModule(Unscriptable):
 
     def __init_subclass__(cls) -> None:
         if "activation" in vars(cls):
-            _, *given = inspect.signature(cls.__init__).parameters.values()
-            cls.arguments = {argument.name: argument.default for argument in given}
+            _, *parameters = inspect.signature(cls.__init__).parameters.values()
+            cls.arguments = {parameter.name: parameter.default for parameter in parameters}
             cls.parameter_names = tuple(p.name for p in cls.activation.parameters)
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        for name, value in given.items():
+        for name, value in arguments.items():
             is_number = name in self.parameter_names and isinstance(value, Tensor)
             setattr(self, name, float(value) if is_number else value)
         if self.save not in SAVE:
@@ -123,8 +123,8 @@ class TrainableModule(ActivationModule):
     trainable: bool
     num_parameters: int
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         name = type(self).__name__
         if self.num_parameters < 1 or (self.num_parameters > 1 and not self.trainable):
             raise ValueError(
@@ -153,18 +153,18 @@ class TrainableModule(ActivationModule):
     ) -> Mapping[str, Any]:
         """Load the fixed parameters found in a state_dict; returns the state_dict without them."""
         own = {} if self.trainable else {prefix + name: name for name in self.parameter_names}
-        found = state_dict.keys() & own.keys()
-        if not found:
+        present = state_dict.keys() & own.keys()
+        if not present:
             return state_dict
         try:
-            numbers = {own[key]: _number(state_dict[key]) for key in found}
+            numbers = {own[key]: _number(state_dict[key]) for key in present}
             self._check(numbers.get(name, getattr(self, name)) for name in self.parameter_names)
         except (RuntimeError, TypeError, ValueError) as error:
-            error_msgs.append(f"{type(self).__name__}, {', '.join(sorted(found))}: {error}")
+            error_msgs.append(f"{type(self).__name__}, {', '.join(sorted(present))}: {error}")
         else:
             for name, number in numbers.items():
                 setattr(self, name, number)
-        return {key: value for key, value in state_dict.items() if key not in found}
+        return {key: value for key, value in state_dict.items() if key not in present}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(

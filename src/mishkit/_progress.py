@@ -1,4 +1,4 @@
-"""How far something is that takes long: one line on stderr, on a terminal alone.
+"""Show how far a long task has got: one line on stderr, on terminals only.
 
     with progress("mishkit.audit", steps=2):
         step("forward pass")
@@ -85,7 +85,7 @@ _current = _Current()
 
 @contextmanager
 def progress(title: str, steps: int) -> Iterator[None]:
-    """Show how far the block is, which announces its steps by `step`.
+    """Show how far the block has got, which announces its steps by `step`.
 
     Within another such block of the same thread, the steps are added to the outer one's.
     """

@@ -18,7 +18,7 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
     """
     if is_traceable_wrapper_subclass(tensor):
         inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-        return [part for one in inner if isinstance(one, Tensor) for part in parts_of(one)]
+        return [part for t in inner if isinstance(t, Tensor) for part in parts_of(t)]
     if tensor.layout is torch.strided and not tensor.is_nested:
         return [tensor]
     names = _PARTS.get(tensor.layout, ())
@@ -80,7 +80,7 @@ class KeptBytes:
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        self._excluded = [one for tensor in exclude for one in storages_of(tensor)]
+        self._excluded = [storage for tensor in exclude for storage in storages_of(tensor)]
         # Keyed by identity because fake and meta tensors have no address. Holding the storages
         # keeps their identities from being reused while we count.
         self._storages: dict[int, torch.UntypedStorage] = {}

@@ -1,4 +1,4 @@
-"""`mishkit env`: what a report of a bug should say."""
+"""`mishkit env`: what a bug report should say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .app import app
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """Show what mishkit runs on: versions, CPU, kernels and GPU, for a report of a bug.
+    """Show what mishkit runs on: versions, CPU, kernels and GPU, for a bug report.
 
     Says which instruction set the kernels use, or why there are none. Needs no extra.
     """

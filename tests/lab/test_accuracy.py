@@ -173,7 +173,7 @@ def test_float32_inputs_stride_over_bit_patterns() -> None:
 
 
 def assert_bars(result: accuracy.Accuracy) -> None:
-    missed = [f"{f.what} {f.bar}: {f.text}" for f in accuracy.findings(result) if not f.met]
+    missed = [f"{f.claim} {f.bar}: {f.text}" for f in accuracy.findings(result) if not f.met]
     assert not missed
 
 
@@ -308,9 +308,9 @@ def test_a_flaw_is_found(flaw: str, dtype: str, bar: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(accuracy, "Kernels", Off)
     monkeypatch.setattr(Off, "flaw", flaw)
     result = accuracy.measure(ACTIVATIONS["mish"], dtype, stride=65537)
-    missed = [finding.what for finding in accuracy.findings(result) if not finding.met]
+    missed = [finding.claim for finding in accuracy.findings(result) if not finding.met]
     assert bar in missed
-    row = next(v for v in accuracy.verdicts([result]) if v.what == f"{dtype}: {bar}")
+    row = next(v for v in accuracy.verdicts([result]) if v.claim == f"{dtype}: {bar}")
     assert row.word == "MISSED" and "mish" in row.measured
 
 

@@ -181,7 +181,7 @@ def test_every_bar_is_measured_by_the_default_run() -> None:
     }
     for bar in BARS:
         for k in (bar.above, bar.below):
-            assert (k.function, k.dtype, k.size, k.case.startswith("call")) in timed, bar.what
+            assert (k.function, k.dtype, k.size, k.case.startswith("call")) in timed, bar.claim
     assert {L2, L3, MEMORY} == set(Settings().sizes)
 
 

@@ -51,7 +51,7 @@ def codes_of(*functions: str, count: float = 1.0) -> _paper.Codes:
 
 
 def words(codes: _paper.Codes) -> dict[str, str]:
-    return {f"{v.what}: {v.bar}": v.word for v in _paper.verdicts(codes)}
+    return {f"{v.claim}: {v.bar}": v.word for v in _paper.verdicts(codes)}
 
 
 def test_what_is_compiled() -> None:
@@ -86,7 +86,7 @@ def test_one_fault_is_enough(changes: dict[str, object] | None, what: str) -> No
     job = Job("gelu", "backward", "bfloat16", "gfx942")
     codes[job] = "ValueError: no" if changes is None else made_up("gfx942", **changes)
     missed = [v for v in _paper.verdicts(codes) if v.word == "MISSED"]
-    assert [v.what.startswith(what) for v in missed] == [True]
+    assert [v.claim.startswith(what) for v in missed] == [True]
     assert "gelu, backward, bfloat16, gfx942" in missed[0].measured
 
 
@@ -99,7 +99,7 @@ def test_the_worst_counts() -> None:
     found = {
         v.bar: v
         for v in _paper.verdicts(codes)
-        if v.what == "bfloat16, backward packed, by a table"
+        if v.claim == "bfloat16, backward packed, by a table"
     }
     assert [v.word for v in found.values()] == ["met", "MISSED"]
     assert found["≤ 0.8 on H100"].measured == "0.90 (silu: ALU)"

@@ -102,7 +102,7 @@ def test_every_bar(functions: list[str], targets: list[str]) -> None:
     """Roofline ratios, no float64, no local memory, accesses of 128 bits, nothing unseen."""
     codes = dict(compile_all(jobs(functions, targets), _paper.find_build))
     verdicts = list(_paper.verdicts(codes))
-    assert not [f"{v.what}, {v.bar}: {v.measured}" for v in verdicts if v.met is False]
+    assert not [f"{v.claim}, {v.bar}: {v.measured}" for v in verdicts if v.met is False]
     if len(functions) == len(ACTIVATIONS):  # or there is none that some bars are for
         assert all(v.met for v in verdicts)
     # None was left out, but for the sides that monotone functions don't have.

@@ -175,10 +175,16 @@ def gate_backward(
 
 
 def gate_backward_out(
-    a: Activation, grad: Tensor, g: Tensor, u: Tensor, grad_g: Tensor, grad_u: Tensor, *rest: float
+    a: Activation,
+    grad: Tensor,
+    g: Tensor,
+    u: Tensor,
+    grad_g: Tensor,
+    grad_u: Tensor,
+    *numbers: float,
 ) -> None:
     """`gate_backward`, written into `grad_g` and `grad_u`."""
-    to_g, to_u = gate_backward(a, grad, g, u, *rest)
+    to_g, to_u = gate_backward(a, grad, g, u, *numbers)
     grad_g.copy_(to_g)
     grad_u.copy_(to_u)
 
@@ -197,8 +203,8 @@ def trained_backward(
     """The gradients of `trained` for x and the parameters."""
     assert a.dp is not None
     wide, values, g = _wide(a, x), by_channel(parameters, x), _wide(a, grad)
-    others = [dim for dim in range(x.dim()) if dim != 1 or parameters.shape[1] == 1]
-    sums = [(d * g).sum(others).reshape(parameters.shape[1]) for d in a.dp(wide, *values)]
+    dims = [dim for dim in range(x.dim()) if dim != 1 or parameters.shape[1] == 1]
+    sums = [(d * g).sum(dims).reshape(parameters.shape[1]) for d in a.dp(wide, *values)]
     return _as(a.df(wide, *values) * g, x), torch.stack(sums)
 
 

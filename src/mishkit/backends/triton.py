@@ -102,7 +102,7 @@ def launch(a: Activation, body: str, dtype: torch.dtype, *parameters: float) -> 
     return Launch(
         kernel=getattr(_kernels(), body),
         tensors=tensors,
-        numbers=_given(numbers),
+        numbers=_for_launcher(numbers),
         minimum=_minimum(a, dtype, parameters) if body == "forward_packed" else None,
         constants=constants,
         traffic=len(set(tensors) - unread),
@@ -127,12 +127,12 @@ def _blend_launch(
     launch = Launch(
         kernel=_kernels().blend_backward if is_backward else _kernels().blend,
         tensors=("grad", "x", "result") if is_backward else ("x", "y"),
-        numbers=_given(first.numbers(*of_a)),
+        numbers=_for_launcher(first.numbers(*of_a)),
         minimum=None,
         constants=constants,
         traffic=3 if is_backward else 2,
     )
-    return launch, _given(second.numbers(*of_b))
+    return launch, _for_launcher(second.numbers(*of_b))
 
 
 def _minimum(
@@ -153,7 +153,7 @@ def _minimum(
     return turn, bend, -minimum.turn * bend, high, low, minimum.reach + low
 
 
-def _given(numbers: Sequence[float]) -> tuple[float, ...]:
+def _for_launcher(numbers: Sequence[float]) -> tuple[float, ...]:
     """Numbers in the form that a launcher takes: a single 0 if the formula reads none, because
     launchers can't be relied on to accept empty tuples.
     """
@@ -287,24 +287,36 @@ def gate(
 
 
 def gate_out(
-    a: Activation, g: Tensor, u: Tensor, out: Tensor, limit: float, offset: float, *rest: float
+    a: Activation,
+    g: Tensor,
+    u: Tensor,
+    out: Tensor,
+    limit: float,
+    offset: float,
+    *parameters: float,
 ) -> None:
     """`gate`, written into `out`."""
     _check("gate", g, u, out)
     storages = {t.untyped_storage().data_ptr() for t in (g, u)}
     if out.untyped_storage().data_ptr() in storages:
-        out.copy_(gate(a, g, u, limit, offset, *rest))
+        out.copy_(gate(a, g, u, limit, offset, *parameters))
         return
-    _run_gate(a, (g, u), (out,), limit, offset, rest)
+    _run_gate(a, (g, u), (out,), limit, offset, parameters)
     torch.autograd.graph.increment_version(out)
 
 
 def gate_backward(
-    a: Activation, grad: Tensor, g: Tensor, u: Tensor, limit: float, offset: float, *rest: float
+    a: Activation,
+    grad: Tensor,
+    g: Tensor,
+    u: Tensor,
+    limit: float,
+    offset: float,
+    *parameters: float,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `gate` for g and u."""
     results = torch.empty_like(g), torch.empty_like(u)
-    _run_gate(a, (grad, g, u), results, limit, offset, rest)
+    _run_gate(a, (grad, g, u), results, limit, offset, parameters)
     return results
 
 
@@ -344,7 +356,7 @@ def _run_gate(
     with on_device(inputs[0]):
         kernel[(count // columns * blocks,)](
             *(*tensors, columns, blocks, *(row.row for row in rows)),
-            *(_given(twin.numbers(*parameters)), limit, offset),
+            *(_for_launcher(twin.numbers(*parameters)), limit, offset),
             **constants,
             **steps,
             BLOCK=block,
@@ -376,14 +388,14 @@ def _in_rows(like: Tensor, tensors: Sequence[Tensor]) -> tuple[list[_Rows], int]
     levels = [_levels([(sizes[dim], x.stride(dim)) for dim in order]) for x in tensors]
     lengths = {level[0][0] for level in levels if len(level) == 2}
     columns = lengths.pop() if lengths else like.numel()
-    found = []
+    rows = []
     for x, level in zip(tensors, levels, strict=True):
         if len(level) > 2 or (len(level) == 2 and level[0][0] != columns):
             x = torch.empty_strided(sizes, strides, dtype=x.dtype, device=x.device).copy_(x)
             level = [(x.numel(), 1)]
         step = level[0][1] if level else 1
-        found.append(_Rows(x, level[1][1] if len(level) == 2 else columns * step, step))
-    return found, columns
+        rows.append(_Rows(x, level[1][1] if len(level) == 2 else columns * step, step))
+    return rows, columns
 
 
 def _levels(dims: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -405,7 +417,7 @@ def affine(
     y = torch.empty_like(x)
     if x.numel():
         twin = a.twin.at(*parameters) if a else None
-        numbers = _given(twin.numbers(*parameters) if twin else ())
+        numbers = _for_launcher(twin.numbers(*parameters) if twin else ())
         tiling, rows = Tiling.of_affine(x, scale)
         with on_device(x):
             _kernels().affine[(tiling.channel_blocks * tiling.tiles,)](
@@ -429,7 +441,7 @@ def affine_backward(
         with on_device(x):
             _kernels().affine_backward[(tiling.channel_blocks * tiling.tiles,)](
                 *(_like(grad, x), x, scale, shift, result, *tiling.shape, tiling.tiles, rows),
-                *(_given(twin.numbers(*parameters)), twin.df, a.is_dead, *tiling.tile),
+                *(_for_launcher(twin.numbers(*parameters)), twin.df, a.is_dead, *tiling.tile),
                 num_warps=WARPS,
             )
     return result
@@ -581,9 +593,9 @@ def _dense(x: Tensor) -> Tensor:
     return x if _is_dense(x) else torch.empty_like(x).copy_(x)
 
 
-def _check(name: str, x: Tensor, *others: Tensor) -> None:
+def _check(name: str, x: Tensor, *tensors: Tensor) -> None:
     """Reject tensors whose dtype or shape differs from x's, as the CPU kernels do."""
-    if any(other.dtype != x.dtype or other.shape != x.shape for other in others):
+    if any(t.dtype != x.dtype or t.shape != x.shape for t in tensors):
         raise RuntimeError(f"mishkit.{name}: the tensors differ in dtype or shape")
 
 

@@ -344,7 +344,7 @@ class Progress:
 
     def __init__(self, settings: Settings) -> None:
         self.path = settings.progress
-        self.what = _what(settings)
+        self.conditions = _conditions(settings)
         self.swept: dict[str, Swept] = {}
         if self.path.exists():
             self._read()
@@ -360,7 +360,7 @@ class Progress:
                 self.swept[name] = Swept(count, seconds, array)
         except (OSError, AttributeError, ValueError, KeyError, TypeError):
             raise LabError(f"{self.path} holds no progress of a sweep") from None
-        for key, value in self.what.items():
+        for key, value in self.conditions.items():
             if facts.get(key) != value:
                 raise LabError(
                     f"{self.path} is the progress of another sweep ({key} {facts.get(key)!r}, now "
@@ -378,10 +378,10 @@ class Progress:
             for name, s in self.swept.items()
         }
         with whole_file(self.path) as file:
-            file.write(json.dumps({"what": self.what, "functions": functions}))
+            file.write(json.dumps({"what": self.conditions, "functions": functions}))
 
 
-def _what(settings: Settings) -> dict[str, Any]:
+def _conditions(settings: Settings) -> dict[str, Any]:
     """Everything that the figures depend on."""
     isa, versus = settings.kernels
     return {
@@ -493,7 +493,7 @@ def verdicts(swept: dict[str, Swept], isa: str) -> list[Verdict]:
         by_bar: dict[tuple[str, str], list[tuple[Finding, str]]] = {}
         for name, results in swept.items():
             for finding in findings(name, results, _broken_limits(name)):
-                by_bar.setdefault((finding.what, finding.bar), []).append((finding, name))
+                by_bar.setdefault((finding.claim, finding.bar), []).append((finding, name))
     return [accuracy.verdict(claim, bar, results) for (claim, bar), results in by_bar.items()]
 
 

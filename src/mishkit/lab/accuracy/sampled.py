@@ -383,7 +383,7 @@ def broken_limits(kernels: Kernels, reference: Reference, dtype: torch.dtype) ->
             outside = _outside(_array(gradients[1]), y, x, reference, word)
             close[1] = close[1] or bool((outside <= 0).all())
         checks = zip(("f", "df", "df_y"), (is_exact, *close), strict=True)
-        broken += [f"{what}({name})" for what, holds in checks if not holds]
+        broken += [f"{function}({name})" for function, holds in checks if not holds]
     nan = torch.full((150,), math.nan, dtype=dtype)
     return broken if kernels.forward(nan).isnan().all() else [*broken, "f(nan)"]
 
@@ -403,7 +403,7 @@ def _array(x: Tensor) -> Array:
 class Finding:
     """One figure of one function, and its bar."""
 
-    what: str
+    claim: str
     bar: str
     figure: float
     limit: float
@@ -418,11 +418,11 @@ class Finding:
 def findings(result: Accuracy) -> list[Finding]:
     """The figures of a sweep that have a bar."""
 
-    def errors(what: str, unit: str, limit: float, found: Errors) -> Finding:
-        return Finding(what, f"≤ {limit:g}{unit}", found.max, limit, str(found))
+    def errors(claim: str, unit: str, limit: float, measured: Errors) -> Finding:
+        return Finding(claim, f"≤ {limit:g}{unit}", measured.max, limit, str(measured))
 
-    def figure(what: str, unit: str, limit: float, found: float) -> Finding:
-        return Finding(what, f"≤ {limit:g}{unit}", found, limit, f"{found:.3g}")
+    def figure(claim: str, unit: str, limit: float, measured: float) -> Finding:
+        return Finding(claim, f"≤ {limit:g}{unit}", measured, limit, f"{measured:.3g}")
 
     broken = result.broken_limits
     common = [
@@ -448,12 +448,12 @@ def findings(result: Accuracy) -> list[Finding]:
     ]
 
 
-def verdict(what: str, bar: str, found: Sequence[tuple[Finding, str]]) -> Verdict:
+def verdict(claim: str, bar: str, named: Sequence[tuple[Finding, str]]) -> Verdict:
     """The row for one bar: every function that misses it, or the one that comes closest."""
-    missed = [pair for pair in found if not pair[0].met]
-    shown = missed or [max(found, key=lambda pair: pair[0].figure)]
+    missed = [pair for pair in named if not pair[0].met]
+    shown = missed or [max(named, key=lambda pair: pair[0].figure)]
     measured = "; ".join(f"{name} {finding.text}" for finding, name in shown)
-    return Verdict(what, bar, measured, not missed)
+    return Verdict(claim, bar, measured, not missed)
 
 
 def verdicts(results: Iterable[Accuracy]) -> list[Verdict]:
@@ -461,9 +461,11 @@ def verdicts(results: Iterable[Accuracy]) -> list[Verdict]:
     by_bar: dict[tuple[str, str, str], list[tuple[Finding, str]]] = {}
     for result in results:
         for finding in findings(result):
-            key = result.dtype, finding.what, finding.bar
+            key = result.dtype, finding.claim, finding.bar
             by_bar.setdefault(key, []).append((finding, result.function))
-    return [verdict(f"{dtype}: {what}", bar, found) for (dtype, what, bar), found in by_bar.items()]
+    return [
+        verdict(f"{dtype}: {claim}", bar, named) for (dtype, claim, bar), named in by_bar.items()
+    ]
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -567,9 +569,9 @@ def main(settings: Settings) -> int:
     kernels = _kernels(settings)
     for dtype in settings.dtypes:
         _print_table(out, [r for r in results if r.dtype == dtype], dtype, kernels, settings.stride)
-    found = verdicts(results)
     out.print("max, rms: error of the gradient from the output over that of an exact inverse.\n")
-    return conclude(out, "Bars (the function nearest to each, or all that miss it)", found)
+    title = "Bars (the function nearest to each, or all that miss it)"
+    return conclude(out, title, verdicts(results))
 
 
 def _print_table(
@@ -579,11 +581,11 @@ def _print_table(
     if dtype == "float32":
         which = f"one value in {stride:,}; df_y of all within {NEAR:,} of the minimum"
     columns = ("function", "f, ULP", "mean", "f, abs.", "df, abs.", "df_y, abs.", "max", "rms")
-    made = table(f"{dtype}, {which}, {kernels}: the largest errors, and where", columns)
+    grid = table(f"{dtype}, {which}, {kernels}: the largest errors, and where", columns)
     for r in results:
-        made.add_row(
+        grid.add_row(
             *(r.function, str(r.f_ulp), f"{r.f_ulp.mean:.2f}", f"{r.f_abs.max:.1e}"),
             *(str(r.df_abs), str(r.decoder)),
             *(f"{r.decoder_max_ratio:.2f}×", f"{r.decoder_rms_ratio:.2f}×"),
         )
-    out.print(made)
+    out.print(grid)

@@ -138,10 +138,10 @@ PEERS = _peers()
 
 def contenders(a: Activation) -> dict[str, Peer]:
     """What is timed next to mishkit: ReLU, and torch's own function unless that is ReLU itself."""
-    found = {RELU: PEERS["relu"]}
+    peers = {RELU: PEERS["relu"]}
     if a.name in PEERS and a.name != "relu":
-        found[TWIN] = PEERS[a.name]
-    return found
+        peers[TWIN] = PEERS[a.name]
+    return peers
 
 
 def expression(a: Activation) -> Callable[[Tensor], Tensor] | None:
@@ -162,7 +162,7 @@ def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
     x, grad = normal(size, dtype, seed=0), normal(size, dtype, seed=1)
     leaf, y = x.clone().requires_grad_(), torch.empty_like(x)
 
-    def both(function: Callable[[Tensor], Tensor]) -> Call:
+    def with_backward(function: Callable[[Tensor], Tensor]) -> Call:
         return Call(lambda: torch.autograd.grad(function(leaf), leaf, grad))
 
     def into(function: Callable[..., Any]) -> Call:
@@ -174,7 +174,7 @@ def small(a: Activation, dtype: torch.dtype, size: int) -> Calls:
     writers |= {name: peer.out for name, peer in contenders(a).items() if peer.out is not None}
     calls = {(CALL, name): Call(partial(f, x)) for name, f in functions.items()}
     calls |= {(CALL_OUT, name): into(f) for name, f in writers.items()}
-    return calls | {(CALL_BACKWARD, name): both(f) for name, f in functions.items()}
+    return calls | {(CALL_BACKWARD, name): with_backward(f) for name, f in functions.items()}
 
 
 @lru_cache(maxsize=2)
@@ -249,12 +249,12 @@ def backward_call(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) ->
     return Call(run)
 
 
-def working(made: Iterable[tuple[Any, Call]], missing: list[str], what: str) -> dict[Any, Call]:
-    """The calls that work: each is run once, which also compiles it. Calls other than mishkit's may
-    fail, which adds a line to `missing`.
+def working(calls: Iterable[tuple[Any, Call]], missing: list[str], group: str) -> dict[Any, Call]:
+    """The calls of a group that work: each is run once, which also compiles it. Calls other than
+    mishkit's may fail, which adds a line to `missing`.
     """
-    found = {}
-    for key, call in made:
+    usable = {}
+    for key, call in calls:
         try:
             call.run()
         except torch.OutOfMemoryError:
@@ -263,7 +263,7 @@ def working(made: Iterable[tuple[Any, Call]], missing: list[str], what: str) -> 
             if OURS in key:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            missing.append(f"{what}: no {', '.join(key)}: {reason}")
+            missing.append(f"{group}: no {', '.join(key)}: {reason}")
             continue
-        found[key] = call
-    return found
+        usable[key] = call
+    return usable

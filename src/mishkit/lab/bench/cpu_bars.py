@@ -45,7 +45,7 @@ WORDS = {
 class Bar:
     """A ratio between two timings, with its limit."""
 
-    what: str
+    claim: str
     above: Key
     below: Key
     limit: float
@@ -59,9 +59,9 @@ class Bar:
         ratio = results.ratio(self.above, self.below)
         median = results.ratio(self.above, self.below, "median")
         if ratio is None or median is None:
-            return Verdict(self.what, bar, "not measured", None)
+            return Verdict(self.claim, bar, "not measured", None)
         met = ratio >= self.limit if self.at_least else ratio <= self.limit
-        return Verdict(self.what, bar, f"{ratio:.3g}× ({median:.3g}×)", met)
+        return Verdict(self.claim, bar, f"{ratio:.3g}× ({median:.3g}×)", met)
 
 
 def faster(
@@ -75,8 +75,8 @@ def faster(
 ) -> Bar:
     """At least this many times faster than torch's own function, or than the formula in torch."""
     ours = _key(function, case, size, dtype)
-    what = f"{_name(ours)}: faster than {WORDS[than]}"
-    return Bar(what, ours._replace(contender=than), ours, limit, at_least=True)
+    claim = f"{_name(ours)}: faster than {WORDS[than]}"
+    return Bar(claim, ours._replace(contender=than), ours, limit, at_least=True)
 
 
 def costs(

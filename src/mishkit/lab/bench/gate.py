@@ -80,11 +80,11 @@ def vllm_kernel(function: str) -> Callable[[Tensor, Tensor], None] | None:
     """vLLM's kernel, which takes the output and the tensor with both halves; None if its build for
     CPUs is not installed, or has none for the function. vLLM itself is not imported.
     """
-    found = importlib.util.find_spec("vllm")
-    if function not in _VLLM or found is None or found.origin is None:
+    spec = importlib.util.find_spec("vllm")
+    if function not in _VLLM or spec is None or spec.origin is None:
         return None
     for name in _VLLM_LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ()):
-        library = Path(found.origin).parent / f"{name}.abi3.so"
+        library = Path(spec.origin).parent / f"{name}.abi3.so"
         if library.exists():
             torch.ops.load_library(str(library))
             kernel: Callable[[Tensor, Tensor], None] = getattr(
@@ -102,7 +102,7 @@ def calls(function: str, dtype: torch.dtype) -> dict[tuple[str, str], Call]:
     x = torch.cat([g, u], -1)
     f = torchs(function)
     of_g, of_u = x.chunk(2, -1)
-    made: dict[tuple[str, str], Callable[[], Any]] = {
+    runs: dict[tuple[str, str], Callable[[], Any]] = {
         (FORWARD, OURS): lambda: mk.gate(g, u, function),
         (FORWARD, TORCH): lambda: f(g) * u,
         (FORWARD, PRODUCT): lambda: g * u,
@@ -113,22 +113,22 @@ def calls(function: str, dtype: torch.dtype) -> dict[tuple[str, str], Call]:
     theirs = vllm_kernel(function)
     if theirs is not None and dtype != torch.float64:
         out = torch.empty_like(g)
-        made[FORWARD, VLLM] = partial(theirs, out, x)
-        made[FORWARD, INTO] = lambda: mk.gate(of_g, of_u, function, out=out)
+        runs[FORWARD, VLLM] = partial(theirs, out, x)
+        runs[FORWARD, INTO] = lambda: mk.gate(of_g, of_u, function, out=out)
     leaves = [t.clone().requires_grad_() for t in (g, u)]
-    one, other = leaves
+    g_leaf, u_leaf = leaves
     packed = x.clone().requires_grad_()
     outputs: dict[str, tuple[Tensor, list[Tensor]]] = {
-        OURS: (mk.gate(one, other, function), leaves),
-        TORCH: (f(one) * other, leaves),
-        PRODUCT: (one * other, leaves),
+        OURS: (mk.gate(g_leaf, u_leaf, function), leaves),
+        TORCH: (f(g_leaf) * u_leaf, leaves),
+        PRODUCT: (g_leaf * u_leaf, leaves),
         OF_HALVES: (mk.glu(packed, function), [packed]),
         TORCH_HALVES: (f(packed.chunk(2, -1)[0]) * packed.chunk(2, -1)[1], [packed]),
         GLU: (F.glu(packed), [packed]),
     }
     for name, (y, inputs) in outputs.items():
-        made[BACKWARD, name] = partial(torch.autograd.grad, y, inputs, grad, retain_graph=True)
-    return {key: Call(run) for key, run in made.items()}
+        runs[BACKWARD, name] = partial(torch.autograd.grad, y, inputs, grad, retain_graph=True)
+    return {key: Call(run) for key, run in runs.items()}
 
 
 def key(function: str, dtype: str, case: str, contender: str) -> Key:
@@ -150,8 +150,9 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
     seconds = SECONDS * (QUICK if settings.quick else 1)
     with Interruptible(out) as measured, torch_threads(1):
         for function, dtype in rich.progress.track(pairs, "timing", console=out, transient=True):
-            made = calls(function, getattr(torch, dtype))
-            for (case, name), timing in round_robin(made, seconds=seconds, clock=PROCESSOR).items():
+            timed = calls(function, getattr(torch, dtype))
+            timings = round_robin(timed, seconds=seconds, clock=PROCESSOR)
+            for (case, name), timing in timings.items():
                 timing.samples = [sample / SIZE for sample in timing.samples]
                 results.timings[key(function, dtype, case, name)] = timing
     for function, dtype in pairs:
@@ -166,7 +167,7 @@ def main(settings: Settings, csv_path: Path | None = None) -> int:
 
 def _print(out: Console, results: Results, function: str, dtype: str) -> None:
     title = f"{function}, {dtype}"
-    made = table(title, ["", "forward", "÷mk.gate", "backward", "÷mk.gate"])
+    grid = table(title, ["", "forward", "÷mk.gate", "backward", "÷mk.gate"])
     for name in CONTENDERS:
         cells = []
         for case in (FORWARD, BACKWARD):
@@ -177,21 +178,23 @@ def _print(out: Console, results: Results, function: str, dtype: str) -> None:
             if timing is None or times is None:
                 cells += [NONE, NONE]
             else:
-                both = (significant(ns) for ns in (timing.min, timing.median))
-                cells += ["/".join(both), significant(times)]
-        made.add_row(name, *cells)
-    out.print(made)
+                figures = (significant(ns) for ns in (timing.min, timing.median))
+                cells += ["/".join(figures), significant(times)]
+        grid.add_row(name, *cells)
+    out.print(grid)
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
     """SwiGLU in float32."""
-    of = partial(key, "silu", "float32")
+    swiglu = partial(key, "silu", "float32")
     for case, limit in FASTER.items():
-        what = f"{case}: faster than F.silu(g) * u"
-        yield Bar(what, of(case, TORCH), of(case, OURS), limit, at_least=True).verdict(results)
-    what = f"{FORWARD}: over g * u"
-    ours, product = of(FORWARD, OURS), of(FORWARD, PRODUCT)
-    yield Bar(what, ours, product, DEARER, at_least=False).verdict(results)
-    if results.find(of(FORWARD, VLLM)) is not None:
-        what = f"{FORWARD}: over vLLM's kernel"
-        yield Bar(what, of(FORWARD, INTO), of(FORWARD, VLLM), 1.0, at_least=False).verdict(results)
+        claim = f"{case}: faster than F.silu(g) * u"
+        ours, theirs = swiglu(case, OURS), swiglu(case, TORCH)
+        yield Bar(claim, theirs, ours, limit, at_least=True).verdict(results)
+    claim = f"{FORWARD}: over g * u"
+    ours, product = swiglu(FORWARD, OURS), swiglu(FORWARD, PRODUCT)
+    yield Bar(claim, ours, product, DEARER, at_least=False).verdict(results)
+    ours, theirs = swiglu(FORWARD, INTO), swiglu(FORWARD, VLLM)
+    if results.find(theirs) is not None:
+        claim = f"{FORWARD}: over vLLM's kernel"
+        yield Bar(claim, ours, theirs, 1.0, at_least=False).verdict(results)

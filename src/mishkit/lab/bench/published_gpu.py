@@ -105,9 +105,9 @@ def time_mish_cuda(results: Results, dtype: str, stopwatch: Stopwatch, is_quick:
     """The times of mish-cuda's table, in one dtype."""
     torch.compiler.reset()
     size = math.prod(SHAPE)
-    made = working(mish_cuda_calls(DTYPES[dtype]), results.missing, f"{MISH_CUDA}, {dtype}")
+    calls = working(mish_cuda_calls(DTYPES[dtype]), results.missing, f"{MISH_CUDA}, {dtype}")
     runs = RUNS // 5 if is_quick else RUNS
-    for (case, name), timing in stopwatch.time(made, rounds=runs, warm=WARM_RUNS).items():
+    for (case, name), timing in stopwatch.time(calls, rounds=runs, warm=WARM_RUNS).items():
         results.timings[Key("mish", dtype, case, size, name, table=MISH_CUDA)] = timing
 
 
@@ -122,9 +122,9 @@ def time_words(nanoseconds: float) -> str:
 def mish_cuda_lines(results: Results, dtype: str) -> Iterator[str]:
     """The lines for one dtype, in the published form."""
     endings = {FORWARD: "fwd", BACKWARD: "bwd"}
-    found = {k: t for k, t in results.timings.items() if (k.table, k.dtype) == (MISH_CUDA, dtype)}
-    width = max((len(key.contender) for key in found), default=0) + 5
-    for key, timing in found.items():
+    timings = {k: t for k, t in results.timings.items() if (k.table, k.dtype) == (MISH_CUDA, dtype)}
+    width = max((len(key.contender) for key in timings), default=0) + 5
+    for key, timing in timings.items():
         mean, std, low, high = map(
             time_words, (timing.mean, timing.std, timing.min, max(timing.samples))
         )
@@ -149,16 +149,16 @@ def forms(a: Activation) -> Forms:
         return operator("_backward_packed")(g, *operator("_packed")(x))
 
     ours = mk.functional.FUNCTIONS[a.name]
-    found: Forms = {
+    by_contender: Forms = {
         OURS: (ours, operator("_backward")),
         FROM_OUTPUT: (ours, from_output),
     }
     if a.name in PEERS:
-        found[TWIN] = PEERS[a.name].forward, partial(_by_autograd, PEERS[a.name].forward)
+        by_contender[TWIN] = PEERS[a.name].forward, partial(_by_autograd, PEERS[a.name].forward)
     by_formula = expression_of(a)
     if by_formula is not None:
-        found[EXPRESSION] = by_formula, partial(_by_autograd, by_formula)
-    return found
+        by_contender[EXPRESSION] = by_formula, partial(_by_autograd, by_formula)
+    return by_contender
 
 
 def _with(operator: Callable[..., Any], parameters: tuple[float, ...], *tensors: Tensor) -> Any:
@@ -173,16 +173,16 @@ def _by_autograd(function: Callable[[Tensor], Tensor], g: Tensor, x: Tensor) -> 
 def l2_error(result: Tensor, exact: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """‖result − exact(x)‖₂, in float64, one chunk at a time."""
     total = 0.0
-    for got, at in zip(result.split(CHUNK), x.split(CHUNK), strict=True):
-        total += float((got.double() - exact(at.double())).square().sum())
+    for part, at in zip(result.split(CHUNK), x.split(CHUNK), strict=True):
+        total += float((part.double() - exact(at.double())).square().sum())
     return math.sqrt(total)
 
 
 def measure_errors(results: Results, name: str, dtype: str, stopwatch: Stopwatch) -> None:
     """The errors and times of one function in one dtype."""
-    a, of, size = ACTIVATIONS[name], DTYPES[dtype], SIZE
-    x = normal(size, of, 0)
-    one = torch.ones_like(x)
+    a, size = ACTIVATIONS[name], SIZE
+    x = normal(size, DTYPES[dtype], 0)
+    ones = torch.ones_like(x)
 
     def f(at: Tensor) -> Tensor:
         return a.f(at, *a.defaults)
@@ -190,21 +190,21 @@ def measure_errors(results: Results, name: str, dtype: str, stopwatch: Stopwatch
     def df(at: Tensor) -> Tensor:
         return a.df(at, *a.defaults)
 
-    made: dict[tuple[str, str], Call] = {}
+    calls: dict[tuple[str, str], Call] = {}
     for contender, (function, gradient) in forms(a).items():
         for case, result, exact in (
             (FORWARD, function(x), f),
-            (BACKWARD, gradient(one, x), df),
+            (BACKWARD, gradient(ones, x), df),
         ):
             key = Key(name, dtype, case, size, contender, table=ERRORS)
             results.errors[key] = l2_error(result, exact, x)
         if contender != FROM_OUTPUT:
-            made[FORWARD, contender] = Call(partial(function, x))
-            made[BACKWARD, contender] = backward_call(function, x, one)
+            calls[FORWARD, contender] = Call(partial(function, x))
+            calls[BACKWARD, contender] = backward_call(function, x, ones)
     y, side = getattr(torch.ops.mishkit, f"{name}_packed").default(x, *a.defaults)
     decode = getattr(torch.ops.mishkit, f"{name}_backward_packed").default
-    made[BACKWARD, FROM_OUTPUT] = Call(partial(decode, one, y, side, *a.defaults))
-    for (case, contender), timing in stopwatch.time(made, rounds=10, warm=3).items():
+    calls[BACKWARD, FROM_OUTPUT] = Call(partial(decode, ones, y, side, *a.defaults))
+    for (case, contender), timing in stopwatch.time(calls, rounds=10, warm=3).items():
         results.timings[Key(name, dtype, case, size, contender, table=ERRORS)] = timing
 
 
@@ -215,20 +215,20 @@ def _print_errors(out: Console, results: Results, dtype: str) -> None:
     from ..common.bars import table
 
     title = f"{dtype}, {size_name(keys[0].size)} elements: L2 norm of the error against float64"
-    made = table(title, ("", "forward, µs", "L2 error", "backward, µs", "L2 error"))
+    grid = table(title, ("", "forward, µs", "L2 error", "backward, µs", "L2 error"))
     pairs = dict.fromkeys((key.function, key.contender) for key in keys)
     last = None
     for function, contender in pairs:
         if function != last:
-            made.add_row(last := function)
+            grid.add_row(last := function)
         cells = []
         for case in (FORWARD, BACKWARD):
             key = Key(function, dtype, case, keys[0].size, contender, table=ERRORS)
             timing = results.timings.get(key)
             cells.append(NONE if timing is None else significant(timing.min / 1e3))
             cells.append(f"{results.errors[key]:.3g}" if key in results.errors else NONE)
-        made.add_row(f"  {contender}", *cells)
-    out.print(made)
+        grid.add_row(f"  {contender}", *cells)
+    out.print(grid)
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
@@ -236,7 +236,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     from ..common.bars import Verdict
 
     for case in (FORWARD, BACKWARD):
-        what, bar = f"{case}: L2 error over torch's own", f"≤ {WORSE:g}×"
+        claim, bar = f"{case}: L2 error over torch's own", f"≤ {WORSE:g}×"
         ratios = {}
         for key, error in results.errors.items():
             theirs = results.errors.get(key._replace(contender=TWIN))
@@ -244,17 +244,17 @@ def verdicts(results: Results) -> Iterator[Verdict]:
             if is_ours and theirs:
                 ratios[f"{key.function}, {key.dtype}"] = error / theirs
         if not ratios:
-            yield Verdict(what, bar, "not measured", None)
+            yield Verdict(claim, bar, "not measured", None)
             continue
         worst = max(ratios, key=lambda which: ratios[which])
-        yield Verdict(what, bar, f"{ratios[worst]:.2f}× ({worst})", ratios[worst] <= WORSE)
+        yield Verdict(claim, bar, f"{ratios[worst]:.2f}× ({worst})", ratios[worst] <= WORSE)
 
 
 # ---- both ----------------------------------------------------------------------------------------
 
 
 class _Job(NamedTuple):
-    what: str
+    title: str
     run: Callable[[], None]
 
 
@@ -276,7 +276,7 @@ def time_all(results: Results, settings: Settings, stopwatch: Stopwatch) -> None
         try:
             job.run()
         except torch.OutOfMemoryError:
-            results.missing.append(f"{job.what}: the GPU's memory does not suffice")
+            results.missing.append(f"{job.title}: the GPU's memory does not suffice")
 
 
 def print_all(out: Console, results: Results, settings: Settings) -> None:

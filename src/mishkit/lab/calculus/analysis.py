@@ -256,9 +256,9 @@ def show(value: Number | float | None, digits: int = 8) -> str:
 # ---- on the terminal -----------------------------------------------------------------------------
 
 
-def plain_text(found: Analysis) -> str:
+def plain_text(analysis: Analysis) -> str:
     """The tables as plain text."""
-    return _as_text(tables(found))
+    return _as_text(tables(analysis))
 
 
 def _as_text(shown: RenderableType) -> str:
@@ -267,34 +267,36 @@ def _as_text(shown: RenderableType) -> str:
     return stream.getvalue()
 
 
-def tables(found: Analysis) -> RenderableType:
+def tables(analysis: Analysis) -> RenderableType:
     """The whole analysis."""
-    shown: list[RenderableType] = [_title(found), _formulas(found), _facts(found)]
-    if found.cost is not None:
-        shown += _cost(found.cost)
+    shown: list[RenderableType] = [_title(analysis), _formulas(analysis), _facts(analysis)]
+    if analysis.cost is not None:
+        shown += _cost(analysis.cost)
     return Group(*shown)
 
 
-def _title(found: Analysis) -> Text:
-    given = ", ".join(f"{name} = {show(value)}" for name, value in found.parameters.items())
-    title = Text(f"{found.name}", style="bold")
-    title.append(f": {found.formula}" + (f"   with {given}" if given else ""), style="not bold")
+def _title(analysis: Analysis) -> Text:
+    values = ", ".join(f"{name} = {show(value)}" for name, value in analysis.parameters.items())
+    title = Text(f"{analysis.name}", style="bold")
+    title.append(
+        f": {analysis.formula}" + (f"   with {values}" if values else ""), style="not bold"
+    )
     return title
 
 
-def _formulas(found: Analysis) -> Table:
+def _formulas(analysis: Analysis) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in _formula_rows(found):
+    for label, text in _formula_rows(analysis):
         table.add_row(label, Text(text))
     return table
 
 
-def _formula_rows(found: Analysis) -> Iterator[tuple[str, str]]:
+def _formula_rows(analysis: Analysis) -> Iterator[tuple[str, str]]:
     """The function and its derivatives, one formula a row."""
-    for part in found.parts:
-        if len(found.parts) > 1:
+    for part in analysis.parts:
+        if len(analysis.parts) > 1:
             yield "where", _interval(show(part.low), show(part.high))
         for label, form in (("f", part.f), ("f′", part.df), ("f″", part.d2f)):
             yield label, form.unicode
@@ -306,48 +308,48 @@ def _interval(low: str, high: str) -> str:
     return f"x > {low}" if high == "∞" else f"{low} < x < {high}"
 
 
-def _facts(found: Analysis) -> Table:
+def _facts(analysis: Analysis) -> Table:
     table = Table(box=SIMPLE_HEAD, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in facts(found):
+    for label, text in facts(analysis):
         table.add_row(label, Text(text))
     return table
 
 
-def facts(found: Analysis) -> Iterator[tuple[str, str]]:
+def facts(analysis: Analysis) -> Iterator[tuple[str, str]]:
     """The facts, one per line."""
-    yield "range", str(found.range)
-    for extremum in found.extrema:
+    yield "range", str(analysis.range)
+    for extremum in analysis.extrema:
         yield extremum.kind, _extremum(extremum)
-    if not found.extrema:
+    if not analysis.extrema:
         yield "minimum", "none"
     yield (
         "inflections",
         "; ".join(
             f"x = {show(i.x)}, f = {show(i.y)}"
             + (f", f′ = {show(i.slope)}" if i.slope is not None else " (a kink)")
-            for i in found.inflections
+            for i in analysis.inflections
         )
         or "none",
     )
-    for end in found.ends:
+    for end in analysis.ends:
         yield f"x → {end.side}", _end(end)
-    for joint in found.joints:
+    for joint in analysis.joints:
         yield "joint", _joint(joint)
-    if not found.joints:
+    if not analysis.joints:
         yield "smoothness", "no joints: derivatives of every order"
-    yield "Lipschitz, f", _lipschitz(found.lipschitz_f, "f′", "f")
-    yield "Lipschitz, f′", _lipschitz(found.lipschitz_df, "f″", "f′")
-    yield "shape", _shape(found)
-    g = found.gaussian
+    yield "Lipschitz, f", _lipschitz(analysis.lipschitz_f, "f′", "f")
+    yield "Lipschitz, f′", _lipschitz(analysis.lipschitz_df, "f″", "f′")
+    yield "shape", _shape(analysis)
+    g = analysis.gaussian
     yield "gain", f"{show(g.gain)} = 1/√E[f(z)²] for z ~ N(0, 1); E[f] = {show(g.mean)}"
     yield "gain, backward", f"{show(g.backward_gain)} = 1/√E[f′(z)²]"
-    if found.against is not None:
-        d = found.against
-        other = d.other + "".join(f", {name} = {show(v)}" for name, v in d.parameters.items())
+    if analysis.against is not None:
+        d = analysis.against
+        label = d.other + "".join(f", {name} = {show(v)}" for name, v in d.parameters.items())
         where = f" at x = {show(d.at)} (f is {'above' if d.signed > 0 else 'below'})"
-        yield f"from {other}", f"at most {show(d.max_error)}" + (where if d.at is not None else "")
+        yield f"from {label}", f"at most {show(d.max_error)}" + (where if d.at is not None else "")
         yield "", f"L2 under N(0, 1): {show(d.l2)}"
 
 
@@ -378,21 +380,21 @@ def _joint(joint: Joint) -> str:
     return f"{x}{name}, {primes} jumps by {show(joint.jump)}"
 
 
-def _lipschitz(found: Lipschitz, derivative: str, function: str) -> str:
-    if found.everywhere_from is not None:
-        where = "for " + _interval(*(show(end) for end in found.everywhere_from))
+def _lipschitz(bound: Lipschitz, derivative: str, function: str) -> str:
+    if bound.everywhere_from is not None:
+        where = "for " + _interval(*(show(end) for end in bound.everywhere_from))
     else:
-        where = "at x = " + ", ".join(show(x) for x in found.places)
-    largest = f"|{derivative}| is at most {show(found.steepest)}"
-    if not found.steepest.is_finite():
+        where = "at x = " + ", ".join(show(x) for x in bound.places)
+    largest = f"|{derivative}| is at most {show(bound.steepest)}"
+    if not bound.steepest.is_finite():
         return f"none, since |{derivative}| grows without end"
-    if not found.constant.is_finite():
+    if not bound.constant.is_finite():
         return f"none, since {function} jumps; elsewhere {largest}"
-    return f"{show(found.constant)}, reached {where}"
+    return f"{show(bound.constant)}, reached {where}"
 
 
-def _shape(found: Analysis) -> str:
-    shape = found.shape
+def _shape(analysis: Analysis) -> str:
+    shape = analysis.shape
     words = [shape.monotone or "not monotone"]
     if shape.but_for_jumps:
         words[0] += f" ({shape.but_for_jumps} but for the jumps of f)"
@@ -426,7 +428,7 @@ def _loops(cost: Cost) -> Table:
     title = (
         "Vector instructions an element, in the main loop (÷ vector divisions, √ roots, a vector)"
     )
-    made = table(title, [*columns, *isas], words=2)
+    grid = table(title, [*columns, *isas], words=2)
     cells = {(loop.body, loop.dtype, loop.isa): loop for loop in cost.loops}
     for body, dtype in dict.fromkeys((loop.body, loop.dtype) for loop in cost.loops):
         row = []
@@ -439,8 +441,8 @@ def _loops(cost: Cost) -> Table:
                 if rate
             )
             row.append(significant(loop.vector_instructions) + extra + "*" * loop.iterates)
-        made.add_row(body, dtype, *row)
-    return made
+        grid.add_row(body, dtype, *row)
+    return grid
 
 
 def _roofline(cost: Cost) -> Table:
@@ -448,13 +450,13 @@ def _roofline(cost: Cost) -> Table:
         f"One core, {cost.processor}, kernels: {cost.kernels}; memory copies "
         f"{cost.copy_bytes_per_ns:.1f} GB/s ({cost.copied_bytes >> 20} MiB)"
     )
-    made = table(
+    grid = table(
         title,
         ["body", "dtype", "bytes an\nelement", "compute,\nns", "memory,\nns", "ratio", "bound by"],
         words=2,
     )
     for roof in cost.roofs:
-        made.add_row(
+        grid.add_row(
             roof.body,
             roof.dtype,
             f"{roof.bytes:g}",
@@ -463,4 +465,4 @@ def _roofline(cost: Cost) -> Table:
             f"{roof.ratio:.2f}",
             roof.bound,
         )
-    return made
+    return grid

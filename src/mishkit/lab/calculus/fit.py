@@ -196,9 +196,9 @@ class Fit:
 
 def parse_measure(text: str) -> Measure:
     """Parse "max", "max:-4,4", "normal:1" or "uniform:-3,3"."""
-    kind, _, rest = text.partition(":")
+    kind, _, arguments = text.partition(":")
     try:
-        numbers = [finite(part) for part in rest.split(",")] if rest else []
+        numbers = [finite(part) for part in arguments.split(",")] if arguments else []
     except ValueError:
         numbers = [float("nan")]
     defaults = {"max": [-10.0, 10.0], "normal": [1.0], "uniform": None}

@@ -46,15 +46,15 @@ def _section(name: str, folder: Path) -> str:
     named = find(name)
     a = named.activation
     reference = None if name == REFERENCE else find(REFERENCE)
-    found = analyze_named(named, reference)
+    analysis = analyze_named(named, reference)
     picture = folder / "gallery" / f"{name}.svg"
     drawing.save([drawing.of_named(named)], picture)
-    given = ", ".join(f"{p.name} = {p.default:g}" for p in a.parameters)
-    rows = [f"| {label} | {_cell(text)} |" for label, text in facts(found)]
+    values = ", ".join(f"{p.name} = {p.default:g}" for p in a.parameters)
+    rows = [f"| {label} | {_cell(text)} |" for label, text in facts(analysis)]
     return "\n".join(
         (
             f"## {name}\n",
-            f"{a.formula}" + (f", with {given}" if given else "") + f". {a.source}.\n",
+            f"{a.formula}" + (f", with {values}" if values else "") + f". {a.source}.\n",
             f"![{name}, its first and its second derivative](gallery/{name}.svg)\n",
             "| | |",
             "|---|---|",

@@ -20,11 +20,11 @@ class _Printer(StrPrinter):
 
 def decimal(number: sympy.Rational) -> str | None:
     """A long fraction as an exact decimal; None for short fractions and endless decimals."""
-    rest = number.q
+    denominator = number.q
     for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    if number.q <= _LONG or rest != 1:
+        while denominator % prime == 0:
+            denominator //= prime
+    if number.q <= _LONG or denominator != 1:
         return None
     with localcontext() as context:
         context.prec = 60

@@ -499,8 +499,8 @@ def _read_nvidia(cubin: bytes, build: Build, elements: float, target: str) -> Co
 
 
 def _is_double(opcode: str) -> bool:
-    base, _, rest = opcode.partition(".")
-    kinds = rest.split(".")
+    base, _, modifiers = opcode.partition(".")
+    kinds = modifiers.split(".")
     return base in _DOUBLE or (
         base in _XU and any(kind == "F64" or kind.endswith("64H") for kind in kinds)
     )

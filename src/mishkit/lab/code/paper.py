@@ -233,7 +233,7 @@ def _not_had(codes: Codes) -> Iterator[str]:
 class Bar(NamedTuple):
     """How long some kernels' arithmetic may take, relative to the time of their memory traffic."""
 
-    what: str
+    claim: str
     limit: float
     gpu: GPU
     applies: Callable[[Kernel], bool]
@@ -250,17 +250,17 @@ class Bar(NamedTuple):
             and self.applies(Kernel(*job[:3]))
         }
         if not ratios:
-            return Verdict(self.what, bar, "not measured", None)
+            return Verdict(self.claim, bar, "not measured", None)
         job = max(ratios, key=lambda job: ratios[job].ratio)
         worst = ratios[job]
         above = [job.function for job, roof in ratios.items() if roof.ratio > self.limit]
         words = f"{worst.ratio:.2f} ({job.function}: {worst.unit})"
         if len(above) > 1:
             words += f"; {len(above)} of {len(ratios)} above"
-        return Verdict(self.what, bar, words, not above)
+        return Verdict(self.claim, bar, words, not above)
 
 
-def _of(dtype: str, *bodies: str, closed: bool | None = None) -> Callable[[Kernel], bool]:
+def _kernels_of(dtype: str, *bodies: str, closed: bool | None = None) -> Callable[[Kernel], bool]:
     def applies(kernel: Kernel) -> bool:
         if kernel.dtype != dtype or kernel.body not in bodies:
             return False
@@ -284,11 +284,11 @@ def _words(body: str) -> str:
 _FLOAT32 = dict.fromkeys(BODIES, 0.7) | {FORWARD_PACKED: 0.72}
 BARS = (
     *(
-        Bar(f"float32, {_words(body)}", limit, A100, _of("float32", body))
+        Bar(f"float32, {_words(body)}", limit, A100, _kernels_of("float32", body))
         for body, limit in _FLOAT32.items()
     ),
     *(
-        Bar(f"bfloat16, {_words(body)}", 0.7, A100, _of("bfloat16", body))
+        Bar(f"bfloat16, {_words(body)}", 0.7, A100, _kernels_of("bfloat16", body))
         for body in (FORWARD, FORWARD_PACKED, BACKWARD)
     ),
     *(
@@ -296,7 +296,7 @@ BARS = (
             "bfloat16, backward packed, by a table",
             limit,
             gpu,
-            _of("bfloat16", BACKWARD_PACKED, closed=False),
+            _kernels_of("bfloat16", BACKWARD_PACKED, closed=False),
         )
         for limit, gpu in ((1.0, A100), (0.8, H100))
     ),
@@ -304,7 +304,7 @@ BARS = (
         "bfloat16, backward packed, in closed form",
         0.7,
         A100,
-        _of("bfloat16", BACKWARD_PACKED, closed=True),
+        _kernels_of("bfloat16", BACKWARD_PACKED, closed=True),
     ),
 )
 

@@ -27,7 +27,7 @@ UNBOUNDED = 10_000
 class Verdict:
     """One bar and whether it was met, in words."""
 
-    what: str
+    claim: str
     bar: str
     measured: str
     met: bool | None
@@ -109,7 +109,7 @@ def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
     styles = {"met": "green", "MISSED": "bold red"}
     for verdict in verdicts:
         word = Text(verdict.word, style=styles.get(verdict.word, ""))
-        grid.add_row(Text(verdict.what), Text(verdict.bar), Text(verdict.measured), word)
+        grid.add_row(Text(verdict.claim), Text(verdict.bar), Text(verdict.measured), word)
     return grid
 
 

@@ -84,13 +84,13 @@ def _built(
     """The model, and any inputs that came with it."""
     torch.manual_seed(seed)
     keywords = dict(_option(text) for text in options)
-    library, _, rest = name.partition(":")
+    library, _, target = name.partition(":")
     with telling(name):
         if library == "timm":
-            built: Any = _timm(rest, {**offered, **keywords})
+            built: Any = _timm(target, {**offered, **keywords})
         elif library == "hf":
-            built = _transformers(rest, keywords)
-        elif rest:
+            built = _transformers(target, keywords)
+        elif target:
             function = _function(*name.rsplit(":", 1))
             built = function(**{**_accepted(function, offered), **keywords})
         elif name.endswith(".onnx"):

@@ -43,7 +43,7 @@ def find(text: str, parameters: Mapping[str, float] | None = None) -> Named:
 
     ``find("hard_mish:k=3")`` and ``find("HardMish", {"k": 3})`` are the same.
     """
-    name, _, rest = text.partition(":")
+    name, _, given = text.partition(":")
     by_name = {a.name: a for a in ACTIVATIONS.values()}
     by_name |= {a.module_name: a for a in ACTIVATIONS.values()}
     if name not in by_name:
@@ -53,7 +53,7 @@ def find(text: str, parameters: Mapping[str, float] | None = None) -> Named:
     activation = by_name[name]
     known = [p.name for p in activation.parameters]
     values = dict(zip(known, activation.defaults, strict=True))
-    for key, value in {**pairs(rest.split(",") if rest else ()), **(parameters or {})}.items():
+    for key, value in {**pairs(given.split(",") if given else ()), **(parameters or {})}.items():
         if key not in values:
             has = f"has {', '.join(known)}" if known else "has none"
             raise LabError(f'{activation.name} has no parameter "{key}"; it {has}')

@@ -48,9 +48,9 @@ def summarise(result: Comparison) -> pd.DataFrame:
     )
     rows: list[dict[str, Any]] = []
     for data in result.settings.datasets:
-        base = _of(finals, data, base_name)
+        base = _finals_of(finals, data, base_name)
         for contender in result.contenders:
-            own = _of(finals, data, contender.name)
+            own = _finals_of(finals, data, contender.name)
             if own.empty:
                 continue
             choice = result.choices[data, contender.name]
@@ -91,7 +91,7 @@ def summarise(result: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _of(finals: pd.DataFrame, data: str, activation: str) -> pd.DataFrame:
+def _finals_of(finals: pd.DataFrame, data: str, activation: str) -> pd.DataFrame:
     chosen = finals[(finals["data"] == data) & (finals["activation"] == activation)]
     return chosen.set_index("seed").sort_index()
 
@@ -128,29 +128,29 @@ def headline(summary: pd.DataFrame, base: str) -> str:
     """The result on accuracy, in one sentence that the intervals support; `base` is the baseline's
     label.
     """
-    others = summary[summary["accuracy_verdict"] != BASE]
-    if others.empty:
+    compared = summary[summary["accuracy_verdict"] != BASE]
+    if compared.empty:
         return f"{summary['label'].iloc[0]} alone: nothing to compare it with"
-    if (others["accuracy_verdict"] == FEW).any() or (others["accuracy_verdict"] == "–").any():
+    if (compared["accuracy_verdict"] == FEW).any() or (compared["accuracy_verdict"] == "–").any():
         return "Too few seeds to tell accuracies apart"
     several = summary["data"].nunique() > 1
-    total = others["activation"].nunique()
+    total = compared["activation"].nunique()
     findings = []
     for verdict, word in ((BETTER, "above"), (WORSE, "below")):
-        rows = others[others["accuracy_verdict"] == verdict]
+        rows = compared[compared["accuracy_verdict"] == verdict]
         for data, group in rows.groupby("data", sort=False):
             on_data = f" on {data}" if several else ""
             names = _who(group["label"], total)
             findings.append(f"{names} {_ends(group)} {word} {base}{on_data}")
-    seeds = int(others["seeds"].min())
+    seeds = int(compared["seeds"].min())
     if not findings and several:
         return (
-            f"In none of {len(others)} comparisons do {seeds} seeds tell the accuracy from that of "
-            f"{base}"
+            f"In none of {len(compared)} comparisons do {seeds} seeds tell the accuracy from that "
+            f"of {base}"
         )
     if not findings:
         return f"{seeds} seeds do not tell the accuracies of these {len(summary)} activations apart"
-    undecided = int((others["accuracy_verdict"] == OPEN).sum())
+    undecided = int((compared["accuracy_verdict"] == OPEN).sum())
     ending = ""
     if undecided:
         noun = "comparison" if several else "activation"
@@ -161,7 +161,7 @@ def headline(summary: pd.DataFrame, base: str) -> str:
 def budget(summary: pd.DataFrame, base: str) -> list[str]:
     """What can be said about the time to the target: one sentence per verdict and data set."""
     several = summary["data"].nunique() > 1
-    others = summary.loc[summary["budget_verdict"] != BASE, "activation"].nunique()
+    compared = summary.loc[summary["budget_verdict"] != BASE, "activation"].nunique()
     sentences = []
     for verdict, words in ((BETTER, "less"), (WORSE, "more")):
         rows = summary[summary["budget_verdict"] == verdict]
@@ -169,7 +169,7 @@ def budget(summary: pd.DataFrame, base: str) -> list[str]:
             needs = "needs" if len(group) == 1 else "need"
             on_data = f" on {data}" if several else ""
             sentences.append(
-                f"{_who(group['label'], others)} {needs} {words} time to the target than "
+                f"{_who(group['label'], compared)} {needs} {words} time to the target than "
                 f"{base}{on_data}."
             )
     return sentences
