@@ -51,10 +51,10 @@ def nvidia(code: bytes) -> tuple[list[tuple[int, str]], int]:
         run = [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", file.name]
         done = subprocess.run(run, capture_output=True, text=True, check=True)
     text = done.stdout + done.stderr
-    found = re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(.*?);", text)
+    lines = re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(.*?);", text)
     stack = re.search(r"STACK:(\d+)", text)
     assert stack
-    return [(int(m[1], 16), m[2].strip()) for m in found], int(stack[1])
+    return [(int(m[1], 16), m[2].strip()) for m in lines], int(stack[1])
 
 
 def innermost(code: list[tuple[int, str]]) -> list[str]:
@@ -105,11 +105,11 @@ def seen(build: Build, target: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    found = {}
+    by_kernel = {}
     for target in sys.argv[1:]:
         for dtype, names in LARGEST.items():
             for build in builds(dtype):
                 if build.name in names:
                     name = str(dtype).removeprefix("torch.")
-                    found[f"{target} {name} {build.name}"] = seen(build, target)
-    print(json.dumps(found))
+                    by_kernel[f"{target} {name} {build.name}"] = seen(build, target)
+    print(json.dumps(by_kernel))

@@ -85,7 +85,7 @@ def pairwise(
         at = places[name]
         return at, next(i for i, (param,) in enumerate(values[at]) if param.values == (value,))
 
-    forbidden = {tuple(sorted(index_of(*one) for one in pair.items())) for pair in apart}
+    forbidden = {tuple(sorted(index_of(*named) for named in pair.items())) for pair in apart}
     rows = []
     for indices in all_pairs(*map(len, values), apart=forbidden):
         chosen = [of_axis[index] for of_axis, index in zip(values, indices, strict=True)]

@@ -403,30 +403,30 @@ def seed(number: int) -> None:
 
 def generators() -> tuple[Any, ...]:
     """The states of all generators, in a form that == compares."""
-    kind, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().tolist(), kind, keys.tolist(), *rest, random.getstate()
+    kind, keys, *position = np.random.get_state()
+    return torch.get_rng_state().tolist(), kind, keys.tolist(), *position, random.getstate()
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
     """Parameters, buffers, modes, hooks and what else modules hold, in a form that == compares."""
-    found: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if attribute in ("_modules", "_mishkit_replaced", "_mishkit_replaced_attributes"):
                 continue
             if attribute.endswith("_hooks"):  # the keys are other numbers each time
                 value = list(value.values())
-            found[f"{name}:{attribute}"] = _plain(value)
-    return found
+            state[f"{name}:{attribute}"] = _plain(value)
+    return state
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.dtype, value.requires_grad, value.detach().tolist()
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items() if not isinstance(one, nn.Module)}
+        return {key: _plain(item) for key, item in value.items() if not isinstance(item, nn.Module)}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return _Hook if isinstance(value, _Hook) else value
 
 
@@ -435,30 +435,30 @@ def observe(model: nn.Module, drawn: Drawn, *, train: bool) -> dict[str, Tensor]
     model.train(train)
     model.zero_grad()
     seed(1)
-    found: dict[str, Tensor] = {}
+    observed: dict[str, Tensor] = {}
     for number in range(2):
         x = drawn.input()
         y = model(x)
         # Before the backward pass, where a hook may put something else there.
-        found |= {f"{number} held {n}": t.clone() for n, t in _held(model)}
-        found[f"{number} output"] = y.detach().clone()
+        observed |= {f"{number} held {n}": t.clone() for n, t in _held(model)}
+        observed[f"{number} output"] = y.detach().clone()
         y.square().mean().backward()
         assert x.grad is not None
-        found[f"{number} gradient of the input"] = x.grad
+        observed[f"{number} gradient of the input"] = x.grad
         for name, held in _held(model):
-            found[f"{number} held after backward {name}"] = held.clone()
+            observed[f"{number} held after backward {name}"] = held.clone()
         for name, holder in model.named_modules():
             if isinstance(holder, Holder) and holder.how == "retain_grad" and holder.held:
                 # What a checkpoint has recomputed may get none.
                 grad = holder.held[0].grad
                 name = f"{number} retained gradient {name}"
-                found[name] = torch.empty(0) if grad is None else grad.clone()
-    found |= {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
-    found |= {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
+                observed[name] = torch.empty(0) if grad is None else grad.clone()
+    observed |= {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    observed |= {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
     model.eval()
     with torch.no_grad():
-        found["output without gradients"] = model(drawn.input().detach())
-    return found
+        observed["output without gradients"] = model(drawn.input().detach())
+    return observed
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -221,7 +221,7 @@ def test_derivatives(pair: tuple[Case, Case]) -> None:
     v = torch.randn_like(x)
     _, tangent = torch.func.jvp(f, (x.detach(),), (v,))
     torch.testing.assert_close(tangent, v * want[0])
-    each = torch.func.vmap(torch.func.grad(lambda one: f(one)))(x.detach())
+    each = torch.func.vmap(torch.func.grad(lambda element: f(element)))(x.detach())
     torch.testing.assert_close(each, want[0])
     hessian = torch.func.hessian(lambda x: f(x).sum())(x.detach())
     torch.testing.assert_close(hessian.diagonal(), want[1])

@@ -84,8 +84,8 @@ def test_gradients_are_those_without(
     want = gradients(plain(x))
     with nullcontext() if inside else context():
         y = checkpoint(function, x, use_reentrant=reentrant)
-    for one, other in zip(gradients(y), want, strict=True):
-        assert torch.equal(one, other)
+    for a, b in zip(gradients(y), want, strict=True):
+        assert torch.equal(a, b)
 
 
 @both_kinds

@@ -40,14 +40,14 @@ def work(rank: int, results: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{results}/store", rank=rank, world_size=WORLD
     )
-    found = {}
+    by_options = {}
     for name, options in SAVING.items():
         net = network(options)
         with torch.no_grad():
             net(batch())  # gives the last layer its size
         part = batch().chunk(WORLD)[rank]
-        found[name] = gradients(nn.parallel.DistributedDataParallel(net), part)
-    torch.save(found, f"{results}/{rank}.pt")
+        by_options[name] = gradients(nn.parallel.DistributedDataParallel(net), part)
+    torch.save(by_options, f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -111,8 +111,8 @@ def _in_a_process() -> None:
     for placement in (Shard(0), Shard(1), Replicate()):
         y = trained(distribute_tensor(x, mesh, [placement]))
         got = torch.autograd.grad((y * y).sum(), [*trained.parameters()])
-        for one, other in zip(got, want, strict=True):
-            _check(one.full_tensor() if isinstance(one, DTensor) else one, other)
+        for ours, theirs in zip(got, want, strict=True):
+            _check(ours.full_tensor() if isinstance(ours, DTensor) else ours, theirs)
 
     # A model in tensor parallel, swapped and lean.
     torch.manual_seed(1)
@@ -139,8 +139,8 @@ def _in_a_process() -> None:
         _check(y, want)
         (y * y).sum().backward()
         (want * want).sum().backward()
-        for one, other in zip(model.parameters(), want_of.parameters(), strict=True):
-            _check(one.grad.full_tensor(), other.grad)
+        for ours, theirs in zip(model.parameters(), want_of.parameters(), strict=True):
+            _check(ours.grad.full_tensor(), theirs.grad)
 
 
 def test_two_processes(tmp_path: Path) -> None:

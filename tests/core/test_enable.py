@@ -231,8 +231,8 @@ def test_functorch_hooks_and_modules() -> None:
     with mk.enable():
         ours = results()
     assert seen == [(5, 8)]
-    for one, other in zip(ours, results(), strict=True):
-        torch.testing.assert_close(one, other)
+    for a, b in zip(ours, results(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_compiled_and_traced() -> None:

@@ -79,19 +79,20 @@ def test_accepted_parameters_give_numbers(case: Case, dtype: torch.dtype) -> Non
     largest = torch.finfo(dtype).max
     sizes = [0.0, torch.finfo(dtype).tiny, 1e-6, 0.3, 3.0, 50.0, 3e4, largest]
     x = torch.tensor([sign * size for size in sizes for sign in (1, -1)]).double().to(dtype)
-    one = torch.ones_like(x)
+    ones = torch.ones_like(x)
     for values in accepted(case):
         operator = getattr(torch.ops.mishkit, f"{case.a.name}")
         backward = getattr(torch.ops.mishkit, f"{case.a.name}_backward")
         double = getattr(torch.ops.mishkit, f"{case.a.name}_double_backward")
-        found = (operator(x, *values), backward(one, x, *values), double(one, one, x, *values)[1])
-        want = (
+        results = (
+            operator(x, *values),
+            backward(ones, x, *values),
+            double(ones, ones, x, *values)[1],
             plain.forward(case.a, x, *values),
-            plain.backward(case.a, one, x, *values),
-            plain.double_backward(case.a, one, one, x, *values)[1],
+            plain.backward(case.a, ones, x, *values),
+            plain.double_backward(case.a, ones, ones, x, *values)[1],
         )
-        for got, other in zip(found, want, strict=True):
-            assert not got.isnan().any() and not other.isnan().any(), values
+        assert not any(result.isnan().any() for result in results), values
 
 
 ALPHAS = (0.0, 1e-12, 1e-8, -1e-3, 1e-3, 0.1, -0.24, 1 - 1e-6, -1.0, -1 + 1e-6)
@@ -137,14 +138,14 @@ def test_aptx_keeps_its_digits_for_every_alpha(
     """Where tanh is nearly alone, and where one side vanishes."""
     gamma = 0.7
     x, want, sizes, _ = exact_aptx(dtype, alpha, beta, gamma)
-    case, one = Case(ACTIVATIONS["aptx"], (alpha, beta, gamma)), torch.ones_like(x)
-    found = (
+    case, ones = Case(ACTIVATIONS["aptx"], (alpha, beta, gamma)), torch.ones_like(x)
+    results = (
         every_engine.operator(case)(x),
-        every_engine.operator(case, "_backward")(one, x),
-        every_engine.operator(case, "_double_backward")(one, one, x)[1],
+        every_engine.operator(case, "_backward")(ones, x),
+        every_engine.operator(case, "_double_backward")(ones, ones, x)[1],
     )
     info = torch.finfo(dtype)
-    for got, right, size in zip(found, want, sizes, strict=True):
+    for got, right, size in zip(results, want, sizes, strict=True):
         # exp stops at the least normal number, or at 0.
         allowed = 24 * info.eps * size + 8 * info.tiny * x.double().abs().clamp_min(1)
         assert ((got.double() - right).abs() <= allowed).all()

@@ -293,13 +293,13 @@ def far_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def checked_load(self: Any, places: Any, mask: Any, *rest: Any) -> Any:
+    def checked_load(self: Any, places: Any, mask: Any, *other_operands: Any) -> Any:
         within(places, mask)
-        return load(self, places, mask, *rest)
+        return load(self, places, mask, *other_operands)
 
-    def checked_store(self: Any, places: Any, value: Any, mask: Any, *rest: Any) -> Any:
+    def checked_store(self: Any, places: Any, value: Any, mask: Any, *other_operands: Any) -> Any:
         within(places, mask)
-        return store(self, places, value, mask, *rest)
+        return store(self, places, value, mask, *other_operands)
 
     def number(self: Any, axis: int) -> Any:
         return TensorHandle(interpreter.np.array([program[0]], "int32"), interpreter.tl.int32)
@@ -372,9 +372,9 @@ def test_trained_beyond_32_bits(far_program: Callable[..., None]) -> None:
 
 
 def _near(tensor: Tensor) -> Pointer:
-    found = Pointer(tensor)
-    found.address = tensor.data_ptr()
-    return found
+    pointer = Pointer(tensor)
+    pointer.address = tensor.data_ptr()
+    return pointer
 
 
 OFFSETS = """
@@ -474,8 +474,8 @@ def test_misaligned(dtype: torch.dtype) -> None:
             operator = engine.operator(case, ending)
             got, want = operator(*tensors), operator(*(t.clone() for t in tensors))
             pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
-            for one, other in pairs:
-                assert_same_bits(one, other)
+            for a, b in pairs:
+                assert_same_bits(a, b)
 
 
 # ---- the public API on a GPU ---------------------------------------------------------------------
@@ -552,8 +552,8 @@ def test_trained_on_a_gpu(name: str, count: int) -> None:
     for device in ("cpu", "cuda"):
         moved, leaf = act.to(device), x.to(device).requires_grad_()
         y = moved(leaf)
-        found = torch.autograd.grad(y, [leaf, *moved.parameters()], g.to(device))
-        results.append([t.detach().cpu() for t in (y, *found)])
+        derivatives = torch.autograd.grad(y, [leaf, *moved.parameters()], g.to(device))
+        results.append([t.detach().cpu() for t in (y, *derivatives)])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
@@ -563,8 +563,8 @@ def layer_results(device: str, dtype: torch.dtype = torch.float32) -> list[Tenso
     x, g = torch.randn(50, 33).to(dtype), torch.randn(50, 17).to(dtype)
     layer, leaf = layer.to(device), x.to(device).requires_grad_()
     y = layer(leaf)
-    found = torch.autograd.grad(y, [leaf, *layer.parameters()], g.to(device))
-    return [t.detach().cpu() for t in (y, *found)]
+    gradients = torch.autograd.grad(y, [leaf, *layer.parameters()], g.to(device))
+    return [t.detach().cpu() for t in (y, *gradients)]
 
 
 @needs_gpu
@@ -634,7 +634,7 @@ def streamed() -> dict[str, tuple[list[Tensor], Callable[..., Any]]]:
     y, side = torch.ops.mishkit.mish_packed(x)
     layer = [normal(64, 48), *(normal(32, 48) for _ in range(3)), normal(32)]
     parameters = torch.rand(3, 6, device="cuda") + 0.5
-    found: dict[str, tuple[list[Tensor], Callable[..., Any]]] = {
+    by_kind: dict[str, tuple[list[Tensor], Callable[..., Any]]] = {
         "forward": ([x], mishkit.mish),
         "packed": ([x], torch.ops.mishkit.mish_packed),
         "backward": ([g, x], torch.ops.mishkit.mish_backward),
@@ -648,7 +648,7 @@ def streamed() -> dict[str, tuple[list[Tensor], Callable[..., Any]]]:
             lambda *t: torch.ops.mishkit.aptx_layer_backward(*t, True),
         ),
     }
-    return found
+    return by_kind
 
 
 KINDS = (
@@ -660,8 +660,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def assert_same(got: Any, want: Any) -> None:
     pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
-    for one, other in pairs:
-        assert_same_bits(one.cpu(), other.cpu())
+    for a, b in pairs:
+        assert_same_bits(a.cpu(), b.cpu())
 
 
 @needs_gpu

@@ -1,4 +1,4 @@
-"""What is known of the family: members that are each other's, minima, joints, distances to mish."""
+"""Facts about the family: members that equal each other, minima, joints, distances to Mish."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def at(x: float) -> Tensor:
     return torch.tensor(x, dtype=torch.float64)
 
 
-def value(of: Case, formula: str, x: float) -> float:
-    return of.exactly(formula, at(x)).item()
+def value(function: Case, formula: str, x: float) -> float:
+    return function.exactly(formula, at(x)).item()
 
 
 # ---- the same function under two names ----
@@ -38,27 +38,27 @@ SAME = [
     (case("swish", 1), case("silu")),
     (case("hard_mish", 6), case("hardswish")),
 ]
-every_pair = pytest.mark.parametrize(("one", "other"), SAME, ids=str)
+every_pair = pytest.mark.parametrize(("first", "second"), SAME, ids=str)
 
 
 @every_pair
 @pytest.mark.parametrize("formula", ["f", "df", "d2f"])
-def test_one_function_under_two_names(one: Case, other: Case, formula: str) -> None:
+def test_one_function_under_two_names(first: Case, second: Case, formula: str) -> None:
     x = torch.linspace(-40, 40, 8001, dtype=torch.float64)
-    got, want = one.exactly(formula, x), other.exactly(formula, x)
+    got, want = first.exactly(formula, x), second.exactly(formula, x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
-    if one.turn is not None:
-        assert one.turn == pytest.approx(other.turn, rel=1e-15)
+    if first.turn is not None:
+        assert first.turn == pytest.approx(second.turn, rel=1e-15)
 
 
-@pairwise({"engine": ENGINES, "dtype": DTYPES, "one,other": SAME})
+@pairwise({"engine": ENGINES, "dtype": DTYPES, "first,second": SAME})
 def test_two_names_in_every_dtype(
-    engine: Engine, one: Case, other: Case, dtype: torch.dtype
+    engine: Engine, first: Case, second: Case, dtype: torch.dtype
 ) -> None:
     x = spread(dtype)
     ones = torch.ones_like(x)
     for ending, arguments in (("", (x,)), ("_backward", (ones, x))):
-        got, want = (engine.operator(c, ending)(*arguments) for c in (one, other))
+        got, want = (engine.operator(c, ending)(*arguments) for c in (first, second))
         assert_rounds(got, want.double(), extra=0.5 * torch.finfo(dtype).eps)
 
 
@@ -80,7 +80,7 @@ def test_pieces_of_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "x", "y", "digits"),
+    ("function", "x", "y", "digits"),
     [
         (case("mish"), -1.1924312, -0.3088434, 7),
         (case("h_mish"), -1, -0.5, 16),
@@ -91,20 +91,20 @@ def test_pieces_of_others() -> None:
     ],
     ids=str,
 )
-def test_minima(of: Case, x: float, y: float, digits: int) -> None:
-    assert of.turn == pytest.approx(x, abs=0.5 * 10.0**-digits)
-    assert value(of, "f", of.turn) == pytest.approx(y, abs=0.5 * 10.0**-digits)
+def test_minima(function: Case, x: float, y: float, digits: int) -> None:
+    assert function.turn == pytest.approx(x, abs=0.5 * 10.0**-digits)
+    assert value(function, "f", function.turn) == pytest.approx(y, abs=0.5 * 10.0**-digits)
 
 
 def test_mish() -> None:
     """The figures of its derivatives."""
-    of, x = case("mish"), torch.linspace(-20, 20, 400_001, dtype=torch.float64)
-    slopes = of.exactly("df", x)
+    function, x = case("mish"), torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    slopes = function.exactly("df", x)
     assert slopes.min().item() == pytest.approx(-0.1125, abs=5e-5)
     assert slopes.max().item() == pytest.approx(1.0885, abs=5e-5)
-    assert value(of, "df", 0) == pytest.approx(0.6, rel=1e-15)
-    assert value(of, "d2f", 0) == pytest.approx(0.64, rel=1e-15)
-    signs = of.exactly("d2f", x).sign()
+    assert value(function, "df", 0) == pytest.approx(0.6, rel=1e-15)
+    assert value(function, "d2f", 0) == pytest.approx(0.64, rel=1e-15)
+    signs = function.exactly("d2f", x).sign()
     changes = x[1:][signs[1:] != signs[:-1]]
     torch.testing.assert_close(
         changes, torch.tensor([-2.25638, 1.49057]).double(), rtol=0, atol=1e-4
@@ -118,13 +118,13 @@ def test_mish() -> None:
 class Joint:
     """Where two pieces meet: f, f' and f'' from the left, and from the right."""
 
-    of: Case
+    function: Case
     x: float
     left: tuple[float, float, float]
     right: tuple[float, float, float]
 
     def __str__(self) -> str:
-        return f"{self.of}-at{self.x:g}"
+        return f"{self.function}-at{self.x:g}"
 
     @property
     def smoothness(self) -> int:
@@ -152,7 +152,7 @@ JOINTS = [
 def test_joints(joint: Joint, order: int) -> None:
     step = 1e-7
     for x, sides in ((joint.x - step, joint.left), (joint.x + step, joint.right)):
-        got = [value(joint.of, formula, x) for formula in ("f", "df", "d2f")]
+        got = [value(joint.function, formula, x) for formula in ("f", "df", "d2f")]
         assert got == pytest.approx(sides, abs=1e-6)
     assert joint.smoothness == order
 
@@ -218,10 +218,10 @@ CLOSENESS = [
 ]
 
 
-@pytest.mark.parametrize(("of", "most", "where", "mean"), CLOSENESS, ids=str)
-def test_closeness_to_mish(of: Case, most: float, where: float, mean: float) -> None:
+@pytest.mark.parametrize(("function", "most", "where", "mean"), CLOSENESS, ids=str)
+def test_closeness_to_mish(function: Case, most: float, where: float, mean: float) -> None:
     x = torch.linspace(-12, 12, 480_001, dtype=torch.float64)
-    distance = of.exactly("f", x) - case("mish").exactly("f", x)
+    distance = function.exactly("f", x) - case("mish").exactly("f", x)
     farthest = distance.abs().argmax()
     assert distance[farthest].abs().item() == pytest.approx(most, abs=5e-5)
     assert x[farthest].item() == pytest.approx(where, abs=5e-4)
@@ -231,10 +231,12 @@ def test_closeness_to_mish(of: Case, most: float, where: float, mean: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("of", "most", "side"), [(case("swish", 1), 0.0359, -1), (case("swish", 2), 0.0255, 1)], ids=str
+    ("function", "most", "side"),
+    [(case("swish", 1), 0.0359, -1), (case("swish", 2), 0.0255, 1)],
+    ids=str,
 )
-def test_each_swish_is_close_on_one_side(of: Case, most: float, side: int) -> None:
+def test_each_swish_is_close_on_one_side(function: Case, most: float, side: int) -> None:
     """Which is why the two are joined in piecewise_swish."""
     x = side * torch.linspace(0, 12, 240_001, dtype=torch.float64)
-    distance = of.exactly("f", x) - case("mish").exactly("f", x)
+    distance = function.exactly("f", x) - case("mish").exactly("f", x)
     assert distance.abs().max().item() == pytest.approx(most, abs=5e-5)

@@ -43,12 +43,12 @@ def mask(dtype: torch.dtype, *shape: int, value: float = 1 / 0.7) -> Tensor:
 )
 def test_it_comes_back(engine: Engine, dtype: torch.dtype, count: int, value: float) -> None:
     x = mask(dtype, count, value=value)
-    bits, found = pack_by(engine)(x)
+    bits, scale = pack_by(engine)(x)
     assert bits.shape == ((count + 7) // 8,) and bits.dtype == torch.uint8
-    assert found == (1 if dtype == torch.bool or not x.any() else float(x.max()))
+    assert scale == (1 if dtype == torch.bool or not x.any() else float(x.max()))
     assert torch.equal(bits, ops._pack(x)[0])
     out = torch.empty_like(x)
-    unpack_by(engine)(bits, out, found)
+    unpack_by(engine)(bits, out, scale)
     assert_same_bits(out, x)
 
 

@@ -129,10 +129,10 @@ def test_each_tanh_is_as_exact_as_is_said(kernels: Engine, dtype: torch.dtype) -
     ends = (20.0, 1.0, 0.01)
     beta = torch.cat([torch.linspace(-end, end, 20001, dtype=torch.float64) for end in ends])
     beta = beta.to(dtype).unsqueeze(1)
-    one, none = torch.ones_like(beta), torch.zeros(0, dtype=dtype)
+    ones, none = torch.ones_like(beta), torch.zeros(0, dtype=dtype)
     exactly = beta.double().tanh()
     alpha = -exactly.half().to(dtype) if dtype == torch.float16 else torch.zeros_like(beta)
-    got = layer_operator(one[:1], alpha, beta, one, none)[0].double()
+    got = layer_operator(ones[:1], alpha, beta, ones, none)[0].double()
     want = (alpha + exactly)[:, 0]
     rounding = torch.finfo(dtype).eps * want.abs() if dtype == torch.float16 else 0
     assert ((got - want).abs() - rounding).max() <= TANH[dtype]
@@ -149,8 +149,8 @@ def test_large_numbers_saturate(engine: Engine, dtype: torch.dtype) -> None:
 def test_a_fixed_alpha_keeps_the_relative_accuracy(kernels: Engine) -> None:
     """(1 + tanh(βx)) is found without cancellation: exp(2βx) down to the least of numbers."""
     x = torch.linspace(-30, 5, 1001, dtype=torch.float64).unsqueeze(1)
-    one = torch.ones(1, 1)
-    y = layer_operator(x.float(), one, one, one, torch.zeros(0))
+    ones = torch.ones(1, 1)
+    y = layer_operator(x.float(), ones, ones, ones, torch.zeros(0))
     want = 2 * torch.sigmoid(2 * x.float().double()) * x.float()
     # The rounding of the exponent is what remains.
     assert ((y - want).abs() <= 2.5e-7 * (x.abs() + 2) * want.abs()).all()
@@ -622,8 +622,8 @@ every_variant = pytest.mark.parametrize(
 )
 
 
-def made(dims_out: int, *options: bool, **keywords: Any) -> nn.Module:
-    """Ours, as PublishedLayer(19, dims_out, …)."""
+def neurons(dims_out: int, *options: bool, **keywords: Any) -> nn.Module:
+    """Our module, like PublishedLayer(19, dims_out, …)."""
     if dims_out:
         return APTxLayer(19, dims_out, *options, **keywords)
     return APTxNeuron(19, *options, **keywords)
@@ -636,7 +636,7 @@ def test_the_published_parameters(dims_out: int, is_alpha_trainable: bool, use_d
     theirs = PublishedLayer(19, dims_out, is_alpha_trainable, use_delta)
     next_number = torch.randn(1)
     torch.manual_seed(3)
-    ours = made(dims_out, is_alpha_trainable, use_delta)
+    ours = neurons(dims_out, is_alpha_trainable, use_delta)
     assert torch.randn(1) == next_number
     state, published = ours.state_dict(), theirs.state_dict()
     assert list(state) == list(published)
@@ -659,14 +659,14 @@ def test_the_published_parameters(dims_out: int, is_alpha_trainable: bool, use_d
 @every_variant
 def test_initialising_anew(dims_out: int, is_alpha_trainable: bool, use_delta: bool) -> None:
     torch.manual_seed(3)
-    ours = made(dims_out, is_alpha_trainable, use_delta)
+    ours = neurons(dims_out, is_alpha_trainable, use_delta)
     want = copy.deepcopy(ours.state_dict())
     with torch.no_grad():
         for tensor in (*ours.parameters(), *ours.buffers()):
             tensor.fill_(7)
     torch.manual_seed(3)
     ours.reset_parameters()  # type: ignore[operator]
-    empty = made(dims_out, is_alpha_trainable, use_delta, device="meta").to_empty(device="cpu")
+    empty = neurons(dims_out, is_alpha_trainable, use_delta, device="meta").to_empty(device="cpu")
     torch.manual_seed(3)
     empty.reset_parameters()
     for state in (ours.state_dict(), empty.state_dict()):

@@ -71,9 +71,9 @@ def run(command: list[str], tensors: list[Tensor], chunk_rows: int) -> list[Tens
     leaking = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(whole, input=given, capture_output=True, env=leaking)
     assert done.returncode == 0, done.stderr.decode()
-    found = torch.from_numpy(np.frombuffer(done.stdout, np.uint8).copy()).view(dtype)
+    output = torch.from_numpy(np.frombuffer(done.stdout, np.uint8).copy()).view(dtype)
     shapes = [tensors[i].shape for i in (5, 0, 1, 2, 3)]
-    parts = found.split([shape.numel() for shape in shapes])
+    parts = output.split([shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 

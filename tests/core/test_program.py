@@ -150,8 +150,8 @@ def test_recompute_everywhere(everywhere: object) -> None:
             y = reference(x)
         y.sum().backward()
     assert kept.total == explicit.total
-    for one, other in zip(net.parameters(), reference.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad)
+    for ours, theirs in zip(net.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
     with torch.no_grad():
         net(x)
     with pytest.raises(RuntimeError):

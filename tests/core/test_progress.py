@@ -33,15 +33,15 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    made = Terminal()
+    stderr = Terminal()
     # pytest puts its own sys.stderr back before the test.
-    monkeypatch.setattr(_progress, "sys", SimpleNamespace(stderr=made))
+    monkeypatch.setattr(_progress, "sys", SimpleNamespace(stderr=stderr))
     monkeypatch.setattr(_progress, "DELAY", 0.0)
     monkeypatch.setattr(_progress, "EVERY", 0.001)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.delenv("MISHKIT_PROGRESS", raising=False)
-    return made
+    return stderr
 
 
 class Waits(nn.Module):

@@ -110,7 +110,7 @@ class Refused:
 
 def refused() -> list[Refused]:
     """Of all operators, tensors and faults, those that go wrong."""
-    found = []
+    calls = []
     for operator in operators():
         count = len(operator.make())
         for place, fault in itertools.product(range(count), FAULTS):
@@ -120,8 +120,8 @@ def refused() -> list[Refused]:
             more = fault == "a row more" and operator.name.endswith(("_trained", "aptx_layer"))
             if place == operator.ignored or (decides and (count == 1 or more)):
                 continue
-            found.append(Refused(operator, place, fault))
-    return found
+            calls.append(Refused(operator, place, fault))
+    return calls
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,11 @@ def assert_trains_alike(model: nn.Module, twin: nn.Module, *inputs: Tensor) -> N
     """Both models give the same output and the same gradients."""
     twin.load_state_dict(model.state_dict())
     gradients = []
-    for one in (model, twin):
-        y = one(*inputs)
+    for m in (model, twin):
+        y = m(*inputs)
         y = y if isinstance(y, Tensor) else y.last_hidden_state
         (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
-        gradients.append([y.detach(), *(p.grad for p in one.parameters() if p.grad is not None)])
+        gradients.append([y.detach(), *(p.grad for p in m.parameters() if p.grad is not None)])
     assert len(gradients[0]) > 5
     largest = max(float(want.abs().max()) for want in gradients[1])
     for got, want in zip(*gradients, strict=True):
@@ -290,8 +290,8 @@ def test_a_transformers_model(transformers: ModuleType, tmp_path: Path) -> None:
     mishkit.register(named=named, libraries=["transformers"])
     model = bert(transformers, "lean_gelu")
     loaded = saved_and_loaded(model, tmp_path)
-    for one in (model, loaded):
-        (activation,) = activations_in(one)
+    for m in (model, loaded):
+        (activation,) = activations_in(m)
         assert type(activation) is mishkit.GELU and activation.save == "output"
     assert_trains_alike(loaded, bert(transformers, "gelu"), torch.arange(14).view(2, 7))
 
@@ -336,9 +336,9 @@ def test_the_empty_prefix_replaces_theirs(timm: ModuleType, transformers: Module
         "transformers": raw(transformers.activations.ACT2CLS),
     }
     registered = mishkit.register(prefix="")
-    for library, made in registered.items():
+    for library, names in registered.items():
         replaced = {
-            name: their_layers[library][name] for name in made if name in their_layers[library]
+            name: their_layers[library][name] for name in names if name in their_layers[library]
         }
         assert {"gelu", "mish", "relu", "silu"} <= set(replaced)
         for name, theirs in replaced.items():

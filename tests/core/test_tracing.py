@@ -298,14 +298,18 @@ def test_everything_public_is_listed_before_it_is_used() -> None:
 
 @typical_case
 def test_save_is_typed_as_what_it_may_be(case: Case) -> None:
-    for made in (mishkit.gelu, getattr(mishkit, case.a.name), getattr(mishkit, case.a.module_name)):
-        annotation = inspect.signature(made, eval_str=True).parameters["save"].annotation
+    for public in (
+        mishkit.gelu,
+        getattr(mishkit, case.a.name),
+        getattr(mishkit, case.a.module_name),
+    ):
+        annotation = inspect.signature(public, eval_str=True).parameters["save"].annotation
         assert annotation == Literal["input", "output", "copy"]
 
 
 @every_function
 def test_the_docstring_says_what_each_argument_is(case: Case) -> None:
-    for made in (getattr(mishkit, case.a.name), getattr(mishkit, case.a.module_name)):
-        text = inspect.getdoc(made) or ""
-        for name in inspect.signature(made).parameters:
-            assert f"\n{name} : " in text, (made, name)
+    for public in (getattr(mishkit, case.a.name), getattr(mishkit, case.a.module_name)):
+        text = inspect.getdoc(public) or ""
+        for name in inspect.signature(public).parameters:
+            assert f"\n{name} : " in text, (public, name)

@@ -821,8 +821,8 @@ def test_checkpoints_of_the_published_package(trainable: bool, is_theirs_trained
     target.load_state_dict(source.state_dict())
     torch.testing.assert_close(target(x), source(x))
     for key, value in source.state_dict().items():
-        found = target.state_dict()[key]
-        assert found.shape == value.shape and found.dtype == value.dtype
+        loaded = target.state_dict()[key]
+        assert loaded.shape == value.shape and loaded.dtype == value.dtype
 
 
 # ---- fixed parameters ----
@@ -881,9 +881,9 @@ def test_no_conversion_changes_the_numbers(case: Case) -> None:
     ):
         assert {name: getattr(converted, name) for name in before} == before
     with torch.device("meta"):
-        made = make(case)
+        act_on_meta = make(case)
     x = torch.randn(5)
-    assert_same_bits(made(x), act(x))
+    assert_same_bits(act_on_meta(x), act(x))
 
 
 @every_trained
@@ -966,8 +966,8 @@ def test_checkpoints_from_before_a_swap(
     model.load_state_dict(state)
     want = VALUES if further else {"alpha": 1.0, "beta": 1.0, "gamma": 0.5}
     for name, value in want.items():
-        found = torch.as_tensor(getattr(model[1][0], name)).item()
-        assert found == pytest.approx(value)
+        loaded = torch.as_tensor(getattr(model[1][0], name)).item()
+        assert loaded == pytest.approx(value)
     if isinstance(model[1][0].alpha, float):  # back again, too
         after = model.state_dict()
         mishkit.unswap(model)
@@ -989,8 +989,8 @@ def test_assigned_numbers_count_at_once(case: Case, options: dict[str, Any]) -> 
         assert_same_bits(torch.func.vmap(act)(x.clone()), want)
         with torch.inference_mode():
             assert_same_bits(act(x.clone()), want)
-            made = type(act)(**options, **{name: number})
-            assert_same_bits(made(x.clone()), want)
+            new = type(act)(**options, **{name: number})
+            assert_same_bits(new(x.clone()), want)
     for wrong in (float("inf"), float("nan")):
         setattr(act, name, wrong)
         with refused(rf"mishkit\.{case.a.name}: {name} must be finite"):

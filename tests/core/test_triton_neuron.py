@@ -125,8 +125,8 @@ def test_each_tanh_is_as_exact_as_is_said() -> None:
     ends = (20.0, 1.0, 0.01)
     beta = torch.cat([torch.linspace(-end, end, 501, dtype=torch.float64) for end in ends])
     beta = beta.float().unsqueeze(1)
-    one, zero = torch.ones_like(beta), torch.zeros_like(beta)
-    got = kernels.layer(one[:1], zero, beta, one, torch.zeros(0))[0].double()
+    ones, zeros = torch.ones_like(beta), torch.zeros_like(beta)
+    got = kernels.layer(ones[:1], zeros, beta, ones, torch.zeros(0))[0].double()
     assert (got - beta.double().tanh()[:, 0]).abs().max() <= 2e-7
 
 
@@ -134,10 +134,10 @@ def test_each_tanh_is_as_exact_as_is_said() -> None:
 def test_the_derivative_keeps_its_digits() -> None:
     """β's gradient, x²·(1 − tanh²(βx)), down to 1e-30 of x²."""
     x = torch.linspace(-34, 34, 401).unsqueeze(1)
-    one, zero = torch.ones(401, 1), torch.zeros(401, 1)
+    ones, zeros = torch.ones(401, 1), torch.zeros(401, 1)
     for i in (0, 60, 150, 199, 201, 250, 400):
         row, wide = x[i : i + 1], x[i : i + 1].double()
-        gradients = kernels.layer_backward(one[:1], row, zero[:1], one[:1], one[:1], True)
+        gradients = kernels.layer_backward(ones[:1], row, zeros[:1], ones[:1], ones[:1], True)
         bend = (wide / wide.cosh()) ** 2
         torch.testing.assert_close(gradients[2].double(), bend, rtol=1e-5, atol=0)
 

@@ -53,7 +53,7 @@ def test_what_others_keep_is_counted(record: ModuleType) -> None:
         for name in ("output_and_bit", "shared_norms")
     }
     # Torch keeps the inputs of GELU, of the norm and of the last layer, and the norm's statistics.
-    assert {one["torch"] for one in counts.values()} == {3 * floats + statistics}
+    assert {count["torch"] for count in counts.values()} == {3 * floats + statistics}
     assert counts["output_and_bit"]["theirs"] == 2 * floats + hidden // 8 + statistics
     assert counts["shared_norms"]["theirs"] == floats + hidden // 4 + statistics // 2
     assert counts["shared_norms"]["mk.lean"] <= floats + statistics
@@ -64,8 +64,8 @@ def test_what_others_keep_is_counted(record: ModuleType) -> None:
 
 
 def test_our_gradients_are_the_same(record: ModuleType) -> None:
-    found = record.our_errors(row(record, None))
-    assert found["same bits"] and found["recompute"] == 0 and found["lean, relative"] < 1e-6
+    errors = record.our_errors(row(record, None))
+    assert errors["same bits"] and errors["recompute"] == 0 and errors["lean, relative"] < 1e-6
 
 
 def test_few_bits(record: ModuleType) -> None:
@@ -80,16 +80,16 @@ def test_few_bits(record: ModuleType) -> None:
 def test_the_page_is_made_from_its_results(record: ModuleType) -> None:
     results = json.loads((ROOT / "docs" / "record.json").read_text(encoding="utf-8"))
     assert record.page(results) == (ROOT / "docs" / "record.md").read_text(encoding="utf-8")
-    assert results["rows"].keys() <= {one.name for one in record.ROWS}
+    assert results["rows"].keys() <= {row.name for row in record.ROWS}
 
 
 def test_verdicts(record: ModuleType) -> None:
-    exact = next(one for one in record.ROWS if one.by == "InPlace-ABN")
+    exact = next(row for row in record.ROWS if row.by == "InPlace-ABN")
     kept = {"torch": 1000, "theirs": 500, "mk.lean": 600, "checkpoint": 100}
-    found = {"bytes": kept, "their error": 1e-7}
-    assert "**ours is higher**, by 100 B" in record.verdict(exact, found)
-    assert "checkpoint a block keeps less, 0.100" in record.verdict(exact, found)
-    found["bytes"] = kept | {"mk.lean": 400, "checkpoint": None}
-    assert ": the lowest. " in record.verdict(exact, found)
-    found["their error"] = 0.1
-    assert "not compared with, at an error of 0.1" in record.verdict(exact, found)
+    result = {"bytes": kept, "their error": 1e-7}
+    assert "**ours is higher**, by 100 B" in record.verdict(exact, result)
+    assert "checkpoint a block keeps less, 0.100" in record.verdict(exact, result)
+    result["bytes"] = kept | {"mk.lean": 400, "checkpoint": None}
+    assert ": the lowest. " in record.verdict(exact, result)
+    result["their error"] = 0.1
+    assert "not compared with, at an error of 0.1" in record.verdict(exact, result)

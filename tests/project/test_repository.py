@@ -51,5 +51,5 @@ def test_nobody_is_told_to_install_mishkit_from_an_index() -> None:
     for name in listed:
         path = ROOT / name
         if name.endswith(ends) and name not in exempt and path.exists():
-            found = told.search(path.read_text(encoding="utf-8"))
-            assert found is None, f"{name}: {found and found[0]}"
+            match = told.search(path.read_text(encoding="utf-8"))
+            assert match is None, f"{name}: {match and match[0]}"
