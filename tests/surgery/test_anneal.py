@@ -231,10 +231,10 @@ def test_a_state_goes_on_where_it_was(schedule: Any) -> None:
     assert state == {"count": 3, "steps": 8, "schedule": "cosine" if schedule == "cosine" else None}
     resumed = mk.Anneal(model(), RULES, 5, "linear" if schedule == "cosine" else schedule)
     resumed.load_state_dict(state)
-    other = after(mk.Anneal(model(), RULES, 8, schedule), 3)
+    uninterrupted = after(mk.Anneal(model(), RULES, 8, schedule), 3)
     for _ in range(6):
-        assert (resumed.fraction, resumed.count) == (other.fraction, other.count)
-        resumed.step(), other.step()
+        assert (resumed.fraction, resumed.count) == (uninterrupted.fraction, uninterrupted.count)
+        resumed.step(), uninterrupted.step()
     for wrong in (
         {},
         {**state, "count": 9},
@@ -244,11 +244,11 @@ def test_a_state_goes_on_where_it_was(schedule: Any) -> None:
     ):
         with pytest.raises(ValueError, match=r"mishkit\.Anneal: "):
             resumed.load_state_dict(wrong)
-    assert resumed.state_dict() == other.state_dict()
+    assert resumed.state_dict() == uninterrupted.state_dict()
 
 
-def pickled(one: Any) -> Any:
-    return pickle.loads(pickle.dumps(one))
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
 
 
 @pytest.mark.parametrize(
@@ -261,11 +261,11 @@ def pickled(one: Any) -> Any:
 def test_pickles_and_copies_of_both_are_on_their_own(copied: Callable[..., Any]) -> None:
     net, x = trained_model().append(Attention()), torch.randn(6, 4)
     anneal = after(mk.Anneal(net, {**TRAINED, "gelu": "mish"}, 4), 1)
-    alone, other, its_anneal = copied(net, anneal)
+    alone, copied_net, its_anneal = copied(net, anneal)
     y = net.eval()(x)
-    alone.eval(), other.eval()
+    alone.eval(), copied_net.eval()
     after(anneal, 2)
-    for same in (alone, other):
+    for same in (alone, copied_net):
         torch.testing.assert_close(same(x), y)
         assert same[1].weight is not net[1].weight
         same.double()
@@ -275,7 +275,7 @@ def test_pickles_and_copies_of_both_are_on_their_own(copied: Callable[..., Any])
     torch.testing.assert_close(alone(x), y)
     assert (its_anneal.fraction, anneal.fraction) == (0.5, 0.75)
     its_anneal.finish()
-    assert type(other[1]) is mk.Swish and isinstance(alone[1], Blend)
+    assert type(copied_net[1]) is mk.Swish and isinstance(alone[1], Blend)
     assert sorted(mk.unswap(alone)) == ["1", "3", "5.act"] and type(alone[1]) is nn.PReLU
 
 
@@ -293,7 +293,7 @@ def test_deep_copies_go_along_and_are_finished_too(copied: Callable[..., Any]) -
     net, x = trained_model().append(Attention()).eval(), torch.randn(6, 4)
     anneal = after(mk.Anneal(net, {**TRAINED, "gelu": "mish"}, 4), 1)
     holder = copied(net)
-    same = next(one for one in holder.modules() if isinstance(one, nn.Sequential))
+    same = next(module for module in holder.modules() if isinstance(module, nn.Sequential))
     for step in (1, 2, 3, 4):
         torch.testing.assert_close(same(x), net(x), rtol=0, atol=0)
         assert (same[1].fraction, same[1].weight is net[1].weight) == (step / 4, False)

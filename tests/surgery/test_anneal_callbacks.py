@@ -132,13 +132,13 @@ def test_lightning_resumes(lightning: Any, tmp_path: Path) -> None:
     assert "net.layers.3.new.beta" in checkpoint["state_dict"]
     assert checkpoint["callbacks"]["AnnealCallback[gelu, leaky_relu]"]["count"] == 2
 
-    again, other = AnnealCallback(RULES, steps=0.9), lit(lightning)
+    again, resumed = AnnealCallback(RULES, steps=0.9), lit(lightning)
     trainer(lightning, tmp_path, again, max_epochs=4).fit(
-        other, DataLoader(data(8), batch_size=4), ckpt_path=path
+        resumed, DataLoader(data(8), batch_size=4), ckpt_path=path
     )
     assert again.anneal.steps == 6 and again.anneal.state_dict()["schedule"] == "cosine"
-    assert other.net.seen[:4] == pytest.approx([0.25, 0.5, 0.75, 0.9330127])
-    assert_finished(other.net)
+    assert resumed.net.seen[:4] == pytest.approx([0.25, 0.5, 0.75, 0.9330127])
+    assert_finished(resumed.net)
 
 
 @quiet_lightning
@@ -238,8 +238,8 @@ def test_transformers_resumes(anew: bool, transformers: Any, tmp_path: Path) -> 
         **saving,
     )
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    (found,) = [c for c in second.callback_handler.callbacks if isinstance(c, AnnealCallback)]
-    assert found.anneal.steps == 6 and found.anneal.state_dict()["schedule"] == "cosine"
+    (restored,) = [c for c in second.callback_handler.callbacks if isinstance(c, AnnealCallback)]
+    assert restored.anneal.steps == 6 and restored.anneal.state_dict()["schedule"] == "cosine"
     assert network.seen[:4] == pytest.approx([0.25, 0.5, 0.75, 0.9330127])
     assert_finished(network)
 

@@ -317,7 +317,7 @@ MODELS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("build", MODELS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
 def test_what_is_promised_is_what_comes(build: Callable[[], nn.Module]) -> None:
     model, x = build(), rows()
     plain, report = copy.deepcopy(model), mk.audit(model, x)
@@ -458,18 +458,18 @@ def test_lines_of_packages_whose_names_begin_alike(tmp_path: Any, monkeypatch: A
 def test_another_thread_keeps_its_own_modules_in_lean_functional() -> None:
     model, x = shared_by_modules(), rows()
     report = mk.audit(model, x)
-    found: list[str] = []
+    nodes: list[str] = []
 
     def run() -> None:
         y = Shared()(torch.randn(2, 2, requires_grad=True))
-        found.append(type(y.grad_fn).__name__)
+        nodes.append(type(y.grad_fn).__name__)
 
     with mk.lean_functional(report):
-        other = threading.Thread(target=run)
-        other.start()
-        other.join()
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
         assert kept_in_graph(model, x) == report.lean
-    assert found == ["SiluBackward0"]
+    assert nodes == ["SiluBackward0"]
 
 
 # ---- what is said ----

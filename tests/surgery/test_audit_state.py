@@ -123,9 +123,9 @@ def state(value: Any) -> Any:
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, dict):
-        return {name: state(one) for name, one in value.items()}
+        return {name: state(item) for name, item in value.items()}
     if isinstance(value, (list, tuple, deque)):
-        return [state(one) for one in value]
+        return [state(item) for item in value]
     if isinstance(value, (nn.Module, SimpleNamespace)):
         return type(value), state(vars(value))
     return copy.copy(value) if isinstance(value, set) else value
@@ -135,10 +135,10 @@ def generators() -> Any:
     return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
 
 
-@pytest.mark.parametrize("what", DISTURB)
+@pytest.mark.parametrize("change", DISTURB)
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_changes(what: str, training: bool) -> None:
-    model, x = Disturbing(DISTURB[what]).train(training), torch.randn(3, 8)
+def test_nothing_changes(change: str, training: bool) -> None:
+    model, x = Disturbing(DISTURB[change]).train(training), torch.randn(3, 8)
     before, given, drawn = state(model), x.clone(), generators()
     report = mk.audit(model, x)
     assert state(model) == before and generators() == drawn and torch.equal(x, given)

@@ -17,10 +17,10 @@ from mishkit.surgery.known import identify
 
 def module(forward: Callable[..., Tensor], **attributes: Any) -> nn.Module:
     """A module of a class of its own with this forward."""
-    made = type("ByHand", (nn.Module,), {"forward": forward})()
+    instance = type("ByHand", (nn.Module,), {"forward": forward})()
     for name, value in attributes.items():
-        setattr(made, name, value)
-    return made
+        setattr(instance, name, value)
+    return instance
 
 
 class MemoryMish(torch.autograd.Function):
@@ -99,8 +99,8 @@ OTHERS: dict[str, nn.Module] = {
 
 @pytest.mark.parametrize("name", RECOGNISED)
 def test_what_is_recognised(name: str) -> None:
-    made, function, parameters = RECOGNISED[name]
-    known = identify(made)
+    act, function, parameters = RECOGNISED[name]
+    known = identify(act)
     assert known is not None and (known.function, known.parameters) == (function, parameters)
 
 
@@ -115,10 +115,10 @@ def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_changed_number_is_seen() -> None:
-    made = module(lambda self, x: x * torch.sigmoid(self.beta * x), beta=1.0)
-    assert identify(made).function == "silu"  # type: ignore[union-attr]
-    made.beta = 3.0
-    assert identify(made).parameters == {"beta": 3.0}  # type: ignore[union-attr]
+    act = module(lambda self, x: x * torch.sigmoid(self.beta * x), beta=1.0)
+    assert identify(act).function == "silu"  # type: ignore[union-attr]
+    act.beta = 3.0
+    assert identify(act).parameters == {"beta": 3.0}  # type: ignore[union-attr]
 
 
 def test_nothing_is_disturbed() -> None:
@@ -129,12 +129,12 @@ def test_nothing_is_disturbed() -> None:
         torch.rand(3)
         return x * torch.sigmoid(x)
 
-    made = module(forward, count=0)
-    made.register_forward_hook(lambda *_: calls.append(1))
+    act = module(forward, count=0)
+    act.register_forward_hook(lambda *_: calls.append(1))
     state = torch.get_rng_state()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert identify(made).function == "silu"  # type: ignore[union-attr]
-    assert made.count == 0 and not calls and torch.equal(torch.get_rng_state(), state)
+        assert identify(act).function == "silu"  # type: ignore[union-attr]
+    assert act.count == 0 and not calls and torch.equal(torch.get_rng_state(), state)
 
 
 def test_lean_and_swap() -> None:
@@ -147,7 +147,7 @@ def test_lean_and_swap() -> None:
     torch.testing.assert_close(net(x), expected)
     mk.unswap(net)
     assert type(net[1]).__name__ == "ByHand"
-    assert [(one.name, one.new) for one in mk.swap(net, {"mish": "silu"})] == [("1", "SiLU()")]
+    assert [(site.name, site.new) for site in mk.swap(net, {"mish": "silu"})] == [("1", "SiLU()")]
 
 
 class MishByHand(nn.Module):

@@ -115,10 +115,10 @@ def step(model: nn.Module) -> list[Tensor]:
 
 
 def kept(model: nn.Module) -> int:
-    with mk.KeptBytes(exclude=[*model.parameters()]) as found:
+    with mk.KeptBytes(exclude=[*model.parameters()]) as counted:
         y = model(tokens())
     del y
-    return found.total
+    return counted.total
 
 
 def assert_close(got: list[Tensor], want: list[Tensor]) -> None:
@@ -128,13 +128,13 @@ def assert_close(got: list[Tensor], want: list[Tensor]) -> None:
 
 def nodes(model: nn.Module) -> set[str]:
     """The names of all nodes of the graph."""
-    found, todo = set(), [model(tokens()).grad_fn]
+    names, todo = set(), [model(tokens()).grad_fn]
     while todo:
         node = todo.pop()
-        found.add(type(node).__name__)
+        names.add(type(node).__name__)
         with suppress(RuntimeError):  # torch 2.10 does not tell those of an autograd.Function
             todo += [before for before, _ in node.next_functions if before is not None]
-    return found
+    return names
 
 
 # ---- audit ---------------------------------------------------------------------------------------

@@ -53,10 +53,10 @@ def step(model: nn.Module, x: Tensor) -> list[Tensor]:
     torch.manual_seed(1)
     y = model(x)
     y = y if isinstance(y, Tensor) else y.logits
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         y.square().mean(), [*model.parameters()], allow_unused=True, materialize_grads=True
     )
-    return [y, *found]
+    return [y, *gradients]
 
 
 @pytest.mark.parametrize("name", mostly_slow(MODELS, ("Mixtral", "SwiGLU", "GluMlp")))

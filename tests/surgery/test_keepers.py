@@ -58,11 +58,11 @@ def test_who_they_are() -> None:
     build, shape = MODELS["images"]
     report = mk.audit(build(), torch.randn(shape))
     size = 2 * 8 * 16 * 16 * 4
-    found = {(k.module, k.operator): (k.nbytes, k.recomputable) for k in report.keepers}
+    kept = {(k.module, k.operator): (k.nbytes, k.recomputable) for k in report.keepers}
     statistics = 2 * 8 * 4
-    assert found["1", "native_batch_norm"] == (size + statistics, 0)
-    assert found["2", "silu"] == (size, size)
-    assert found["3", "convolution"] == (size, size)
+    assert kept["1", "native_batch_norm"] == (size + statistics, 0)
+    assert kept["2", "silu"] == (size, size)
+    assert kept["3", "convolution"] == (size, size)
     assert f"of which {2 * size // 1024} KiB can be recomputed" in str(report)
 
 

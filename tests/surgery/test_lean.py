@@ -108,7 +108,7 @@ def test_what_does_not_pay_is_left_alone(act: nn.Module) -> None:
     model = network(act)
     modules = list(model)
     check(model, images())
-    assert all(one is other for one, other in zip(modules, model, strict=True))
+    assert all(before is after for before, after in zip(modules, model, strict=True))
 
 
 def test_hooks_copies_and_pickles() -> None:
@@ -254,11 +254,11 @@ def test_autocast_and_checkpoint() -> None:
     model.load_state_dict(plain.state_dict())
     mk.lean(model, images(), recompute=False)
     x = images().requires_grad_()
-    found = []
-    for one in (plain, model):
-        y = torch.utils.checkpoint.checkpoint(one, x, use_reentrant=False)
-        found.append(torch.autograd.grad(y.square().mean(), [x, *one.parameters()]))
-    for a, b in zip(*found, strict=True):
+    gradients = []
+    for m in (plain, model):
+        y = torch.utils.checkpoint.checkpoint(m, x, use_reentrant=False)
+        gradients.append(torch.autograd.grad(y.square().mean(), [x, *m.parameters()]))
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 

@@ -149,19 +149,19 @@ def run(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     model.zero_grad()
     output = model(x)
     outputs = [output] if isinstance(output, Tensor) else list(output)
-    sum(one.square().mean() for one in outputs).backward()
-    return [one.detach().clone() for one in outputs], [
+    sum(y.square().mean() for y in outputs).backward()
+    return [y.detach().clone() for y in outputs], [
         p.grad.clone() for p in model.parameters() if p.grad is not None
     ]
 
 
-def same(found: list[Tensor], wanted: list[Tensor], tolerance: float = 1e-5) -> None:
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=tolerance)
+def same(ours: list[Tensor], wanted: list[Tensor], tolerance: float = 1e-5) -> None:
+    assert len(ours) == len(wanted)
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=tolerance)
 
 
-@pytest.mark.parametrize("forward", [plain, *NOT_ALONE], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("forward", [plain, *NOT_ALONE], ids=lambda forward: forward.__name__)
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_outputs_stay_in_every_mode(forward: Forward, inplace: bool, training: bool) -> None:
@@ -173,14 +173,14 @@ def test_outputs_stay_in_every_mode(forward: Forward, inplace: bool, training: b
     assert torch.equal(x, rows())
     for mode in (True, False):
         for dtype in (torch.float32, torch.float64):
-            for one in (model, before):
-                one.train(mode).to(dtype)
+            for m in (model, before):
+                m.train(mode).to(dtype)
             outputs, gradients = run(model, x.to(dtype))
             wanted, theirs = run(before, x.to(dtype))
             same(outputs, wanted)
             same(gradients, theirs)
-            for held, other in zip(model.kept, before.kept, strict=True):
-                torch.testing.assert_close(held.detach(), other.detach(), rtol=1e-4, atol=1e-6)
+            for a, b in zip(model.kept, before.kept, strict=True):
+                torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_modules_and_attributes_may_work_in_place(block: nn.Module) -> None:
     assert report.sites[0].inplace and "output, in place" in str(report)
     # A batch of another shape gives the activation a view of what the layer has made.
     for x in (rows(), rows().reshape(2, 2, 8)):
-        for found, wanted in zip(run(block, x), run(before, x), strict=True):
-            same(found, wanted)
+        for ours, wanted in zip(run(block, x), run(before, x), strict=True):
+            same(ours, wanted)
 
 
 def test_what_works_in_place_goes_on_to() -> None:
@@ -259,10 +259,10 @@ def test_checkpoint_around_a_block_that_begins_with_the_activation(inplace: bool
     mk.lean(model, rows(), inplace=inplace, recompute=False)
     assert isinstance(model[1][0], mk.SiLU) and not model[1][0].inplace
     for reentrant in (False, True):
-        found = []
-        for one in (model, before):
-            one.zero_grad()
-            y = checkpoint(one[1], one[0](rows()), use_reentrant=reentrant)
+        gradients = []
+        for m in (model, before):
+            m.zero_grad()
+            y = checkpoint(m[1], m[0](rows()), use_reentrant=reentrant)
             y.square().mean().backward()
-            found.append([p.grad.clone() for p in one.parameters()])
-        same(*found)
+            gradients.append([p.grad.clone() for p in m.parameters()])
+        same(*gradients)

@@ -60,9 +60,9 @@ def images() -> Tensor:
 
 
 def kept(model: nn.Module, x: Tensor) -> int:
-    with mk.KeptBytes(exclude=[*model.parameters(), *model.buffers(), x]) as found:
+    with mk.KeptBytes(exclude=[*model.parameters(), *model.buffers(), x]) as counted:
         model(x)
-    return found.total
+    return counted.total
 
 
 def step(model: nn.Module, run: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
@@ -111,13 +111,13 @@ def test_copies_go_on_and_unswap_ends_it() -> None:
         "torch.save": torch.load(file, weights_only=False),
         "ema": torch.optim.swa_utils.AveragedModel(model).module,
     }
-    for name, one in {"itself": model, **copies}.items():
-        assert list(one.state_dict()) == keys, name
-        assert kept(one, images()) == report.lean, name
-        mk.unswap(one)
-        assert kept(one, images()) == before and str(one) == lines, name
-        assert not one._forward_pre_hooks and not one._forward_hooks, name
-        assert not one._forward_hooks_always_called, name
+    for name, m in {"itself": model, **copies}.items():
+        assert list(m.state_dict()) == keys, name
+        assert kept(m, images()) == report.lean, name
+        mk.unswap(m)
+        assert kept(m, images()) == before and str(m) == lines, name
+        assert not m._forward_pre_hooks and not m._forward_hooks, name
+        assert not m._forward_hooks_always_called, name
 
 
 def test_again_and_within_another() -> None:
@@ -150,9 +150,9 @@ def test_an_error_leaves_nothing_behind() -> None:
             model(images())
     model[3].fails = False
     x = torch.randn(1000, requires_grad=True)
-    with mk.KeptBytes() as found:
+    with mk.KeptBytes() as counted:
         F.silu(F.mish(x))
-    assert found.total == 2 * 4000  # as ever
+    assert counted.total == 2 * 4000  # as ever
     assert kept(model, images()) == report.lean
 
     def refuse(module: nn.Module, inputs: object) -> None:
@@ -278,14 +278,14 @@ def test_gradients_of_gradients_and_accumulated_ones() -> None:
     model, plain = network(mk.Mish).double(), network(mk.Mish).double()
     mk.lean(model, images().double(), recompute=True)
     results = []
-    for one in (model, plain):
+    for m in (model, plain):
         torch.manual_seed(2)
         x = images().double().requires_grad_()
-        (first,) = torch.autograd.grad(one(x).square().sum(), x, create_graph=True)
+        (first,) = torch.autograd.grad(m(x).square().sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), x)
         for _ in range(2):
-            one(x).square().sum().backward()
-        results.append([first, second, *(p.grad for p in one.parameters())])
+            m(x).square().sum().backward()
+        results.append([first, second, *(p.grad for p in m.parameters())])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
 
@@ -327,8 +327,8 @@ def test_a_budget(budget: float) -> None:
     exact = copy.deepcopy(model)
     mk.unswap(exact)
     assert is_attached(model) and not is_attached(exact)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert kept(other, images()) == report.lean
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert kept(copied, images()) == report.lean
 
 
 def test_a_budget_is_used_up() -> None:

@@ -176,11 +176,11 @@ def test_copies_have_their_own_weight(way: Callable[[nn.Module], Any]) -> None:
     model = network(StepByStep)
     mk.lean(model, rows())
     want = step(model, rows())
-    other = way(model)
+    copied = way(model)
     with torch.no_grad():
         model.norm.weight.zero_()
-    assert_close(step(other, rows()), want)
-    assert mk.unswap(other) == ["norm.forward"]
+    assert_close(step(copied, rows()), want)
+    assert mk.unswap(copied) == ["norm.forward"]
 
 
 def other_inputs() -> dict[str, tuple[Callable[[nn.Module], Any], Callable[[], Tensor]]]:

@@ -57,8 +57,8 @@ def operators(output: Any) -> list[str]:
     node = output.producer()
     if node is None or (node.op_type == "Add" and node.inputs[0].is_graph_input()):
         return []
-    found = [type_ for value in node.inputs if value is not None for type_ in operators(value)]
-    return [*found, node.op_type]
+    types = [type_ for value in node.inputs if value is not None for type_ in operators(value)]
+    return [*types, node.op_type]
 
 
 # ---- export ----
@@ -104,8 +104,8 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 )
 def test_everything_exports_and_runs_in_onnx_runtime(dtype: torch.dtype, tolerance: float) -> None:
     plain = [mk.get(name) for name in NAMES]
-    others = [make() for make in OTHERS.values()]
-    model = Side(*plain, *others).to(dtype)
+    variants = [make() for make in OTHERS.values()]
+    model = Side(*plain, *variants).to(dtype)
     batch = torch.export.Dim.DYNAMIC
     example = torch.randn(3, 4, 5, dtype=dtype)
     program = exported(model, example, dynamic_shapes=({0: batch},))
@@ -149,7 +149,7 @@ def test_a_network_is_swapped_exported_and_run_and_its_file_swapped_again(tmp_pa
     program.save(tmp_path / "old.onnx")
 
     done = mk.swap(tmp_path / "old.onnx", {"mish": "h_mish"}, output=tmp_path / "new.onnx")
-    assert [one.new for one in done] == ["h_mish (HardSigmoid, Mul)"] * 2
+    assert [site.new for site in done] == ["h_mish (HardSigmoid, Mul)"] * 2
     mk.unswap(model)
     mk.swap(model, {"silu": "h_mish", "gelu": "hardswish"})
     got = run(onnx.load(tmp_path / "new.onnx"), x)[0]
@@ -168,7 +168,7 @@ def parsed(body: str, *, opset: int = 18, constants: str = "", outputs: str = "y
     )
 
 
-def found(model: Any) -> list[str]:
+def named_sites(model: Any) -> list[str]:
     return [str(site) for site in sites(ir.from_proto(model))]
 
 
@@ -213,7 +213,7 @@ FORMS = {
 
 @pytest.mark.parametrize(("form", "body"), FORMS.items(), ids=list(FORMS))
 def test_a_site_is_known_by_what_it_computes(form: str, body: str) -> None:
-    assert found(parsed(body)) == [form]
+    assert named_sites(parsed(body)) == [form]
 
 
 GELU_ORDERS = [
@@ -227,12 +227,12 @@ GELU_ORDERS = [
 
 @pytest.mark.parametrize("order", GELU_ORDERS)
 def test_gelu_is_known_in_every_order(order: str) -> None:
-    (one,) = found(parsed(ONE + ERF + order))
-    assert one.startswith("gelu (")
+    (site,) = named_sites(parsed(ONE + ERF + order))
+    assert site.startswith("gelu (")
     # And with the constants as initialisers, one of them with a dimension.
     constants = "<float r = {1.4142135}, float[1] one = {1}, float half = {0.5}>"
-    (one,) = found(parsed("d = Div(x, r) e = Erf(d) " + order, constants=constants))
-    assert one.startswith("gelu (")
+    (site,) = named_sites(parsed("d = Div(x, r) e = Erf(d) " + order, constants=constants))
+    assert site.startswith("gelu (")
 
 
 def test_gelu_s_two_forms_are_told_apart_with_constants_in_float16() -> None:
@@ -250,14 +250,14 @@ def test_gelu_s_two_forms_are_told_apart_with_constants_in_float16() -> None:
         for constant in model.graph.initializer:
             value = onnx.numpy_helper.to_array(constant).astype("float16")
             constant.CopyFrom(onnx.numpy_helper.from_array(value, constant.name))
-        (one,) = found(model)
-        assert one.startswith(f"{form} (")
+        (site,) = named_sites(model)
+        assert site.startswith(f"{form} (")
 
 
 def test_gelu_s_two_nodes_are_told_apart() -> None:
-    assert found(parsed("y = Gelu(x)", opset=20)) == ["gelu (Gelu)"]
+    assert named_sites(parsed("y = Gelu(x)", opset=20)) == ["gelu (Gelu)"]
     tanh = 'y = Gelu <approximate = "tanh"> (x)'
-    assert found(parsed(tanh, opset=20)) == ["gelu_tanh (Gelu)"]
+    assert named_sites(parsed(tanh, opset=20)) == ["gelu_tanh (Gelu)"]
 
 
 MISH = "s = Softplus(x) t = Tanh(s) y = Mul(x, t)"
@@ -281,7 +281,7 @@ MISH = "s = Softplus(x) t = Tanh(s) y = Mul(x, t)"
 def test_what_others_see_or_is_no_function_of_one_value_is_left(
     body: str, options: dict[str, Any], left: list[str]
 ) -> None:
-    assert found(parsed(body, **options)) == left
+    assert named_sites(parsed(body, **options)) == left
     model = parsed(body, **options)
     assert mk.swap(model, {"mish": "hardswish", "silu": "mish"}) == []
     assert model == parsed(body, **options)
@@ -292,7 +292,7 @@ def test_a_default_of_an_input_is_no_constant() -> None:
         '<ir_version: 8, opset_import: ["" : 18]> model (float[N, 4] x, float c = {1}) '
         "=> (float[N, 4] y) { m = Mul(x, c) s = Sigmoid(m) y = Mul(x, s) }"
     )
-    assert found(model) == ["sigmoid (Sigmoid)"]
+    assert named_sites(model) == ["sigmoid (Sigmoid)"]
 
 
 # ---- writing ----
@@ -332,7 +332,7 @@ def test_everything_can_be_written_in_every_opset(opset: int) -> None:
         },
     )
     changed = [name for name in rules if name != "relu"]
-    assert [one.name for one in done] == [
+    assert [site.name for site in done] == [
         f"{place}_{name}" for name in changed for place in ("second", "third")
     ]
     has = {node.op_type for node in model.graph.node}
@@ -350,9 +350,9 @@ def test_everything_can_be_written_in_every_opset(opset: int) -> None:
 def _module(value: Any) -> nn.Module:
     if isinstance(value, tuple):
         return mk.get(value[0], **value[1])
-    name, _, rest = value.partition(":")
-    parameter, _, number = rest.partition("=")
-    return mk.get(name, **{parameter: float(number)} if rest else {})
+    name, _, assignment = value.partition(":")
+    parameter, _, number = assignment.partition("=")
+    return mk.get(name, **{parameter: float(number)} if assignment else {})
 
 
 def test_float64_has_no_hard_sigmoid_and_keeps_its_type() -> None:
@@ -372,7 +372,7 @@ def test_what_an_exporter_took_apart_is_joined_once_and_names_stay() -> None:
     body = "[first] r = Neg(x) s = Softplus(r) t = Tanh(s) [last] m = Mul(r, t) [n] y = Neg(m)"
     model = parsed(body)
     done = mk.swap(model, {"mish": "mish", "gelu": "gelu"})
-    assert [(one.name, one.old, one.new) for one in done] == [
+    assert [(site.name, site.old, site.new) for site in done] == [
         ("last", "mish (Softplus, Tanh, Mul)", "mish (Mish)")
     ]
     assert done.unused == ("gelu",)
@@ -412,7 +412,7 @@ Act (u) => (v) { p = Softplus(u) q = Tanh(p) v = Mul(q, u) }
 
 def test_subgraphs_and_functions_are_rewritten_in_their_own_opset() -> None:
     model = onnx.parser.parse_model(NESTED)
-    assert sorted(found(model)) == [
+    assert sorted(named_sites(model)) == [
         "mish (Softplus, Tanh, Mul)", "relu (Relu)", "silu (Sigmoid, Mul)"
     ]  # fmt: skip
     rules = {"silu": "mish", "mish": "linear_swish", "relu": "mish"}
@@ -446,10 +446,10 @@ def test_files_and_models_of_every_kind(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(y), want)
     assert path.read_bytes() == before
     mk.swap(path, {"mish": "hardswish"}, output=path)
-    assert found(onnx.load(path)) == ["hardswish (HardSwish)"]
+    assert named_sites(onnx.load(path)) == ["hardswish (HardSwish)"]
     mk.swap(model, {"mish": "hardswish"}, output=str(tmp_path / "whole.onnx"))
-    for one in (model, onnx.load(tmp_path / "whole.onnx")):
-        torch.testing.assert_close(run(one, x)[0], want)
+    for swapped in (model, onnx.load(tmp_path / "whole.onnx")):
+        torch.testing.assert_close(run(swapped, x)[0], want)
 
 
 def test_a_pattern_is_for_the_name_of_a_node_or_the_path_of_its_module() -> None:

@@ -28,14 +28,14 @@ def model_of(body: str, opset: int = 20) -> Any:
     """Numbers in the body are written `#100`, and become constants."""
     constants = sorted({word for word in body.replace(",", " ").replace(")", " ").split()
                         if word.startswith("#")})  # fmt: skip
-    made = ""
+    nodes = ""
     for i, word in enumerate(constants):
-        made += f"c{i} = Constant <value_float = {float(word[1:])!r}> () "
-    for i, word in sorted(enumerate(constants), key=lambda one: -len(one[1])):
+        nodes += f"c{i} = Constant <value_float = {float(word[1:])!r}> () "
+    for i, word in sorted(enumerate(constants), key=lambda pair: -len(pair[1])):
         body = body.replace(word, f"c{i}")
     return onnx.parser.parse_model(
         f'<ir_version: 9, opset_import: ["" : {opset}]> '
-        f"model (float[N] x) => (float[N] y) {{ {made} {body} }}"
+        f"model (float[N] x) => (float[N] y) {{ {nodes} {body} }}"
     )
 
 
@@ -78,8 +78,8 @@ BOUNDED = {
 @pytest.mark.parametrize("body", BOUNDED.values(), ids=list(BOUNDED))
 def test_a_bound_far_out_is_part_of_the_function(body: str) -> None:
     model = model_of(body)
-    found = [(site.input.name, site.output.name) for site in sites(ir.from_proto(model))]
-    assert ("x", "y") not in found
+    spans = [(site.input.name, site.output.name) for site in sites(ir.from_proto(model))]
+    assert ("x", "y") not in spans
     before = run(model)
     mk.swap(model, SAME)
     check_the_same(before, run(model))
@@ -124,7 +124,7 @@ def test_what_exporters_write_is_still_joined(function: str) -> None:
 def test_constants_are_told_apart(body: str, known: str | None) -> None:
     model = model_of(body)
     last = [str(site) for site in sites(ir.from_proto(model)) if site.output.name == "y"]
-    assert [one.split(" (")[0] for one in last] == ([] if known is None else [known])
+    assert [site.split(" (")[0] for site in last] == ([] if known is None else [known])
 
 
 # ---- external data ----
@@ -193,13 +193,13 @@ def test_data_is_checked_wherever_it_stands(folder: Path) -> None:
     weight = onnx.TensorProto()
     weight.CopyFrom(model.graph.initializer[0])
     places = {
-        "sparse": lambda one: one.graph.sparse_initializer.add().values.CopyFrom(weight),
-        "training": lambda one: one.training_info.add().algorithm.initializer.append(weight),
-        "attribute": lambda one: (
-            one.graph.node[0].attribute.add(name="a", type=4).t.CopyFrom(weight)
+        "sparse": lambda proto: proto.graph.sparse_initializer.add().values.CopyFrom(weight),
+        "training": lambda proto: proto.training_info.add().algorithm.initializer.append(weight),
+        "attribute": lambda proto: (
+            proto.graph.node[0].attribute.add(name="a", type=4).t.CopyFrom(weight)
         ),
-        "function": lambda one: (
-            one.functions.add(name="f", domain="d")
+        "function": lambda proto: (
+            proto.functions.add(name="f", domain="d")
             .node.add(op_type="Constant")
             .attribute.add(name="value", type=4)
             .t.CopyFrom(weight)

@@ -235,9 +235,9 @@ def test_a_plugin_is_left_as_it_is(
     assert types(after) == ["HardSigmoid", "Mul", "EfficientNMS_TRT"]
     # Everything but the two nodes is what it was, byte for byte.
     assert after.graph.node[2].SerializeToString() == plugin.SerializeToString()
-    for one in (model, after):
-        del one.graph.node[:]
-        del one.graph.value_info[:]
+    for proto in (model, after):
+        del proto.graph.node[:]
+        del proto.graph.value_info[:]
     assert after.SerializeToString() == model.SerializeToString()
 
 
@@ -296,7 +296,7 @@ def test_operators_of_onnx_runtime_are_read(body: str, function: str) -> None:
     (done,) = mk.swap(model, {name: name})
     assert done.old.startswith(f"{function} (")
     assert {node.domain for node in model.graph.node} == {""}
-    assert [one.domain for one in model.opset_import] == [""]
+    assert [opset.domain for opset in model.opset_import] == [""]
     torch.testing.assert_close(run(model, x), want, rtol=1e-4, atol=1e-3)
 
 

@@ -157,8 +157,8 @@ def test_the_results_stay(name: str, way: str) -> None:
     before = numbers(x).clone()
     expected = run(copy.deepcopy(model), x)
     WAYS[way](model, x)
-    for found, right in zip(run(model, x), expected, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+    for a, b in zip(run(model, x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert torch.equal(numbers(x), before)
 
 
@@ -230,10 +230,10 @@ def test_what_torch_does_not_take_either_is_refused(make: Callable[[], Tensor], 
 
 def test_trained_parameters_get_their_gradients_from_nested_tensors() -> None:
     layer, x = mk.APTx(trainable=True), nested(torch.jagged)
-    found = torch.autograd.grad(numbers(layer(x)).sum(), list(layer.parameters()))
+    ours = torch.autograd.grad(numbers(layer(x)).sum(), list(layer.parameters()))
     right = torch.autograd.grad(layer(numbers(x)).sum(), list(layer.parameters()))
-    for one, other in zip(found, right, strict=True):
-        assert math.isclose(one.item(), other.item(), rel_tol=1e-5)
+    for a, b in zip(ours, right, strict=True):
+        assert math.isclose(a.item(), b.item(), rel_tol=1e-5)
 
 
 def test_trained_parameters_refuse_sparse_tensors_in_a_line() -> None:

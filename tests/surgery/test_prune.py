@@ -406,12 +406,12 @@ CASES["not: a constant beside zeros"] = Case(
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    found = model(x)
-    return list(found.values()) if isinstance(found, dict) else [found]
+    y = model(x)
+    return list(y.values()) if isinstance(y, dict) else [y]
 
 
-def furthest(ys: list[Tensor], others: list[Tensor]) -> float:
-    return max(float((y - z).detach().abs().max()) for y, z in zip(ys, others, strict=True))
+def furthest(ys: list[Tensor], zs: list[Tensor]) -> float:
+    return max(float((y - z).detach().abs().max()) for y, z in zip(ys, zs, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -420,8 +420,8 @@ def test_what_is_planted_is_removed_and_nothing_else(case: Case) -> None:
     wanted = outputs(model, x)
     before = sum(p.numel() for p in model.parameters())
     report = mk.prune(model, x)
-    found = {s.name: (list(s.silent_units), list(s.removed_units)) for s in report.sites}
-    assert found == {name: site[:2] for name, site in case.sites.items()}, str(report)
+    units = {s.name: (list(s.silent_units), list(s.removed_units)) for s in report.sites}
+    assert units == {name: site[:2] for name, site in case.sites.items()}, str(report)
     for site in report.sites:
         reason = case.sites[site.name][2]
         assert (reason in site.why_not) and bool(reason) == bool(site.why_not), site.why_not
@@ -434,8 +434,8 @@ def test_what_is_planted_is_removed_and_nothing_else(case: Case) -> None:
         assert before == after and report.macs_before == report.macs_after > 0
         assert report.removed == 0 and report.max_change == 0
     got = outputs(model, x)
-    for y, one in zip(got, wanted, strict=True):
-        torch.testing.assert_close(y, one, rtol=1e-5, atol=1e-6)
+    for y, z in zip(got, wanted, strict=True):
+        torch.testing.assert_close(y, z, rtol=1e-5, atol=1e-6)
     assert report.max_change == furthest(got, wanted) <= 1e-5 and report.max_output > 0
 
     # It can be trained, and saved whole.
@@ -686,14 +686,14 @@ def test_only_the_sites_that_are_named() -> None:
         )
 
     x = torch.randn(ROW)
-    for sites, found in (
+    for sites, names in (
         (None, ["0.0.1"]),
         ("0.*", ["0.0.1"]),
         (["*.0.1"], ["0.0.1", "1.0.1"]),
         ("1.0.1", ["1.0.1"]),
     ):
         report = mk.prune(make(), x, sites=sites, dry_run=True)
-        assert [site.name for site in report.sites] == found
+        assert [site.name for site in report.sites] == names
 
 
 def test_the_table() -> None:
@@ -813,8 +813,8 @@ def test_units_that_training_alone_needs_stay(
     assert report.silent >= 2 and report.removed == 0 and not report.in_training
     assert reason in report.sites[0].why_not
     assert model.training
-    for y, one in zip(floating_tensors(model(x)), before, strict=True):
-        assert torch.equal(y, one)
+    for y, z in zip(floating_tensors(model(x)), before, strict=True):
+        assert torch.equal(y, z)
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,12 @@ def test_texts_are_merged_but_not_their_byte_counts() -> None:
 def test_repeated_blocks_share_a_row_and_the_largest_saving_is_first() -> None:
     model = nn.Sequential(*(Block() for _ in range(3)), Block(width=64))
     report = report_of(model)
-    first, second, *others = report.rows()
+    first, second, *further = report.rows()
     assert (first.where, second.where) == ("3.act", "0–2.act ×3")
     assert "as Linear 0–2.down keeps it" in second.verdict
     assert first.saving is not None and second.saving is not None
     assert first.saving > second.saving == 3 * (4 * 8 * 4 - 4)
-    assert {row.where for row in others} == {"0–3.last ×4"}
+    assert {row.where for row in further} == {"0–3.last ×4"}
     assert sum(row.kept for row in report.rows()) == sum(site.kept for site in report.sites)
     lines = str(report).splitlines()
     assert lines[1].startswith("3.act ") and lines[3].startswith("0–2.act ×3 ")
@@ -187,11 +187,11 @@ def test_replacements() -> None:
 
 def test_an_analysis() -> None:
     pytest.importorskip("sympy")
-    found = mk.analyze("mish", against="relu")
-    assert repr(found).startswith("<Analysis: mish: ") and "minimum −0.308843 at −1.19243" in (
-        repr(found)
+    analysis = mk.analyze("mish", against="relu")
+    assert repr(analysis).startswith("<Analysis: mish: ") and "minimum −0.308843 at −1.19243" in (
+        repr(analysis)
     )
-    shown = check_html(found._repr_html_())
+    shown = check_html(analysis._repr_html_())
     assert "Lipschitz, f" in shown and "from relu" in shown and "f′" in shown
 
 

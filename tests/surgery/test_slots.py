@@ -119,10 +119,10 @@ def test_hooks_and_mode_go_over_and_come_back() -> None:
     assert not model.state_dict().keys() ^ nn.Sequential(*model).state_dict().keys()
 
     copied = copy.deepcopy(model)
-    for one in (model, copied):
-        assert sorted(restore(one)) == ["0", "1.activation"] and restore(one) == []
-        assert str(one) == before and one[1].activation is F.relu
-        assert one[1].activation_relu_or_gelu == 1
+    for m in (model, copied):
+        assert sorted(restore(m)) == ["0", "1.activation"] and restore(m) == []
+        assert str(m) == before and m[1].activation is F.relu
+        assert m[1].activation_relu_or_gelu == 1
     model[0](torch.ones(1))
     handle.remove()
     model[0](torch.ones(1))

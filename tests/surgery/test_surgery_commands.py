@@ -92,13 +92,13 @@ def test_lean_recomputes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_effect_is_counted(file: str) -> None:
-    found = effect(Settings(f"{file}:build"), {"recompute": False}, peaks=False)
+    counted = effect(Settings(f"{file}:build"), {"recompute": False}, peaks=False)
     full, bits = 3 * 8 * 4, 3
-    assert found.kept == found.audited == 2 * full
-    assert found.promised == found.after == full + bits
-    assert (found.sites_before, found.sites_saving) == (full, full - bits)
-    assert found.loss > 0 and found.loss_error < 1e-6 and 0 < found.gradient_error < 1e-5
-    assert found.peak is found.peak_after is None
+    assert counted.kept == counted.audited == 2 * full
+    assert counted.promised == counted.after == full + bits
+    assert (counted.sites_before, counted.sites_saving) == (full, full - bits)
+    assert counted.loss > 0 and counted.loss_error < 1e-6 and 0 < counted.gradient_error < 1e-5
+    assert counted.peak is counted.peak_after is None
 
 
 @pytest.mark.parametrize(
@@ -254,11 +254,11 @@ def test_each_input_is_what_its_name_says(
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{family}Config")(**sizes)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
-    found = load(f"hf:{tmp_path}", shapes).inputs
-    assert [None if tensor is None else tensor.dtype for tensor in found] == dtypes
-    assert tuple(found[0].shape) == tuple(map(int, shapes[0].split(",")))
+    inputs = load(f"hf:{tmp_path}", shapes).inputs
+    assert [None if tensor is None else tensor.dtype for tensor in inputs] == dtypes
+    assert tuple(inputs[0].shape) == tuple(map(int, shapes[0].split(",")))
     if len(shapes) > 1:
-        assert tuple(found[2].shape) == (1, 6)
+        assert tuple(inputs[2].shape) == (1, 6)
     arguments = [argument for shape in shapes for argument in ("--input", shape)]
     done = CliRunner().invoke(app, ["audit", f"hf:{tmp_path}", *arguments])
     assert done.exit_code == 0 and "kept for backward" in done.stdout, done.output

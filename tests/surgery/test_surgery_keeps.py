@@ -63,8 +63,10 @@ class Doubled(nn.Module):
 
 def prepared(act: nn.Module, qat: bool) -> nn.Sequential:
     model = net(act).train(qat)
-    of = quantization.get_default_qat_qconfig if qat else quantization.get_default_qconfig
-    model.qconfig = of("x86")
+    configuration = (
+        quantization.get_default_qat_qconfig if qat else quantization.get_default_qconfig
+    )
+    model.qconfig = configuration("x86")
     (quantization.prepare_qat if qat else quantization.prepare)(model, inplace=True)
     model(X)
     return model
@@ -77,18 +79,18 @@ def prepared(act: nn.Module, qat: bool) -> nn.Sequential:
 def test_observers_of_quantisation_stay(act: Any, qat: bool, change: Callable[..., Any]) -> None:
     model = prepared(act(), qat)
     keys, old = list(model.state_dict()), model[1]
-    holders = [name for name, one in model.named_modules() if hasattr(one, "qconfig")]
+    holders = [name for name, m in model.named_modules() if hasattr(m, "qconfig")]
     observer = getattr(model[1], "activation_post_process", None)
     change(model)
     # Whether `lean` changes anything is for the audit to say.
     assert change is lean or model[1] is not old
     assert list(model.state_dict()) == keys and model(X).shape == (2, 4, 4, 4)
-    assert [name for name, one in model.named_modules() if hasattr(one, "qconfig")] == holders
+    assert [name for name, m in model.named_modules() if hasattr(m, "qconfig")] == holders
     assert getattr(model[1], "activation_post_process", None) is observer
-    for one in (copy.deepcopy(model), model):  # what prepares them makes what no pickle takes
-        mk.unswap(one)
-        assert list(one.state_dict()) == keys and one(X).shape == (2, 4, 4, 4)
-        assert type(one[1]) is type(old)
+    for m in (copy.deepcopy(model), model):  # torch's observers can't be pickled
+        mk.unswap(m)
+        assert list(m.state_dict()) == keys and m(X).shape == (2, 4, 4, 4)
+        assert type(m[1]) is type(old)
 
 
 @torchs_quantization
@@ -144,8 +146,8 @@ def test_pruned_parameters_of_an_activation_go_over() -> None:
 def test_nothing_of_a_class_s_own_goes_over() -> None:
     model = nn.Sequential(nn.Softplus(2), nn.PReLU(), mk.Swish(trainable=True), nn.SiLU(True))
     mk.swap(model, {"softplus": "mish", "prelu": "mish", "swish": "mish", "silu": nn.Tanh})
-    for one in model[:3]:
-        assert vars(one).keys() - vars(mk.Mish()).keys() == {"_apply", "_mishkit_replaced"}
+    for act in model[:3]:
+        assert vars(act).keys() - vars(mk.Mish()).keys() == {"_apply", "_mishkit_replaced"}
     assert list(model.state_dict()) == [] and not hasattr(model[3], "inplace")
 
 
@@ -184,7 +186,7 @@ def test_a_module_that_is_more_than_its_class_is_left_and_the_result_says_so(
     reason = alter(model)
     keys, y, kind = list(model.state_dict()), model(X), type(model[1])
     done = mk.swap(model, {"silu": "silu", key: "mish"})
-    assert done.left == {"1": reason} and [one.name for one in done] == ["3"]
+    assert done.left == {"1": reason} and [site.name for site in done] == ["3"]
     assert f"1 is left: {reason}" in str(done) and "1 site replaced" in str(done)
     assert type(model[1]) is kind and list(model.state_dict()) == keys
     torch.testing.assert_close(model(X), y)
@@ -210,11 +212,11 @@ def test_forwards_that_others_replaced_since_are_not_lost(own: nn.Module) -> Non
 
 def test_one_module_does_not_stand_for_two() -> None:
     model = nn.Sequential(nn.SiLU(), nn.GELU(), nn.SiLU())
-    one = mk.Mish()
+    shared = mk.Mish()
     with pytest.raises(ValueError, match=r'swap: one Mish is made for "0" and "1", which hold two'):
-        mk.swap(model, {"*": lambda old: one})
+        mk.swap(model, {"*": lambda old: shared})
     model[2] = model[0]
-    assert len(mk.swap(model, {"silu": lambda old: one})) == 2 and model[0] is model[2] is one
+    assert len(mk.swap(model, {"silu": lambda old: shared})) == 2 and model[0] is model[2] is shared
     assert mk.unswap(model) == ["0", "2"] and model[0] is model[2]
 
 
@@ -309,7 +311,7 @@ def test_taking_back_and_finishing_are_all_or_nothing(
     assert everything(model) == before and model.held.state_dict() == state
     model[2].closed = False
     mk.unswap(model)
-    assert not any("mishkit" in type(one).__module__ for one in model.modules())
+    assert not any("mishkit" in type(m).__module__ for m in model.modules())
 
 
 def test_lean_is_all_or_nothing() -> None:
@@ -342,7 +344,7 @@ def test_what_makes_the_new_may_fail(value: Any, error: type[Exception]) -> None
 def test_a_scripted_part_is_left_alone() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.SiLU()))
     model = nn.Sequential(scripted, nn.SiLU())
-    assert [one.name for one in mk.swap(model, {"silu": "mish"})] == ["1"]
+    assert [site.name for site in mk.swap(model, {"silu": "mish"})] == ["1"]
     assert mk.unswap(model) == ["1"] and model[0] is scripted
 
 
@@ -367,7 +369,7 @@ def test_what_comes_back_has_the_model_s_dtype_and_device(
     change(model)
     model.to("meta")
     mk.unswap(model)
-    assert {one.device.type for one in model.parameters()} == {"meta"}
+    assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
 def test_a_container_comes_back_with_what_was_replaced_in_it() -> None:
@@ -400,7 +402,7 @@ OLD = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "missing", "name"), OLD, ids=lambda one: str(one))
+@pytest.mark.parametrize(("kind", "missing", "name"), OLD, ids=str)
 def test_modules_of_old_pickles_are_what_torch_s_defaults_make_them(
     kind: type[nn.Module], missing: tuple[str, ...], name: str
 ) -> None:

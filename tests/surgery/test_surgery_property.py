@@ -42,21 +42,21 @@ def reference(drawn: Drawn, train: bool) -> dict[str, Tensor]:
         raise
 
 
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def same(observed: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Bit by bit."""
-    assert found.keys() == wanted.keys()
+    assert observed.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(observed[name], value), name
 
 
-def close(found: dict[str, Tensor], wanted: dict[str, Tensor], dtype: torch.dtype) -> None:
+def close(observed: dict[str, Tensor], wanted: dict[str, Tensor], dtype: torch.dtype) -> None:
     """To rounding, gradients to the stated error."""
-    assert found.keys() == wanted.keys()
+    assert observed.keys() == wanted.keys()
     for name, value in wanted.items():
         # Tensor hooks and backward hooks hold gradients.
         is_gradient = "gradient" in name or "after backward" in name
         relative = (GRADIENT if is_gradient else OUTPUT)[dtype]
-        error = torch.linalg.vector_norm((found[name] - value).double())
+        error = torch.linalg.vector_norm((observed[name] - value).double())
         size = torch.linalg.vector_norm(value.double())
         assert error <= relative * (size + 1e-2), (name, float(error), float(size))
 
@@ -132,7 +132,7 @@ def test_swap_and_back(drawn: Drawn, train: bool, there: str) -> None:
 def test_the_models_are_models() -> None:
     """The checks above would pass over everything if torch refused it."""
     drawn = Drawn((("activation", "silu"), ("hold", "hook")), True, False, torch.float32, 0)
-    found = observe(drawn.build(), drawn, train=True)
-    assert "0 held steps.1" in found and "gradient first.weight" in found
+    observed = observe(drawn.build(), drawn, train=True)
+    assert "0 held steps.1" in observed and "gradient first.weight" in observed
     with pytest.raises(AssertionError):
-        close({**found, "0 output": found["0 output"] + 1}, found, torch.float32)
+        close({**observed, "0 output": observed["0 output"] + 1}, observed, torch.float32)

@@ -114,7 +114,7 @@ def test_rules_say_what_goes_where_and_unswap_undoes_it(
     x = torch.randn(2, 3, 4)
     y = model(x)
     done = mk.swap(model, rules)
-    assert {one.name: one.new for one in done} == want
+    assert {site.name: site.new for site in done} == want
     for name in want:
         assert isinstance(at(model, name), nn.Module) != (
             name in GATES or name == "encoder.activation"
@@ -124,10 +124,10 @@ def test_rules_say_what_goes_where_and_unswap_undoes_it(
     assert not model.training
     assert all(not module.training for module in model.modules())
 
-    for one in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        torch.testing.assert_close(one(x), model(x), rtol=0, atol=0)
-        assert sorted(mk.unswap(one)) == sorted(want)
-        torch.testing.assert_close(one(x), y, rtol=0, atol=0)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(copied(x), model(x), rtol=0, atol=0)
+        assert sorted(mk.unswap(copied)) == sorted(want)
+        torch.testing.assert_close(copied(x), y, rtol=0, atol=0)
     assert sorted(mk.unswap(model)) == sorted(want)
     assert str(model) == before and mk.unswap(model) == []
     model.load_state_dict(state)
@@ -190,10 +190,10 @@ def test_a_result_that_nobody_takes_is_written_over_the_input() -> None:
 
 def assert_same_training(model: nn.Module, want: nn.Module, x: torch.Tensor) -> None:
     results = []
-    for one in (model, want):
+    for m in (model, want):
         torch.manual_seed(0)
-        y = one(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), list(one.parameters()))))
+        y = m(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(m.parameters()))))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
 
@@ -286,14 +286,14 @@ def test_a_shared_module_stays_shared_and_copies_are_apart() -> None:
 
 def test_a_subclass_is_not_its_class() -> None:
     model = nn.Sequential(MySiLU(), nn.SiLU())
-    assert [one.name for one in mk.swap(model, {"silu": "mish"})] == ["1"]
-    assert [one.name for one in mk.swap(model, {nn.SiLU: "mish", MySiLU: "relu"})] == ["0"]
+    assert [site.name for site in mk.swap(model, {"silu": "mish"})] == ["1"]
+    assert [site.name for site in mk.swap(model, {nn.SiLU: "mish", MySiLU: "relu"})] == ["0"]
 
 
 def test_a_container_replaced_by_its_class_goes_with_what_is_in_it() -> None:
     model = nn.Sequential(Block(nn.SiLU()), nn.SiLU())
     done = mk.swap(model, {Block: nn.Identity, "silu": "mish"})
-    assert [one.name for one in done] == ["0", "1"]
+    assert [site.name for site in done] == ["0", "1"]
     assert mk.unswap(model) == ["0", "1"] and type(model[0].act) is nn.SiLU
 
 
@@ -333,7 +333,7 @@ def test_a_transformer_s_fused_inference_does_not_outlive_its_activation(
 
 def test_a_trained_model_keeps_its_weights_across(fresh_compiler: None) -> None:
     model = Net().eval()
-    trained = {name: torch.randn_like(one) for name, one in model.state_dict().items()}
+    trained = {name: torch.randn_like(p) for name, p in model.state_dict().items()}
     mk.swap(model, {"silu": "mish", "gelu": "mish"})
     model.load_state_dict(trained)
     reference = Net().eval()
@@ -342,14 +342,14 @@ def test_a_trained_model_keeps_its_weights_across(fresh_compiler: None) -> None:
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(model(x), reference(x))
     sum(model(x).flatten()).backward()
-    assert all(one.grad is not None for one in model.parameters())
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_partials_are_described_by_what_they_are_given() -> None:
     model = Net()
     model.blocks[0].gate = functools.partial(F.gelu, approximate="tanh")
     done = mk.swap(model, {"gelu_tanh": ("hard_mish", {"k": 3})})
-    assert [(one.name, one.old, one.new) for one in done] == [
+    assert [(site.name, site.old, site.new) for site in done] == [
         ("blocks.0.gate", "gelu(approximate='tanh')", "hard_mish(k=3.0)")
     ]
 
@@ -358,7 +358,7 @@ def test_partials_are_described_by_what_they_are_given() -> None:
 def test_the_activations_of_timm_are_found() -> None:
     model = pytest.importorskip("timm").create_model("test_vit")
     done = mk.swap(model, {"gelu": "h_mish"})
-    assert len(done) == len(model.blocks) and {one.new for one in done} == {"HMish()"}
+    assert len(done) == len(model.blocks) and {site.new for site in done} == {"HMish()"}
 
 
 def test_the_same_function_keeps_its_parameters() -> None:

@@ -93,8 +93,8 @@ def test_fake_tensors_know_autocast(name: str, within: Callable[[], Any]) -> Non
 @pytest.mark.parametrize("save", ["input", "output"])
 def test_our_functions(case: Case, kind: Kind, save: str) -> None:
     counts = []
-    for one in (REAL, kind):
-        with one.mode(), torch.device(one.device):
+    for place in (REAL, kind):
+        with place.mode(), torch.device(place.device):
             x = torch.randn(1000, requires_grad=True)
             with mk.KeptBytes() as counted:
                 y = getattr(mk, case.a.name)(x, *case.parameters, save=save)
@@ -143,7 +143,7 @@ def test_a_kernel_that_meta_tensors_lack() -> None:
 
 def test_lean_then_filled() -> None:
     """A model that was made lean on the meta device and then given data is lean."""
-    model, found = report("convolutions", KINDS["meta"], mk.lean)
+    model, predicted = report("convolutions", KINDS["meta"], mk.lean)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
@@ -152,7 +152,7 @@ def test_lean_then_filled() -> None:
     given = [*model.parameters(), *model.buffers(), x]
     with mk.KeptBytes(exclude=given) as counted:
         model(x)
-    assert counted.total == found.after_lean
+    assert counted.total == predicted.after_lean
 
 
 @every_kind
