@@ -67,9 +67,9 @@ def from_mish(text: str) -> Analysis:
     return analyze_named(find(text), find("mish"))
 
 
-def of(text: str) -> Analysis:
-    found = find(text)
-    return analysis(Case(found.activation, found.values))
+def analysis_of(text: str) -> Analysis:
+    named = find(text)
+    return analysis(Case(named.activation, named.values))
 
 
 # ---- against the formulas of the library ----
@@ -114,12 +114,12 @@ def test_the_minimum_is_the_turn(case: Case) -> None:
 @some_shapes
 def test_limits_are_those_of_the_library(case: Case) -> None:
     ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
-    found = analysis(case).ends
-    assert [float(end.limit) for end in found] == case.exactly("f", ends).tolist()
+    derived = analysis(case).ends
+    assert [float(end.limit) for end in derived] == case.exactly("f", ends).tolist()
     slopes = case.exactly("df", ends).tolist()
-    assert [float(end.slope) for end in found] == pytest.approx(slopes, abs=1e-15)
+    assert [float(end.slope) for end in derived] == pytest.approx(slopes, abs=1e-15)
     far = torch.tensor([-700.0, 700.0], dtype=torch.float64)
-    for end, x, y in zip(found, far.tolist(), case.exactly("f", far).tolist(), strict=True):
+    for end, x, y in zip(derived, far.tolist(), case.exactly("f", far).tolist(), strict=True):
         if end.intercept is None:  # no line follows a slope that grows without end
             assert not end.slope.is_finite()
         else:
@@ -131,16 +131,16 @@ def test_limits_are_those_of_the_library(case: Case) -> None:
 def test_bounds_hold_and_are_reached(case: Case) -> None:
     """On a dense grid f stays in its range and f′ and f″ below their bounds, and come near them;
     where there is no bound, they grow to infinity."""
-    found = analysis(case)
+    analysed = analysis(case)
     reach = 12 / min(1.0, *(abs(v) for v in case.parameters if 0.1 < abs(v) < 1), 1.0)
     x = torch.linspace(-reach, reach, 200_001, dtype=torch.float64)
     f = case.exactly("f", x)
-    assert f.min().item() >= float(found.range.low) - 1e-12
-    assert f.max().item() <= float(found.range.high) + 1e-12
-    if found.range.has_low:
-        assert f.min().item() == pytest.approx(float(found.range.low), abs=1e-4)
+    assert f.min().item() >= float(analysed.range.low) - 1e-12
+    assert f.max().item() <= float(analysed.range.high) + 1e-12
+    if analysed.range.has_low:
+        assert f.min().item() == pytest.approx(float(analysed.range.low), abs=1e-4)
     ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
-    for formula, bound in (("df", found.lipschitz_f), ("d2f", found.lipschitz_df)):
+    for formula, bound in (("df", analysed.lipschitz_f), ("d2f", analysed.lipschitz_df)):
         if bound.steepest.is_finite():
             largest = case.exactly(formula, x).abs().max().item()
             assert largest == pytest.approx(float(bound.steepest), rel=1e-3)
@@ -155,26 +155,29 @@ def test_gains(case: Case) -> None:
     """Against the trapezoidal rule."""
     z = torch.linspace(-12, 12, 960_001, dtype=torch.float64)
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    found = analysis(case).gaussian
+    gaussian = analysis(case).gaussian
 
     def expectation(values: torch.Tensor) -> float:
         return torch.trapezoid(values * density, z).item()
 
     f, df = case.exactly("f", z), case.exactly("df", z)
-    assert float(found.mean) == pytest.approx(expectation(f), rel=1e-5, abs=1e-9)
-    assert float(found.gain) == pytest.approx(expectation(f * f) ** -0.5, rel=1e-5)
-    assert float(found.backward_gain) == pytest.approx(expectation(df * df) ** -0.5, rel=1e-4)
+    assert float(gaussian.mean) == pytest.approx(expectation(f), rel=1e-5, abs=1e-9)
+    assert float(gaussian.gain) == pytest.approx(expectation(f * f) ** -0.5, rel=1e-5)
+    assert float(gaussian.backward_gain) == pytest.approx(expectation(df * df) ** -0.5, rel=1e-4)
 
 
 def test_relus_gain_is_torchs() -> None:
-    assert float(of("relu").gaussian.gain) == torch.nn.init.calculate_gain("relu")
+    assert float(analysis_of("relu").gaussian.gain) == torch.nn.init.calculate_gain("relu")
 
 
 def test_sizes_have_their_digits() -> None:
     """Those of negative numbers too."""
-    found = analyze_named(find("mish"), find("relu"))
-    assert found.against is not None and found.against.max_error == found.minima[0].y.copy_negate()
-    assert found.lipschitz_f.constant == found.inflections[1].slope
+    analysed = analyze_named(find("mish"), find("relu"))
+    assert (
+        analysed.against is not None
+        and analysed.against.max_error == analysed.minima[0].y.copy_negate()
+    )
+    assert analysed.lipschitz_f.constant == analysed.inflections[1].slope
 
 
 @pytest.mark.parametrize("name", ["mish", "gelu", "swish:beta=30"])
@@ -186,7 +189,7 @@ def test_integrals_have_their_digits(name: str) -> None:
         want = mpmath.quad(
             lambda z: f(z, *one.values) ** 2 * mpmath.npdf(z), [-16, -4, -1, 0, 1, 4, 16]
         )
-        got = mpf(str(of(name).gaussian.second_moment))
+        got = mpf(str(analysis_of(name).gaussian.second_moment))
         assert abs(got - want) < mpf(10) ** -28
 
 
@@ -206,22 +209,22 @@ MINIMA = [
 
 @pytest.mark.parametrize(("name", "x", "y", "digits"), MINIMA, ids=str)
 def test_minima(name: str, x: str, y: str, digits: int) -> None:
-    (minimum,) = of(name).minima
+    (minimum,) = analysis_of(name).minima
     assert abs(mpf(str(minimum.x)) - mpf(x)) <= mpf(10) ** -digits
     assert abs(mpf(str(minimum.y)) - mpf(y)) <= mpf(10) ** -digits
 
 
 def test_mish() -> None:
-    found = of("mish")
-    assert [float(i.x) for i in found.inflections] == pytest.approx([-2.25638, 1.49057], abs=5e-6)
-    assert [i.becomes_convex for i in found.inflections] == [True, False]
-    slopes = [float(i.slope) for i in found.inflections if i.slope is not None]
+    mish = analysis_of("mish")
+    assert [float(i.x) for i in mish.inflections] == pytest.approx([-2.25638, 1.49057], abs=5e-6)
+    assert [i.becomes_convex for i in mish.inflections] == [True, False]
+    slopes = [float(i.slope) for i in mish.inflections if i.slope is not None]
     assert slopes == pytest.approx([-0.1125, 1.0885], abs=5e-5)
-    assert float(found.lipschitz_f.constant) == slopes[1]
+    assert float(mish.lipschitz_f.constant) == slopes[1]
     of_mish = curve(next(case for case in DEFAULTS if case.a.name == "mish"))
     assert float(of_mish.at(mpf(0), 1)) == 0.6 and float(of_mish.at(mpf(0), 2)) == 0.64
-    assert found.shape.quasiconvex and not found.shape.convex and found.shape.monotone is None
-    assert found.smoothness is None and str(found.range) == "[−0.30884341, ∞)"
+    assert mish.shape.quasiconvex and not mish.shape.convex and mish.shape.monotone is None
+    assert mish.smoothness is None and str(mish.range) == "[−0.30884341, ∞)"
 
 
 JOINTS: list[tuple[str, list[tuple[float, int, int, float]]]] = [
@@ -237,16 +240,18 @@ JOINTS: list[tuple[str, list[tuple[float, int, int, float]]]] = [
 
 @pytest.mark.parametrize(("name", "joints"), JOINTS, ids=lambda v: v if isinstance(v, str) else "")
 def test_joints(name: str, joints: list[tuple[float, int, int, float]]) -> None:
-    got = [(float(j.x), j.smoothness, j.jumps, float(j.jump)) for j in of(name).joints]
+    got = [(float(j.x), j.smoothness, j.jumps, float(j.jump)) for j in analysis_of(name).joints]
     assert got == [pytest.approx(joint, rel=1e-12) for joint in joints]
 
 
 def test_a_jump_counts() -> None:
     """softplus returns x itself beyond the threshold, which is 2e−9 less."""
-    found = of("softplus")
-    assert found.shape.monotone is None and found.shape.but_for_jumps == "rising"
-    assert not found.lipschitz_f.constant.is_finite() and float(found.lipschitz_f.steepest) == 1
-    assert not found.extrema and not found.shape.convex
+    softplus = analysis_of("softplus")
+    assert softplus.shape.monotone is None and softplus.shape.but_for_jumps == "rising"
+    assert (
+        not softplus.lipschitz_f.constant.is_finite() and float(softplus.lipschitz_f.steepest) == 1
+    )
+    assert not softplus.extrema and not softplus.shape.convex
 
 
 @pytest.mark.parametrize(
@@ -268,10 +273,10 @@ def test_a_jump_counts() -> None:
 def test_verdicts(
     name: str, monotone: str | None, convex: bool, quasiconvex: bool, extrema: list[str]
 ) -> None:
-    found = of(name)
-    assert found.shape.monotone == monotone and found.shape.convex == convex
-    assert found.shape.quasiconvex == quasiconvex
-    assert [e.kind for e in found.extrema] == extrema
+    analysed = analysis_of(name)
+    assert analysed.shape.monotone == monotone and analysed.shape.convex == convex
+    assert analysed.shape.quasiconvex == quasiconvex
+    assert [e.kind for e in analysed.extrema] == extrema
 
 
 # The largest |g − mish|, where it is, and √E|g − mish|² under N(0, 1).
@@ -301,11 +306,11 @@ def test_closeness_to_mish(name: str, most: float, where: float, mean: float) ->
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [("aptx:beta=0.5", "silu"), ("aptx", "swish:beta=2"), ("hard_mish:k=6", "hardswish")],
 )
-def test_one_function_under_two_names(one: str, other: str) -> None:
-    distance = analyze_named(find(one), find(other)).against
+def test_one_function_under_two_names(first: str, second: str) -> None:
+    distance = analyze_named(find(first), find(second)).against
     assert distance is not None and distance.max_error == 0 and distance.at is None
 
 
@@ -353,9 +358,9 @@ def test_names_and_parameters() -> None:
 
 
 def test_the_public_function() -> None:
-    found = mishkit.analyze("hard_mish", k=3, against="mish")
-    assert found.parameters == {"k": 3} and found.cost is None
-    assert "C⁰" in str(found) and "0.45581683" in str(found)
+    analysed = mishkit.analyze("hard_mish", k=3, against="mish")
+    assert analysed.parameters == {"k": 3} and analysed.cost is None
+    assert "C⁰" in str(analysed) and "0.45581683" in str(analysed)
     with pytest.raises(ValueError, match=r"mishkit\.analyze: .*did you mean \"mish\""):
         mishkit.analyze("mosh")
 
@@ -384,11 +389,11 @@ def test_the_command() -> None:
 def test_the_command_takes_parameters_and_gives_json() -> None:
     asked = ["explain", "aptx", "--beta=-1", "--gamma", "-0.5", "--no-cost", "--json"]
     done = CliRunner().invoke(app, [*asked, "--against", "swish:beta=2"])
-    found = json.loads(done.stdout)
-    assert found["parameters"] == {"alpha": 1, "beta": -1, "gamma": -0.5}
-    assert found["extrema"][0]["kind"] == "minimum"
-    assert found["extrema"][0]["x"] == pytest.approx(0.6392322713805369)
-    assert found["range"]["high"] == "Infinity" and found["against"]["max_error"] == "Infinity"
+    printed = json.loads(done.stdout)
+    assert printed["parameters"] == {"alpha": 1, "beta": -1, "gamma": -0.5}
+    assert printed["extrema"][0]["kind"] == "minimum"
+    assert printed["extrema"][0]["x"] == pytest.approx(0.6392322713805369)
+    assert printed["range"]["high"] == "Infinity" and printed["against"]["max_error"] == "Infinity"
     assert re.search(r"0\.63923227138053689\d{10}", done.stdout)
     for wrong in (["explain", "mish", "--k", "3"], ["explain", "mosh"], ["explain", "relu", "x"]):
         done = CliRunner().invoke(app, wrong)
@@ -504,11 +509,11 @@ def test_natural_loops() -> None:
     """
     parts = [line.split(None, 2) for line in listing.strip().splitlines()]
     code = [
-        _machine_code.Instruction(int(address[:-1], 16), name, "".join(rest))
-        for address, name, *rest in parts
+        _machine_code.Instruction(int(address[:-1], 16), name, "".join(operands))
+        for address, name, *operands in parts
     ]
-    found = _machine_code.loops(code)
-    outer, inner = sorted(found, key=lambda loop: -loop.weight)
+    loops = _machine_code.loops(code)
+    outer, inner = sorted(loops, key=lambda loop: -loop.weight)
     assert [i.address for i in outer.code] == [4, 5, 6, 7, 8, 0x12, 0x13]
     assert outer.has_inner and not outer.is_inner
     assert [i.address for i in inner.code] == [5, 6] and inner.is_inner
@@ -528,9 +533,9 @@ def test_the_roofline_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "LEAST_COPY", 1 << 22)
     monkeypatch.setattr(cost, "MOST_COPY", 1 << 22)
     monkeypatch.setattr(cost, "count", lambda named: [])
-    found = cost.measure(find("aptx:alpha=1.1"))  # its output does not give its gradient
-    assert {roof.body for roof in found.roofs} == {"forward", "backward"}
-    assert found.copy_bytes_per_ns > 0.1
-    for roof in found.roofs:
-        assert roof.memory_ns == pytest.approx(roof.bytes / found.copy_bytes_per_ns)
+    measured = cost.measure(find("aptx:alpha=1.1"))  # its output does not give its gradient
+    assert {roof.body for roof in measured.roofs} == {"forward", "backward"}
+    assert measured.copy_bytes_per_ns > 0.1
+    for roof in measured.roofs:
+        assert roof.memory_ns == pytest.approx(roof.bytes / measured.copy_bytes_per_ns)
         assert roof.bound == ("memory" if roof.ratio < 1 else "compute")

@@ -32,18 +32,18 @@ TINY = 64
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Every case of every function, on tensors too small to mean anything."""
-    found = Results()
-    found.timings.update(shared(tmp_path_factory, "bench", timings))
-    return found
+    results = Results()
+    results.timings.update(shared(tmp_path_factory, "bench", timings))
+    return results
 
 
 def timings() -> dict[Key, Timing]:
-    found: dict[Key, Timing] = {}
+    by_key: dict[Key, Timing] = {}
     for name in ACTIVATIONS:
         for is_small in (True, False):
             group = bench.Group(name, "float32", TINY, 1, is_small)
-            found.update(bench.time_group(group, share=1e-9))
-    return found
+            by_key.update(bench.time_group(group, share=1e-9))
+    return by_key
 
 
 def key(case: str, contender: str, function: str = "mish", size: int = L2) -> Key:
@@ -138,29 +138,29 @@ def test_backward_through_autograd() -> None:
 
 
 def test_ratios() -> None:
-    found = Results({key("forward", "mishkit"): Timing([1, 2, 9])})
-    found.timings[key("forward", "torch")] = Timing([8, 12, 12])
+    results = Results({key("forward", "mishkit"): Timing([1, 2, 9])})
+    results.timings[key("forward", "torch")] = Timing([8, 12, 12])
     above, below = key("forward", "torch"), key("forward", "mishkit")
-    assert found.ratio(above, below) == 8
-    assert found.ratio(above, below, "median") == 6
-    assert found.ratio(above, key("forward", "relu")) is None
+    assert results.ratio(above, below) == 8
+    assert results.ratio(above, below, "median") == 6
+    assert results.ratio(above, key("forward", "relu")) is None
 
 
 def test_a_packed_forward_is_compared_with_a_forward() -> None:
-    found = Results({key("forward, packed", "mishkit"): Timing([2])})
-    found.timings[key("forward", "relu")] = Timing([1])
+    results = Results({key("forward, packed", "mishkit"): Timing([2])})
+    results.timings[key("forward", "relu")] = Timing([1])
     mine = key("forward, packed", "mishkit")
-    assert found.ratio(mine, mine._replace(contender="relu")) == 2
+    assert results.ratio(mine, mine._replace(contender="relu")) == 2
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "word"), [(1, 18, "met"), (1, 17.9, "MISSED"), (1, None, "–")]
 )
 def test_a_bar_from_below(ours: float, theirs: float | None, word: str) -> None:
-    found = Results({key("forward", "mishkit"): Timing([ours, 5])})
+    results = Results({key("forward", "mishkit"): Timing([ours, 5])})
     if theirs:
-        found.timings[key("forward", "torch")] = Timing([theirs, 80])
-    verdict = _bench_bars.faster(18, "forward", L2).verdict(found)
+        results.timings[key("forward", "torch")] = Timing([theirs, 80])
+    verdict = _bench_bars.faster(18, "forward", L2).verdict(results)
     assert verdict.word == word
     if word == "met":
         assert verdict.measured == "18× (16.3×)"  # medians 49 and 3
@@ -168,9 +168,9 @@ def test_a_bar_from_below(ours: float, theirs: float | None, word: str) -> None:
 
 @pytest.mark.parametrize(("ours", "word"), [(1.05, "met"), (1.06, "MISSED")])
 def test_a_bar_from_above(ours: float, word: str) -> None:
-    found = Results({key("forward, out=", "mishkit", size=MEMORY): Timing([ours])})
-    found.timings[key("forward, out=", "relu", size=MEMORY)] = Timing([1])
-    assert _bench_bars.costs(1.05, "forward, out=", MEMORY).verdict(found).word == word
+    results = Results({key("forward, out=", "mishkit", size=MEMORY): Timing([ours])})
+    results.timings[key("forward, out=", "relu", size=MEMORY)] = Timing([1])
+    assert _bench_bars.costs(1.05, "forward, out=", MEMORY).verdict(results).word == word
 
 
 def test_every_bar_is_measured_by_the_default_run() -> None:
@@ -275,12 +275,12 @@ def test_the_page_has_ranges_over_cpus(tmp_path: Path, monkeypatch: pytest.Monke
     page = page_of("bench_page")
     for name, least in (("Zen 4", 0.3), ("Zen 5", 0.15)):
         monkeypatch.setattr(_bench_results, "cpu_name", lambda name=name: name)
-        found = Results({key("forward", "mishkit"): Timing([least, 2 * least])})
-        found.timings[key("forward", "torch")] = Timing([3.0, 3.0])
-        found.timings[key("forward", "relu")] = Timing([0.1, 0.2])
-        found.timings[key("forward", "mishkit", "h_mish")] = Timing([0.1])
-        found.timings[key("forward", "expression", "h_mish")] = Timing([0.5])
-        path = add_to(tmp_path / "bench", found)
+        results = Results({key("forward", "mishkit"): Timing([least, 2 * least])})
+        results.timings[key("forward", "torch")] = Timing([3.0, 3.0])
+        results.timings[key("forward", "relu")] = Timing([0.1, 0.2])
+        results.timings[key("forward", "mishkit", "h_mish")] = Timing([0.1])
+        results.timings[key("forward", "expression", "h_mish")] = Timing([0.5])
+        path = add_to(tmp_path / "bench", results)
     rows = page.machines(tmp_path / "bench")
     assert [machine.facts["cpu"] for machine in rows] == ["Zen 4", "Zen 5"]
     assert "| mish | 10–20 | – |" in page.over_torch(rows, "float32")

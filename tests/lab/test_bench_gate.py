@@ -21,14 +21,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("function", ["silu", "gelu_tanh", "aptx"])
 def test_all_contenders_compute_the_same(function: str) -> None:
-    made = gate.calls(function, torch.float32)
-    want = made[gate.FORWARD, gate.OURS].run()
+    calls = gate.calls(function, torch.float32)
+    want = calls[gate.FORWARD, gate.OURS].run()
     for name in (gate.TORCH, gate.OF_HALVES, gate.TORCH_HALVES):
-        torch.testing.assert_close(made[gate.FORWARD, name].run(), want)
-    both = made[gate.BACKWARD, gate.OURS].run()
-    torch.testing.assert_close(made[gate.BACKWARD, gate.TORCH].run(), both)
+        torch.testing.assert_close(calls[gate.FORWARD, name].run(), want)
+    both = calls[gate.BACKWARD, gate.OURS].run()
+    torch.testing.assert_close(calls[gate.BACKWARD, gate.TORCH].run(), both)
     for name in (gate.OF_HALVES, gate.TORCH_HALVES):
-        torch.testing.assert_close(made[gate.BACKWARD, name].run(), (torch.cat(both, -1),))
+        torch.testing.assert_close(calls[gate.BACKWARD, name].run(), (torch.cat(both, -1),))
 
 
 def test_tables_bars_and_csv(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_vllm_is_timed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
         out.copy_(mk.glu(x))
 
     monkeypatch.setattr(gate, "vllm_kernel", lambda function: kernel)
-    made = gate.calls("silu", torch.float32)
-    want = made[gate.FORWARD, gate.OURS].run()
-    torch.testing.assert_close(made[gate.FORWARD, gate.INTO].run(), want)
-    assert (gate.FORWARD, gate.VLLM) in made
+    calls = gate.calls("silu", torch.float32)
+    want = calls[gate.FORWARD, gate.OURS].run()
+    torch.testing.assert_close(calls[gate.FORWARD, gate.INTO].run(), want)
+    assert (gate.FORWARD, gate.VLLM) in calls

@@ -49,7 +49,7 @@ class Stream:
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    found = Stream()
+    recorded = Stream()
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -57,17 +57,17 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
             self.at: float | None = None
 
         def record(self) -> None:
-            found.said.append("event")
-            found.clock += 1e-3
-            self.at = found.clock
+            recorded.said.append("event")
+            recorded.clock += 1e-3
+            self.at = recorded.clock
 
         def query(self) -> bool:
-            found.said.append("query")
-            found.late -= 1
-            return found.late >= 0
+            recorded.said.append("query")
+            recorded.late -= 1
+            return recorded.late >= 0
 
         def synchronize(self) -> None:
-            found.said.append("wait")
+            recorded.said.append("wait")
 
         def elapsed_time(self, end: Event) -> float:
             assert self.at is not None and end.at is not None
@@ -75,8 +75,8 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(_gpu_timing, "FLUSH", 64)
-    monkeypatch.setattr(Stopwatch, "flush", lambda self: found.said.append("flush"))
-    return found
+    monkeypatch.setattr(Stopwatch, "flush", lambda self: recorded.said.append("flush"))
+    return recorded
 
 
 def says(stream: Stream, word: str, takes: float = 0.0) -> Callable[[], None]:
@@ -158,13 +158,13 @@ def test_every_case_does_what_it_says(on_cpu: Stream) -> None:
     """By values, for a function of torch's and one that is not."""
     for name in ("mish", "h_mish", "relu"):
         a = ACTIVATIONS[name]
-        made = dict(_bench_gpu.calls(a, torch.float32, 500))
+        calls = dict(_bench_gpu.calls(a, torch.float32, 500))
         x, g, gg = (normal(500, torch.float32, seed) for seed in range(3))
         y, slope = a.f(x, *a.defaults), a.df(x, *a.defaults)
         bend = gg * g * a.d2f(x, *a.defaults)
         peers = {"relu", COMPILED, *({"torch"} if name == "mish" else set())}
-        assert {c for _, c in made} >= {"mishkit", COPY, *peers}
-        for (case, contender), call in made.items():
+        assert {c for _, c in calls} >= {"mishkit", COPY, *peers}
+        for (case, contender), call in calls.items():
             results = [r for r in (call.run(), call.run()) for r in [r]]
             for result in results:
                 first = result[0] if isinstance(result, tuple) else result
@@ -187,8 +187,8 @@ def test_who_fails_is_left_out_unless_it_is_ours() -> None:
         raise ValueError("no\nsuch thing")
 
     missing: list[str] = []
-    made = [(("forward", "torch.compile"), Call(fail)), (("forward", "relu"), Call(lambda: None))]
-    assert list(working(made, missing, "mish")) == [("forward", "relu")]
+    calls = [(("forward", "torch.compile"), Call(fail)), (("forward", "relu"), Call(lambda: None))]
+    assert list(working(calls, missing, "mish")) == [("forward", "relu")]
     assert missing == ["mish: no forward, torch.compile: no"]
     with pytest.raises(ValueError):
         working([(("forward", "mishkit"), Call(fail))], missing, "mish")
@@ -230,10 +230,10 @@ def test_the_bars_are_of_the_worst_function_at_the_largest_size() -> None:
     for function, time in (("mish", 1.0), ("gelu", 1.2)):
         results.timings[key("forward", "mishkit", function)] = Timing([time])
         results.timings[key("forward", "relu", function)] = Timing([1.0])
-    found = bar.verdict(results)
-    assert (found.word, found.measured) == ("MISSED", "1.20× (gelu)")
-    for one in ("mishkit", "relu"):
-        larger = key("forward", one)._replace(size=2000)
+    verdict = bar.verdict(results)
+    assert (verdict.word, verdict.measured) == ("MISSED", "1.20× (gelu)")
+    for contender in ("mishkit", "relu"):
+        larger = key("forward", contender)._replace(size=2000)
         results.timings[larger] = Timing([5.0])
     assert bar.verdict(results).word == "met"
 
@@ -316,9 +316,9 @@ def test_what_the_device_is(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: Properties)
     monkeypatch.setattr(torch.version, "hip", hip)
-    found = device()
-    assert found.target == target
-    assert found.published is not None and found.published.name == like
+    gpu = device()
+    assert gpu.target == target
+    assert gpu.published is not None and gpu.published.name == like
 
 
 # ---- the published tables ----
@@ -328,8 +328,8 @@ def test_times_are_written_as_there() -> None:
     words = [_published.time_words(t) for t in (621.8, 223_700, 1_135_000, 2.5e9)]
     assert words == ["621.8ns", "223.7µs", "1.135ms", "2.500s"]
     results = Results()
-    one = Key("mish", "float16", "forward", 10, "relu", table="mish-cuda")
-    results.timings[one] = Timing([223_000.0, 224_000.0])
+    timed = Key("mish", "float16", "forward", 10, "relu", table="mish-cuda")
+    results.timings[timed] = Timing([223_000.0, 224_000.0])
     assert list(_published.mish_cuda_lines(results, "float16")) == [
         " relu_fwd: 223.5µs ± 707.1ns (223.0µs – 224.0µs)"
     ]
@@ -346,8 +346,8 @@ def test_the_l2_error() -> None:
     x = torch.linspace(-1, 1, 2500)
     y = x + torch.where(x > 0.5, 2.0**-10, 0.0)
     count = int((x > 0.5).sum())
-    found = _published.l2_error(y, lambda at: at, x)
-    assert found == pytest.approx(math.sqrt(count) * 2.0**-10)
+    error = _published.l2_error(y, lambda at: at, x)
+    assert error == pytest.approx(math.sqrt(count) * 2.0**-10)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -362,8 +362,8 @@ def test_the_forms_that_errors_are_of(name: str) -> None:
 def test_errors_have_a_bar() -> None:
     results = Results()
     assert [v.word for v in _published.verdicts(results)] == ["–", "–"]
-    one = Key("mish", "float32", "forward", 10, "mishkit", table="errors")
-    results.errors = {one: 1.2, one._replace(contender="torch"): 1.0}
+    ours = Key("mish", "float32", "forward", 10, "mishkit", table="errors")
+    results.errors = {ours: 1.2, ours._replace(contender="torch"): 1.0}
     assert [v.word for v in _published.verdicts(results)] == ["MISSED", "–"]
 
 
@@ -379,7 +379,9 @@ def test_the_layer(
     shape = _bench_gpu_neuron.Shape(4, 6, 5)
     monkeypatch.setattr(_bench_gpu_neuron, "SHAPES", (shape,))
     memory = {OURS: 1000}
-    monkeypatch.setattr(_bench_gpu_neuron, "memory_of", lambda of, name: memory.get(name, 40_000))
+    monkeypatch.setattr(
+        _bench_gpu_neuron, "memory_of", lambda layer, name: memory.get(name, 40_000)
+    )
     path = tmp_path / "layer.csv"
     command = ["bench", "--device", "cuda", "--neuron", "--quick", "--csv", str(path)]
     done = CliRunner().invoke(app, command)

@@ -49,17 +49,17 @@ def test_the_contenders_do_the_same_work() -> None:
 
 
 def test_every_case_is_timed() -> None:
-    found = _bench_neuron.time_all(1, 0, QUICK_ONES)
-    assert set(found.timings) == {key(case, name, 1) for case in CASES for name in QUICK_ONES}
-    assert all(timing.min > 0 for timing in found.timings.values())
+    timings = _bench_neuron.time_all(1, 0, QUICK_ONES)
+    assert set(timings.timings) == {key(case, name, 1) for case in CASES for name in QUICK_ONES}
+    assert all(timing.min > 0 for timing in timings.timings.values())
 
 
 def test_verdicts() -> None:
-    found = Results({key(BOTH, OURS, 2): Timing([1.0])})
-    found.timings[key(BOTH, PLAIN, 2)] = Timing([15.0])
-    assert [v.word for v in time_verdicts(found, [2])] == ["met", "–"]
-    found.timings[key(BOTH, COMPILED, 2)] = Timing([2.9])
-    assert [v.word for v in time_verdicts(found, [2])] == ["met", "MISSED"]
+    results = Results({key(BOTH, OURS, 2): Timing([1.0])})
+    results.timings[key(BOTH, PLAIN, 2)] = Timing([15.0])
+    assert [v.word for v in time_verdicts(results, [2])] == ["met", "–"]
+    results.timings[key(BOTH, COMPILED, 2)] = Timing([2.9])
+    assert [v.word for v in time_verdicts(results, [2])] == ["met", "MISSED"]
 
     memories = {OURS: Memory(10, 10), PLAIN: Memory(499, 500)}
     assert [v.word for v in memory_verdicts(memories)] == ["MISSED", "met"]
@@ -79,11 +79,11 @@ def test_memory_counts_what_is_made() -> None:
 
 
 def test_memory_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = _bench_neuron.memory_of(LINEAR)  # of the real size
+    memory = _bench_neuron.memory_of(LINEAR)  # of the real size
     results = 4 * (256 * 128 + 256 * 784 + 784 * 128 + 128)
-    assert results <= found.allocated <= 1.5 * results
-    if sys.platform == "linux" and found.resident is not None:
-        assert 0.5 * results <= found.resident <= 4 * results
+    assert results <= memory.allocated <= 1.5 * results
+    if sys.platform == "linux" and memory.resident is not None:
+        assert 0.5 * results <= memory.resident <= 4 * results
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LabError, match="memory of Linear failed: no output"):
         _bench_neuron.memory_of(LINEAR)

@@ -69,7 +69,7 @@ def test_every_bar_can_be_met_and_missed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"),
+    ("changes", "claim"),
     [
         ({"float64": ("DADD",)}, "no float64 instruction"),
         ({"local": 8}, "no local memory"),
@@ -81,12 +81,12 @@ def test_every_bar_can_be_met_and_missed() -> None:
         (None, "every kernel compiles"),
     ],
 )
-def test_one_fault_is_enough(changes: dict[str, object] | None, what: str) -> None:
+def test_one_fault_is_enough(changes: dict[str, object] | None, claim: str) -> None:
     codes = codes_of("mish", "gelu")
     job = Job("gelu", "backward", "bfloat16", "gfx942")
     codes[job] = "ValueError: no" if changes is None else made_up("gfx942", **changes)
     missed = [v for v in _paper.verdicts(codes) if v.word == "MISSED"]
-    assert [v.claim.startswith(what) for v in missed] == [True]
+    assert [v.claim.startswith(claim) for v in missed] == [True]
     assert "gelu, backward, bfloat16, gfx942" in missed[0].measured
 
 
@@ -96,13 +96,13 @@ def test_the_worst_counts() -> None:
         job = Job("silu", "backward_packed", "bfloat16", gpu.target)
         busy = 0.9 * gpu.rates[ALU] * 4 / gpu.bytes_a_clock  # that share of the memory's time
         codes[job] = made_up(gpu.target, 0, operations={ALU: busy})
-    found = {
+    verdicts = {
         v.bar: v
         for v in _paper.verdicts(codes)
         if v.claim == "bfloat16, backward packed, by a table"
     }
-    assert [v.word for v in found.values()] == ["met", "MISSED"]
-    assert found["≤ 0.8 on H100"].measured == "0.90 (silu: ALU)"
+    assert [v.word for v in verdicts.values()] == ["met", "MISSED"]
+    assert verdicts["≤ 0.8 on H100"].measured == "0.90 (silu: ALU)"
 
 
 def test_torchs_kernels_have_no_bars() -> None:
@@ -165,8 +165,8 @@ def test_wrong_wishes() -> None:
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def main(*what: object) -> int:
-        asked.append(what)
+    def main(*given: object) -> int:
+        asked.append(given)
         return 1
 
     monkeypatch.setattr(_paper, "main", main)

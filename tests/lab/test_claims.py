@@ -43,7 +43,7 @@ E = sympy.Symbol("E", positive=True)
 
 
 @functools.cache
-def of(text: str) -> Analysis:
+def analysis_of(text: str) -> Analysis:
     return analyze_named(find(text))
 
 
@@ -68,14 +68,14 @@ def rational(expression: sympy.Expr) -> sympy.Expr:
 
 
 def test_h_mish_is_quasiconvex_and_not_convex() -> None:
-    shape = of("h_mish").shape
+    shape = analysis_of("h_mish").shape
     assert shape.quasiconvex and not shape.convex
     # A chord of a convex function is nowhere below it.
     f = definition("h_mish")
     left, middle, right = (f.subs(X, at) for at in (-3, -2, -1))
     assert middle > (left + right) / 2
     # It is convex right of the joint that breaks it.
-    (joint, _) = of("h_mish").joints
+    (joint, _) = analysis_of("h_mish").joints
     assert joint.x == -2 and joint.jumps == 1 and joint.jump < 0
 
 
@@ -120,9 +120,9 @@ def kept(act: nn.Module, after: nn.Module, dtype: torch.dtype = torch.float32) -
     batch, width = 32, 1024
     net = nn.Sequential(nn.Linear(4, width), act, after).to(dtype)
     x = torch.randn(batch, 4, dtype=dtype)
-    with mishkit.KeptBytes(exclude=[*net.parameters(), x]) as found:
+    with mishkit.KeptBytes(exclude=[*net.parameters(), x]) as counted:
         net(x)
-    return found.total / (batch * width * dtype.itemsize)
+    return counted.total / (batch * width * dtype.itemsize)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_where_exp_overflows(dtype: torch.dtype) -> None:
 @every_float
 def test_a_step_of_ten_gives_the_published_thresholds(dtype: torch.dtype) -> None:
     tens = torch.arange(0, 1000, 10, dtype=dtype)
-    found = tens[tens > last_finite(dtype)][0].item()
-    assert found == tens[tens.exp().isinf()][0].item()
-    assert found == {torch.float16: 20, torch.float32: 90, torch.float64: 710}[dtype]
+    threshold = tens[tens > last_finite(dtype)][0].item()
+    assert threshold == tens[tens.exp().isinf()][0].item()
+    assert threshold == {torch.float16: 20, torch.float32: 90, torch.float64: 710}[dtype]
     ones = torch.arange(0, 1000, dtype=dtype)
-    found = ones[ones.exp().isinf()][0].item()
-    assert found == {torch.float16: 12, torch.float32: 89, torch.float64: 710}[dtype]
+    threshold = ones[ones.exp().isinf()][0].item()
+    assert threshold == {torch.float16: 12, torch.float32: 89, torch.float64: 710}[dtype]
 
 
 def test_one_minus_exp_of_minus_softplus_is_the_sigmoid() -> None:
@@ -221,9 +221,9 @@ def test_in_float32_it_has_the_wrong_sign_in_the_tail() -> None:
 @functools.cache
 def published_choices(measure: str) -> tuple[list[str], Candidate]:
     """The published x·clamp(x + b, 0, k)/k, closest to mish first; and the closest of all."""
-    found = fit(find("mish"), find_family("clamp"), parse_measure(measure))
-    assert [c.rank for c in found.published] == [2, 3, 4, 5, 6] and found.fitted.rank == 1
-    return [c.label for c in found.published], found.fitted
+    result = fit(find("mish"), find_family("clamp"), parse_measure(measure))
+    assert [c.rank for c in result.published] == [2, 3, 4, 5, 6] and result.fitted.rank == 1
+    return [c.label for c in result.published], result.fitted
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_the_ranking_of_the_hard_forms() -> None:
 def test_relu3_is_smooth_on_the_right_and_has_the_sharpest_kink() -> None:
     kinks = {}
     for k in (3, 4, 5, 6):
-        left, right = of(f"hard_mish:k={k}").joints
+        left, right = analysis_of(f"hard_mish:k={k}").joints
         assert left.jumps == 1
         assert right.smoothness == (1 if k == 3 else 0)
         kinks[k] = abs(left.jump)
@@ -306,11 +306,11 @@ def test_each_aptx_follows_one_side_of_mish(beta: float, negative: float, positi
 @pytest.mark.parametrize("beta", [1.0, 30.0, 1e6])
 def test_aptx_tends_to_relu(beta: float) -> None:
     """The error is x/(1 + exp(2βx)) for x > 0: at most W(1/e)/2β, where 2βx = 1 + W(1/e)."""
-    found = analyze_named(find("aptx", {"beta": beta}), find("relu")).against
+    distance = analyze_named(find("aptx", {"beta": beta}), find("relu")).against
     with mpmath.workdps(40):
         bound = mpmath.lambertw(mpmath.exp(-1)).real / 2
-        assert found is not None
-        assert abs(mpf(str(found.max_error)) * mpf(beta) - bound) < mpf(10) ** -28
+        assert distance is not None
+        assert abs(mpf(str(distance.max_error)) * mpf(beta) - bound) < mpf(10) ** -28
     assert float(bound) == pytest.approx(0.13923, abs=5e-6)
 
 
@@ -399,9 +399,9 @@ def test_what_changes_is_what_every_machine_keeps() -> None:
 
 
 def test_mish_is_bounded_below_alone() -> None:
-    found = of("mish").range
-    assert found.has_low and float(found.low) == pytest.approx(-0.30884, abs=5e-6)
-    assert found.high == math.inf
+    values = analysis_of("mish").range
+    assert values.has_low and float(values.low) == pytest.approx(-0.30884, abs=5e-6)
+    assert values.high == math.inf
 
 
 def test_mish_and_swish_lose_their_gradients_alike() -> None:
@@ -412,7 +412,7 @@ def test_mish_and_swish_lose_their_gradients_alike() -> None:
             for name in ("mish", "silu"):
                 assert abs(references.df(name, x) / tail - 1) < 10 * mpmath.exp(x) * abs(x)
     for name in ("mish", "silu"):
-        assert of(name).ends[0].slope == 0 and len(of(name).extrema) == 1
+        assert analysis_of(name).ends[0].slope == 0 and len(analysis_of(name).extrema) == 1
     x = torch.linspace(-200, 0, 20_001)
     zero = [ACTIVATIONS[name].df(x.double()).float() == 0 for name in ("mish", "silu")]
     assert torch.equal(*zero) and zero[0].any()
@@ -521,10 +521,10 @@ def test_the_papers_form_is_nan_from_22_on_in_float32() -> None:
 
 def test_the_second_derivative_does_not_oscillate() -> None:
     """Two changes of sign, as swish has."""
-    found = of("mish").inflections
-    assert [i.becomes_convex for i in found] == [True, False]
-    assert [float(i.x) for i in found] == pytest.approx([-2.25638, 1.49057], abs=5e-6)
-    assert len(of("silu").inflections) == 2
+    inflections = analysis_of("mish").inflections
+    assert [i.becomes_convex for i in inflections] == [True, False]
+    assert [float(i.x) for i in inflections] == pytest.approx([-2.25638, 1.49057], abs=5e-6)
+    assert len(analysis_of("silu").inflections) == 2
     assert len(find_zeros(definition("mish"), 3)) == len(find_zeros(definition("silu"), 3)) == 3
 
 
@@ -537,12 +537,14 @@ def find_zeros(f: sympy.Expr, order: int) -> list[float]:
 
 
 def test_mish_has_one_valley_and_no_steep_place() -> None:
-    found = of("mish")
-    assert [e.kind for e in found.extrema] == ["minimum"]
-    slopes = [float(i.slope) for i in found.inflections if i.slope is not None]
+    mish = analysis_of("mish")
+    assert [e.kind for e in mish.extrema] == ["minimum"]
+    slopes = [float(i.slope) for i in mish.inflections if i.slope is not None]
     assert slopes == pytest.approx([-0.1125, 1.0885], abs=5e-5)
-    assert max(slopes) == float(found.lipschitz_f.constant)
-    assert 1 < float(found.lipschitz_f.constant) < float(of("silu").lipschitz_f.constant) < 1.1
+    assert max(slopes) == float(mish.lipschitz_f.constant)
+    assert (
+        1 < float(mish.lipschitz_f.constant) < float(analysis_of("silu").lipschitz_f.constant) < 1.1
+    )
 
 
 def test_the_short_form_is_nan_at_minus_infinity_alone() -> None:

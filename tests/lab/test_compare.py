@@ -80,8 +80,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 def numbers(result: Comparison) -> list[tuple]:
     """Everything of a comparison that is not a time."""
     return [
-        (one.id, {name: value for name, value in found.items() if name not in trial.TIMES})
-        for one, found in result.done
+        (settings.id, {name: value for name, value in measured.items() if name not in trial.TIMES})
+        for settings, measured in result.done
     ]
 
 
@@ -98,26 +98,26 @@ def rows(folder: Path) -> dict[str, dict]:
 
 
 def test_a_trial_is_a_function_of_its_settings(result: Comparison):
-    one, found = result.done[-1]
-    through_json = json.loads(json.dumps(one.to_json()))
-    assert Trial.from_json(through_json) == one
+    settings, measured = result.done[-1]
+    through_json = json.loads(json.dumps(settings.to_json()))
+    assert Trial.from_json(through_json) == settings
     again = json.loads(json.dumps(trial.run(through_json), allow_nan=False))
-    assert again.keys() == found.keys()
-    changed = {name for name in again if again[name] != found[name]}
+    assert again.keys() == measured.keys()
+    changed = {name for name in again if again[name] != measured[name]}
     assert changed <= trial.TIMES
 
 
 def test_the_id_stands_for_the_settings_but_not_for_places():
-    one = TINY.trial("final", "digits", "mish", 5e-3, 0, 1)
+    base = TINY.trial("final", "digits", "mish", 5e-3, 0, 1)
     ids = {
-        dataclasses.replace(one, **{name: value}).id
+        dataclasses.replace(base, **{name: value}).id
         for name, value in {
             "seed": 1, "lr": 1e-3, "phase": "tune", "data": "mnist", "activation": "h_mish",
             "epochs": 3, "train_samples": 97, "model": "timm:x", "options": ("a=1",), "code": "f",
         }.items()
     }  # fmt: skip
-    assert len(ids | {one.id}) == 11
-    assert dataclasses.replace(one, data_root="/elsewhere", download=True).id == one.id
+    assert len(ids | {base.id}) == 11
+    assert dataclasses.replace(base, data_root="/elsewhere", download=True).id == base.id
 
 
 def test_another_seed_gives_other_numbers(result: Comparison):
@@ -127,13 +127,13 @@ def test_another_seed_gives_other_numbers(result: Comparison):
 
 def test_every_training_is_done_and_in_turn(result: Comparison):
     assert result.is_complete
-    done = [(one.activation, one.seed) for one, _ in result.done]
+    done = [(settings.activation, settings.seed) for settings, _ in result.done]
     first = [("torch_relu_inplace", 0), ("torch_mish", 0), ("mish", 0)]
     assert done == [*first, ("torch_mish", 1), ("mish", 1), ("torch_relu_inplace", 1)]
-    for _, found in result.done:
-        assert len(found["accuracy"]) == len(found["seconds"]) == 2
-        assert found["steps"] == 2 * 96 // 32
-        assert found["step_ms"] >= max(found["forward_ms"], found["backward_ms"]) > 0
+    for _, measured in result.done:
+        assert len(measured["accuracy"]) == len(measured["seconds"]) == 2
+        assert measured["steps"] == 2 * 96 // 32
+        assert measured["step_ms"] >= max(measured["forward_ms"], measured["backward_ms"]) > 0
 
 
 def test_contenders_share_weights_and_batches():
@@ -150,9 +150,9 @@ def test_contenders_share_weights_and_batches():
 def test_networks_learn(spec: str):
     settings = dataclasses.replace(TINY, train_samples=640, test_samples=200, channels=8, epochs=10)
     for name in ("torch_relu_inplace", "mish"):
-        found = trial.run(settings.trial("final", spec, name, 5e-3, 0, 1).to_json())
-        assert found["accuracy"][-1] > 0.8
-        assert found["model"] == ("mlp" if spec.startswith("sklearn") else "seven-layer")
+        measured = trial.run(settings.trial("final", spec, name, 5e-3, 0, 1).to_json())
+        assert measured["accuracy"][-1] > 0.8
+        assert measured["model"] == ("mlp" if spec.startswith("sklearn") else "seven-layer")
 
 
 def test_kept_bytes_are_those_of_the_network(result: Comparison):
@@ -164,11 +164,11 @@ def test_kept_bytes_are_those_of_the_network(result: Comparison):
     pixels = [8 * 8] * 2 + [4 * 4] * 2 + [2 * 2] * 3
     one_each = 4 * 4 * sum(pixels)  # float32
     summary = verdicts.summarise(result).set_index("activation")
-    rest = summary.loc["torch_relu_inplace", "kept_bytes"] - one_each
+    of_head = summary.loc["torch_relu_inplace", "kept_bytes"] - one_each
     last = 4 * 4 * 2 * 2
-    assert 0 <= rest <= 200  # the head: pooled features and log-probabilities
+    assert 0 <= of_head <= 200  # the head: pooled features and log-probabilities
     for mish in ("torch_mish", "mish"):
-        assert summary.loc[mish, "kept_bytes"] == pytest.approx(2 * one_each - last + rest)
+        assert summary.loc[mish, "kept_bytes"] == pytest.approx(2 * one_each - last + of_head)
     assert summary.loc["torch_relu_inplace", "kept_ratio"] == 1
 
 
@@ -176,8 +176,8 @@ def test_precision_is_fabrics():
     kept = {}
     for precision in ("32-true", "bf16-true"):
         settings = dataclasses.replace(TINY, precision=precision, epochs=1)
-        one = settings.trial("final", "digits", "torch_mish", 1e-3, 0, 1)
-        kept[precision] = trial.run(one.to_json())["kept_bytes"]
+        chosen = settings.trial("final", "digits", "torch_mish", 1e-3, 0, 1)
+        kept[precision] = trial.run(chosen.to_json())["kept_bytes"]
     assert 0.5 <= kept["bf16-true"] / kept["32-true"] < 0.55
 
 
@@ -278,10 +278,10 @@ def test_sentences_go_through_a_transformer():
     network, name, sites = models["mish"]
     assert (name, sites) == ("transformer", 2)
     assert sum(type(m) is mk.Mish for m in network.modules()) == sites
-    for one, other in zip(
+    for ours, theirs in zip(
         network.state_dict().items(), models["torch_relu"][0].state_dict().items(), strict=True
     ):
-        assert one[0] == other[0] and torch.equal(one[1], other[1]), one[0]
+        assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1]), ours[0]
     first, second = network.layers
     assert not torch.equal(first.linear1.weight, second.linear1.weight)
     # What stands where there is no word makes no difference.
@@ -302,11 +302,11 @@ def test_the_transformer_learns_a_word(activation: str):
     loaded = sentences()
     network, _, _ = networks.build("auto", (), loaded, 4, contenders.find(activation), 0)
     fabric = trial.launch("cpu", "auto", "1", 1, "32-true")
-    found = training.train(
+    trained = training.train(
         fabric, network, loaded, epochs=8, batch_size=16, lr=1e-2, seed=0,
         on_epoch=lambda number, epoch: None, is_stopping=lambda: False,
     )  # fmt: skip
-    assert found.epochs[-1].accuracy > 0.95
+    assert trained.epochs[-1].accuracy > 0.95
 
 
 def test_a_model_of_ones_own_hears_how_many_words_there_are(tmp_path: Path):
@@ -358,10 +358,10 @@ def test_a_model_that_does_not_fit_is_one_clear_line(
 
 def test_a_model_file_that_changes_is_noticed(model: Path):
     settings = dataclasses.replace(TINY, model=f"{model}:build", epochs=1)
-    one = settings.trial("final", "digits", "mish", 5e-3, 0, 1)
+    before = settings.trial("final", "digits", "mish", 5e-3, 0, 1)
     model.write_text(MODEL + "\n")
     with pytest.raises(LabError, match="has changed since the sweep began"):
-        trial.run(one.to_json())
+        trial.run(before.to_json())
 
 
 # ---- the sweep -----------------------------------------------------------------------------------
@@ -443,13 +443,13 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path, changed: dict):
     other = dataclasses.replace(TINY, **changed)
     (name,) = changed
     sweep.Store(tmp_path, other.shared(1))  # in which nothing was finished
-    one = TINY.trial("final", "digits", "mish", 5e-3, 0, 1)
+    stored = TINY.trial("final", "digits", "mish", 5e-3, 0, 1)
     ((_, result),) = made_up({"mish": [[0.5]]}).done
-    sweep.Store(tmp_path, TINY.shared(1)).add(one, result)
+    sweep.Store(tmp_path, TINY.shared(1)).add(stored, result)
     with pytest.raises(LabError, match=f"holds a sweep with {name} .*--fresh"):
         sweep.Store(tmp_path, other.shared(1))
-    assert one in sweep.Store(tmp_path, TINY.shared(1))
-    assert one not in sweep.Store(tmp_path, other.shared(1), fresh=True)
+    assert stored in sweep.Store(tmp_path, TINY.shared(1))
+    assert stored not in sweep.Store(tmp_path, other.shared(1), fresh=True)
 
 
 @pytest.mark.slow
@@ -491,9 +491,11 @@ def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_interval_is_students():
     values = [0.1, 0.4, 0.35, 0.8, 0.2]
-    found = intervals.interval(values)
-    low, high = stats.t.interval(0.95, 4, loc=found.mean, scale=stats.sem(values))
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    estimate = intervals.interval(values)
+    low, high = stats.t.interval(0.95, 4, loc=estimate.mean, scale=stats.sem(values))
+    assert (estimate.mean - estimate.half, estimate.mean + estimate.half) == pytest.approx(
+        (low, high)
+    )
     assert math.isnan(intervals.interval([1.0]).half) and math.isnan(intervals.interval([]).mean)
 
 
@@ -507,7 +509,7 @@ def made_up(accuracies: dict[str, list[list[float]]], **changes: object) -> Comp
     done = []
     for number, (name, seeds) in enumerate(accuracies.items()):
         for seed, accuracy in enumerate(seeds):
-            found = {
+            measured = {
                 "model": "seven-layer", "sites": 7, "parameters": 100, "source": "made up",
                 "train_size": 96, "test_size": 40, "shape": [1, 8, 8], "classes": 10, "steps": 6,
                 "kept_bytes": 1024.0 * (1 + number), "forward_ms": 2.0, "threads": 1,
@@ -516,7 +518,7 @@ def made_up(accuracies: dict[str, list[list[float]]], **changes: object) -> Comp
                 "loss": [0.5] * len(accuracy), "accuracy": accuracy, "processor": "made up",
                 "seconds": [2.0] * len(accuracy), "torch": "2", "mishkit": "0", "finished": "now",
             }  # fmt: skip
-            done.append((settings.trial("final", "digits", name, 5e-3, seed, 1), found))
+            done.append((settings.trial("final", "digits", name, 5e-3, seed, 1), measured))
     return Comparison(settings, "mishkit compare", {"mishkit": "0"}, done)
 
 
@@ -602,9 +604,9 @@ def test_many_comparisons_widen_the_intervals_of_verdicts():
     """Each would do alone; together they do not."""
     seeds = {"torch_relu": [[0.90], [0.90], [0.90], [0.90]]}
     other = [[0.910], [0.915], [0.925], [0.930]]
-    one = verdicts.summarise(made_up({**seeds, "mish": other}))
-    assert one["accuracy_verdict"][1] == "better"
-    assert one["accuracy_diff_wide"][1] == one["accuracy_diff_half"][1]
+    alone = verdicts.summarise(made_up({**seeds, "mish": other}))
+    assert alone["accuracy_verdict"][1] == "better"
+    assert alone["accuracy_diff_wide"][1] == alone["accuracy_diff_half"][1]
     names = ("mish", "h_mish", "torch_mish", "torch_gelu", "torch_silu", "hard_mish", "swish")
     many = verdicts.summarise(made_up({**seeds, **dict.fromkeys(names, other)}))
     assert set(many["accuracy_verdict"][1:]) == {"not told apart"}
@@ -654,11 +656,13 @@ def test_the_report_is_one_self_contained_file(tmp_path: Path):
         assert contender.label in page
     # Ids are unique over all figures, so that no figure borrows another's shapes.
     referred = set(re.findall(r"url\(#([^)]+)\)|xlink:href=\"#([^\"]+)\"", page))
-    for name in {one or other for one, other in referred}:
+    for name in {url or link for url, link in referred}:
         assert page.count(f'id="{name}"') == 1
 
     trials = pd.read_csv(tmp_path / "trials.csv", dtype={"trial": str})
-    assert len(trials) == 6 and list(trials["trial"]) == [one.id for one, _ in result.done]
+    assert len(trials) == 6 and list(trials["trial"]) == [
+        settings.id for settings, _ in result.done
+    ]
     assert len(pd.read_csv(tmp_path / "epochs.csv")) == 6 * 2
     for name in trials["trial"]:
         assert page.count(f'id="trial-{name}"') == 1
@@ -776,15 +780,15 @@ def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path: Path):
     alone = run(settings, tmp_path / "one")
     assert json.loads((tmp_path / "two" / "sweep.json").read_text())["devices"] == 2
     # Another number of devices is another setting, so the ids are others; the order is the same.
-    for one, two in zip(
+    for by_one, by_two in zip(
         rows(tmp_path / "one").values(), rows(tmp_path / "two").values(), strict=True
     ):
-        assert one["steps"] == two["steps"] == 2 * (95 // 32)
+        assert by_one["steps"] == by_two["steps"] == 2 * (95 // 32)
         for name in ("train_loss", "loss"):
-            assert two.pop(name) == pytest.approx(one.pop(name), rel=1e-5)
-        assert two.pop("accuracy") == pytest.approx(one.pop("accuracy"), abs=1.01 / 41)
-        assert two.pop("kept_bytes") == pytest.approx(one.pop("kept_bytes"), rel=2e-3)
-        assert one == two
+            assert by_two.pop(name) == pytest.approx(by_one.pop(name), rel=1e-5)
+        assert by_two.pop("accuracy") == pytest.approx(by_one.pop("accuracy"), abs=1.01 / 41)
+        assert by_two.pop("kept_bytes") == pytest.approx(by_one.pop("kept_bytes"), rel=2e-3)
+        assert by_one == by_two
     assert alone.is_complete
 
 

@@ -257,13 +257,14 @@ def test_sentences_are_read_from_the_source_distribution(tmp_path: Path):
     )
     outer = packed({"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner})
     (tmp_path / text.VADER).write_bytes(outer)
-    found = data.load("vader:movie", root=tmp_path)
-    assert found.shape == (text.LENGTH,) and found.classes == 2 and found.tokens == text.TOKENS
-    assert len(found.train_labels) + len(found.test_labels) == 20  # what is rated as 0 is left out
+    loaded = data.load("vader:movie", root=tmp_path)
+    assert loaded.shape == (text.LENGTH,) and loaded.classes == 2 and loaded.tokens == text.TOKENS
+    # What is rated as 0 is left out.
+    assert len(loaded.train_labels) + len(loaded.test_labels) == 20
     good, bad = text.encode(["a FINE film !", "A dull dull film"])
     for inputs, labels in (
-        (found.train_inputs, found.train_labels),
-        (found.test_inputs, found.test_labels),
+        (loaded.train_inputs, loaded.train_labels),
+        (loaded.test_inputs, loaded.test_labels),
     ):
         for words, label in zip(inputs, labels, strict=True):
             assert torch.equal(words, good if label else bad)

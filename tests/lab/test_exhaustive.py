@@ -323,9 +323,9 @@ def test_a_function_named_twice_is_swept_once(tmp_path: Path) -> None:
 
 
 def test_processes_change_nothing(tmp_path: Path) -> None:
-    one = exhaustive.run(settings(tmp_path), silent)
-    two = exhaustive.run(settings(tmp_path, processes=2, progress=tmp_path / "two.json"), silent)
-    same(one, two)
+    by_one = exhaustive.run(settings(tmp_path), silent)
+    by_two = exhaustive.run(settings(tmp_path, processes=2, progress=tmp_path / "two.json"), silent)
+    same(by_one, by_two)
 
 
 @pytest.mark.skipif(len(KERNELS) < 2, reason="one instruction set alone")
@@ -362,7 +362,7 @@ def test_the_progress_of_another_sweep_is_refused(tmp_path: Path) -> None:
 def test_a_sweep_finds_what_the_sweep_with_a_stride_does(case: Case) -> None:
     start = 0xBF40_0000
     rows = exhaustive.sweep(Block(case.a.name, cpu.isa(), cpu.isa(), start, start + 3000))
-    found = exhaustive.Swept(1, 0.0, rows)
+    swept = exhaustive.Swept(1, 0.0, rows)
     x = torch.from_numpy(np.arange(start, start + 3000, dtype=np.uint32).view(np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accuracy, "inputs", lambda dtype, stride: [x])
@@ -375,11 +375,11 @@ def test_a_sweep_finds_what_the_sweep_with_a_stride_does(case: Case) -> None:
         ("df_abs", strided.df_abs),
         ("df_y", strided.decoder),
     ):
-        here = found.row(name)
+        here = swept.row(name)
         assert (here.max, here.count) == (there.max, there.count), name
         assert here.total == pytest.approx(there.total) and (here.at == there.at or there.max == 0)
-    assert found.row("df_y_beyond").max == pytest.approx(strided.df_y_abs.max, abs=1e-8)
-    assert all(found.row(name).total == 0 for name in ALL_ROWS if "differs" in name)
+    assert swept.row("df_y_beyond").max == pytest.approx(strided.df_y_abs.max, abs=1e-8)
+    assert all(swept.row(name).total == 0 for name in ALL_ROWS if "differs" in name)
 
 
 @pytest.mark.parametrize("case", [c for c in DEFAULTS if c.turn], ids=str)
@@ -393,11 +393,11 @@ def test_beside_the_minimum(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     def sweep() -> exhaustive.Swept:
         return exhaustive.Swept(1, 0.0, exhaustive.sweep(block))
 
-    found = sweep()
-    assert 2e-5 < found.row("df_y").max <= accuracy.BAR_FROM_OUTPUT
-    assert found.row("df_y_beyond").max <= accuracy.BAR_DF_Y
-    assert 0.2 < found.row("packed").max <= exhaustive.BAR_PACKED
-    assert 0 < found.row("packed").total < found.row("packed").count == 6000
+    rows = sweep()
+    assert 2e-5 < rows.row("df_y").max <= accuracy.BAR_FROM_OUTPUT
+    assert rows.row("df_y_beyond").max <= accuracy.BAR_DF_Y
+    assert 0.2 < rows.row("packed").max <= exhaustive.BAR_PACKED
+    assert 0 < rows.row("packed").total < rows.row("packed").count == 6000
     packed = accuracy.Kernels.packed
     monkeypatch.setattr(
         accuracy.Kernels,

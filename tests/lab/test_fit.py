@@ -49,11 +49,11 @@ BEST = [
 def test_the_best(
     target: str, family: str, measure: str, parameters: dict[str, float], error: float
 ) -> None:
-    found = fitted(target, family, measure)
-    assert found.fitted.parameters == pytest.approx(parameters, abs=2e-4)
-    assert float(found.fitted.error) == pytest.approx(error, rel=1e-5)
-    assert found.fitted.rank == 1
-    ranks = [candidate.rank for candidate in found.published]
+    result = fitted(target, family, measure)
+    assert result.fitted.parameters == pytest.approx(parameters, abs=2e-4)
+    assert float(result.fitted.error) == pytest.approx(error, rel=1e-5)
+    assert result.fitted.rank == 1
+    ranks = [candidate.rank for candidate in result.published]
     assert ranks == list(range(2, 2 + len(ranks)))
 
 
@@ -62,15 +62,15 @@ def test_nothing_on_a_grid_is_better(family: str) -> None:
     """Against brute force over the one parameter, with the library's own formulas."""
     import torch
 
-    found = fitted("mish", family)
+    result = fitted("mish", family)
     x = torch.linspace(-10, 10, 4001, dtype=torch.float64)
     target = ACTIVATIONS["mish"].f(x)
     errors = [
         (ACTIVATIONS[family].f(x, value) - target).abs().max().item()
         for value in np.linspace(0.25, 10, 400)
     ]
-    assert float(found.fitted.error) <= min(errors) + 1e-6
-    assert float(found.fitted.error) >= min(errors) - 0.02
+    assert float(result.fitted.error) <= min(errors) + 1e-6
+    assert float(result.fitted.error) >= min(errors) - 0.02
 
 
 # The published members of x·clamp(x + b, 0, k)/k by their distance to mish.
@@ -99,8 +99,8 @@ def test_the_published_choices() -> None:
 
 @pytest.mark.parametrize("constraint", mostly_slow(CONSTRAINTS, 1))
 def test_constraints(constraint: str) -> None:
-    found = fitted("mish", "clamp", "max", constraint).fitted
-    b, k = found.parameters["b"], found.parameters["k"]
+    member = fitted("mish", "clamp", "max", constraint).fitted
+    b, k = member.parameters["b"], member.parameters["k"]
     # The minimum of x(x + b)/k is at −b/2, and −b²/4k deep; the slopes at k − b are 2 − b/k and 1.
     met = {
         "place": b == pytest.approx(2 * 1.1924312145, abs=2e-6),
@@ -108,13 +108,13 @@ def test_constraints(constraint: str) -> None:
         "smooth": b == pytest.approx(k, abs=2e-6),
     }
     assert met[constraint]
-    assert float(found.error) > float(fitted("mish", "clamp").fitted.error)
+    assert float(member.error) > float(fitted("mish", "clamp").fitted.error)
 
 
 @pytest.mark.slow
 def test_two_constraints_leave_no_choice() -> None:
-    found = fitted("mish", "clamp", "max", "place", "depth").fitted
-    assert found.parameters == pytest.approx({"b": 2.3848624, "k": 4.6039257}, abs=1e-5)
+    member = fitted("mish", "clamp", "max", "place", "depth").fitted
+    assert member.parameters == pytest.approx({"b": 2.3848624, "k": 4.6039257}, abs=1e-5)
 
 
 def test_a_constraint_that_can_t_be_met() -> None:
@@ -130,9 +130,9 @@ def test_a_constraint_that_can_t_be_met() -> None:
 
 
 def test_a_member_of_the_family_is_found_exactly() -> None:
-    found = fitted("hard_mish:k=4", "clamp").fitted
-    assert found.parameters == pytest.approx({"b": 3, "k": 4}, abs=1e-6)
-    assert float(found.error) < 1e-6
+    member = fitted("hard_mish:k=4", "clamp").fitted
+    assert member.parameters == pytest.approx({"b": 3, "k": 4}, abs=1e-6)
+    assert float(member.error) < 1e-6
 
 
 @pytest.mark.slow
@@ -143,11 +143,11 @@ def test_the_same_question_gets_the_same_answer() -> None:
 
 def test_an_expression_is_a_family_too() -> None:
     bounds = parse_bounds(["k=1,16"], {"b": 3})
-    found = fit(
+    result = fit(
         find("mish"), find_family("x*Min(k, Max(0, x + b))/k", bounds), parse_measure("max"), ()
     )
-    assert found.fitted.parameters == pytest.approx({"b": 3, "k": 5.1645}, abs=2e-3)
-    assert not found.published
+    assert result.fitted.parameters == pytest.approx({"b": 3, "k": 5.1645}, abs=2e-3)
+    assert not result.published
 
 
 def test_wrong_questions() -> None:

@@ -64,9 +64,9 @@ def compiled_kernels() -> dict[Job, Code | str | None]:
 
 
 def code(compiled: dict[Job, Code | str | None], *job: str) -> Code:
-    found = compiled[Job(*job)]
-    assert isinstance(found, Code), found
-    return found
+    outcome = compiled[Job(*job)]
+    assert isinstance(outcome, Code), outcome
+    return outcome
 
 
 @pytest.mark.parametrize("target", mostly_slow(TARGETS, MOSTLY))
@@ -76,17 +76,17 @@ def test_what_a_good_kernel_costs(
 ) -> None:
     function, _, dtype = kernel
     if target in MOSTLY:
-        found = code(request.getfixturevalue("compiled"), *kernel, target)
+        cost = code(request.getfixturevalue("compiled"), *kernel, target)
     else:
-        found = code(dict(compile_all([Job(*kernel, target)], gpu_kernels.build)), *kernel, target)
-    assert found.faults == {}
+        cost = code(dict(compile_all([Job(*kernel, target)], gpu_kernels.build)), *kernel, target)
+    assert cost.faults == {}
     size = 4 if dtype == "float32" else 2
-    assert found.elements == 32 / size
+    assert cost.elements == 32 / size
     # The main path alone: all of a thread's elements, loaded and stored once.
-    assert found.accesses == {Access(False, 128, False): 2, Access(True, 128, False): 2}
-    assert found.special == (1 if function == "exp" else 0)
-    assert 3 < found.instructions < 25
-    assert 8 < found.registers < 128 and found.shared == 0
+    assert cost.accesses == {Access(False, 128, False): 2, Access(True, 128, False): 2}
+    assert cost.special == (1 if function == "exp" else 0)
+    assert 3 < cost.instructions < 25
+    assert 8 < cost.registers < 128 and cost.shared == 0
 
 
 @pytest.mark.parametrize("target", MOSTLY)
@@ -94,44 +94,44 @@ def test_what_a_good_kernel_costs(
 def test_faults_are_seen(
     kernel: tuple[str, str], target: str, compiled: dict[Job, Code | str | None]
 ) -> None:
-    found = code(compiled, *kernel, "bfloat16", target).faults.keys()
-    assert FAULTY[kernel] in found
-    assert found <= {FAULTY[kernel], UNSEEN}  # a mask is a branch on AMD's GPUs
+    faults = code(compiled, *kernel, "bfloat16", target).faults.keys()
+    assert FAULTY[kernel] in faults
+    assert faults <= {FAULTY[kernel], UNSEEN}  # a mask is a branch on AMD's GPUs
 
 
 @pytest.mark.parametrize("target", MOSTLY)
 def test_packed_sides_may_be_narrow(target: str, compiled: dict[Job, Code | str | None]) -> None:
-    found = code(compiled, "exp", "packed", "bfloat16", target)
-    assert found.accesses[Access(True, 16, False)] == 1  # 16 elements a thread, a bit each
-    assert found.faults == {}
-    assert replace(found, narrow_allowance=8).faults.keys() == {NARROW}
-    assert replace(found, bytes_per_element=4).faults.keys() == {UNSEEN}
+    cost = code(compiled, "exp", "packed", "bfloat16", target)
+    assert cost.accesses[Access(True, 16, False)] == 1  # 16 elements a thread, a bit each
+    assert cost.faults == {}
+    assert replace(cost, narrow_allowance=8).faults.keys() == {NARROW}
+    assert replace(cost, bytes_per_element=4).faults.keys() == {UNSEEN}
 
 
 @pytest.mark.parametrize("target", MOSTLY)
 def test_slow_ways_are_left_out(target: str, compiled: dict[Job, Code | str | None]) -> None:
-    found = code(compiled, "rounded", "whole", "bfloat16", target)
-    assert found.faults == {}  # no call
-    assert found.special == 2
+    cost = code(compiled, "rounded", "whole", "bfloat16", target)
+    assert cost.faults == {}  # no call
+    assert cost.special == 2
 
 
 @pytest.mark.parametrize("target", MOSTLY)
 def test_kernels_that_fail_and_that_are_not(
     target: str, compiled: dict[Job, Code | str | None]
 ) -> None:
-    found = compiled[Job("exp", "broken", "bfloat16", target)]
-    assert isinstance(found, str) and found.startswith("CompilationError: ")
+    outcome = compiled[Job("exp", "broken", "bfloat16", target)]
+    assert isinstance(outcome, str) and outcome.startswith("CompilationError: ")
     assert compiled[Job("exp", "none", "bfloat16", target)] is None
 
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="inductor has changed")
 def test_inductors_kernels(compiled: dict[Job, Code | str | None]) -> None:
     for kernel, tensors in zip(INDUCTOR, (2, 3), strict=True):
-        found = code(compiled, *kernel, "bfloat16", "sm_80")
-        assert found.faults.keys() <= {UNSEEN}  # hyperbolic tangents branch
-        assert found.bytes_per_element == 2 * tensors
+        cost = code(compiled, *kernel, "bfloat16", "sm_80")
+        assert cost.faults.keys() <= {UNSEEN}  # hyperbolic tangents branch
+        assert cost.bytes_per_element == 2 * tensors
         # An exponential, a logarithm's division, a hyperbolic tangent: nobody's hand wrote this.
-        assert found.special >= 2 and found.instructions > 30
+        assert cost.special >= 2 and cost.instructions > 30
 
 
 def test_units() -> None:
@@ -216,9 +216,9 @@ def test_roofline(compiled: dict[Job, Code | str | None]) -> None:
     with pytest.raises(ValueError, match="sm_80 does not run on H100"):
         roofline(some, H100)
     for gpu in GPUS:
-        found = code(compiled, *ROOFED, gpu.target)
-        assert 0 < roofline(found, gpu).ratio < 1
-        assert gpu.name != "MI300X" or roofline(found, gpu).unit == VECTOR
+        cost = code(compiled, *ROOFED, gpu.target)
+        assert 0 < roofline(cost, gpu).ratio < 1
+        assert gpu.name != "MI300X" or roofline(cost, gpu).unit == VECTOR
 
 
 def test_published_clocks() -> None:

@@ -34,13 +34,13 @@ POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 
 def find(function: str, body: str, dtype: str, target: str) -> Build | None:
     """The kernels that `_paper` does not weigh: they follow data or take masks."""
-    a, of = ACTIVATIONS[function], getattr(torch, dtype)
+    a, type_ = ACTIVATIONS[function], getattr(torch, dtype)
     if body == "iterated":
-        launch = triton.launch(a, "backward_packed", of, 0.75, 1.25, 0.625)
+        launch = triton.launch(a, "backward_packed", type_, 0.75, 1.25, 0.625)
         return _paper.build_of(launch, dtype, target)
     kernel, _, shape = body.partition(" ")
     sizes = SHAPES[shape]
-    tiling = triton.Tiling(sizes, triton.tile_of(sizes, of))
+    tiling = triton.Tiling(sizes, triton.tile_of(sizes, type_))
     is_forward = not kernel.endswith("backward")
     constants: dict[str, Any] = dict(zip(("OUTER", "CHANNELS", "INNER"), tiling.tile, strict=True))
     if kernel.startswith("affine"):
@@ -73,7 +73,7 @@ def find(function: str, body: str, dtype: str, target: str) -> Build | None:
         constants,
         num_warps=triton.WARPS,
         elements=tiling.tile[0] * tiling.tile[1] * tiling.tile[2],
-        bytes_per_element=(2 if is_forward else 3) * of.itemsize,
+        bytes_per_element=(2 if is_forward else 3) * type_.itemsize,
         aligned=pointers,
     )
 
@@ -110,13 +110,13 @@ def test_every_bar(functions: list[str], targets: list[str]) -> None:
     assert left_out == {
         (name, FORWARD_PACKED) for name in functions if ACTIVATIONS[name].turn is None
     }
-    made = {job: code for job, code in codes.items() if isinstance(code, Code)}
-    of_targets = {(job.function, job.body, job.target) for job in made}
+    compiled = {job: code for job, code in codes.items() if isinstance(code, Code)}
+    of_targets = {(job.function, job.body, job.target) for job in compiled}
     count = len(functions) * len(BODIES) - len(left_out)
     assert len(of_targets) == count * len(targets)
     if len(targets) == len(TARGETS):
-        assert len({job[:3] for job in made}) == count * len(_paper.DTYPES)
-    assert all(code.instructions > 2 for code in made.values())
+        assert len({job[:3] for job in compiled}) == count * len(_paper.DTYPES)
+    assert all(code.instructions > 2 for code in compiled.values())
 
 
 TRAINED = [a.name for a in ACTIVATIONS.values() if a.trainable]

@@ -67,8 +67,8 @@ def rows() -> list[Any]:
     ]  # fmt: skip
 
 
-def machine(cpu: str = "Zen", found: list[Any] | None = None) -> Any:
-    return page.Machine(Path(f"{cpu}.csv"), tuple(found or rows()), {**FACTS, "cpu": cpu})
+def machine(cpu: str = "Zen", timed: list[Any] | None = None) -> Any:
+    return page.Machine(Path(f"{cpu}.csv"), tuple(timed or rows()), {**FACTS, "cpu": cpu})
 
 
 # ---- rows and page ----
@@ -206,22 +206,22 @@ def test_the_readme_gets_its_ranges(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("before\n\n<!-- peers: begin -->\nwhat was\n<!-- peers: end -->\n\nafter\n")
     columns = [("mish", "float32", *column, 1) for column in page._SHOWN]
-    found = [row("mishkit", 0.1, cell) for cell in columns]
-    found += [row("torch", 3.0, cell) for cell in columns]
+    timed = [row("mishkit", 0.1, cell) for cell in columns]
+    timed += [row("torch", 3.0, cell) for cell in columns]
     for _ in range(2):
-        page.write_readme(path, [machine(found=found)])
+        page.write_readme(path, [machine(timed=timed)])
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "what was" not in text
     assert text.count("| mish | 30 | 30 | 30 | 30 |") == 1 and "Zen, avx2" in text
     path.write_text("no marks")
     with pytest.raises(ValueError, match="peers: begin"):
-        page.write_readme(path, [machine(found=found)])
+        page.write_readme(path, [machine(timed=timed)])
 
 
 def test_the_figure(tmp_path: Path) -> None:
     cells = [("mish", "float32", "forward", "existing", size, 1) for size in (1 << 10, 1 << 16)]
-    found = [row(name, 0.1, cell) for name in (*page.LINES, "JAX") for cell in cells]
-    page.draw([machine(found=found), machine("Core", found)], tmp_path / "figures" / "peers.svg")
+    timed = [row(name, 0.1, cell) for name in (*page.LINES, "JAX") for cell in cells]
+    page.draw([machine(timed=timed), machine("Core", timed)], tmp_path / "figures" / "peers.svg")
     root = ElementTree.parse(tmp_path / "figures" / "peers.svg").getroot()
     words = "".join(root.itertext())
     # Labels are text, in their place at the ends, and at most five.
@@ -281,8 +281,8 @@ def some(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", mostly_slow(["float32", "bfloat16"], 1))
 def test_who_is_timed(dtype: str) -> None:
     """Those that compute the function; the others are named with the reason."""
-    found = peers.measure(torch.get_num_threads(), ["mish"], [dtype], [256], 1.0)
-    timed = {(r.peer, r.direction, r.memory) for r in found if not r.note}
+    measured = peers.measure(torch.get_num_threads(), ["mish"], [dtype], [256], 1.0)
+    timed = {(r.peer, r.direction, r.memory) for r in measured if not r.note}
     forward = {
         (p, "forward", m) for p in ("mishkit", "torch", "copy") for m in ("fresh", "existing")
     }
@@ -293,11 +293,11 @@ def test_who_is_timed(dtype: str) -> None:
         ("copy", "backward", "fresh"),
         ("copy", "backward", "existing"),
     }
-    notes = {r.peer: r.note for r in found if r.note}
+    notes = {r.peer: r.note for r in measured if r.note}
     assert notes["absent"] == "absent: No module named 'absent'"
     assert notes["broken"] == "failed: no such kernel"
     assert notes["wrong"].startswith("another function: off by ")
-    assert all(r.samples >= 3 and 0 < r.min <= r.median for r in found if not r.note)
+    assert all(r.samples >= 3 and 0 < r.min <= r.median for r in measured if not r.note)
 
 
 @pytest.mark.parametrize("name", adapters.FUNCTIONS)
@@ -305,8 +305,8 @@ def test_the_reference_is_ours(name: str) -> None:
     """Jumps of the derivative, where everyone has a convention, are left out."""
     for direction in ("forward", "backward"):
         work = adapters.Work.of(name, torch.float32, direction, 512, 1)
-        for _, made in adapters.Mishkit("mishkit").calls(work):
-            assert peers.errors_of(made, work).worst < 1e-6
+        for _, call in adapters.Mishkit("mishkit").calls(work):
+            assert peers.errors_of(call, work).worst < 1e-6
     knots = torch.tensor([-3.0, -2.0, 0.0, 3.0])
     at = dataclasses.replace(work, x=knots, grad=torch.ones(4)).exact(slice(None))
     jumps = {"hardswish": [0, 3], "h_mish": [1], "relu": [2]}.get(name, [])
@@ -319,9 +319,9 @@ def test_what_is_not_written_shows() -> None:
 
 
 def test_a_process_is_told_its_threads() -> None:
-    one, two = peers.settings_of(1), peers.settings_of(2)
-    assert (one["OMP_NUM_THREADS"], two["NPROC"]) == ("1", "2")
-    assert "multi_thread_eigen=false" in one["XLA_FLAGS"]
+    single, double = peers.settings_of(1), peers.settings_of(2)
+    assert (single["OMP_NUM_THREADS"], double["NPROC"]) == ("1", "2")
+    assert "multi_thread_eigen=false" in single["XLA_FLAGS"]
 
 
 def test_the_clock_of_the_processor_leaves_out_sleep() -> None:
@@ -335,8 +335,8 @@ def test_the_clock_of_the_processor_leaves_out_sleep() -> None:
 
 def test_what_is_installed() -> None:
     timm = installer.Requirement("timm>=1.0")
-    alone, rest = installer.commands(timm, "torch==2")
-    assert alone[2:] == ["--no-deps", "timm>=1.0", "torchvision"] and "torch==2" in rest
+    alone, others = installer.commands(timm, "torch==2")
+    assert alone[2:] == ["--no-deps", "timm>=1.0", "torchvision"] and "torch==2" in others
     (command,) = installer.commands(installer.Requirement("jax>=0.4"), "torch==2")
     assert command == ["install", "-qq", "torch==2", "jax>=0.4"]
 
@@ -409,17 +409,17 @@ def net_row(network: str, variant: str, step: float, peak: int | None) -> Any:
 
 def test_the_bars_of_networks(tmp_path: Path) -> None:
     facts = dict.fromkeys(networks._FACTS, "x")
-    found = [
+    rows = [
         net_row("seven_layers", networks.RELU, 10.0, 1000),
         net_row("seven_layers", networks.OURS, 10.4, 1050),
         net_row("resnet18", networks.RELU, 10.0, None),
         net_row("resnet18", networks.OURS, 10.6, None),
         networks.Row("resnet18", networks.OURS, networks.DEFAULT, 14.0, 15.0, 9, 3072.0),
     ]
-    networks.write(tmp_path / "n.csv", [(one, facts) for one in found])
+    networks.write(tmp_path / "n.csv", [(row, facts) for row in rows])
     lines = networks.read(tmp_path / "n.csv")
-    assert [one for one, _ in lines] == found
-    words = [(v.measured, v.word) for v in networks.verdicts(found)]
+    assert [row for row, _ in lines] == rows
+    words = [(v.measured, v.word) for v in networks.verdicts(rows)]
     assert words == [
         ("1.040× of minima, 1.040× of medians", "met"),
         ("1.050×", "MISSED"),

@@ -39,8 +39,8 @@ def test_curves_are_the_functions(case: Case, order: int, formula: str) -> None:
 
 def test_lines_are_broken_where_they_jump_and_nowhere_else() -> None:
     for name, gaps in (("mish", (0, 0, 0)), ("hard_mish", (0, 2, 2)), ("h_mish", (0, 1, 2))):
-        found = tuple(int(np.isnan(drawn(name).lines(order, -5, 4)[1]).sum()) for order in range(3))
-        assert found == gaps
+        lines = [drawn(name).lines(order, -5, 4)[1] for order in range(3)]
+        assert tuple(int(np.isnan(line).sum()) for line in lines) == gaps
 
 
 def test_panels() -> None:
@@ -70,10 +70,10 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 
 
 def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
-    one, two = tmp_path / "one.svg", tmp_path / "two.svg"
-    for path in (one, two):
+    first, second = tmp_path / "one.svg", tmp_path / "two.svg"
+    for path in (first, second):
         drawing.save([drawn("mish")], path)
-    assert one.read_text() == two.read_text()
+    assert first.read_text() == second.read_text()
 
 
 def test_a_window(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,14 +42,14 @@ def all_of(dtype: torch.dtype) -> Tensor:
 
 def largest_error(a: Activation, x: Tensor) -> float:
     """Of all instruction sets, beside the gradient of the input in float64."""
-    operators, found = torch.ops.mishkit, []
+    operators, errors = torch.ops.mishkit, []
     for isa in cpu.isas():
         with cpu.using(isa):
             y, side = getattr(operators, f"{a.name}_packed")(x, *a.defaults)
             decode = getattr(operators, f"{a.name}_backward_packed")
             gradient = decode(torch.ones_like(x), y, side, *a.defaults)
-        found.append((gradient.double() - a.df(x.double(), *a.defaults)).abs().max().item())
-    return max(found)
+        errors.append((gradient.double() - a.df(x.double(), *a.defaults)).abs().max().item())
+    return max(errors)
 
 
 def test_every_function_with_a_minimum_is_stated() -> None:

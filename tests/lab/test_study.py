@@ -43,8 +43,10 @@ def test_the_summary_is_made_from_the_trials(study: ModuleType) -> None:
         assert set(own["data"]) == {row["data"]} and set(own["activation"]) == {row["activation"]}
         assert len(own) == int(study.SETTINGS["--seeds"]) and set(own["lr"]) == {row["lr"]}
         assert (last[own["trial"]].to_numpy() == own["accuracy"].to_numpy()).all()
-        found = intervals.interval(100 * own["accuracy"])
-        assert (found.mean, found.half) == pytest.approx((row["accuracy"], row["accuracy_half"]))
+        estimate = intervals.interval(100 * own["accuracy"])
+        assert (estimate.mean, estimate.half) == pytest.approx(
+            (row["accuracy"], row["accuracy_half"])
+        )
         base = final[(final["data"] == row["data"]) & (final["activation"] == study.BASELINE)]
         gaps = 100 * (own["accuracy"] - base.set_index("seed").sort_index()["accuracy"])
         wide = intervals.interval(gaps, 1 - 0.05 / pairs)
@@ -61,9 +63,9 @@ def test_the_rates_are_those_that_tuned_best(study: ModuleType) -> None:
     tuned = trials[trials["phase"] == "tune"]
     scores = tuned.groupby(["data", "activation", "lr"])["accuracy"].mean()
     for row in summary.to_dict("records"):
-        found = scores[row["data"], row["activation"]]
-        assert list(found.index) == [float(lr) for lr in study.SETTINGS["--lr"].split(",")]
-        assert found[row["lr"]] == pytest.approx(found.max(), abs=1e-12)
+        of_rates = scores[row["data"], row["activation"]]
+        assert list(of_rates.index) == [float(lr) for lr in study.SETTINGS["--lr"].split(",")]
+        assert of_rates[row["lr"]] == pytest.approx(of_rates.max(), abs=1e-12)
 
 
 def test_the_report_holds_the_numbers_of_the_tables(study: ModuleType) -> None:
@@ -75,8 +77,8 @@ def test_the_report_holds_the_numbers_of_the_tables(study: ModuleType) -> None:
     assert len(traced) == 4 * len(study.ACTIVATIONS) * len(study.DATA)
     for column, ids, mean, half in traced:
         values = trials.loc[ids.split(), column] * (100 if column == "accuracy" else 1)
-        found = intervals.interval(values)
-        wanted = formats.with_half(found.mean, found.half, 4 if column == "accuracy" else 3)
+        estimate = intervals.interval(values)
+        wanted = formats.with_half(estimate.mean, estimate.half, 4 if column == "accuracy" else 3)
         assert f"{mean} ± {half}" == wanted, column
 
 

@@ -39,11 +39,11 @@ def rows(example: ModuleType, differences: list[float]) -> list[dict[str, Any]]:
         measures = dict.fromkeys(example.TITLES, value)
         return {"target": target, "method": method, "seed": seed, **measures, "seconds": 1.0}
 
-    found = [row("gelu", example.ORIGINAL, None, 0.8), row("h_mish", example.COLD, None, 0.3)]
+    rows = [row("gelu", example.ORIGINAL, None, 0.8), row("h_mish", example.COLD, None, 0.3)]
     for seed, difference in enumerate(differences):
-        found.append(row("h_mish", example.ANNEALED, seed, 0.6 + difference))
-        found.append(row("h_mish", example.SWAPPED, seed, 0.6))
-    return found
+        rows.append(row("h_mish", example.ANNEALED, seed, 0.6 + difference))
+        rows.append(row("h_mish", example.SWAPPED, seed, 0.6))
+    return rows
 
 
 def test_the_correlations_are_scipy_s(example: ModuleType) -> None:
@@ -96,12 +96,12 @@ def test_the_measures_are_those_of_the_right_pairs(example: ModuleType) -> None:
         sentences=[],
     )
     assert data.words == names
-    found = example.measure(data, vectors)
-    assert found["lee"] == pytest.approx(-1)
-    assert found["wordsim"] == pytest.approx(1)
-    assert found["simlex"] == pytest.approx(-1)
-    assert 0.98 < found["tweets"] <= 1
-    assert found["mean"] == pytest.approx(sum(found[name] for name in example.MEASURES) / 4)
+    measures = example.measure(data, vectors)
+    assert measures["lee"] == pytest.approx(-1)
+    assert measures["wordsim"] == pytest.approx(1)
+    assert measures["simlex"] == pytest.approx(-1)
+    assert 0.98 < measures["tweets"] <= 1
+    assert measures["mean"] == pytest.approx(sum(measures[name] for name in example.MEASURES) / 4)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_the_verdict_follows_the_paired_interval(
 ) -> None:
     from scipy import stats
 
-    made = rows(example, differences)
-    found = example.paired(made[::-1], "h_mish", "lee")
-    assert sorted(found) == pytest.approx(sorted(differences))
-    estimate = example.Estimate.of(found)
+    measured = rows(example, differences)
+    paired = example.paired(measured[::-1], "h_mish", "lee")
+    assert sorted(paired) == pytest.approx(sorted(differences))
+    estimate = example.Estimate.of(paired)
     assert estimate.mean == pytest.approx(np.mean(differences))
     if len(differences) > 1:
         low, high = stats.t.interval(
@@ -131,29 +131,29 @@ def test_the_verdict_follows_the_paired_interval(
             (low, high)
         )
         assert estimate.sign == sign
-    assert example.verdict(made, "h_mish").startswith(begins)
+    assert example.verdict(measured, "h_mish").startswith(begins)
 
 
 def test_a_seed_that_only_one_of_them_has_is_no_pair(example: ModuleType) -> None:
-    made = rows(example, [0.1, 0.2])
-    made.pop()
-    assert example.paired(made, "h_mish", "lee") == pytest.approx([0.1])
+    measured = rows(example, [0.1, 0.2])
+    measured.pop()
+    assert example.paired(measured, "h_mish", "lee") == pytest.approx([0.1])
 
 
 def test_table_csv_figure_and_page_agree(example: ModuleType, tmp_path: Path) -> None:
-    made = rows(example, [0.01, 0.03])
-    example.write_csv(made, tmp_path / "a.csv")
+    measured = rows(example, [0.01, 0.03])
+    example.write_csv(measured, tmp_path / "a.csv")
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
-    assert [float(row["lee"]) for row in read] == [row["lee"] for row in made]
-    example.draw_figure(example.means(made, ["h_mish"]), tmp_path / "a.svg")
+    assert [float(row["lee"]) for row in read] == [row["lee"] for row in measured]
+    example.draw_figure(example.means(measured, ["h_mish"]), tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert text.startswith("<?xml") and all(title in text for title in example.TITLES.values())
     about = example.Circumstances(
         steps=7, seeds=2, threads=2, seconds=90.0, load=(1.0, 2.0),
         data=example.Data(["d"] * 50, np.eye(50), [], [], [("t", 0.0)] * 4200, ["s"] * 12345),
     )  # fmt: skip
-    page = example.markdown(made, ["h_mish"], "a.svg", about)
+    page = example.markdown(measured, ["h_mish"], "a.svg", about)
     assert "12,345 sentences" in page and "1.5 minutes in all" in page and "7 steps" in page
     table = [line for line in page.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[1].strip() for row in table[1:]] == [
@@ -163,7 +163,7 @@ def test_table_csv_figure_and_page_agree(example: ModuleType, tmp_path: Path) ->
         "0.600 ± 0.000",
         "+0.0200 ± 0.1271",
     ]
-    assert example.verdict(made, "h_mish") in page
+    assert example.verdict(measured, "h_mish") in page
 
 
 def test_what_is_missing_is_said_in_one_line(example: ModuleType, tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
     assert path.read_text(encoding="utf-8") == "before ×\n"
-    assert [one.name for one in path.parent.iterdir()] == ["page.md"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["page.md"]
     link = tmp_path / "link.md"
     link.symlink_to(path)
     with _files.whole_file(link) as file:
