@@ -12,10 +12,11 @@ import tarfile
 import textwrap
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from common import ROOT, mostly_slow
+from common import ROOT, mostly_slow, shared
 
 LIBRARY, COUNTER = "mishkit/_kernels.so", "mishkit/lab/accuracy/_errors.so"
 # What torch's own Linux wheels ask for (manylinux_2_28): ours must not ask for more.
@@ -50,8 +51,8 @@ def python(code: str, path: Path) -> str:
 
 
 def copy_of_the_project(target: Path) -> Path:
-    made = (".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
-    return shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*made))
+    no_sources = (".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+    return shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*no_sources))
 
 
 def wheel(project: Path, *options: str, **env: str) -> tuple[Path, str]:
@@ -72,57 +73,82 @@ def unpack(path: Path, target: Path) -> Path:
     return target
 
 
+def wheel_of_setuptools(folder: Path) -> Path:
+    """The installed setuptools as a wheel again, for an isolated build that asks no network."""
+    setuptools = metadata.distribution("setuptools")
+    path = folder / f"setuptools-{setuptools.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in setuptools.files or ():
+            if file.suffix != ".pyc":
+                archive.write(file.locate(), file)
+    return path
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, unpacked."""
-    folder = tmp_path_factory.mktemp("sdist")
-    project = copy_of_the_project(folder / "project")
-    build = "import sys; from setuptools import build_meta; build_meta.build_sdist('dist')"
-    done = run(sys.executable, "-c", build, cwd=project)
-    assert done.returncode == 0, done.stdout
-    (path,) = (project / "dist").iterdir()
-    with tarfile.open(path) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
-    (unpacked,) = (folder / "unpacked").iterdir()
-    assert unpacked.name == path.name.removesuffix(".tar.gz")
-    return unpacked
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("sdist")
+        project = copy_of_the_project(folder / "project")
+        build = "import sys; from setuptools import build_meta; build_meta.build_sdist('dist')"
+        done = run(sys.executable, "-c", build, cwd=project)
+        assert done.returncode == 0, done.stdout
+        (path,) = (project / "dist").iterdir()
+        with tarfile.open(path) as archive:
+            archive.extractall(folder / "unpacked", filter="data")
+        (unpacked,) = (folder / "unpacked").iterdir()
+        assert unpacked.name == path.name.removesuffix(".tar.gz")
+        return unpacked
+
+    return shared(tmp_path_factory, "sdist", make)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def built(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a project and its wheel, built from the sdist alone, where there is no torch,
     and unpacked."""
-    folder = tmp_path_factory.mktemp("built")
-    project = shutil.copytree(sdist, folder / "project")
-    env = {"MISHKIT_REQUIRE_KERNELS": "1"}
-    # Compiling takes minutes. What `make kernels` has of the same sources, by the same command,
-    # setup.py takes as it is; that the sdist has all that they include is seen here.
-    compiler = next(filter(shutil.which, ("c++", "g++", "clang++")))
-    for source in ("kernels.cpp", "bind.cpp", "errors.cpp"):
-        done = run(compiler, "-std=c++17", "-E", f"csrc/{source}", "-o", os.devnull, cwd=project)
-        assert done.returncode == 0, done.stdout
-    objects = [path for path in ROOT.glob("build/temp.*/*") if path.is_file()]
-    for path in objects:
-        target = project / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)  # with its time, by which setup.py sees that it is up to date
-    if not objects:
-        env["CXXFLAGS"] = "-O1"
-    # Isolated, as pip does by default: setuptools is all that the build can import.
-    path, _ = wheel(project, **env)
-    unpack(path, folder / "unpacked")
-    return folder
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("built")
+        project = shutil.copytree(sdist, folder / "project")
+        env = {"MISHKIT_REQUIRE_KERNELS": "1"}
+        # Compiling takes minutes. What `make kernels` has of the same sources, by the same command,
+        # setup.py takes as it is; that the sdist has all that they include is seen here.
+        compiler = next(filter(shutil.which, ("c++", "g++", "clang++")))
+        for source in ("kernels.cpp", "bind.cpp", "errors.cpp"):
+            command = (compiler, "-std=c++17", "-E", f"csrc/{source}", "-o", os.devnull)
+            done = run(*command, cwd=project)
+            assert done.returncode == 0, done.stdout
+        objects = [path for path in ROOT.glob("build/temp.*/*") if path.is_file()]
+        for path in objects:
+            target = project / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)  # with its time, by which setup.py sees it is up to date
+        if not objects:
+            env["CXXFLAGS"] = "-O1"
+        # Isolated, as pip does by default: setuptools is all that the build can import.
+        setuptools = wheel_of_setuptools(folder)
+        path, _ = wheel(project, "--no-index", "--find-links", str(setuptools.parent), **env)
+        unpack(path, folder / "unpacked")
+        return folder
+
+    return shared(tmp_path_factory, "built", make)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, without a compiler."""
-    folder = tmp_path_factory.mktemp("bare")
-    project = copy_of_the_project(folder / "project")
-    path, said = wheel(project, "--no-build-isolation", CXX="/bin/false")
-    assert len(re.findall("^ *mishkit: .*plain torch", said, re.MULTILINE)) == 1, said
-    unpack(path, folder / "unpacked")
-    return folder
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("bare")
+        project = copy_of_the_project(folder / "project")
+        path, said = wheel(project, "--no-build-isolation", CXX="/bin/false")
+        assert len(re.findall("^ *mishkit: .*plain torch", said, re.MULTILINE)) == 1, said
+        unpack(path, folder / "unpacked")
+        return folder
+
+    return shared(tmp_path_factory, "bare", make)  # type: ignore[no-any-return]
 
 
 def names(folder: Path) -> set[str]:
@@ -185,11 +211,11 @@ def test_instruction_sets_share_no_code(built: Path) -> None:
     objects = sorted((built / "project" / "build").rglob("*.o"))
     assert len(objects) >= 2
     owners: dict[str, list[str]] = {}
-    for path in objects:
-        for line in run("nm", "--defined-only", path).stdout.splitlines():
-            _, kind, name = line.split()
-            if kind == "W":  # tables of constants (V) may be shared: they are the same everywhere
-                owners.setdefault(name, []).append(path.name)
+    symbols = run("nm", "--defined-only", "--print-file-name", *objects).stdout
+    for line in symbols.splitlines():
+        before, kind, name = line.rsplit(maxsplit=2)
+        if kind == "W":  # tables of constants (V) may be shared: they are the same everywhere
+            owners.setdefault(name, []).append(before)
     assert not {name: where for name, where in owners.items() if len(where) > 1}
 
 
