@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ def make_faithful() -> None:
     takes its smallest number for 0 and turns an argument −0 into 0. Code that depends on these
     would be reported as wrong, and code that ignores NaN as right. In Triton 3.6 it also can't take
     an argument as the end of a loop with NumPy 2.4 or later.
+
+    Also spend less time on the interpreter's own work, which is most of it: see `_patch_once`.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -68,3 +73,48 @@ def make_faithful() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = counting
+    _patch_once(interpreter)
+
+
+def _patch_once(interpreter: Any) -> None:
+    """Prepare Triton's language for the interpreter once a launch, from a list of its functions.
+
+    The interpreter does so for each call of a function inside a kernel too, and looks through the
+    whole language each time.
+    """
+    import triton.language as tl
+
+    patch: Callable[[FunctionType], Any] = interpreter._patch_lang
+    patched: set[str] = set()
+    """The modules that are prepared while a kernel runs."""
+
+    @functools.cache
+    def builtins(package: Any) -> list[tuple[str, Any]]:
+        return [pair for pair in inspect.getmembers(package) if tl.core.is_builtin(pair[1])]
+
+    def patch_builtins(package: Any, *how: Any) -> None:
+        for name, member in builtins(package):
+            interpreter._patch_attr(package, name, member, *how)
+
+    @functools.cache
+    def modules(function: FunctionType) -> frozenset[str]:
+        seen = function.__globals__.values()
+        return frozenset(m.__name__ for m in (tl, tl.core) if any(value is m for value in seen))
+
+    def patch_what_is_not(function: FunctionType) -> Any:
+        if patched and modules(function) <= patched:
+            return interpreter._LangPatchScope()  # with nothing to restore
+        scope = patch(function)
+        if not patched:  # a launch, which restores the language in the end
+            restore = scope.restore
+
+            def restored() -> None:
+                patched.clear()
+                restore()
+
+            scope.restore = restored
+        patched.update(modules(function))
+        return scope
+
+    interpreter._patch_builtin = patch_builtins
+    interpreter._patch_lang = patch_what_is_not
