@@ -9,8 +9,6 @@ import triton.language as tl
 from mishkit.lab.code import inductor
 from mishkit.lab.code.gpu import Build
 
-THREADS = 128
-
 
 @triton.jit
 def relu(x):
@@ -82,8 +80,9 @@ def build(function: str, body: str, dtype: str, target: str) -> Build | None:
     if body == "none":
         return None
     pointer, size = POINTERS[dtype]
-    threads = 2 * THREADS if target.startswith("gfx") else THREADS
-    elements = threads * (256 if body == "spilled" else 32 // size)
+    # The more warps, the fewer registers each has: then little code spills them.
+    warps, elements_each = (16, 64) if body == "spilled" else (4, 32 // size)
+    elements = warps * (64 if target.startswith("gfx") else 32) * elements_each
     signature = {"X": pointer, "Y": pointer, "n": "i64"}
     constants: dict[str, object] = {"BLOCK": elements}
     kernel = mapped
@@ -101,7 +100,7 @@ def build(function: str, body: str, dtype: str, target: str) -> Build | None:
         kernel=kernel,
         signature={**signature, **dict.fromkeys(sorted(constants, reverse=True), "constexpr")},
         constexprs=constants,
-        num_warps=4,
+        num_warps=warps,
         elements=elements,
         bytes_per_element=size + 1 / 8 if body == "packed" else 2 * size,
         aligned=() if body == "unaligned" else tuple(s for s in signature if s in "XYB"),

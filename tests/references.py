@@ -18,13 +18,19 @@ GUARD, TAIL = 30, 350
 """Digits more, which 1 + tanh and the like may cancel; and those where they cancel more."""
 
 
+def _erf(x: mpf) -> mpf:
+    """mpmath's; far to the left its series would need thousands of digits, and erfc's does not."""
+    return mpmath.erf(x) if x > -2 else mpmath.erfc(-x) - 1
+
+
 @functools.cache
 def function(name: str) -> Callable[..., mpf]:
     """f(x, *parameters) to 50 digits, from the expression that its source gives."""
     a = ACTIVATIONS[name]
     symbols = {n: sympy.Symbol(n, real=True) for n in ("x", *(p.name for p in a.parameters))}
     expression = parse_expr(a.expression, local_dict=symbols)
-    exact = sympy.lambdify(list(symbols.values()), expression, modules="mpmath")
+    modules = [{"erf": _erf}, "mpmath"]
+    exact = sympy.lambdify(list(symbols.values()), expression, modules=modules)
 
     def f(x: mpf, *parameters: float) -> mpf:
         given = [mpf(value) for value in (x, *(parameters or a.defaults))]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,13 +49,36 @@ def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.fixture
+def run_here(
+    benchmarks: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The same in this process, where torch is imported already, with results in `folder`."""
+    gpu = module("gpu")
+
+    def stage(self: Any, name: str, folder: Path, until: float, shares: int) -> list[int]:
+        share = ("--stage", name, "--share", "0/1", "--until", str(until))
+        return [gpu.work(gpu.parsed(["--dry-run", *share, "--folder", str(folder)]))]
+
+    def run_here(folder: Path, *options: str) -> str:
+        monkeypatch.setattr(gpu.Run, "folder", lambda self: folder)
+        monkeypatch.setattr(gpu.Run, "why_no_triton", "", raising=False)
+        assert gpu.Run(gpu.parsed(["--dry-run", *options])).all() == 0
+        return capsys.readouterr().out
+
+    # Tests are interpreted as a dry run is, and faithfully.
+    monkeypatch.setattr(gpu, "prepare", lambda is_dry: None)
+    monkeypatch.setattr(gpu.Run, "processes", stage)
+    return run_here
+
+
 @pytest.mark.long
-def test_a_dry_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_dry_run_goes_on_where_it_stopped(tmp_path: Path, run_here: Callable[..., str]) -> None:
     run(tmp_path, "--only", STEPS)
     for stage in STEPS.split(","):
-        found = lines(tmp_path, stage)
-        assert found and all(line["dry"] for line in found)
-        assert [line for line in found if "error" in line or "skipped" in line] == []
+        records = lines(tmp_path, stage)
+        assert records and all(record["dry"] for record in records)
+        assert [record for record in records if "error" in record or "skipped" in record] == []
     accuracy = {
         line["item"]: line["result"] for line in lines(tmp_path, "accuracy") if "result" in line
     }
@@ -67,24 +91,24 @@ def test_a_dry_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*/accuracy.jsonl")
     kept = path.read_text().splitlines(keepends=True)
     path.write_text("".join(kept[:-2]) + kept[-2][:-9])  # cut off while the last item was begun
-    said = run(tmp_path, "--only", "accuracy")
+    said = run_here(path.parent, "--only", "accuracy")
     again = lines_of(path)[len(kept) - 2 :]
     assert [line["item"] for line in again if "result" in line] == [json.loads(kept[-1])["item"]]
     assert "9 done" in said
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    found = []
+    records = []
     for line in path.read_text().splitlines():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
-            found.append({"item": "cut off"})
-    return found
+            records.append({"item": "cut off"})
+    return records
 
 
-def test_no_time_is_said(tmp_path: Path) -> None:
-    said = run(tmp_path, "--only", "machine,accuracy", "--minutes", "0")
+def test_no_time_is_said(tmp_path: Path, run_here: Callable[..., str]) -> None:
+    said = run_here(tmp_path, "--only", "machine,accuracy", "--minutes", "0")
     assert "out of time" in said
 
 
@@ -106,9 +130,9 @@ def test_an_item_that_a_process_died_of_is_not_tried_again(
         ]
     )
     assert gpu.work(options) == gpu.BROKEN  # the next process goes on
-    found = gpu.records(tmp_path, "lean")
-    assert "the process ended" in found["died"]["error"] and not calls
-    assert found["next"]["result"] == 1 and "illegal" in found["breaks"]["error"]
+    records = gpu.records(tmp_path, "lean")
+    assert "the process ended" in records["died"]["error"] and not calls
+    assert records["next"]["result"] == 1 and "illegal" in records["breaks"]["error"]
     assert "result" in gpu.records(tmp_path, "lean")["next"]
     assert gpu.work(options) == 0  # everything is known
 

@@ -89,8 +89,11 @@ class Reference:
             after = torch.where(inside, newton, 0.5 * (low + high))
             solution[open_] = after
             going = (after - x).abs() > TOLERANCE * x.abs()
-            if not going.any():
+            count = int(going.sum())
+            if not count:
                 break
-            open_, x, y = open_[going], after[going], y[going]
-            low, high, rising = low[going], high[going], rising[going]
+            x = after
+            if 2 * count < len(x):  # picking the rest costs more than a step of all
+                open_, x, y = open_[going], x[going], y[going]
+                low, high, rising = low[going], high[going], rising[going]
         return solution

@@ -58,7 +58,8 @@ class Smooth:
 
     def __init__(self, low: mpf, high: mpf) -> None:
         self.low, self.high = low, high
-        self._signs: dict[int, list[tuple[mpf, mpf]]] = {}
+        self._samples: dict[int, list[tuple[mpf, mpf]]] = {}
+        self._roots: dict[int, tuple[mpf, ...]] = {}
 
     def at(self, x: mpf, order: int = 0) -> mpf:
         """The derivative of this order, to `DIGITS` digits; at the ends, from inside."""
@@ -87,9 +88,9 @@ class Smooth:
 
     def samples(self, order: int) -> list[tuple[mpf, mpf]]:
         """Places with the derivative of this order there, densest about 0 and the ends."""
-        if order not in self._signs:
-            self._signs[order] = [(x, self.at(x, order)) for x in self._grid]
-        return self._signs[order]
+        if order not in self._samples:
+            self._samples[order] = [(x, self.at(x, order)) for x in self._grid]
+        return self._samples[order]
 
     @cached_property
     def _grid(self) -> list[mpf]:
@@ -100,21 +101,22 @@ class Smooth:
             places = {anchor + sign * d for anchor in anchors for d in offsets for sign in (-1, 1)}
         return sorted(x for x in places | anchors if self.low < x < self.high)
 
-    def roots(self, order: int) -> list[mpf]:
+    def roots(self, order: int) -> tuple[mpf, ...]:
         """Where the derivative of this order changes sign, inside the piece."""
-        if self.is_zero(order):
-            return []
+        if order not in self._roots:
+            self._roots[order] = () if self.is_zero(order) else tuple(self._find_roots(order))
+        return self._roots[order]
+
+    def _find_roots(self, order: int) -> Iterator[mpf]:
         # Between two samples of the same sign it may still cross 0 and come back; then an extremum
         # in between has the other sign.
         samples = self.samples(order)
         if order < MOST_ORDER and not self.is_zero(order + 1):
             samples = sorted({*samples, *self._dips(order)})
         nonzero = [(x, value) for x, value in samples if value]
-        return [
-            self._root(order, x, next_x, value < 0)
-            for (x, value), (next_x, next_value) in pairwise(nonzero)
-            if (value < 0) != (next_value < 0)
-        ]
+        for (x, value), (next_x, next_value) in pairwise(nonzero):
+            if (value < 0) != (next_value < 0):
+                yield self._root(order, x, next_x, value < 0)
 
     def _dips(self, order: int) -> Iterator[tuple[mpf, mpf]]:
         values, slopes = self.samples(order), self.samples(order + 1)
@@ -179,13 +181,17 @@ class Piece(Smooth):
         for _ in range(MOST_ORDER):
             self.forms.append(_factored(sympy.diff(self.forms[-1], X)))
         self._known: dict[tuple[mpf, int], mpf] = {}
+        self._integrated: dict[tuple[mpf, int, int], mpf] = {}
         self._functions = [sympy.lambdify(X, f, modules="mpmath", cse=True) for f in self.forms]
 
     def is_zero(self, order: int) -> bool:
         return bool(self.forms[order] == 0)
 
     def quick(self, x: mpf, order: int = 0) -> mpf:
-        return mpf(self._functions[order](x))
+        key = x, order, mpmath.mp.prec
+        if key not in self._integrated:  # integrals share their places
+            self._integrated[key] = mpf(self._functions[order](x))
+        return self._integrated[key]
 
     def at(self, x: mpf, order: int = 0) -> mpf:
         if self.is_zero(order):
@@ -319,9 +325,11 @@ class Curve:
         sigma = mpf(scale)
 
         def weighted(piece: Smooth, z: mpf) -> mpf:
-            return function(piece, z) * mpmath.npdf(z, 0, sigma)
+            return function(piece, z) * mpmath.exp(-((z / sigma) ** 2) / 2)
 
-        return self.integral(weighted, -16 * sigma, 16 * sigma)
+        integral = self.integral(weighted, -16 * sigma, 16 * sigma)
+        with mpmath.workdps(DIGITS + 10):
+            return integral / (sigma * mpmath.sqrt(2 * mpmath.pi))
 
     def integral(self, function: Callable[[Smooth, mpf], mpf], low: mpf, high: mpf) -> mpf:
         """∫ function(piece, z) dz between two numbers; to at most `DIGITS` digits."""
