@@ -42,6 +42,10 @@ for line in sys.stdin:
     status = 0
     try:
         run(*json.loads(line))
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -81,6 +85,20 @@ def python(
         status = int(parent.stdout.readline())
         out, err = (Path(file).read_text() for file in files)
     return subprocess.CompletedProcess([code], status, out, err)
+
+
+def program(
+    file: Path, *arguments: str, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """As `python file arguments…` with this environment."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv[:] = {[str(file), *arguments]!r}\n"
+        f"sys.path[0] = {str(file.parent)!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    paths = os.pathsep.join(filter(None, sys.path))
+    return python(code, {"PYTHONPATH": paths, **environment})
 
 
 def in_two_processes(work: Callable[..., None], *arguments: str) -> None:

@@ -407,9 +407,8 @@ def test_plain_torch_stays_plain() -> None:
 def test_a_part_of_torchs_own_tests() -> None:
     """In a process of their own; `make opinfo` runs all of them, with torch's kernels as well."""
     pytest.importorskip("expecttest")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "opinfo"]
-    done = subprocess.run(
-        [*command, "-k", "mish and float32"], cwd=ROOT, capture_output=True, text=True
-    )
+    options = ["-q", "-p", "no:cacheprovider", str(TESTS / "opinfo"), "-k", "mish and float32"]
+    code = f"import pytest, sys; sys.exit(pytest.main({options!r}))"
+    done = interpreters.python(code, variables(), ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "16 passed" in done.stdout

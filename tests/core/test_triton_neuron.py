@@ -6,8 +6,6 @@ import itertools
 import json
 import math
 import os
-import subprocess
-import sys
 from typing import Any
 
 import interpreters
@@ -371,8 +369,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory, target: str) -> dict[str, 
 
     def printed() -> dict[str, dict[str, float]]:
         variables = environment(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
-        run = [sys.executable, "-W", "ignore", str(TESTS / "neuron_compiled.py"), *group]
-        process = subprocess.run(run, capture_output=True, text=True, env=variables)
+        file = TESTS / "neuron_compiled.py"
+        process = interpreters.program(file, *group, environment=variables)
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout)  # type: ignore[no-any-return]
 

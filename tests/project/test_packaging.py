@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import interpreters
 import pytest
 from common import ROOT, mostly_slow, shared
 
@@ -25,24 +26,34 @@ NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into ELF files")
 
 
+def without_ours() -> dict[str, str]:
+    """The environment without what a developer's shell or make says about the build, which must not
+    leak into the builds here."""
+    ours = ("MISHKIT_", "CXX", "LDFLAGS", "PYTHON")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 def run(
     *command: object, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    # What a developer's shell or make says about the build must not leak into the builds here.
-    ours = ("MISHKIT_", "CXX", "LDFLAGS", "PYTHON")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**clean, **(env or {})},
+        env={**without_ours(), **(env or {})},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
 
 
-def python(code: str, path: Path) -> str:
-    """Run code with the packages in path before all others, from a place without sources."""
+def python(code: str, path: Path, fork: bool = False) -> str:
+    """Run code with the packages in path before all others, from a place without sources; where
+    torch has been imported already, and nothing of ours, in a `fork`."""
+    environment = {**without_ours(), "PYTHONPATH": str(path)}
+    if fork:
+        done = interpreters.python(textwrap.dedent(code), environment, path.parent, "Warning")
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
     script = path.parent / "script.py"
     script.write_text(textwrap.dedent(code))
     done = run(sys.executable, "-W", "error", script, env={"PYTHONPATH": str(path)})
@@ -237,6 +248,7 @@ def test_without_a_compiler(bare: Path) -> None:
             print(warning.category.__name__, warning.message)
         """,
         bare / "unpacked",
+        fork=True,
     )
     assert re.fullmatch("(Runtime|User)Warning .*plain torch.*", said.strip()), said
 
@@ -259,6 +271,7 @@ def test_the_command_without_the_lab(bare: Path) -> None:
             assert stop.code, "it must not look like success"
         """,
         bare / "unpacked",
+        fork=True,
     )
     assert "pip install" in said and "typer" in said and len(said.strip().splitlines()) == 1, said
 
