@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+from typing import ClassVar
 
 import mpmath
 import numpy as np
@@ -28,6 +29,7 @@ from common import (
 )
 from pairwise import pairwise
 
+from mishkit.backends import cpu
 from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
 from mishkit.lab.accuracy import sampled as accuracy
@@ -172,9 +174,26 @@ def test_float32_inputs_stride_over_bit_patterns() -> None:
 # ---- the kernels ---------------------------------------------------------------------------------
 
 
-def assert_bars(result: accuracy.Accuracy) -> None:
+def assert_bars(result: accuracy.Accuracy, engine: str = "") -> None:
     missed = [f"{f.claim} {f.bar}: {f.text}" for f in accuracy.findings(result) if not f.met]
-    assert not missed
+    assert not missed, engine
+
+
+class Shared(Reference):
+    """A reference that inverts an output once for all instruction sets, few of which differ."""
+
+    known: ClassVar[dict[bytes, tuple[torch.Tensor, torch.Tensor]]] = {}
+    """Outputs and their gradients by the inputs."""
+
+    def df_of_output(self, y: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+        key = near.numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = y, super().df_of_output(y, near)
+        known_y, known_gradient = self.known[key]
+        differs = known_y != y
+        gradient = known_gradient.clone()
+        gradient[differs] = super().df_of_output(y[differs], near[differs])
+        return gradient
 
 
 every_sweep = pytest.mark.parametrize("dtype", accuracy.DTYPES)
@@ -183,8 +202,13 @@ every_sweep = pytest.mark.parametrize("dtype", accuracy.DTYPES)
 # Each function in each type of each instruction set is a kernel of its own.
 @every_sweep
 @every_function
-def test_kernels(case: Case, dtype: str, kernels: Engine) -> None:
-    assert_bars(accuracy.measure(case.a, dtype, stride=STRIDE))
+@pytest.mark.skipif(not KERNELS, reason="no kernels here")
+def test_kernels(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "Reference", Shared)
+    monkeypatch.setattr(Shared, "known", {})
+    for engine in KERNELS:
+        with cpu.using(engine.name):
+            assert_bars(accuracy.measure(case.a, dtype, stride=STRIDE), engine.name)
 
 
 def assert_decodes(result: accuracy.Accuracy, steepest: float) -> None:
