@@ -35,7 +35,7 @@ from mishkit.functions import ACTIVATIONS
 from mishkit.lab import LabError
 from mishkit.lab.calculus import cost
 from mishkit.lab.calculus.analysis import Analysis, show
-from mishkit.lab.calculus.analyze import analyze_named, curve_of
+from mishkit.lab.calculus.analyze import analyze_named, curve_of, l2
 from mishkit.lab.calculus.curve import Curve, parse
 from mishkit.lab.code import machine as _machine_code
 from mishkit.lab.common.named import Named, find, options
@@ -164,6 +164,17 @@ def test_gains(case: Case) -> None:
     assert float(gaussian.mean) == pytest.approx(expectation(f), rel=1e-5, abs=1e-9)
     assert float(gaussian.gain) == pytest.approx(expectation(f * f) ** -0.5, rel=1e-5)
     assert float(gaussian.backward_gain) == pytest.approx(expectation(df * df) ** -0.5, rel=1e-4)
+
+
+def test_a_distance_under_a_wider_normal_distribution() -> None:
+    """Against the trapezoidal rule, with the library's own formulas."""
+    scale = 2.5
+    x = torch.linspace(-12 * scale, 12 * scale, 960_001, dtype=torch.float64)
+    density = torch.exp(-0.5 * (x / scale) ** 2) / (scale * math.sqrt(2 * math.pi))
+    difference = ACTIVATIONS["relu"].f(x) - ACTIVATIONS["mish"].f(x)
+    square = torch.trapezoid(difference**2 * density, x).item()
+    relu, mish = curve_of(find("relu")), curve_of(find("mish"))
+    assert float(l2(relu, mish, scale)) == pytest.approx(math.sqrt(square), rel=1e-6)
 
 
 def test_relus_gain_is_torchs() -> None:
