@@ -251,6 +251,19 @@ def test_halves_of_one_tensor(
             assert (other == 7).sum() >= x.numel() - untouched
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("halves", ["every_second", "far_apart"])
+def test_several_blocks_of_a_row_with_gaps(halves: str) -> None:
+    gate = Operators(Engine("triton"))
+    g, u = HALVES[halves](torch.randn(1, 2, 30_000 if halves == "far_apart" else 6000))
+    grad = torch.randn(g.shape)
+    assert_same_bits(gate(SILU, g, u), gate(SILU, g.contiguous(), u.contiguous()))
+    want = gate(SILU, grad, g.contiguous(), u.contiguous())
+    for got, of_dense in zip(gate(SILU, grad, g, u), want, strict=True):
+        assert_same_bits(got, of_dense)
+
+
 @pairwise({"engine": ENGINES, "layout": list(LAYOUTS), "dtype": DTYPES})
 def test_layouts(layout: str, dtype: torch.dtype, engine: Engine) -> None:
     gate = Operators(engine)
