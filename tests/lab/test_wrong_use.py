@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import interpreters
 import pytest
 import torch
 
@@ -370,9 +369,9 @@ def test_a_pipe_that_cannot_encode_and_one_that_is_full() -> None:
 
 
 def test_help_breaks_no_word_where_there_is_no_room_for_boxes() -> None:
-    code = "import sys; from mishkit.cli import main; sys.argv[1:] = ['fit', '--help']; main()"
-    done = interpreters.python(code, {**os.environ, "COLUMNS": "50"})
-    assert not done.returncode, done.stderr
+    command = [sys.executable, "-m", "mishkit", "fit", "--help"]
+    env = {**os.environ, "COLUMNS": "50"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert "(hard_mish, swish, aptx)," in done.stdout and "…" not in done.stdout
 
 
