@@ -181,7 +181,7 @@ class Piece(Smooth):
         for _ in range(MOST_ORDER):
             self.forms.append(_factored(sympy.diff(self.forms[-1], X)))
         self._known: dict[tuple[mpf, int], mpf] = {}
-        self._integrated: dict[tuple[mpf, int, int], mpf] = {}
+        self._quick: dict[tuple[mpf, int, int], mpf] = {}
         self._functions = [sympy.lambdify(X, f, modules="mpmath", cse=True) for f in self.forms]
 
     def is_zero(self, order: int) -> bool:
@@ -189,9 +189,9 @@ class Piece(Smooth):
 
     def quick(self, x: mpf, order: int = 0) -> mpf:
         key = x, order, mpmath.mp.prec
-        if key not in self._integrated:  # integrals share their places
-            self._integrated[key] = mpf(self._functions[order](x))
-        return self._integrated[key]
+        if key not in self._quick:  # integrals share their places
+            self._quick[key] = mpf(self._functions[order](x))
+        return self._quick[key]
 
     def at(self, x: mpf, order: int = 0) -> mpf:
         if self.is_zero(order):
