@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 # Before torch is imported. Threads that spin while they wait take the cores from the other
 # workers' tests, which then take several times as long.
@@ -42,6 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Commands look for modules beside a user's file. For later tests, and the processes that they
+    start, a folder with a json.py would hide Python's own."""
+    before = list(sys.path)
+    try:
+        return (yield)
+    finally:
+        sys.path[:] = before
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _old_objects_are_not_collected() -> None:
     """Modules and collected tests are millions of objects, through which Python's collector would
@@ -68,15 +79,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def every_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """The same, and Triton."""
     yield from _using(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _no_lasting_paths() -> Iterator[None]:
-    """Commands look for modules beside a user's file. For later tests, and the processes that they
-    start, a folder with a json.py would hide Python's own."""
-    before = list(sys.path)
-    yield
-    sys.path[:] = before
 
 
 @pytest.fixture(scope="session", autouse=True)

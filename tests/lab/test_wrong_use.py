@@ -355,14 +355,16 @@ def test_json_stays_the_same_where_it_must_be_escaped() -> None:
 
 
 def test_a_pipe_that_cannot_encode_and_one_that_is_full() -> None:
-    command = [sys.executable, "-m", "mishkit", "explain", "relu", "--no-cost"]
-    env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    python = [sys.executable, "-m", "mishkit"]
+    command, env = [*python, "explain", "relu", "--no-cost"], {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
     assert "?" in done.stdout and not done.stderr
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
             failed = subprocess.run(
-                command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+                [*python, "env"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
             )
         assert failed.returncode == 1 and "No space left on device" in failed.stderr
         assert failed.stderr.count("\n") == 1, failed.stderr
