@@ -78,7 +78,7 @@ sanitize: .venv/installed ## run the tests of values, layouts and calls with the
 	@LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED) \
 		$(PY) -m pytest -n auto --dist worksteal tests/core/test_refused.py tests/core/test_layouts.py \
-		tests/core/test_values.py tests/core/test_calls.py $(PYTEST)
+		tests/core/test_values.py tests/core/test_calls.py tests/core/test_norm.py tests/core/test_gate.py $(PYTEST)
 
 versions: oldest newest ## run the tests that depend on torch with the oldest and the newest; TESTS=tests for all
 
