@@ -315,11 +315,7 @@ def _check_out(g: Tensor, u: Tensor, parameters: Mapping[str, Any], out: Any) ->
     tensors = [t for t in (g, u, out, *parameters.values()) if isinstance(t, Tensor)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         raise RuntimeError("mishkit.gate: out= doesn't support autograd; use torch.no_grad()")
-    if out.shape != g.shape or out.dtype != g.dtype or out.device != g.device:
-        raise ValueError(
-            f"mishkit.gate: out must be {g.dtype} of shape {tuple(g.shape)} on {g.device}, "
-            f"not {out.dtype} of shape {tuple(out.shape)} on {out.device}"
-        )
+    plain.check_out("gate", g, out)
     if out.is_neg():
         raise RuntimeError(
             "mishkit.gate: can't write over a lazily negated tensor; resolve_neg() it"

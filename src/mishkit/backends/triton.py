@@ -584,13 +584,9 @@ def _run(body: Launch, *tensors: Tensor, more: tuple[Any, ...] = ()) -> None:
 # ---- tensors -------------------------------------------------------------------------------------
 
 
-def _is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(x)
-
-
 def _dense(x: Tensor) -> Tensor:
     """x, or a copy of x with the strides that results have."""
-    return x if _is_dense(x) else torch.empty_like(x).copy_(x)
+    return x if plain.is_dense(x) else torch.empty_like(x).copy_(x)
 
 
 def _check(name: str, x: Tensor, *tensors: Tensor) -> None:
@@ -612,7 +608,7 @@ def _can_write(x: Tensor, out: Tensor) -> bool:
         and x.device == out.device
         and x.shape == out.shape
         and x.stride() == out.stride()
-        and _is_dense(x)
+        and plain.is_dense(x)
     )
     if not alike:
         return False

@@ -188,13 +188,13 @@ class _Packer:
             and self.drops(source, base)
         ):
             return self.handle(view, tensor)
-        kept = Kept(tensor, None)  # hooks outside get it as soon as it is known what to keep
+        kept = Kept(tensor)  # hooks outside get it as soon as it is known what to keep
+        is_first = type(source) is not Kept
         if outside is not None:
             _note(tensor.grad_fn, tensor.output_nr, kept)
-        elif type(source) is not Kept:
+        elif is_first:
             kept.base = Kept(base)
             _note(node, base.output_nr, kept.base)
-        is_first = type(source) is not Kept
         if tensor.nbytes + LEAST_BYTES <= base.nbytes and (is_first or id(base) in self.views):
             self.wait(kept, base)
         elif outside is not None:
@@ -209,9 +209,9 @@ class _Packer:
             self.views[id(base)] = Views(base)
         self.views[id(base)].add(kept)
 
-    def settle(self, base: int) -> None:
-        """Decide for the views of the base with this id."""
-        self.views.pop(base).settle(self.outside)
+    def settle(self, base: int) -> tuple[list[Kept], int]:
+        """Decide for the views of the base with this id; see `Views.settle`."""
+        return self.views.pop(base).settle(self.outside)
 
     def settle_complete(self) -> None:
         """Decide for the views of bases that nobody else holds any more."""
@@ -269,10 +269,11 @@ class _Metered(_Packer):
         self.numbers[kept] = self.meter.count
         super().wait(kept, base)
 
-    def settle(self, base: int) -> None:
-        """Decide for the views of the base with this id."""
-        copies, saved = self.views.pop(base).settle(self.outside)
+    def settle(self, base: int) -> tuple[list[Kept], int]:
+        """Decide for the views of the base with this id; see `Views.settle`."""
+        copies, saved = super().settle(base)
         self.meter.spared.update((self.numbers[kept], saved) for kept in copies)
+        return copies, saved
 
     def drops(self, made: Made, tensor: Tensor) -> bool:
         """Whether to drop this tensor."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from .._mode import is_grad_enabled
 from .._torch_private import is_any_autocast_enabled
 from ..activation import DTYPES
+from ..backends.torch import is_dense
 from ..functions import ACTIVATIONS
 from ..memory import check_version, has_data
 from ..ops.affine import Affine, affine_backward
@@ -28,6 +28,7 @@ from .recipes import Node, Recipe
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 """Another context's saved-tensor hooks: the pack and the unpack function."""
+Result = TypeVar("Result")
 
 
 class Leaf:
@@ -139,18 +140,12 @@ def bits_of(tensor: Tensor, outside: Hooks | None = None) -> Bits | None:
     dtype = tensor.dtype
     if dtype is not torch.bool and not (dtype in DTYPES and (tensor.is_cpu or tensor.is_meta)):
         return None
-    if tensor.requires_grad or not _is_dense(tensor):
+    if tensor.requires_grad or not is_dense(tensor):
         return None
     if not has_data(tensor):
         return _bits_without_data(tensor, outside)
     bits, value = pack_mask(tensor)
     return Bits(tensor, bits, value, outside) if value else None
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    # The operator takes five times as long as the method.
-    is_dense = torch.ops.aten.is_non_overlapping_and_dense
-    return tensor.is_contiguous() or bool(is_dense(tensor))
 
 
 def _bits_without_data(tensor: Tensor, outside: Hooks | None) -> Bits | None:
@@ -230,12 +225,7 @@ class Handle:
 
     def tensor(self) -> Tensor:
         """The tensor as it was, held while any node that needs it has yet to run."""
-        if self._tensor is not None:
-            return self._tensor
-        if is_grad_enabled() or is_any_autocast_enabled():
-            with self._plainly():
-                return self._laid_out()
-        return self._laid_out()
+        return self._plainly(self._laid_out) if self._tensor is None else self._tensor
 
     def _laid_out(self) -> Tensor:
         value = self.made.value()
@@ -255,8 +245,7 @@ class Handle:
 
     def affine(self) -> Affine | None:
         """The tensor as scale·x + shift, if that is possible and nobody has computed it yet."""
-        with self._plainly():
-            affine = self.made.affine()
+        affine = self._plainly(self.made.affine)
         if affine is None or affine.input.stride() != self.strides:
             return None
         return affine if affine.input.shape == self.shape else None
@@ -270,22 +259,17 @@ class Handle:
             return None
         return affine_backward(grad, *affine, *function(name, *parameters))
 
-    def _plainly(self) -> AbstractContextManager[Any]:
-        """Without gradients, and without autocast: recipes call the kernels of the forward pass
-        with the dtypes that these had.
+    def _plainly(self, compute: Callable[[], Result]) -> Result:
+        """compute() without gradients, and without autocast: recipes call the kernels of the
+        forward pass with the dtypes that these had.
         """
         if not (is_grad_enabled() or is_any_autocast_enabled()):
-            return _NOTHING
+            return compute()
         device = self.made.node._input_metadata[0].device.type
         if device == "meta":  # which torch.autocast does not know
             device = "cpu"
-        stack = ExitStack()
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device, enabled=False))
-        return stack
-
-
-_NOTHING = nullcontext()
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return compute()
 
 
 def unpack(packed: Leaf | Bits | Handle) -> Tensor:
